@@ -1,0 +1,14 @@
+# Every target sets up what it needs. Start with: make demo
+PY = .venv/bin/python
+
+.PHONY: demo test lint types bench build asan soak clean
+
+demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
+test: ; @tools/setup build fast net test && $(PY) -m pytest
+lint: ; @tools/setup build fast && $(PY) -m ruff check .
+types: ; @tools/setup build fast && $(PY) -m mypy
+bench: ; @tools/setup build fast net test interop && $(PY) -m bench
+build: ; @tools/setup build fast && $(PY) -m pip wheel -q --no-deps -w dist .
+asan: ; @tools/setup build fast net test && tools/asan
+soak: ; @tools/setup build fast net test && $(PY) -m pytest -m slow --hypothesis-profile=soak --timeout=3600
+clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis ipsec/_fastpath.*.so *.egg-info

@@ -1,0 +1,194 @@
+"""The measurements. Each returns plain rows: what, value, unit, and what it was compared with."""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.micro import subject
+from ipsec.crypto.suites import esp_suite
+from ipsec.esp.drops import DropReason
+from ipsec.esp.fast import Batch, Engine
+
+SIZES = (64, 256, 512, 1024, 1408, 8192)
+BATCH_OCTETS = 128 << 10
+"source and result of a batch together fit a 512 KiB L2 cache, as trains do in the pump"
+BATCH_PACKETS = (16, 1024)
+SPREAD = 1000
+"SAs among which traffic is spread, and packets per batch where that is measured"
+MEMORY_SAS = 20_000
+
+
+class BenchError(Exception):
+    """What was measured did not do its work."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Nanoseconds per packet: median, least and most of the repetitions."""
+
+    ns: float
+    low: float
+    high: float
+
+    @property
+    def mpps(self) -> float:
+        """Million packets per second."""
+        return 1e3 / self.ns
+
+
+def summary(values: list[float]) -> Timing:
+    """Median with its range."""
+    return Timing(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One size: ESP in batches beside the provider alone."""
+
+    suite: str
+    provider: str
+    size: int
+    seal: Timing
+    open: Timing
+    provider_seal: Timing
+    provider_open: Timing
+
+    @property
+    def seal_ratio(self) -> float:
+        """Speed of sealing as a share of the provider's."""
+        return self.provider_seal.ns / self.seal.ns
+
+    @property
+    def open_ratio(self) -> float:
+        """Speed of opening as a share of the provider's."""
+        return self.provider_open.ns / self.open.ns
+
+
+def batches(keywords: str, provider: str, size: int, repetitions: int) -> BatchRow:
+    """``size``-octet inner packets through the batch API of one SA, in turns with the provider alone.
+
+    Opening includes the replay check, padding, selectors and ECN; packets are sealed anew for every repetition.
+    """
+    suite = esp_suite(keywords)
+    engine, ids = subject.engine_with(suite, 2, 1, provider)
+    used = engine.providers()[suite.name]
+    key = subject.provider_key(keywords, used)
+    count = min(max(BATCH_OCTETS // size, BATCH_PACKETS[0]), BATCH_PACKETS[1])
+    plain, sealed, opened = Batch(count, size), Batch(count, size + 128), Batch(count, size + 128)
+    plain.load([subject.packet(size)] * count)
+    seal, opening, provider_seal, provider_open = [], [], [], []
+    # several batches make one repetition, so that it lasts long enough for the clock
+    loops = max(1, 400_000 // (count * (40 + size // 12)))
+    for _ in range(repetitions + 1):
+        seal_s = open_s = 0.0
+        for _ in range(loops):
+            begin = time.perf_counter()
+            done = engine.encapsulate_batch(ids[0], plain, sealed)
+            middle = time.perf_counter()
+            good = engine.decapsulate_batch(sealed, opened)
+            open_s += time.perf_counter() - middle
+            seal_s += middle - begin
+            if done != count or good != count:
+                raise BenchError(f"{keywords}, {size} octets: {done} sealed, {good} opened of {count}: {drops(engine)}")
+        seal.append(seal_s / loops / count * 1e9)
+        opening.append(open_s / loops / count * 1e9)
+        provider_seal.append(key.time_ns(size, count * loops))
+        provider_open.append(key.time_ns(size, count * loops, True))
+    if opened.packets()[-1] != subject.packet(size):
+        raise BenchError(f"{keywords}, {size} octets: what came out is not what went in")
+    # the first repetition warms up caches and page tables
+    timings = [summary(values[1:]) for values in (seal, opening, provider_seal, provider_open)]
+    return BatchRow(keywords, used, size, *timings)
+
+
+@dataclass(frozen=True)
+class SadRow:
+    """One population of SAs and policies."""
+
+    sas: int
+    policies: int
+    spread: int
+    "over how many SAs the traffic goes"
+    inbound: Timing
+    "decapsulate_batch of 64-octet packets"
+    outbound: Timing
+    "Engine.outbound of 64-octet packets, one Python call each: SPD and sealing"
+
+
+def populations(keywords: str, cases: tuple[tuple[int, int, int], ...], repetitions: int) -> list[SadRow]:
+    """(SAs, policies, spread) for each case, all engines alive at once and measured in turns."""
+    suite = esp_suite(keywords)
+    engines = {case[:2]: subject.engine_with(suite, *case[:2])[0] for case in cases}
+    inbound: list[list[float]] = [[] for _ in cases]
+    outbound: list[list[float]] = [[] for _ in cases]
+    size = 64
+    sealed, opened = Batch(SPREAD, size + 128), Batch(SPREAD, size + 128)
+    gc.disable()
+    for _ in range(repetitions + 1):
+        for at, (sas, policies, spread) in enumerate(cases):
+            engine = engines[sas, policies]
+            packets = [subject.packet(size, i % spread) for i in range(SPREAD)]
+            now = time.monotonic()
+            begin = time.perf_counter()
+            results = [engine.outbound(packet, now) for packet in packets]
+            outbound[at].append((time.perf_counter() - begin) / SPREAD * 1e9)
+            if any(result.drop is not DropReason.NONE for result in results):
+                raise BenchError(f"outbound: {drops(engine)}")
+            sealed.load([result.sealed[0].datagram for result in results])
+            begin = time.perf_counter()
+            good = engine.decapsulate_batch(sealed, opened)
+            inbound[at].append((time.perf_counter() - begin) / SPREAD * 1e9)
+            if good != SPREAD:
+                raise BenchError(f"inbound: {good} of {SPREAD} opened: {drops(engine)}")
+    gc.enable()
+    return [SadRow(*case, summary(inbound[at][1:]), summary(outbound[at][1:])) for at, case in enumerate(cases)]
+
+
+def drops(engine: Engine) -> dict[str, int]:
+    """What an engine dropped, by name."""
+    return {DropReason(reason).name: count for reason, count in engine.drops().items() if count}
+
+
+def memory_per_sa(keywords: str) -> float:
+    """Octets of resident memory that one more SA takes, its SaParams included, which the backend keeps.
+
+    Measured in a process of its own.
+    """
+    code = f"from bench.micro.cases import _measure_memory; print(_measure_memory({keywords!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(done.stderr[-1000:])
+    return float(done.stdout)
+
+
+def _measure_memory(keywords: str) -> float:
+    suite = esp_suite(keywords)
+    engine = Engine()
+    kept = []
+
+    def grow(number: int) -> None:
+        for half in subject.sa_pair(suite, number):
+            kept.append((engine.add_sa(half), half))
+
+    for number in range(100):
+        grow(number)
+    gc.collect()
+    before = _resident()
+    for number in range(100, 100 + MEMORY_SAS // 2):
+        grow(number)
+    gc.collect()
+    return (_resident() - before) / MEMORY_SAS
+
+
+def _resident() -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise BenchError("this kernel does not say how much memory is resident")
+    return int(found.group(1)) * 1024

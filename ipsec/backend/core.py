@@ -1,0 +1,66 @@
+"""The data path as the user-space backend sees it: the faces of ``ipsec.esp.fast.Engine`` and ``Pump``."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+from ipsec.errors import BackendError
+from ipsec.esp.engine import EspEngine
+
+#: bits of what run_tun and run_sockets return
+MORE = 1
+"the budget ended with more to read"
+BLOCKED = 2
+"something is full: wait until it is writable"
+
+
+class CoreEngine(EspEngine, Protocol):
+    """An ESP engine that pumps can share."""
+
+    def providers(self) -> dict[str, str]:
+        """Suite name -> crypto provider that serves it."""
+
+
+class CorePump(Protocol):
+    """Moves packets between one TUN queue and one set of sockets. Descriptors stay the caller's."""
+
+    @property
+    def event_fd(self) -> int:
+        """An eventfd, readable when ``events`` of the engine or ``datagrams`` have something."""
+
+    def run_tun(self, budget: int) -> int:
+        """Read the TUN queue up to ``budget`` times; MORE and BLOCKED."""
+
+    def run_sockets(self, budget: int) -> int:
+        """Read the sockets up to ``budget`` times each; MORE and BLOCKED."""
+
+    def run_forever(self, stop_fd: int, busy_poll_us: int = 0) -> None:
+        """Do both on this thread, without the GIL, until ``stop_fd`` is readable."""
+
+    def datagrams(self) -> list[tuple[bytes, tuple[str, int], int]]:
+        """What came in and is not ESP: (data, source, descriptor)."""
+
+    def counters(self) -> dict[str, int]:
+        """Packets and octets at both ends, batches, system calls, fall-backs."""
+
+    def offloads(self) -> dict[str, bool]:
+        """What is in use now."""
+
+
+class Core(Protocol):
+    """A module, or an object in a test, with both classes."""
+
+    Engine: Any
+    Pump: Any
+
+
+def compiled_core() -> Core:
+    """The compiled data path. BackendError if this installation has none."""
+    try:
+        from ipsec.esp import fast
+    except ImportError as error:
+        raise BackendError(
+            f"the compiled data path cannot be loaded: {error}",
+            remedy="build it with 'pip install .' (needs a C compiler and the headers of libssl)",
+        ) from error
+    return cast(Core, fast)

@@ -1,0 +1,193 @@
+"""What the user-space backend needs from this machine: found or missing, and the one line that mends it.
+
+Each check does what the daemon will do, and undoes it: asking the kernel is the only way that is right in containers,
+user namespaces and under security modules alike.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from ipsec.backend.core import compiled_core
+from ipsec.backend.userspace import UserspaceSettings
+from ipsec.errors import BackendError
+from ipsec.net import udp
+from ipsec.net.route import Router
+from ipsec.net.tun import DEVICE_NODE, open_tun
+
+#: of a device that is made only to see whether it can be made; ``%d`` picks a free number
+TRIAL_DEVICE = "ipsectry%d"
+_SYSCTL = Path("/proc/sys/net")
+
+
+class State(Enum):
+    """How a requirement is met."""
+
+    FOUND = "found"
+    HINT = "hint"
+    "it works without, but not everything"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of ``ipsecd --check``."""
+
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+    "what mends it, if it is not found"
+
+
+def check(settings: UserspaceSettings, *, state_dir: Path | None = None, forwards: bool = False) -> list[Requirement]:
+    """Every requirement of these settings. ``state_dir`` is needed by manual SAs; ``forwards``: for other hosts."""
+    found = [_core(settings)]
+    if settings.memory is not None:
+        return found
+    found += [_device(settings), _sockets(settings, 4), _sockets(settings, 6)]
+    if settings.raw_esp or settings.bypass:
+        found.append(_raw(settings))
+    if settings.install_routes:
+        found.append(_netlink(settings))
+    if state_dir is not None:
+        found.append(_state(state_dir))
+    if forwards:
+        found += _forwarding(settings)
+    found += _reverse_path(settings)
+    found += [_offload("UDP GSO", udp.probe_gso), _offload("UDP GRO", udp.probe_gro)]
+    return found
+
+
+def _core(settings: UserspaceSettings) -> Requirement:
+    try:
+        core = compiled_core()
+        providers = core.Engine(provider=settings.crypto_provider).providers()
+    except BackendError as error:
+        return _missing("data path", error)
+    except (ValueError, RuntimeError) as error:
+        return Requirement("data path", State.MISSING, str(error), "set ipsecd.crypto_provider to auto")
+    return Requirement("data path", State.FOUND, "crypto by " + ", ".join(sorted(set(providers.values()))))
+
+
+def _device(settings: UserspaceSettings) -> Requirement:
+    if settings.tun_fd is not None:
+        return Requirement("TUN device", State.FOUND, f"inherited descriptor {settings.tun_fd}")
+    name = settings.device
+    # A device of that name is either persistent and attachable, or in the way; otherwise a trial one tells.
+    exists = any(name == known for _, known in socket.if_nameindex())
+    try:
+        tun = open_tun(name if exists else TRIAL_DEVICE, queues=max(1, settings.workers))
+    except BackendError as error:
+        return _missing("TUN device", error)
+    tun.close()
+    extras = [text for text, on in (("TCP superframes", tun.tso), ("UDP superframes", tun.uso)) if on]
+    how = f"{name} is there and can be attached to" if exists else f"{DEVICE_NODE} works, {name} can be made"
+    return Requirement("TUN device", State.FOUND, "; ".join([how, *extras]))
+
+
+def _sockets(settings: UserspaceSettings, version: int) -> Requirement:
+    name = f"UDP over IPv{version}"
+    addresses = [address for address in settings.listen if address.version == version]
+    if settings.listen and not addresses:
+        return Requirement(name, State.FOUND, "not asked for")
+    address = addresses[0] if addresses else IPv4Address(0) if version == 4 else IPv6Address(0)
+    try:
+        for sock in udp.open_udp(address, settings.port, workers=max(1, settings.workers), fwmark=settings.fwmark):
+            sock.close()
+    except BackendError as error:
+        cause = error.__cause__
+        if version == 6 and not settings.listen and isinstance(cause, OSError) and cause.errno in _NO_IPV6:
+            return Requirement(name, State.HINT, "this host has no IPv6", "enable IPv6 if peers use it")
+        return _missing(name, error)
+    return Requirement(name, State.FOUND, f"port {settings.port} on {address} is free")
+
+
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def _raw(settings: UserspaceSettings) -> Requirement:
+    name = "raw sockets (CAP_NET_RAW)"
+    try:
+        if settings.raw_esp:
+            for sock in udp.open_raw_esp(IPv4Address(0), fwmark=settings.fwmark):
+                sock.close()
+        if settings.bypass:
+            udp.open_bypass(4, fwmark=settings.fwmark).close()
+    except BackendError as error:
+        return _missing(name, error)
+    return Requirement(name, State.FOUND, "they can be opened")
+
+
+def _netlink(settings: UserspaceSettings) -> Requirement:
+    name = "routes (CAP_NET_ADMIN)"
+    table = settings.routing_table
+    try:
+        with Router(table=table, priority=settings.routing_priority) as router:
+            stale = router.leftovers()
+            router.try_rule()
+    except BackendError as error:
+        return _missing(name, error)
+    left = f"; {stale} entries of an earlier or a running ipsecd are in it" if stale else ""
+    return Requirement(name, State.FOUND, f"table {table} is ours to use{left}")
+
+
+def _state(directory: Path) -> Requirement:
+    name = "state directory"
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        remedy = "set ipsecd.state_dir to a directory that this user can write and that outlives a restart"
+        return Requirement(name, State.MISSING, f"{directory}: {error.strerror}", remedy)
+    return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
+
+
+def _forwarding(settings: UserspaceSettings) -> list[Requirement]:
+    found = []
+    for name, path in (("ip_forward", "ipv4/ip_forward"), ("IPv6 forwarding", "ipv6/conf/all/forwarding")):
+        value = _sysctl(path)
+        if value is None:
+            continue
+        key = "net." + path.replace("/", ".")
+        if value == 0:
+            detail = f"{key} is 0: only this host's own packets use the tunnel"
+            found.append(Requirement(name, State.HINT, detail, f"sysctl -w {key}=1"))
+        else:
+            found.append(Requirement(name, State.FOUND, f"{key} is {value}"))
+    return found
+
+
+def _reverse_path(settings: UserspaceSettings) -> list[Requirement]:
+    # With a mark the way back of a peer's packets is looked up without it, and leads into the tunnel.
+    strict = settings.fwmark and max(_sysctl(f"ipv4/conf/{c}/rp_filter") or 0 for c in ("all", "default")) == 1
+    if not strict:
+        return []
+    detail = "net.ipv4.conf.*.rp_filter is 1 (strict): packets of peers inside their own selectors are dropped"
+    return [Requirement("rp_filter", State.HINT, detail, "sysctl -w net.ipv4.conf.all.rp_filter=2")]
+
+
+def _offload(name: str, probe: Callable[[], udp.Verdict]) -> Requirement:
+    verdict = probe()
+    if verdict.on:
+        return Requirement(name, State.FOUND, verdict.reason)
+    return Requirement(name, State.HINT, verdict.reason, "a newer kernel is faster; nothing is wrong without")
+
+
+def _sysctl(path: str) -> int | None:
+    try:
+        return int((_SYSCTL / path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _missing(name: str, error: BackendError) -> Requirement:
+    return Requirement(name, State.MISSING, error.message, error.remedy or "see the kernel log")

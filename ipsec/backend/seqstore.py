@@ -1,0 +1,168 @@
+"""Sequence numbers of manual SAs across restarts: an (IV, key) pair never repeats.
+
+The IV of counter-mode suites comes from the sequence number (RFC 4106 section 3.1), and RFC 3686 section 2.1 and
+RFC 4106 section 2 forbid static keys unless something makes sure that no IV is used twice with one. This is that
+something. Before an outbound SA sends packet n, a file says that numbers up to some mark >= n may have been used.
+A restart begins after the mark, so what was reserved and not used is skipped, never what was used.
+
+The data path cannot pass the mark: the SA is installed with a hard limit of exactly the numbers reserved, and the
+soft limit in front of it asks for the next block. Nothing depends on a timer or on the speed of the line.
+
+A file is named after a hash of the key, never the key, so it follows a key that moves to another SPI. An exclusive
+lock per key keeps two SAs, or two daemons, from sealing with one key. Losing the directory loses the protection: it
+belongs on storage that outlives the container, or the keys must change with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipsec.crypto.suites import Encr, EspSuite
+from ipsec.errors import BackendError
+
+#: 32-bit numbers: 256 restarts are affordable, and at 20 Mpps a block is renewed about every 3 seconds
+BLOCK_32 = 1 << 26
+#: 64-bit numbers (ESN): a receiver recovers the high half only if the jump stays far below 2^32 (RFC 4303 A2.2)
+BLOCK_ESN = 1 << 30
+#: the next block is asked for when this many numbers are left: 0.4 s at 20 Mpps
+RENEW_BEFORE = 1 << 23
+
+_MAGIC = "ipsecd-sequence-1"
+
+
+def counter_mode(suite: EspSuite) -> bool:
+    """Whether a repeated IV under one key breaks this suite, rather than only hiding nothing from a replay check."""
+    return suite.aead or suite.encr is Encr.AES_CTR
+
+
+@dataclass(frozen=True)
+class Block:
+    """Numbers ``first`` .. ``last`` are reserved on disk."""
+
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many packets the SA may send."""
+        return self.last - self.first + 1
+
+    @property
+    def soft(self) -> int:
+        """After how many packets to ask for the next block."""
+        return max(1, self.count - min(RENEW_BEFORE, self.count // 8))
+
+
+class SequenceStore:
+    """A directory of reservations. Blocking, but every call is one small file."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def claim(self, encr_key: bytes, integ_key: bytes, *, esn: bool) -> Reservation:
+        """Take the key for this process. BackendError if it is taken, the directory unwritable or the file damaged."""
+        name = hashlib.sha256(b"ipsecd sequence numbers\0" + (encr_key or integ_key)).hexdigest()[:32]
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark = self._read(self._directory / f"{name}.seq")
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BackendError(
+                    "an outbound key is in use by another SA or another ipsecd",
+                    remedy="give every outbound SA a key of its own",
+                ) from error
+            raise self._unwritable(error) from error
+        except BackendError:
+            os.close(lock)
+            raise
+        return Reservation(self._directory, name, lock, mark, esn=esn)
+
+    def _read(self, path: Path) -> int:
+        try:
+            words = path.read_text("ascii", "replace").split()
+        except FileNotFoundError:
+            return 0
+        if len(words) != 2 or words[0] != _MAGIC or not words[1].isdecimal() or len(words[1]) > 20:
+            raise BackendError(
+                f"{path} is damaged, so nobody knows which sequence numbers were used",
+                remedy="configure new keys for this SA and remove the file",
+            )
+        return int(words[1])
+
+    def _unwritable(self, error: OSError) -> BackendError:
+        return BackendError(
+            f"state directory {self._directory}: {error.strerror}; without it a restart would use an IV twice",
+            remedy="set ipsecd.state_dir to a directory that this user can write and that outlives a restart",
+        )
+
+
+class Reservation:
+    """The sequence numbers of one key, held until ``close``."""
+
+    def __init__(self, directory: Path, name: str, lock: int, mark: int, *, esn: bool) -> None:
+        self._directory = directory
+        self._name = name
+        self._lock = lock
+        self._mark = mark
+        self._last = (1 << 64) - 1 if esn else (1 << 32) - 1
+        self._block = BLOCK_ESN if esn else BLOCK_32
+
+    def next_block(self) -> Block:
+        """Reserve the next block: it is on the disk when this returns. BackendError if that fails, or none is left."""
+        if self._mark >= self._last:
+            raise BackendError(
+                "the sequence numbers of this key are used up (RFC 4303 section 3.3.3)",
+                remedy="configure new keys, and esn = yes for 64-bit numbers",
+            )
+        block = Block(self._mark + 1, min(self._mark + self._block, self._last))
+        try:
+            self._write(block.last)
+        except OSError as error:
+            raise BackendError(
+                f"cannot write {self._directory}/{self._name}.seq: {error.strerror}",
+                remedy="make room there; the SA stops at the numbers that are already reserved",
+            ) from error
+        self._mark = block.last
+        return block
+
+    def give_back(self, used: int) -> None:
+        """On a clean stop: ``used`` is the last number sent, and the SA is gone. Failure costs numbers, no more."""
+        if used < self._mark:
+            try:
+                self._write(used)
+            except OSError:
+                return
+            self._mark = used
+
+    def close(self) -> None:
+        """Let go of the key."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _write(self, mark: int) -> None:
+        temporary = self._directory / f"{self._name}.new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, f"{_MAGIC} {mark}\n".encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, self._directory / f"{self._name}.seq")
+        # the rename itself is on the disk only once the directory is
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

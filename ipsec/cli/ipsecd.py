@@ -1,0 +1,112 @@
+"""The command ``ipsecd``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ipsec import daemon
+from ipsec.backend.requirements import Requirement, State, check
+from ipsec.cli.version import version_text
+from ipsec.config import DEFAULT_FILE, Config, load
+from ipsec.config.settings import LogLevel
+from ipsec.daemon import ExitCode, backend_settings
+from ipsec.errors import BackendError, ConfigError
+from ipsec.esp.sa import Mode
+
+EXIT_CODES = """\
+exit status:
+  0  stopped on request; with --check: everything is there
+  1  a bug; please report it with the log
+  2  wrong command line
+  3  the configuration is wrong
+  4  the machine lacks something; the text says what mends it
+  5  an SA or policy was refused, or sequence numbers cannot be kept safe
+  6  the device was lost and could not be made again
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        config = load(options.config)
+    except ConfigError as error:
+        print(f"ipsecd: {error}", file=sys.stderr)
+        return ExitCode.CONFIG
+    level = options.log_level or config.settings.log_level.value
+    logging.getLogger("ipsec").setLevel(level.upper())
+    if options.check:
+        return _check(config, as_json=options.json)
+    return daemon.run(config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipsecd",
+        description="IPsec in user space. Runs in the foreground until SIGTERM or SIGINT; a second one forces.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", default=DEFAULT_FILE, help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="say what would be used and what is missing, and exit")
+    parser.add_argument("--json", action="store_true", help="with --check: for programs")
+    parser.add_argument(
+        "--log-level", choices=[level.value for level in LogLevel], help="instead of ipsecd.log_level in the file"
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print version and crypto providers, and exit")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Like argparse's own, but looks for providers only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        print(version_text())
+        parser.exit(ExitCode.OK)
+
+
+def _check(config: Config, *, as_json: bool) -> int:
+    try:
+        settings = backend_settings(config)
+        found = check(
+            settings,
+            state_dir=Path(config.settings.state_dir) if config.sas else None,
+            forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas),
+        )
+    except ConfigError as error:
+        print(f"ipsecd: {error}", file=sys.stderr)
+        return ExitCode.CONFIG
+    except BackendError as error:
+        print(f"ipsecd: {error}", file=sys.stderr)
+        return ExitCode.REQUIREMENT
+    complete = all(requirement.state is not State.MISSING for requirement in found)
+    if as_json:
+        lines = [{**asdict(requirement), "state": requirement.state.value} for requirement in found]
+        document = {"backend": config.settings.backend.value, "complete": complete, "requirements": lines}
+        print(json.dumps({**document, "warnings": list(config.warnings)}, indent=2))
+    else:
+        print(_table(config, found, complete))
+    return ExitCode.OK if complete else ExitCode.REQUIREMENT
+
+
+def _table(config: Config, found: Sequence[Requirement], complete: bool) -> str:
+    width = max(len(requirement.name) for requirement in found)
+    lines = [f"{config.file}: {len(config.sas)} manual SA pairs, backend {config.settings.backend.value}", ""]
+    for requirement in found:
+        lines.append(f"  {requirement.state.value:7}  {requirement.name:{width}}  {requirement.detail}")
+        if requirement.state is not State.FOUND:
+            lines.append(f"  {'':7}  {'':{width}}  -> {requirement.remedy}")
+    lines += ["", *(f"warning: {warning}" for warning in config.warnings)]
+    lines.append("ready to run" if complete else "something is missing: ipsecd would not start")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A whole configuration: ``load(path)`` reads swanctl.conf into frozen values, or says what is wrong where.
+
+This version has the sections ``ipsecd { }`` and ``sas { }``. Other top-level sections exist only to be inherited from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ipsec.config.grammar import Section, parse_file, parse_text
+from ipsec.config.sas import ManualSa, read_sa
+from ipsec.config.settings import DaemonSettings, read_settings
+from ipsec.config.values import error_at, read_keys
+from ipsec.errors import ConfigError
+from ipsec.esp.sa import Policy
+
+DEFAULT_FILE = "/etc/swanctl/swanctl.conf"
+
+_IKE_SECTIONS = ("connections", "secrets", "pools", "authorities")
+_SECRET_KEYS = ("key_in", "key_out", "integ_key_in", "integ_key_out")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a configuration says."""
+
+    file: str
+    "the file that was named; others may have been included"
+    settings: DaemonSettings
+    "section ipsecd"
+    sas: tuple[ManualSa, ...]
+    "section sas, in order of appearance"
+    warnings: tuple[str, ...] = ()
+    "what is allowed but questionable, with file and line; to be logged at start"
+
+    def policies(self) -> tuple[Policy, ...]:
+        """All SPD entries, in the order in which they are matched; equal ones only once."""
+        entries = [entry for sa in self.sas for policy in sa.policies for entry in policy.policies(sa.reqid)]
+        return tuple(sorted(dict.fromkeys(entries), key=lambda entry: entry.priority))
+
+    def udp_ports(self) -> tuple[int, ...]:
+        """Every local UDP port that ESP needs, ``port_nat_t`` first."""
+        ports = [self.settings.port_nat_t, *(sa.encap[0] for sa in self.sas if sa.encap)]
+        return tuple(dict.fromkeys(ports))
+
+    def needs_raw_esp(self) -> bool:
+        """Whether an SA uses IP protocol 50."""
+        return any(sa.encap is None for sa in self.sas)
+
+
+def load(path: str = DEFAULT_FILE) -> Config:
+    """The configuration in a file and what it includes. ConfigError names file, line and key."""
+    return _read(parse_file(path))
+
+
+def load_text(text: str, file: str = "<text>") -> Config:
+    """The same for a string."""
+    return _read(parse_text(text, file))
+
+
+def _read(root: Section) -> Config:
+    for name, section in root.sections.items():
+        if name in _IKE_SECTIONS and (section.values or section.sections):
+            raise error_at(
+                root,
+                name,
+                "IKEv2 is not part of this version yet: it carries manually keyed SAs only, see the section sas",
+            )
+    templates = [name for name, section in root.sections.items() if section.referenced]
+    read_keys(root, {}, sections=["ipsecd", "sas", *_IKE_SECTIONS, *templates])
+    empty = Section("", root.file, 1)
+    settings = read_settings(root.sections.get("ipsecd", empty))
+    top = root.sections.get("sas", empty)
+    read_keys(top, {}, sections=top.sections)
+    sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
+    warnings = [*_check_together(sas, top), *_warn(sas, top), *_warn_readable(top)]
+    return Config(root.file, settings, tuple(sas), tuple(warnings))
+
+
+def _number(sas: list[ManualSa]) -> list[ManualSa]:
+    """Give each SA without a reqid one that nobody else has."""
+    taken = {sa.reqid for sa in sas}
+    reqid = 0
+    numbered = []
+    for sa in sas:
+        if not sa.reqid:
+            reqid += 1
+            while reqid in taken:
+                reqid += 1
+            sa = replace(sa, reqid=reqid)
+        numbered.append(sa)
+    return numbered
+
+
+def _place(sa: ManualSa, top: Section, key: str) -> str:
+    """``sas.<name>.key_in``, or the form with _file that was used."""
+    section = top.sections[sa.name]
+    return key if key in section.values or f"{key}_file" not in section.values else f"{key}_file"
+
+
+def _check_together(sas: list[ManualSa], top: Section) -> Iterator[str]:
+    """Refuse what no two SAs may have in common; yields warnings."""
+    spis: dict[tuple[object, ...], str] = {}
+    counters: dict[bytes, str] = {}
+    for sa in sas:
+        section = top.sections[sa.name]
+        # RFC 4301 section 4.1: the SPI alone finds an inbound SA, an outbound one is told by SPI and destination
+        for key, identity in (("spi_in", (sa.spi_in,)), ("spi_out", (sa.spi_out, sa.remote))):
+            other = spis.setdefault((key, *identity), section.child_path(key))
+            if other != section.child_path(key):
+                raise error_at(section, key, f"{identity[0]:#010x} is taken by {other}")
+        if sa.proposal.suite.salt_len:
+            # RFC 4106 section 10, RFC 3686 section 7: the IV counts, so two SAs with one key repeat each other's IVs
+            for key, secret in (("key_in", sa.key_in), ("key_out", sa.key_out)):
+                place = section.child_path(_place(sa, top, key))
+                other = counters.setdefault(secret, place)
+                if other != place:
+                    why = f"the same key as {other}: {sa.proposal.suite} would use every IV twice, which breaks it"
+                    raise error_at(section, _place(sa, top, key), why)
+        elif (sa.key_in, sa.integ_key_in) == (sa.key_out, sa.integ_key_out):
+            if sa.spi_in == sa.spi_out:
+                place = section.child_path(_place(sa, top, "key_in"))
+                why = f"the same key as {place} and the same SPI: our own packets, sent back, would be accepted"
+                raise error_at(section, _place(sa, top, "key_out"), why)
+            yield _warning(section, _place(sa, top, "key_out"), "the same key in both directions, use two")
+
+
+def _warn(sas: list[ManualSa], top: Section) -> Iterator[str]:
+    for sa in sas:
+        section = top.sections[sa.name]
+        if not sa.replay_window:
+            yield _warning(section, "replay_window", "replay protection is off: old packets will be accepted again")
+            if sa.proposal.esn:
+                # RFC 4303 section 3.4.3: without the window the upper half cannot be kept in step
+                yield _warning(section, "replay_window", "esn without a window loses step after heavy loss")
+
+
+def _warn_readable(top: Section) -> Iterator[str]:
+    """One warning for each file that shows keys to everyone."""
+    seen: set[str] = set()
+    for section in top.sections.values():
+        for key in _SECRET_KEYS:
+            value = section.values.get(key)
+            if value is None or value.text is None or value.file in seen:
+                continue
+            seen.add(value.file)
+            try:
+                mode = os.stat(value.file).st_mode
+            except (OSError, ValueError):
+                continue
+            if mode & 0o007:
+                yield _warning(section, key, f"others can read the keys in this file, run: chmod o= {value.file}")
+
+
+def _warning(section: Section, key: str, message: str) -> str:
+    error: ConfigError = error_at(section, key, message)
+    return str(error)

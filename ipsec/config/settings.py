@@ -1,0 +1,202 @@
+"""The section ``ipsecd { }``: what concerns the daemon and its data path, not one SA.
+
+The fields are the keys, the strings below them their documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+
+from ipsec.config.grammar import Section
+from ipsec.config.values import (
+    IpAddress,
+    Switch,
+    list_of,
+    number_in,
+    one_of,
+    parse_address,
+    parse_bool,
+    parse_interface,
+    parse_switch,
+    quoted,
+    read_keys,
+)
+from ipsec.errors import ConfigError
+
+ANY_ADDRESSES = (ip_address("0.0.0.0"), ip_address("::"))
+
+
+class BackendKind(Enum):
+    """What carries packets."""
+
+    USERSPACE = "userspace"
+    "TUN device and sockets"
+    MEMORY = "memory"
+    "nothing outside this process: for tests and trials without privileges"
+
+
+class EventLoopKind(Enum):
+    """Which event loop drives the daemon."""
+
+    AUTO = "auto"
+    UVLOOP = "uvloop"
+    ASYNCIO = "asyncio"
+
+
+class ProviderKind(Enum):
+    """Which library does the data path's cryptography."""
+
+    AUTO = "auto"
+    IPSEC_MB = "ipsec-mb"
+    LIBCRYPTO = "libcrypto"
+    VAES = "vaes"
+
+
+class LogLevel(Enum):
+    """The least severe messages that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class OffloadSettings:
+    """``ipsecd.offload { }``: auto probes at start and logs what it found; yes insists; no is off."""
+
+    tun_tso: Switch = Switch.AUTO
+    "read and write TCP superframes of up to 64 KiB on the TUN device"
+    tun_uso: Switch = Switch.AUTO
+    "read and write UDP superframes on the TUN device (Linux 6.2)"
+    udp_gso: Switch = Switch.AUTO
+    "send a train of ESP packets with one call (UDP_SEGMENT)"
+    udp_gro: Switch = Switch.AUTO
+    "receive trains of ESP packets with one call (UDP_GRO)"
+    coalesce_tcp: Switch = Switch.AUTO
+    "join decrypted TCP segments before they are written to the TUN device; needs tun_tso"
+    coalesce_udp: Switch = Switch.AUTO
+    "join decrypted UDP datagrams of one flow before they are written to the TUN device; needs tun_uso"
+
+
+@dataclass(frozen=True)
+class DaemonSettings:
+    """``ipsecd { }``."""
+
+    backend: BackendKind = BackendKind.USERSPACE
+    "userspace: TUN device and sockets; memory: nothing outside the process, for trials"
+    device: str = "ipsec0"
+    "name of the TUN device; it is created unless it is there already"
+    mtu: int = 0
+    "MTU of the device in octets, 576..65535; 0 takes what path_mtu leaves inside ESP for the suites in use"
+    path_mtu: int = 1500
+    "octets of the largest IP packet on the way to a peer, 576..65535; each SA may say otherwise"
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    "addresses to put on the device, with prefix: 10.1.0.1/24, fd00::1/64"
+    workers: int | None = 0
+    "threads that move packets; 0 moves them in the event loop, 'auto' (here None) takes one per processor"
+    event_loop: EventLoopKind = EventLoopKind.AUTO
+    "auto is uvloop where it is installed"
+    port_nat_t: int = 4500
+    "UDP port for ESP in UDP (RFC 3948); SAs may use other local ports besides"
+    listen: tuple[IpAddress, ...] = ANY_ADDRESSES
+    "local addresses to send and receive on; %any is all of both families, 0.0.0.0 and :: all of one"
+    raw_esp: Switch = Switch.AUTO
+    "open sockets for ESP without UDP (IP protocol 50, needs CAP_NET_RAW); auto does so if an SA has encap = no"
+    install_routes: bool = True
+    "route the remote selectors into the device"
+    routing_table: int = 220
+    "table for those routes, 1..2^32-1; 254 is the main table"
+    routing_priority: int = 220
+    "priority of the rule that leads to the table, 1..2^32-1"
+    fwmark: int = 0
+    "mark on our own ESP packets, so that rules can keep them out of the tunnel; 0 sets none"
+    tun_queue_length: int = 1000
+    "packets the kernel queues for us on the device, 1..1000000"
+    crypto_provider: ProviderKind = ProviderKind.AUTO
+    "auto takes the fastest for each suite that passes its known-answer test; libcrypto does every suite"
+    busy_poll_us: int = 0
+    "microseconds to poll the sockets before sleeping, 0..1000000; lower latency for processor time"
+    mss_clamp: bool = True
+    "lower the MSS of TCP SYNs to what fits through the tunnel unfragmented"
+    allow_weak: bool = False
+    "accept algorithms that RFC 8221 advises against: 3des"
+    fail_closed: bool = True
+    "when the daemon is not running, traffic for the tunnels is dropped instead of leaving in clear"
+    state_dir: str = "/var/lib/ipsecd"
+    "directory where sequence numbers of manual SAs survive restarts, so that no IV comes twice (RFC 4106 section 10)"
+    log_level: LogLevel = LogLevel.INFO
+    "debug, info, warning or error"
+    offload: OffloadSettings = OffloadSettings()
+    "a section: which kernel offloads to use"
+
+
+def _parse_device(text: str) -> str:
+    # 15 octets is IFNAMSIZ without its NUL; % would make the kernel choose a number
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", "..", "lo"):
+        raise ConfigError(f"{quoted(text)} is not a device name of 1..15 letters, digits, '_', '-', '.'")
+    return text
+
+
+def _parse_workers(text: str) -> int | None:
+    return None if text.lower() == "auto" else number_in(0, 256)(text)
+
+
+def _parse_listen(text: str) -> tuple[IpAddress, ...]:
+    if text == "%any":
+        return ANY_ADDRESSES
+    addresses = list_of(parse_address)(text)
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ConfigError(f"{address} is there twice")
+        if not address.is_unspecified and ANY_ADDRESSES[address.version == 6] in addresses:
+            raise ConfigError(f"{ANY_ADDRESSES[address.version == 6]} includes {address}, remove one of them")
+    return addresses
+
+
+def _parse_directory(text: str) -> str:
+    if not text.startswith("/"):
+        raise ConfigError(f"{quoted(text)} is not an absolute path")
+    return text
+
+
+_OFFLOAD_KEYS = dict.fromkeys(
+    ("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp"), parse_switch
+)
+
+_KEYS: dict[str, Callable[[str], object]] = {
+    "backend": one_of(BackendKind),
+    "device": _parse_device,
+    "mtu": number_in(576, 65535, also=(0,)),
+    "path_mtu": number_in(576, 65535),
+    "addresses": list_of(parse_interface),
+    "workers": _parse_workers,
+    "event_loop": one_of(EventLoopKind),
+    "port_nat_t": number_in(1, 65535),
+    "listen": _parse_listen,
+    "raw_esp": parse_switch,
+    "install_routes": parse_bool,
+    "routing_table": number_in(1, 0xFFFFFFFF),
+    "routing_priority": number_in(1, 0xFFFFFFFF),
+    "fwmark": number_in(0, 0xFFFFFFFF),
+    "tun_queue_length": number_in(1, 1_000_000),
+    "crypto_provider": one_of(ProviderKind),
+    "busy_poll_us": number_in(0, 1_000_000),
+    "mss_clamp": parse_bool,
+    "allow_weak": parse_bool,
+    "fail_closed": parse_bool,
+    "state_dir": _parse_directory,
+    "log_level": one_of(LogLevel),
+}
+
+
+def read_settings(section: Section) -> DaemonSettings:
+    """The settings that ``ipsecd { }`` describes."""
+    values = read_keys(section, _KEYS, sections=("offload",))
+    if "offload" in section.sections:
+        values["offload"] = OffloadSettings(**read_keys(section.sections["offload"], _OFFLOAD_KEYS))
+    return DaemonSettings(**values)

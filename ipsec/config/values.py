@@ -1,0 +1,240 @@
+"""Values of swanctl.conf: text to bool, time, size, list, address and secret; and reading a section by a table.
+
+Parsers raise ConfigError without a place; ``read_keys`` adds file, line and key.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Collection, Mapping
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
+from typing import Any, TypeVar
+
+from ipsec.config.grammar import Section, Value, shown
+from ipsec.errors import ConfigError
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
+IpAddress = IPv4Address | IPv6Address
+
+TRUE = ("yes", "true", "enabled", "1")
+FALSE = ("no", "false", "disabled", "0")
+LIST_MAX = 1024
+KEY_FILE_SIZE_MAX = 4096
+
+_TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class Switch(Enum):
+    """A feature that can be forced, forbidden, or left to a probe."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
+def quoted(text: str) -> str:
+    """``text`` for an error message: short, and hidden if it looks like a secret in the wrong place."""
+    if re.match(r"0[xXsS].{8}", text) or len(text) > 80:
+        return "this value"
+    return repr(text)
+
+
+def parse_bool(text: str) -> bool:
+    """yes/true/enabled/1 or no/false/disabled/0."""
+    word = text.lower()
+    if word not in TRUE + FALSE:
+        raise ConfigError(f"{quoted(text)} is neither yes nor no")
+    return word in TRUE
+
+
+def parse_switch(text: str) -> Switch:
+    """auto, or a bool."""
+    if text.lower() == "auto":
+        return Switch.AUTO
+    if text.lower() not in TRUE + FALSE:
+        raise ConfigError(f"{quoted(text)} is not one of auto, yes, no")
+    return Switch.YES if parse_bool(text) else Switch.NO
+
+
+def parse_time(text: str) -> int:
+    """``N[s|m|h|d]`` in seconds."""
+    return _parse_scaled(text, _TIME_UNITS, "a time such as 90, 30s, 15m, 4h or 1d")
+
+
+def parse_size(text: str) -> int:
+    """``N[k|m|g]`` in octets, units of 1024."""
+    return _parse_scaled(text, _SIZE_UNITS, "a size such as 1500, 64k, 500m or 4g")
+
+
+def _parse_scaled(text: str, units: Mapping[str, int], what: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([a-zA-Z]?)", text)
+    if match is None or match[2].lower() not in units:
+        raise ConfigError(f"{quoted(text)} is not {what}")
+    value = int(match[1]) * units[match[2].lower()]
+    if value >= 1 << 63:
+        raise ConfigError(f"{quoted(text)} is too large")
+    return value
+
+
+def parse_number(text: str) -> int:
+    """A number without sign, decimal or 0x hexadecimal."""
+    if re.fullmatch(r"[0-9]{1,18}", text):
+        return int(text)
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,15}", text):
+        return int(text, 16)
+    raise ConfigError(f"{quoted(text)} is not a number")
+
+
+def number_in(low: int, high: int, *, also: Collection[int] = (), hexadecimal: bool = False) -> Callable[[str], int]:
+    """A parser for numbers in ``low..high``, or one of ``also``."""
+
+    def parse(text: str) -> int:
+        value = parse_number(text)
+        if not low <= value <= high and value not in also:
+            form = "#x" if hexadecimal else "d"
+            extra = "".join(f"{number} or " for number in also)
+            raise ConfigError(f"{quoted(text)} is not {extra}in {low:{form}}..{high:{form}}")
+        return value
+
+    return parse
+
+
+def one_of(kind: type[E]) -> Callable[[str], E]:
+    """A parser for the values of an enumeration of words."""
+
+    def parse(text: str) -> E:
+        for member in kind:
+            if member.value == text.lower():
+                return member
+        words = [str(member.value) for member in kind]
+        raise ConfigError(f"{quoted(text)} is not one of {', '.join(words)}{suggestion(text, words)}")
+
+    return parse
+
+
+def one_of_words(words: Mapping[str, T]) -> Callable[[str], T]:
+    """A parser for words that mean something else; bools have all their spellings where yes or no is among them."""
+
+    def parse(text: str) -> T:
+        word = text.lower()
+        for name, spellings in (("yes", TRUE), ("no", FALSE)):
+            if name in words and word in spellings:
+                word = name
+        if word not in words:
+            raise ConfigError(f"{quoted(text)} is not one of {', '.join(words)}{suggestion(text, words)}")
+        return words[word]
+
+    return parse
+
+
+def list_of(parse_item: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """A parser for items between commas."""
+
+    def parse(text: str) -> tuple[T, ...]:
+        items = [item.strip() for item in text.split(",")]
+        items = [item for item in items if item]
+        if not items:
+            raise ConfigError("the list is empty")
+        if len(items) > LIST_MAX:
+            raise ConfigError(f"the list has more than {LIST_MAX} items")
+        return tuple(parse_item(item) for item in items)
+
+    return parse
+
+
+def parse_address(text: str) -> IpAddress:
+    """One IPv4 or IPv6 address; no name, prefix or zone."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{quoted(text)} is not an IP address") from None
+    if isinstance(address, IPv6Address) and address.scope_id:
+        raise ConfigError(f"{quoted(text)}: an address with a zone cannot be used here")
+    return address
+
+
+def parse_interface(text: str) -> IPv4Interface | IPv6Interface:
+    """``address/prefix``; without a prefix the address alone."""
+    try:
+        return ip_interface(text)
+    except ValueError:
+        raise ConfigError(f"{quoted(text)} is not an address such as 10.1.0.1/24") from None
+
+
+def parse_secret(text: str) -> bytes:
+    """``0x`` hexadecimal or ``0s`` Base64. The text is in no error message."""
+    try:
+        if text[:2] in ("0x", "0X"):
+            return bytes.fromhex(text[2:])
+        if text[:2] in ("0s", "0S"):
+            return base64.b64decode(text[2:], validate=True)
+    except ValueError:
+        raise ConfigError(f"not valid {'hexadecimal' if text[1] in 'xX' else 'Base64'}") from None
+    raise ConfigError("a key must begin with 0x (hexadecimal) or 0s (Base64)")
+
+
+def read_secret_file(path: str, origin: str) -> bytes:
+    """The key in a file, relative to the directory of ``origin``; whoever else may read the file has the key too."""
+    path = os.path.join(os.path.dirname(origin), path)
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"{path} is not a regular file")
+            if status.st_mode & 0o077:
+                raise ConfigError(f"{path} is open to group or others, run: chmod 600 {path}")
+            data = file.read(KEY_FILE_SIZE_MAX + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a file name"
+        raise ConfigError(f"cannot read {path}: {why}") from None
+    if len(data) > KEY_FILE_SIZE_MAX:
+        raise ConfigError(f"{path} is larger than {KEY_FILE_SIZE_MAX} octets")
+    try:
+        return parse_secret(data.decode("ascii").strip())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: a key must begin with 0x (hexadecimal) or 0s (Base64)") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from None
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """``, did you mean ...?`` if something known is close to ``word``."""
+    close = difflib.get_close_matches(word.lower(), known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def error_at(section: Section, name: str, message: str) -> ConfigError:
+    """An error about a key or a section of ``section``, at the place where that was written."""
+    place: Section | Value = section.values.get(name) or section.sections.get(name) or section
+    return ConfigError(message, file=place.file, line=place.line, key=section.child_path(name))
+
+
+def read_keys(
+    section: Section, parsers: Mapping[str, Callable[[str], object]], sections: Collection[str] = ()
+) -> dict[str, Any]:
+    """The values of a section by key, parsed; what is not set is left out. ConfigError for whatever is unknown."""
+    values: dict[str, Any] = {}
+    for name in section.sections:
+        if name not in sections:
+            what = f"{name!r} is a key, write {name} = ..." if name in parsers else "unknown section"
+            raise error_at(section, name, what + suggestion(shown(name), sections))
+    for name, value in section.values.items():
+        if name not in parsers:
+            what = f"{name!r} is a section, write {name} {{ ... }}" if name in sections else "unknown key"
+            known = [*parsers, *sections]
+            close = suggestion(name, known) if what == "unknown key" and shown(name) == name else ""
+            raise ConfigError(what + close, file=value.file, line=value.line, key=section.child_path(name))
+        if value.text is None:
+            continue
+        try:
+            values[name] = parsers[name](value.text)
+        except ConfigError as error:
+            raise error_at(section, name, error.message) from None
+    return values

@@ -1,0 +1,58 @@
+"""Every exception this package raises on purpose.
+
+    IpsecError
+     +-- ConfigError        a configuration file, environment or argument is wrong; names file, line and key
+     +-- ParseError         bytes from the network are malformed
+     +-- SuiteError         an algorithm is unknown, switched off, or its key has the wrong size
+     +-- SaError            an SA cannot be added, found or used (duplicate SPI, reserved SPI, ...)
+     +-- PolicyError        a policy cannot be added or found
+     +-- BackendError       the operating system refused something the backend needs; says how to mend it
+
+Packets that are dropped raise nothing: a drop is a counter with a reason (``ipsec.esp.drops``).
+"""
+
+from __future__ import annotations
+
+
+class IpsecError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(IpsecError):
+    """A configuration value is wrong. ``str()`` reads ``FILE:LINE: KEY: what is wrong``.
+
+    ``file``, ``line`` (1-based) and ``key`` (dotted path) are None where they do not apply.
+    """
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> None:
+        self.message = message
+        self.file = file
+        self.line = line
+        self.key = key
+        where = f"{file}:{line}: " if file and line is not None else f"{file}: " if file else ""
+        super().__init__(f"{where}{key + ': ' if key else ''}{message}")
+
+
+class ParseError(IpsecError):
+    """Bytes from the network are malformed."""
+
+
+class SuiteError(IpsecError):
+    """An algorithm is unknown, switched off, or its key has the wrong size."""
+
+
+class SaError(IpsecError):
+    """An SA cannot be added, found or used."""
+
+
+class PolicyError(IpsecError):
+    """A policy cannot be added or found."""
+
+
+class BackendError(IpsecError):
+    """The operating system refused something the backend needs. ``remedy`` is the one thing that mends it."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}; {remedy}" if remedy else message)

@@ -1,0 +1,196 @@
+# One ESP packet from outside to inside, in the order of RFC 4303 section 3.4 and RFC 4301 section 5.2.
+# The readable twin is ReferenceEngine.inbound in ipsec/esp/reference.py.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+from ipsec.fast.atomic cimport load_ptr
+from ipsec.fast.drops cimport *
+from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
+from ipsec.fast.packet cimport *
+from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
+from ipsec.fast.sa cimport *
+from ipsec.fast.spd cimport fragment_recall, fragment_remember, selectors_match
+from ipsec.fast.worker cimport *
+
+cdef enum:
+    INBOUND_ROOM = 64        # octets before the decrypted payload, for the header that transport mode puts back
+    TRANSPORT_TTL = 64
+
+# Where a datagram came from.
+cdef struct Source:
+    uint8_t version          # 0: not known, then nothing is learned from it
+    uint8_t address[16]
+    uint16_t port            # UDP, 0 for raw ESP
+
+# Verifies and deciphers into plain + INBOUND_ROOM; on success *info describes the inner packet. DROP_NONE or the reason,
+# already counted. The SA is left in *found for accounting, NULL if there is none.
+cdef inline uint32_t inbound(Worker *w, SadTable *sad, const uint8_t *esp, uint32_t length, uint8_t tos,
+                             const Source *source, uint8_t *plain, PacketInfo *info, Sa **found) noexcept nogil:
+    cdef Sa *sa = NULL
+    cdef uint32_t reason
+    found[0] = NULL
+    if length < ESP_HEADER or be32(esp) < 256:
+        reason = DROP_IN_HDR_ERROR
+    else:
+        sa = sad_find(sad, be32(esp))
+        found[0] = sa
+        if sa == NULL:
+            reason = DROP_IN_NO_STATES
+        elif sa.dead:
+            reason = DROP_IN_STATE_INVALID
+        else:
+            sa_lock(sa)
+            reason = inbound_sa(w, sa, esp, length, tos, source, plain, info)
+            if reason:
+                sa.drops[reason] += 1
+            sa_unlock(sa)
+    if reason:
+        w.drops[reason] += 1
+    return reason
+
+cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos,
+                                const Source *source, uint8_t *plain, PacketInfo *info) noexcept nogil:
+    cdef uint64_t seq, top
+    cdef uint32_t body, reason
+    cdef uint8_t *payload = plain + INBOUND_ROOM
+    cdef uint8_t next_header
+    cdef uint32_t pad, i
+    cdef uint32_t overhead = ESP_HEADER + sa.iv_len + sa.icv_len
+    cdef uint8_t bad = 0
+    cdef const uint8_t *peer = NULL
+    if length < overhead + 2 or (length - overhead) & (sa.block - 1):
+        return DROP_IN_HDR_ERROR
+    body = length - overhead
+    if (sa.packets_hard and sa.packets >= sa.packets_hard) or (sa.bytes_hard and sa.bytes >= sa.bytes_hard):
+        event_once(w, sa, EVENT_HARD_LIFETIME)
+        return DROP_IN_STATE_EXPIRED
+    seq = replay_infer(&sa.replay, be32(esp + 4)) if sa.esn else be32(esp + 4)
+    if not replay_check(&sa.replay, seq):
+        return DROP_IN_STATE_SEQ_ERROR
+    if esp_open(sa, w.index, seq, esp, length, payload) != 0:
+        return DROP_IN_STATE_PROTO_ERROR
+    top = sa.replay.top
+    replay_commit(&sa.replay, seq)
+    if source != NULL and source.version and seq > top and sa.follow_peer and learn_source(w, sa, source):
+        peer = source.address
+    pad = payload[body - 2]
+    next_header = payload[body - 1]
+    if pad > body - 2:
+        return DROP_IN_PADDING_ERROR
+    body -= 2 + pad
+    for i in range(pad):
+        bad |= payload[body + i] ^ <uint8_t>(i + 1)
+    if bad:
+        return DROP_IN_PADDING_ERROR
+    if next_header == PROTO_NONE:
+        inbound_account(w, sa, 0)
+        return DROP_IN_DUMMY
+    if sa.mode == MODE_TRANSPORT:
+        reason = rebuild_transport(sa, peer, payload, body, next_header, tos, info)
+    else:
+        reason = inspect_tunnel(sa, payload, body, next_header, tos, info)
+    if reason:
+        return reason
+    reason = inbound_selectors(w, sa, info)
+    if reason:
+        return reason
+    if sa.bytes_hard and sa.bytes + info.length > sa.bytes_hard:
+        event_once(w, sa, EVENT_HARD_LIFETIME)
+        return DROP_IN_STATE_EXPIRED
+    if w.shared.mss_clamp and info.protocol == PROTO_TCP and info.fragment != FRAGMENT_LATER:
+        clamp_mss(<uint8_t *>info.data, info, (<Endpoint *>load_ptr(&sa.endpoint)).inner_mtu - (40 if info.version == 4 else 60))
+    inbound_account(w, sa, info.length)
+    return DROP_NONE
+
+cdef inline void inbound_account(Worker *w, Sa *sa, uint32_t octets) noexcept nogil:
+    sa.packets += 1
+    sa.bytes += octets
+    sa.last_use_ns = w.now_ns
+    if (sa.packets_soft and sa.packets >= sa.packets_soft) or (sa.bytes_soft and sa.bytes >= sa.bytes_soft):
+        event_once(w, sa, EVENT_SOFT_LIFETIME)
+
+# The peer is where its newest authenticated packet came from (RFC 7296 section 2.23): never from a replayed or older one.
+# The endpoint itself is changed by the control plane, for this SA and its twin.
+# True if it moved.
+cdef inline bint learn_source(Worker *w, Sa *sa, const Source *source) noexcept nogil:
+    cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
+    cdef uint32_t n = 4 if source.version == 4 else 16
+    # another family, or the other encapsulation: no change that a NAT can make
+    if source.version != endpoint.version or (source.port != 0) != (endpoint.encap != 0):
+        return False
+    if source.port == endpoint.remote_port and memcmp(source.address, endpoint.remote, n) == 0:
+        return False
+    # told once until the control plane has dealt with it, so that a fast peer does not fill the ring
+    if not sa.told & (1 << EVENT_MAPPING) and event_push(
+            w, EVENT_MAPPING, sa.id, 0, source.version, source.address, source.port):
+        sa.told |= 1 << EVENT_MAPPING
+    return True
+
+cdef inline uint32_t inspect_tunnel(Sa *sa, uint8_t *payload, uint32_t length, uint8_t next_header, uint8_t tos,
+                                    PacketInfo *info) noexcept nogil:
+    if next_header != PROTO_IPIP and next_header != PROTO_IPV6:
+        return DROP_IN_STATE_MODE_ERROR
+    if length < 20:
+        return DROP_IN_INNER_HDR_ERROR
+    if payload[0] >> 4 != (4 if next_header == PROTO_IPIP else 6):
+        return DROP_IN_STATE_MODE_ERROR
+    # what follows the inner packet is TFC padding (RFC 4303 section 2.7)
+    if parse_packet(payload, length, info) != 0:
+        return DROP_IN_INNER_HDR_ERROR
+    if ecn_decapsulate(payload, info, tos, sa.copy_ecn, (sa.copy_dscp & 2) != 0) != 0:
+        return DROP_IN_ECN_ERROR
+    return DROP_NONE
+
+# Transport mode: the IP header that the packet travelled under stands before its payload again.
+# `peer` is its new address if this very packet moved it.
+cdef inline uint32_t rebuild_transport(Sa *sa, const uint8_t *peer, uint8_t *payload, uint32_t length,
+                                       uint8_t next_header, uint8_t tos, PacketInfo *info) noexcept nogil:
+    cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
+    cdef uint8_t *ip
+    if peer == NULL:
+        peer = endpoint.remote
+    if endpoint.version == 4:
+        ip = payload - 20
+        if length + 20 > 65535:
+            return DROP_IN_INNER_HDR_ERROR
+        memset(ip, 0, 20)
+        ip[0] = 0x45
+        ip[1] = tos
+        put16(ip + 2, length + 20)
+        put16(ip + 6, 0x4000)
+        ip[8] = TRANSPORT_TTL
+        ip[9] = next_header
+        memcpy(ip + 12, peer, 4)
+        memcpy(ip + 16, endpoint.local, 4)
+        csum_store(ip + 10, csum_add(ip, 20, 0))
+        length += 20
+    else:
+        ip = payload - 40
+        if length > 65535:
+            return DROP_IN_INNER_HDR_ERROR
+        put32(ip, (6 << 28) | (<uint32_t>tos << 20))
+        put16(ip + 4, length)
+        ip[6] = next_header
+        ip[7] = TRANSPORT_TTL
+        memcpy(ip + 8, peer, 16)
+        memcpy(ip + 24, endpoint.local, 16)
+        length += 40
+    if parse_packet(ip, length, info) != 0:
+        return DROP_IN_INNER_HDR_ERROR
+    if endpoint.encap and info.fragment == FRAGMENT_NONE:
+        # RFC 3948 section 3.1.2: the peer summed over addresses that a NAT has changed since
+        transport_fix_checksum(ip, info)
+    return DROP_NONE
+
+# RFC 4301 section 5.2 step 4: what came through an SA must be what the SA is for. Fragments: section 7.
+cdef inline uint32_t inbound_selectors(Worker *w, Sa *sa, PacketInfo *info) noexcept nogil:
+    cdef int ambiguous = 0
+    if sa.selector_count == 0:
+        return DROP_NONE
+    if info.fragment == FRAGMENT_LATER:
+        fragment_recall(w.fragments_in, info, w.now_ns)
+    if selectors_match(sa.selectors, sa.selector_count, info, True, &ambiguous):
+        if info.fragment == FRAGMENT_FIRST:
+            fragment_remember(w.fragments_in, info, w.now_ns)
+        return DROP_NONE
+    return DROP_IN_FRAGMENT_ERROR if ambiguous else DROP_IN_TMPL_MISMATCH

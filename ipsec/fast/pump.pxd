@@ -1,0 +1,693 @@
+# Moves packets between one TUN queue and one set of sockets, in batches, without the GIL and without allocation.
+#
+# Outbound: one read of the TUN device (up to 64 KiB of a superframe) becomes a train of ESP datagrams and one message with
+# UDP_SEGMENT. Inbound: one recvmmsg of UDP_GRO trains becomes decrypted packets, joined into superframes, one writev each.
+# Nothing waits for more: only what is queued already is put together.
+from libc.errno cimport EAGAIN, EBADF, EBADFD, EINTR, EINVAL, EIO, EMSGSIZE, ENODEV, EPIPE, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.uio cimport iovec, writev
+
+from ipsec.fast.atomic cimport load_ptr, load_u64, store_u64
+from ipsec.fast.coalesce cimport *
+from ipsec.fast.drops cimport *
+from ipsec.fast.inbound cimport INBOUND_ROOM, Source, inbound
+from ipsec.fast.outbound cimport Sink, outbound_frame
+from ipsec.fast.packet cimport PacketInfo, be16, be32
+from ipsec.fast.sa cimport ESP_HEADER, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
+from ipsec.fast.spd cimport SpdTable
+from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
+from ipsec.fast.worker cimport *
+
+cdef extern from "fast/message.h" nogil:
+    struct msghdr:
+        void *msg_name
+        uint32_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    struct message_facts:
+        uint32_t segment
+        uint8_t tos
+        uint8_t local_known
+        uint8_t local[16]
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long n, int timeout)
+    int POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t send_to(int fd, const void *data, size_t n, const uint8_t *address, uint32_t length)
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, void *timeout)
+    ssize_t read(int fd, void *data, size_t n)
+    ssize_t write(int fd, const void *data, size_t n)
+    int MSG_DONTWAIT, MSG_TRUNC, MSG_NOSIGNAL
+    int AF_INET, AF_INET6
+    void message_read(const msghdr *message, message_facts *facts)
+    size_t message_write(uint8_t *control, uint16_t segment, int version, uint8_t tos, const uint8_t *source)
+    void socket_set_df(int fd, int version, int df)
+    uint32_t path_mtu_to(const uint8_t *address, uint32_t length, int version, uint32_t mark)
+    uint64_t monotonic_ns()
+
+cdef enum:
+    FRAME_HEAD = 320                 # room before a frame read from the TUN device; keeps the packet on a cache line
+    FRAME_SIZE = 65536 + 1024
+    TRAIN_SIZE = 262144              # ESP datagrams that wait to be sent
+    TRAIN_FLUSH = 49152              # from here on they are sent before the next read: they are still in the cache
+    TRAIN_MAX = 65507                # octets of one UDP message (IPv4)
+    TRAIN_SEGMENTS = 64              # UDP_MAX_SEGMENTS of kernels before 6.9
+    MESSAGES = 64
+    RX_SLOT = 66240                  # 65536 and a stride that does not map all slots onto the same cache sets
+    RX_WIDE = 64                     # messages per recvmmsg while they hold single datagrams
+    RX_DEEP = 8                      # while they hold trains
+    PLAIN_SIZE = 393216              # decrypted packets that wait to be written
+    PLAIN_FLUSH = 98304
+    CONTROL_SIZE = 128               # control data of a message
+    INBOX_SIZE = 262144
+    SOCKETS = 4
+    UDP4 = 0
+    UDP6 = 1
+    RAW4 = 2
+    RAW6 = 3
+    EVENT_DEVICE_LOST = 7
+    RUN_MORE = 1
+    RUN_BLOCKED = 2
+    RUN_DEVICE_LOST = 4
+    FULL_BATCH = 64
+
+cdef enum:
+    TUN_RX_FRAMES, TUN_RX_PACKETS, TUN_RX_BYTES
+    TUN_TX_FRAMES, TUN_TX_PACKETS, TUN_TX_BYTES
+    NET_RX_MESSAGES, NET_RX_DATAGRAMS, NET_RX_BYTES, NET_RX_CALLS
+    NET_TX_MESSAGES, NET_TX_DATAGRAMS, NET_TX_BYTES, NET_TX_CALLS
+    BYPASS_TX_PACKETS, ICMP_TX_PACKETS, KEEPALIVES, CONTROL_DATAGRAMS, CONTROL_LOST
+    GSO_FALLBACKS, TUN_GSO_FALLBACKS, PATH_MTU_CHANGES, SOCKET_FULL, WAKEUPS
+    COUNTERS
+
+# Datagrams to one peer that leave with one call: all of `unit` octets but the last.
+cdef struct Message:
+    Sa *sa
+    Endpoint *endpoint
+    uint32_t offset
+    uint32_t length
+    uint32_t unit
+    uint32_t count
+    uint8_t tos
+    uint8_t df
+    uint8_t socket
+    uint8_t closed
+
+# A datagram for the event loop, in the inbox; `length` octets follow.
+cdef struct InboxRecord:
+    uint32_t size                    # of record and datagram, rounded up to 8; 0: go on at the start
+    uint32_t length
+    int fd
+    uint8_t version                  # 0: no source
+    uint8_t local_version
+    uint16_t port
+    uint8_t source[16]
+    uint8_t local[16]
+
+cdef struct PumpState:
+    Worker *worker
+    Sink sink
+    int tun_fd
+    int sockets[SOCKETS]
+    int bypass[2]
+    int event_fd
+    uint32_t mark
+    uint8_t vnet_hdr
+    uint8_t udp_gso
+    uint8_t connected                # sockets have one peer: no addresses, no control data
+    uint8_t read_raw
+    uint8_t device_lost
+    uint8_t deep                     # the last receive brought trains
+    uint8_t df_state[SOCKETS]        # 0 unknown, 1 clear, 2 set
+    int blocked                      # socket index + 1 that refused for want of room
+    uint64_t gso_retry_ns            # when UDP_SEGMENT is tried again after it failed
+    uint64_t told                    # events and datagrams announced so far
+    uint8_t *frame
+    uint8_t *train
+    uint32_t train_used
+    uint32_t n_messages
+    Message messages[MESSAGES]
+    Endpoint kept[MESSAGES]          # of messages that wait for room in the socket: theirs may be freed meanwhile
+    mmsghdr out[MESSAGES]
+    iovec out_iov[MESSAGES]
+    uint8_t *out_control
+    uint8_t *slots
+    uint8_t *names
+    uint8_t *in_control
+    mmsghdr incoming[RX_WIDE]
+    iovec in_iov[RX_WIDE]
+    uint8_t *plain
+    uint32_t plain_used
+    Coalescer *coalescer
+    uint8_t *inbox
+    uint64_t inbox_head              # octets written since the start
+    uint64_t inbox_tail
+    uint64_t counters[COUNTERS]
+
+# --- out: datagrams into messages, messages into the socket -----------------------------------------------------------
+
+cdef inline uint8_t *pump_room(void *owner, uint32_t length) noexcept nogil:
+    cdef PumpState *p = <PumpState *>owner
+    if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE:
+        pump_flush(p)
+        if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE:
+            return NULL
+    return p.train + p.train_used
+
+cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t length, uint8_t tos, bint df) noexcept nogil:
+    cdef PumpState *p = <PumpState *>owner
+    cdef Message *m
+    if p.n_messages:
+        m = &p.messages[p.n_messages - 1]
+        if (not m.closed and m.endpoint == endpoint and m.sa == sa and m.tos == tos and m.df == df and length <= m.unit
+                and m.length + length <= TRAIN_MAX):
+            m.length += length
+            m.count += 1
+            m.closed = length < m.unit or m.count == TRAIN_SEGMENTS
+            p.train_used += length
+            return
+    m = &p.messages[p.n_messages]
+    p.n_messages += 1
+    m.sa = sa
+    m.endpoint = endpoint
+    m.offset = p.train_used
+    m.length = length
+    m.unit = length
+    m.count = 1
+    m.tos = tos
+    m.df = df
+    m.socket = <uint8_t>((UDP4 if endpoint.encap else RAW4) + (0 if endpoint.version == 4 else 1))
+    m.closed = not (p.udp_gso and endpoint.encap)
+    p.train_used += length
+
+cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
+    cdef Message *m = &p.messages[i]
+    cdef msghdr *h = &p.out[i].msg_hdr
+    p.out_iov[i].iov_base = p.train + m.offset
+    p.out_iov[i].iov_len = m.length
+    h.msg_iov = &p.out_iov[i]
+    h.msg_iovlen = 1
+    h.msg_flags = 0
+    h.msg_name = NULL
+    h.msg_namelen = 0
+    h.msg_control = NULL
+    h.msg_controllen = 0
+    if not p.connected:
+        h.msg_name = m.endpoint.address
+        h.msg_namelen = m.endpoint.address_len
+        h.msg_control = p.out_control + i * CONTROL_SIZE
+        h.msg_controllen = message_write(
+            <uint8_t *>h.msg_control, <uint16_t>m.unit if m.count > 1 else 0, m.endpoint.version, m.tos,
+            m.endpoint.local if m.endpoint.pin_source else NULL)
+        if h.msg_controllen == 0:
+            h.msg_control = NULL
+
+cdef inline void message_done(PumpState *p, const Message *m) noexcept nogil:
+    p.counters[NET_TX_MESSAGES] += 1
+    p.counters[NET_TX_DATAGRAMS] += m.count
+    p.counters[NET_TX_BYTES] += m.length
+
+# The kernel, or a device on the way, would not take the train: its datagrams go one by one.
+cdef inline void message_send_each(PumpState *p, Message *m, int fd) noexcept nogil:
+    cdef msghdr h
+    cdef iovec piece
+    cdef uint8_t control[CONTROL_SIZE]
+    cdef uint32_t at = 0
+    cdef uint32_t n
+    memset(&h, 0, sizeof(h))
+    h.msg_iov = &piece
+    h.msg_iovlen = 1
+    if not p.connected:
+        h.msg_name = m.endpoint.address
+        h.msg_namelen = m.endpoint.address_len
+        h.msg_controllen = message_write(control, 0, m.endpoint.version, m.tos,
+                                         m.endpoint.local if m.endpoint.pin_source else NULL)
+        h.msg_control = control if h.msg_controllen else NULL
+    while at < m.length:
+        n = m.unit if m.length - at > m.unit else m.length - at
+        piece.iov_base = p.train + m.offset + at
+        piece.iov_len = n
+        p.counters[NET_TX_CALLS] += 1
+        if sendmsg(fd, &h, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
+            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, 1)
+        else:
+            p.counters[NET_TX_MESSAGES] += 1
+            p.counters[NET_TX_DATAGRAMS] += 1
+            p.counters[NET_TX_BYTES] += n
+        at += n
+
+# EMSGSIZE: the path became narrower. The next packets are measured against what the kernel knows now (RFC 4301 section 8.2).
+cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
+    cdef Endpoint *e = m.endpoint
+    cdef uint32_t mtu
+    if m.sa == NULL:
+        return False
+    mtu = path_mtu_to(e.address, e.address_len, e.version, p.mark)
+    if mtu == 0 or mtu >= e.path_mtu:
+        return False
+    if mtu < 576:
+        mtu = 576
+    e.path_mtu = mtu
+    e.inner_mtu = sa_inner_mtu(m.sa, e)
+    e.learned_until_ns = p.worker.now_ns + <uint64_t>600 * 1000000000   # RFC 1191 section 6.3: ten minutes
+    p.counters[PATH_MTU_CHANGES] += 1
+    return True
+
+# What becomes of a message that the socket refused, errno `error`.
+cdef inline void message_failed(PumpState *p, Message *m, int fd, int error) noexcept nogil:
+    if error == EMSGSIZE:
+        learn_path_mtu(p, m)
+    elif (error == EIO or error == EINVAL) and m.count > 1:
+        # no checksum offload on the way out (before Linux 6.11), or a kernel that will not segment here
+        p.udp_gso = False
+        p.gso_retry_ns = p.worker.now_ns + <uint64_t>60 * 1000000000
+        p.counters[GSO_FALLBACKS] += 1
+        message_send_each(p, m, fd)
+        return
+    drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, m.count)
+
+cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexcept nogil:
+    cdef uint8_t wanted = 2 if m.df else 1
+    if p.df_state[m.socket] != wanted and not p.connected:
+        socket_set_df(fd, m.endpoint.version, m.df)
+        p.df_state[m.socket] = wanted
+
+# Sends what waits. If the socket is full, the rest stays and p.blocked says which socket.
+cdef inline void pump_flush(PumpState *p) noexcept nogil:
+    cdef uint32_t i, run
+    cdef int sent, fd, error
+    cdef Message *m
+    i = 0
+    p.blocked = 0
+    for run in range(p.n_messages):
+        message_prepare(p, run)
+    while i < p.n_messages:
+        m = &p.messages[i]
+        fd = p.sockets[m.socket]
+        if fd < 0:
+            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, m.count)
+            i += 1
+            continue
+        if m.sa != NULL and m.endpoint.learned_until_ns and p.worker.now_ns > m.endpoint.learned_until_ns:
+            m.endpoint.learned_until_ns = 0
+            m.endpoint.path_mtu = m.endpoint.configured_mtu
+            m.endpoint.inner_mtu = sa_inner_mtu(m.sa, m.endpoint)
+        message_adopt_df(p, m, fd)
+        run = 1
+        while (i + run < p.n_messages and p.messages[i + run].socket == m.socket and p.messages[i + run].df == m.df):
+            run += 1
+        p.counters[NET_TX_CALLS] += 1
+        sent = sendmmsg(fd, &p.out[i], run, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent > 0:
+            for run in range(<uint32_t>sent):
+                message_done(p, &p.messages[i + run])
+            i += <uint32_t>sent
+            continue
+        error = errno
+        if error == EINTR:
+            continue
+        if error == EAGAIN:
+            p.blocked = m.socket + 1
+            p.counters[SOCKET_FULL] += 1
+            break
+        message_failed(p, m, fd, error)
+        i += 1
+    if i == p.n_messages:
+        p.n_messages = 0
+        p.train_used = 0
+    elif i:
+        # what could not be sent keeps its place in the train
+        for run in range(p.n_messages - i):
+            memcpy(&p.messages[run], &p.messages[run + i], sizeof(Message))
+        p.n_messages -= i
+    if p.blocked:
+        pump_keep(p)
+
+# Between two batches the control plane may free SAs and endpoints: what waits must not refer to them.
+cdef inline void pump_keep(PumpState *p) noexcept nogil:
+    cdef uint32_t i
+    cdef Message *m
+    for i in range(p.n_messages):
+        m = &p.messages[i]
+        if m.sa != NULL:
+            memcpy(&p.kept[i], m.endpoint, sizeof(Endpoint))
+            m.endpoint = &p.kept[i]
+            m.sa = NULL
+
+cdef inline void pump_reply(void *owner, uint8_t *packet, uint32_t length) noexcept nogil:
+    cdef PumpState *p = <PumpState *>owner
+    cdef VnetHdr vnet
+    cdef iovec pieces[2]
+    memset(&vnet, 0, sizeof(vnet))
+    pieces[0].iov_base = &vnet
+    pieces[0].iov_len = VNET_HDR_SIZE
+    pieces[1].iov_base = packet
+    pieces[1].iov_len = length
+    if writev(p.tun_fd, &pieces[0 if p.vnet_hdr else 1], 2 if p.vnet_hdr else 1) >= 0:
+        p.counters[ICMP_TX_PACKETS] += 1
+
+# A BYPASS packet leaves as it is, through a raw socket that the routes into the tunnel do not hold for.
+cdef inline int pump_clear(void *owner, uint8_t *packet, const PacketInfo *info) noexcept nogil:
+    cdef PumpState *p = <PumpState *>owner
+    cdef int fd = p.bypass[0 if info.version == 4 else 1]
+    cdef uint8_t address[28]
+    cdef uint16_t family = <uint16_t>(AF_INET if info.version == 4 else AF_INET6)
+    if fd < 0:
+        return -1
+    memset(address, 0, 28)
+    memcpy(address, &family, 2)
+    memcpy(address + (4 if info.version == 4 else 8), info.dst, 4 if info.version == 4 else 16)
+    if send_to(fd, packet, info.length, address, 16 if info.version == 4 else 28) < 0:
+        return -1
+    p.counters[BYPASS_TX_PACKETS] += 1
+    return 0
+
+# Reads the TUN device up to `budget` times. RUN_* bits.
+cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
+    cdef uint8_t *packet = p.frame + FRAME_HEAD
+    cdef uint8_t *start = packet - (VNET_HDR_SIZE if p.vnet_hdr else 0)
+    cdef Worker *w = p.worker
+    cdef SpdTable *spd
+    cdef VnetHdr *vnet = <VnetHdr *>start if p.vnet_hdr else NULL
+    cdef ssize_t n
+    cdef int result = 0
+    cdef uint32_t head = VNET_HDR_SIZE if p.vnet_hdr else 0
+    if p.device_lost:
+        return RUN_DEVICE_LOST
+    worker_enter(w)
+    w.now_ns = monotonic_ns()
+    spd = <SpdTable *>load_ptr(&w.shared.spd)
+    if not p.udp_gso and p.gso_retry_ns and w.now_ns > p.gso_retry_ns:
+        p.udp_gso = True
+        p.gso_retry_ns = 0
+    if p.n_messages:
+        pump_flush(p)
+    while not p.blocked:
+        if budget == 0:
+            result = RUN_MORE
+            break
+        budget -= 1
+        n = read(p.tun_fd, start, head + 65535)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            # EIO: the device is down. EBADFD: it is gone, and so is this descriptor
+            if errno == EBADFD or errno == ENODEV:
+                p.device_lost = True
+                event_push(w, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
+                result = RUN_DEVICE_LOST
+            break
+        if n <= <ssize_t>head:
+            if n == 0:
+                break
+            drop(w, NULL, DROP_OUT_HDR_ERROR, 1)
+            p.counters[TUN_RX_PACKETS] += 1
+            continue
+        n -= head
+        p.counters[TUN_RX_FRAMES] += 1
+        p.counters[TUN_RX_BYTES] += <uint64_t>n
+        p.counters[TUN_RX_PACKETS] += outbound_frame(w, spd, &p.sink, vnet, packet, <uint32_t>n)
+        if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
+            pump_flush(p)
+    if p.n_messages and not p.blocked:
+        pump_flush(p)
+    worker_leave(w)
+    pump_announce(p)
+    return result | (RUN_BLOCKED if p.blocked else 0)
+
+# --- in: messages into datagrams, packets into superframes, superframes into the device ---------------------------------
+
+# The device would not take a superframe: its packets go one by one, and no more are made.
+cdef inline void write_each(PumpState *p, Superframe *frame) noexcept nogil:
+    cdef VnetHdr vnet
+    cdef iovec pieces[2]
+    cdef uint32_t k, length
+    memset(&vnet, 0, sizeof(vnet))
+    pieces[0].iov_base = &vnet
+    pieces[0].iov_len = VNET_HDR_SIZE
+    for k in range(frame.segments):
+        pieces[1].iov_base = superframe_packet(frame, k, &length)
+        pieces[1].iov_len = length
+        if writev(p.tun_fd, &pieces[0 if p.vnet_hdr else 1], 2 if p.vnet_hdr else 1) < 0:
+            drop(p.worker, NULL, DROP_IN_DEVICE_ERROR, 1)
+        else:
+            p.counters[TUN_TX_FRAMES] += 1
+            p.counters[TUN_TX_PACKETS] += 1
+            p.counters[TUN_TX_BYTES] += length
+
+cdef inline void pump_write(PumpState *p) noexcept nogil:
+    cdef Coalescer *c = p.coalescer
+    cdef Superframe *frame
+    cdef iovec *pieces = NULL
+    cdef uint32_t i, n
+    cdef ssize_t done
+    for i in range(c.used):
+        frame = &c.frames[i]
+        n = coalesce_pieces(c, i, &pieces)
+        while True:
+            done = writev(p.tun_fd, pieces, <int>n)
+            if done >= 0 or errno != EINTR:
+                break
+        if done >= 0:
+            p.counters[TUN_TX_FRAMES] += 1
+            p.counters[TUN_TX_PACKETS] += frame.segments
+            p.counters[TUN_TX_BYTES] += <uint64_t>done - (VNET_HDR_SIZE if p.vnet_hdr else 0)
+        elif errno == EINVAL and frame.segments > 1:
+            if frame.protocol == 6:
+                c.tcp_on = False
+            else:
+                c.udp_on = False
+            p.counters[TUN_GSO_FALLBACKS] += 1
+            write_each(p, frame)
+        else:
+            if errno == EBADFD or errno == ENODEV:
+                if not p.device_lost:
+                    p.device_lost = True
+                    event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
+            drop(p.worker, NULL, DROP_IN_DEVICE_ERROR, frame.segments)
+    coalesce_reset(c)
+    p.plain_used = 0
+
+# Not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker).
+cdef inline void inbox_put(PumpState *p, const uint8_t *data, uint32_t length, int fd, const Source *source,
+                           const message_facts *facts) noexcept nogil:
+    cdef uint32_t size = (<uint32_t>sizeof(InboxRecord) + length + 7) & ~<uint32_t>7
+    cdef uint64_t at = p.inbox_head % INBOX_SIZE
+    cdef uint64_t skip = 0
+    cdef uint32_t end = 0
+    cdef InboxRecord *r
+    if at + size > INBOX_SIZE:
+        skip = INBOX_SIZE - at
+    if p.inbox_head + skip + size - load_u64(&p.inbox_tail) > INBOX_SIZE:
+        p.counters[CONTROL_LOST] += 1
+        return
+    if skip:
+        memcpy(p.inbox + at, &end, 4)
+        at = 0
+    r = <InboxRecord *>(p.inbox + at)
+    r.size = size
+    r.length = length
+    r.fd = fd
+    r.version = source.version
+    r.port = source.port
+    memcpy(r.source, source.address, 16)
+    r.local_version = facts.local_known
+    memcpy(r.local, facts.local, 16)
+    memcpy(p.inbox + at + sizeof(InboxRecord), data, length)
+    store_u64(&p.inbox_head, p.inbox_head + skip + size)
+    p.counters[CONTROL_DATAGRAMS] += 1
+
+cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, const uint8_t *data, uint32_t length,
+                               const Source *source, const message_facts *facts) noexcept nogil:
+    cdef PacketInfo info
+    cdef Sa *sa
+    cdef uint8_t *plain
+    p.counters[NET_RX_DATAGRAMS] += 1
+    if which == UDP4 or which == UDP6:
+        if length == 1 and data[0] == 0xFF:
+            p.counters[KEEPALIVES] += 1          # RFC 3948 section 2.3
+            return
+        if length >= 4 and be32(data) == 0:
+            inbox_put(p, data, length, p.sockets[which], source, facts)
+            return
+    if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:
+        pump_write(p)
+    plain = p.plain + p.plain_used
+    if inbound(p.worker, sad, data, length, facts.tos, source, plain, &info, &sa) != DROP_NONE:
+        return
+    if coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, &info) == COALESCE_FULL:
+        pump_write_keep(p, &info)
+    p.plain_used += (length + INBOUND_ROOM + 63) & ~<uint32_t>63
+
+# The coalescer is full: everything before this packet is written; the packet stays where it is.
+cdef inline void pump_write_keep(PumpState *p, PacketInfo *info) noexcept nogil:
+    cdef uint32_t used = p.plain_used
+    pump_write(p)
+    p.plain_used = used
+    coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, info)
+
+cdef inline void read_source(const msghdr *h, Source *source) noexcept nogil:
+    cdef const uint8_t *name = <const uint8_t *>h.msg_name
+    cdef uint16_t family = 0
+    memset(source, 0, sizeof(Source))
+    if h.msg_namelen < 8:
+        return
+    memcpy(&family, name, 2)
+    source.port = be16(name + 2)
+    if family == AF_INET and h.msg_namelen >= 16:
+        source.version = 4
+        memcpy(source.address, name + 4, 4)
+    elif family == AF_INET6 and h.msg_namelen >= 28:
+        source.version = 6
+        memcpy(source.address, name + 8, 16)
+
+# One message: a datagram, a train of them, or an IP packet from a raw IPv4 socket.
+cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i) noexcept nogil:
+    cdef msghdr *h = &p.incoming[i].msg_hdr
+    cdef uint8_t *data = p.slots + <size_t>i * RX_SLOT
+    cdef uint32_t length = p.incoming[i].msg_len
+    cdef uint32_t unit, n
+    cdef Source source
+    cdef message_facts facts
+    p.counters[NET_RX_MESSAGES] += 1
+    p.counters[NET_RX_BYTES] += length
+    message_read(h, &facts)
+    read_source(h, &source)
+    if h.msg_flags & MSG_TRUNC or length > RX_SLOT:
+        p.counters[NET_RX_DATAGRAMS] += 1
+        drop(p.worker, NULL, DROP_IN_BUFFER_ERROR, 1)
+        return
+    if which == RAW4:
+        # a raw IPv4 socket gives the header too; the kernel has checked and reassembled
+        n = (data[0] & 15) * 4
+        if length < 20 or n < 20 or n > length:
+            p.counters[NET_RX_DATAGRAMS] += 1
+            drop(p.worker, NULL, DROP_IN_HDR_ERROR, 1)
+            return
+        facts.tos = data[1]
+        data += n
+        length -= n
+    if which == RAW4 or which == RAW6:
+        source.port = 0
+    unit = facts.segment if facts.segment and facts.segment < length else length
+    if unit == 0:
+        p.counters[NET_RX_DATAGRAMS] += 1
+        drop(p.worker, NULL, DROP_IN_HDR_ERROR, 1)
+        return
+    while length:
+        n = unit if unit < length else length
+        pump_datagram(p, sad, which, data, n, &source, &facts)
+        data += n
+        length -= n
+    if p.plain_used >= PLAIN_FLUSH:
+        pump_write(p)
+
+# Receives from one socket up to `budget` times. RUN_* bits.
+cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept nogil:
+    cdef Worker *w = p.worker
+    cdef SadTable *sad
+    cdef int got, i
+    cdef int width
+    cdef int result = 0
+    cdef uint64_t before
+    worker_enter(w)
+    w.now_ns = monotonic_ns()
+    sad = <SadTable *>load_ptr(&w.shared.sad)
+    while True:
+        if budget == 0:
+            result = RUN_MORE
+            break
+        budget -= 1
+        width = RX_DEEP if p.deep else RX_WIDE
+        for i in range(width):
+            p.incoming[i].msg_hdr.msg_namelen = 28
+            p.incoming[i].msg_hdr.msg_controllen = CONTROL_SIZE
+            p.incoming[i].msg_hdr.msg_flags = 0
+        p.counters[NET_RX_CALLS] += 1
+        got = recvmmsg(p.sockets[which], p.incoming, <unsigned int>width, MSG_DONTWAIT, NULL)
+        if got < 0:
+            # an ICMP error of some earlier datagram (ECONNREFUSED, EHOSTUNREACH, ...) says nothing about the socket:
+            # it is taken from the queue by being read, and says nothing that is authenticated
+            if errno == EAGAIN or errno == EPIPE or errno == EBADF:
+                break
+            continue
+        if got == 0:
+            break
+        before = p.counters[NET_RX_DATAGRAMS]
+        for i in range(got):
+            pump_message(p, sad, which, <uint32_t>i)
+        p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
+        pump_write(p)
+        if got < width:
+            break
+    worker_leave(w)
+    pump_announce(p)
+    return result | (RUN_DEVICE_LOST if p.device_lost else 0)
+
+# Wakes the event loop if there is something new for it.
+cdef inline void pump_announce(PumpState *p) noexcept nogil:
+    cdef uint64_t now = p.worker.events.head + p.inbox_head
+    cdef uint64_t one = 1
+    if now != p.told and p.event_fd >= 0:
+        p.told = now
+        write(p.event_fd, &one, 8)
+
+# A worker thread: runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
+# again for so long after the last packet before it sleeps.
+cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) noexcept nogil:
+    cdef pollfd fds[SOCKETS + 2]
+    cdef int which[SOCKETS + 2]
+    cdef int n, i, flags, ready
+    cdef bint more = False
+    cdef uint64_t quiet_since = 0
+    cdef uint64_t before
+    while True:
+        n = 0
+        fds[n].fd = stop_fd
+        fds[n].events = <short>POLLIN
+        n += 1
+        for i in range(SOCKETS):
+            if p.sockets[i] >= 0 and (i < RAW4 or p.read_raw):
+                fds[n].fd = p.sockets[i]
+                fds[n].events = <short>(POLLIN | (POLLOUT if p.blocked == i + 1 else 0))
+                which[n] = i
+                n += 1
+        if not p.device_lost and not p.blocked:
+            fds[n].fd = p.tun_fd
+            fds[n].events = <short>POLLIN
+            which[n] = -1
+            n += 1
+        ready = poll(fds, <unsigned long>n, 0 if more else -1)
+        p.counters[WAKEUPS] += 1
+        if fds[0].revents:
+            return
+        before = p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES]
+        more = False
+        for i in range(1, n):
+            if not fds[i].revents:
+                continue
+            if which[i] < 0:
+                flags = pump_tun(p, 16)
+            else:
+                flags = 0
+                if fds[i].revents & ~POLLOUT:
+                    flags = pump_socket(p, which[i], 4)
+                if fds[i].revents & POLLOUT:
+                    flags |= pump_tun(p, 16)
+            if flags & RUN_MORE:
+                more = True
+        if busy_poll_ns:
+            if p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES] != before:
+                quiet_since = p.worker.now_ns
+            more = more or monotonic_ns() - quiet_since < busy_poll_ns

@@ -1,0 +1,290 @@
+# A Security Association as the data path sees it, and ESP on a single packet: SPI to ICV and back (RFC 4303).
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, store_u32, swap_u32
+from ipsec.fast.crypto cimport (
+    CRYPTO_memcmp, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
+    EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex,
+    EVP_EncryptUpdate, AeadOpen, AeadSeal, Mac, mac_run)
+from ipsec.fast.drops cimport DROP_OUT_STATE_EXPIRED, DROP_OUT_STATE_SEQ_ERROR, DROP_REASONS
+from ipsec.fast.packet cimport be32, put32
+from ipsec.fast.replay cimport Replay
+from ipsec.fast.spd cimport SelectorPairC
+
+cdef enum Kind:
+    KIND_AEAD = 0    # GCM, CCM, ChaCha20-Poly1305
+    KIND_GMAC = 1
+    KIND_CBC = 2     # with a MAC
+    KIND_CTR = 3     # with a MAC
+    KIND_NULL = 4    # with a MAC
+
+cdef enum:
+    ESP_HEADER = 8
+    TRAILER_ROOM = 300     # octets that may be written after a packet: 255 of padding, 2 of trailer, rounded up
+    MODE_TUNNEL = 0
+    MODE_TRANSPORT = 1
+    DIRECTION_IN = 0
+    DIRECTION_OUT = 1
+    DF_COPY = 0
+    DF_SET = 1
+    DF_CLEAR = 2
+
+# Where an SA's packets go. Replaced as a whole when the peer moves, so that a reader never sees half of two.
+cdef struct Endpoint:
+    uint8_t address[28]        # sockaddr_in or sockaddr_in6 of the peer
+    uint32_t address_len
+    uint8_t local[16]          # source address, 4 or 16 octets
+    uint8_t remote[16]
+    uint16_t remote_port       # UDP, 0 for raw ESP; host order
+    uint8_t version            # outer
+    uint8_t encap              # UDP
+    uint8_t pin_source         # the source address is given, not left to routing
+    uint32_t path_mtu
+    uint32_t inner_mtu
+    uint32_t configured_mtu
+    uint64_t learned_until_ns  # path_mtu was learned from the network and holds until then; 0: it is the configured one
+
+cdef struct Sa:
+    # what every packet reads
+    uint32_t spi
+    uint32_t id
+    uint8_t direction
+    uint8_t mode
+    uint8_t kind
+    uint8_t esn
+    uint8_t iv_len
+    uint8_t icv_len
+    uint8_t block
+    uint8_t salt_len
+    uint8_t salt[4]
+    uint8_t implicit_iv
+    uint8_t df
+    uint8_t copy_dscp
+    uint8_t copy_ecn
+    uint8_t follow_peer
+    uint8_t dead               # removed: let nothing more through
+    uint8_t shared             # several workers may hold it: take the lock
+    uint32_t lock
+    int32_t tfc
+    AeadSeal aead_seal
+    AeadOpen aead_open
+    void **keys                # per worker: an expanded key (all the same) or a libcrypto context
+    Mac *macs                  # per worker
+    Endpoint *endpoint         # load with load_ptr
+    # outbound
+    uint64_t seq               # last number used
+    uint64_t seq_limit         # last number that may be used
+    uint64_t seq_soft          # at this number the control plane is told
+    uint64_t packets_soft_seq  # the same for the soft packet limit; 0: none
+    uint8_t seq_limit_is_lifetime
+    uint8_t told               # events already raised, one bit per EventKind
+    # inbound
+    Replay replay
+    uint32_t selector_count
+    SelectorPairC *selectors
+    # accounting
+    uint64_t packets
+    uint64_t bytes
+    uint64_t bytes_soft
+    uint64_t bytes_hard
+    uint64_t packets_soft
+    uint64_t packets_hard
+    uint64_t last_use_ns
+    uint64_t drops[DROP_REASONS]
+    # for the owner
+    uint32_t reqid
+    uint32_t workers
+    size_t key_size            # of an expanded key, 0 for libcrypto contexts
+    void *key_memory
+
+cdef inline void sa_lock(Sa *sa) noexcept nogil:
+    if sa.shared:
+        while swap_u32(&sa.lock, 1):
+            pause()
+
+cdef inline void sa_unlock(Sa *sa) noexcept nogil:
+    if sa.shared:
+        store_u32(&sa.lock, 0)
+
+# Octets from SPI to ICV for so many octets of payload (RFC 4303 section 2).
+cdef inline uint32_t esp_length(const Sa *sa, uint32_t payload) noexcept nogil:
+    return ESP_HEADER + sa.iv_len + esp_padded(sa, payload) + sa.icv_len
+
+cdef inline uint32_t esp_padded(const Sa *sa, uint32_t payload) noexcept nogil:
+    cdef uint32_t n = payload + 2
+    return (n + sa.block - 1) & ~(<uint32_t>sa.block - 1)
+
+# The longest IP packet whose ESP packet fits into the path MTU.
+cdef inline uint32_t sa_inner_mtu(const Sa *sa, const Endpoint *e) noexcept nogil:
+    cdef uint32_t outer = 20 if e.version == 4 else 40
+    cdef uint32_t room = e.path_mtu - outer - (8 if e.encap else 0) - ESP_HEADER - sa.iv_len - sa.icv_len
+    room = (room & ~(<uint32_t>sa.block - 1)) - 2
+    return room + outer if sa.mode == MODE_TRANSPORT else room
+
+# Pad, pad length and next header after a payload (RFC 4303 sections 2.4 to 2.6). The new length.
+cdef inline uint32_t esp_trailer(const Sa *sa, uint8_t *payload, uint32_t length, uint8_t next_header) noexcept nogil:
+    cdef uint32_t padded = esp_padded(sa, length)
+    cdef uint32_t pad = padded - length - 2
+    cdef uint32_t i
+    for i in range(pad):
+        payload[length + i] = <uint8_t>(i + 1)
+    payload[padded - 2] = <uint8_t>pad
+    payload[padded - 1] = next_header
+    return padded
+
+# Reserves up to n sequence numbers; how many, with the first one in *first. Never passes the limit, whatever the threads do:
+# a number given twice would be an IV used twice (RFC 4303 section 3.3.3).
+cdef inline uint32_t sa_reserve(Sa *sa, uint32_t n, uint64_t *first) noexcept nogil:
+    cdef uint64_t used = load_u64(&sa.seq)
+    cdef uint64_t left
+    while True:
+        left = sa.seq_limit - used
+        if left < n:
+            n = <uint32_t>left
+            if n == 0:
+                return 0
+        if cas_u64(&sa.seq, &used, used + n):
+            first[0] = used + 1
+            return n
+
+# Authenticated data of an AEAD: SPI and sequence number, with its high word between them under ESN (RFC 4106 section 5).
+cdef inline uint32_t esp_aad(const Sa *sa, uint64_t seq, uint8_t *aad) noexcept nogil:
+    put32(aad, sa.spi)
+    if sa.esn:
+        put32(aad + 4, <uint32_t>(seq >> 32))
+        put32(aad + 8, <uint32_t>seq)
+        return 12
+    put32(aad + 4, <uint32_t>seq)
+    return 8
+
+# The IV of a counter mode is the sequence number: unique for as long as the number is (RFC 8750, RFC 4106 section 3.1).
+cdef inline void esp_nonce(const Sa *sa, const uint8_t *iv, uint64_t seq, uint8_t *nonce) noexcept nogil:
+    memcpy(nonce, sa.salt, sa.salt_len)
+    if iv != NULL:
+        memcpy(nonce + sa.salt_len, iv, 8)
+    else:
+        put32(nonce + sa.salt_len, <uint32_t>(seq >> 32))
+        put32(nonce + sa.salt_len + 4, <uint32_t>seq)
+
+# RFC 4543: everything is authenticated, nothing is enciphered. Runs AES-GCM over associated data alone.
+cdef inline int gmac_tag(void *key, bint decrypt, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len,
+                         const uint8_t *body, uint32_t body_len, uint8_t *tag) noexcept nogil:
+    cdef EVP_CIPHER_CTX *ctx = <EVP_CIPHER_CTX *>key
+    cdef int n = 0
+    cdef uint8_t none[16]
+    if EVP_EncryptInit_ex(ctx, NULL, NULL, NULL, nonce) != 1:
+        return -1
+    if EVP_EncryptUpdate(ctx, NULL, &n, aad, <int>aad_len) != 1 or EVP_EncryptUpdate(ctx, NULL, &n, body, <int>body_len) != 1:
+        return -1
+    if EVP_EncryptFinal_ex(ctx, none, &n) != 1:
+        return -1
+    return 0 if EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, 16, tag) == 1 else -1
+
+# Counter block of RFC 3686 section 4, or the CBC nonce block: the number as a big-endian integer of the block's size.
+cdef inline void ctr_block(const Sa *sa, const uint8_t *iv, uint8_t *block) noexcept nogil:
+    memcpy(block, sa.salt, 4)
+    memcpy(block + 4, iv, 8)
+    put32(block + 12, 1)
+
+# Protects `length` octets (payload with trailer) into out: SPI, sequence number, IV, ciphertext, ICV. Total, or -1.
+cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *plain, uint32_t length,
+                         uint8_t *out) noexcept nogil:
+    cdef uint8_t aad[12]
+    cdef uint8_t nonce[16]
+    cdef uint8_t *iv = out + ESP_HEADER
+    cdef uint8_t *body = iv + sa.iv_len
+    cdef uint8_t *icv = body + length
+    cdef uint32_t aad_len
+    cdef int n = 0
+    put32(out, sa.spi)
+    put32(out + 4, <uint32_t>seq)
+    if sa.kind == KIND_AEAD:
+        aad_len = esp_aad(sa, seq, aad)
+        esp_nonce(sa, NULL, seq, nonce)
+        if sa.iv_len:
+            memcpy(iv, nonce + sa.salt_len, 8)
+        if sa.aead_seal(sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv, sa.icv_len) != 0:
+            return -1
+        return <int>(icv + sa.icv_len - out)
+    if sa.kind == KIND_GMAC:
+        aad_len = esp_aad(sa, seq, aad)
+        esp_nonce(sa, NULL, seq, nonce)
+        memcpy(iv, nonce + sa.salt_len, 8)
+        memcpy(body, plain, length)
+        if gmac_tag(sa.keys[worker], False, nonce, aad, aad_len, iv, length + 8, icv) != 0:
+            return -1
+        return <int>(icv + sa.icv_len - out)
+    if sa.kind == KIND_CBC:
+        # a unique nonce enciphered under the same key is an unpredictable IV (SP 800-38A appendix C, method 1):
+        # CBC from a zero IV makes it the first block of the ciphertext
+        memset(nonce, 0, 16)
+        if EVP_EncryptInit_ex(<EVP_CIPHER_CTX *>sa.keys[worker], NULL, NULL, NULL, nonce) != 1:
+            return -1
+        put32(nonce + sa.iv_len - 8, <uint32_t>(seq >> 32))
+        put32(nonce + sa.iv_len - 4, <uint32_t>seq)
+        if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], iv, &n, nonce, sa.iv_len) != 1:
+            return -1
+        if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], body, &n, plain, <int>length) != 1:
+            return -1
+    elif sa.kind == KIND_CTR:
+        put32(iv, <uint32_t>(seq >> 32))
+        put32(iv + 4, <uint32_t>seq)
+        ctr_block(sa, iv, nonce)
+        if EVP_EncryptInit_ex(<EVP_CIPHER_CTX *>sa.keys[worker], NULL, NULL, NULL, nonce) != 1:
+            return -1
+        if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], body, &n, plain, <int>length) != 1:
+            return -1
+    else:
+        memcpy(body, plain, length)
+    put32(aad, <uint32_t>(seq >> 32))
+    # RFC 4303 section 2.2.1: under ESN the high word follows the payload for the ICV, and is not sent
+    if mac_run(&sa.macs[worker], out, <uint32_t>(icv - out), aad, 4 if sa.esn else 0, icv, sa.icv_len) != 0:
+        return -1
+    return <int>(icv + sa.icv_len - out)
+
+# Verifies and deciphers one ESP packet of at least header, IV and ICV. 0, or -1 if the ICV is wrong: then what was
+# written to plain means nothing and must not be used.
+cdef inline int esp_open(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *esp, uint32_t length,
+                         uint8_t *plain) noexcept nogil:
+    cdef uint8_t aad[12]
+    cdef uint8_t nonce[16]
+    cdef uint8_t icv[64]
+    cdef const uint8_t *iv = esp + ESP_HEADER
+    cdef const uint8_t *body = iv + sa.iv_len
+    cdef const uint8_t *their_icv = esp + length - sa.icv_len
+    cdef uint32_t body_len = <uint32_t>(their_icv - body)
+    cdef uint32_t aad_len
+    cdef int n = 0
+    if sa.kind == KIND_AEAD:
+        aad_len = esp_aad(sa, seq, aad)
+        esp_nonce(sa, iv if sa.iv_len else NULL, seq, nonce)
+        return sa.aead_open(sa.keys[worker], nonce, aad, aad_len, body, body_len, plain, their_icv, sa.icv_len)
+    if sa.kind == KIND_GMAC:
+        aad_len = esp_aad(sa, seq, aad)
+        esp_nonce(sa, iv, seq, nonce)
+        if gmac_tag(sa.keys[worker], True, nonce, aad, aad_len, iv, body_len + 8, icv) != 0:
+            return -1
+        if CRYPTO_memcmp(icv, their_icv, sa.icv_len) != 0:
+            return -1
+        memcpy(plain, body, body_len)
+        return 0
+    # encrypt-then-MAC: nothing is deciphered before the ICV is good (RFC 4303 section 3.4.4.1)
+    put32(aad, <uint32_t>(seq >> 32))
+    if mac_run(&sa.macs[worker], esp, length - sa.icv_len, aad, 4 if sa.esn else 0, icv, sa.icv_len) != 0:
+        return -1
+    if CRYPTO_memcmp(icv, their_icv, sa.icv_len) != 0:
+        return -1
+    if sa.kind == KIND_NULL:
+        memcpy(plain, body, body_len)
+        return 0
+    if sa.kind == KIND_CTR:
+        ctr_block(sa, iv, nonce)
+        iv = nonce
+    if sa.kind == KIND_CBC:
+        if EVP_DecryptInit_ex(<EVP_CIPHER_CTX *>sa.keys[worker], NULL, NULL, NULL, iv) != 1:
+            return -1
+        return 0 if EVP_DecryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], plain, &n, body, <int>body_len) == 1 else -1
+    if EVP_EncryptInit_ex(<EVP_CIPHER_CTX *>sa.keys[worker], NULL, NULL, NULL, iv) != 1:
+        return -1
+    return 0 if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], plain, &n, body, <int>body_len) == 1 else -1

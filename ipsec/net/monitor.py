@@ -1,0 +1,84 @@
+"""Hears from the kernel when the tunnel device goes up, down or away (rtnetlink link group), without polling."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from enum import Enum
+
+# linux/rtnetlink.h, linux/if.h
+_RTMGRP_LINK = 1
+_RTM_NEWLINK = 16
+_RTM_DELLINK = 17
+_IFF_UP = 1
+_NLMSG = struct.Struct("=IHHII")
+_IFINFO = struct.Struct("=BxHiII")
+
+
+class Change(Enum):
+    """What happened to the device."""
+
+    UP = "up"
+    DOWN = "down"
+    GONE = "gone"
+
+
+class LinkMonitor:
+    """Watches one interface. Put ``fd`` into the event loop and call ``changes`` when it is readable."""
+
+    def __init__(self, index: int, *, up: bool) -> None:
+        self._index = index
+        self._up = up
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.bind((0, _RTMGRP_LINK))
+
+    @property
+    def fd(self) -> int:
+        """Readable when there may be a change."""
+        return self._socket.fileno()
+
+    def changes(self) -> list[Change]:
+        """What happened since the last call, oldest first."""
+        found: list[Change] = []
+        while True:
+            try:
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                return found
+            except OSError:
+                # ENOBUFS: the kernel dropped messages, and ours may have been one of them
+                found.append(Change.UP if self._exists() else Change.GONE)
+                continue
+            found += self._parse(data)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._socket.close()
+
+    def _exists(self) -> bool:
+        try:
+            socket.if_indextoname(self._index)
+        except OSError:
+            return False
+        return True
+
+    def _parse(self, data: bytes) -> list[Change]:
+        found: list[Change] = []
+        at = 0
+        while at + _NLMSG.size + _IFINFO.size <= len(data):
+            length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
+            if length < _NLMSG.size + _IFINFO.size:
+                break
+            family, _, index, flags, _ = _IFINFO.unpack_from(data, at + _NLMSG.size)
+            # a device that leaves a bridge is a DELLINK of family AF_BRIDGE, and goes nowhere
+            if index == self._index and family == socket.AF_UNSPEC:
+                up = bool(flags & _IFF_UP)
+                if kind == _RTM_DELLINK:
+                    found.append(Change.GONE)
+                elif kind == _RTM_NEWLINK and up != self._up:
+                    self._up = up
+                    found.append(Change.UP if up else Change.DOWN)
+            at += (length + 3) & ~3
+        return found

@@ -1,0 +1,195 @@
+"""Traffic selectors (RFC 4301 section 4.4.1.1, RFC 7296 section 3.13): text form and matching.
+
+Text is what charon logs: ``10.0.0.0/8``, ``10.0.0.1..10.0.0.9``, ``10.1.0.0/16[tcp/http]``, ``::/0[udp/1000-2000]``,
+``10.0.0.0/8[icmp/8]``, ``10.0.0.0/8[icmp/3(4)]``, ``0.0.0.0/0[tcp/OPAQUE]``. ``ipsec.config.selector`` reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, summarize_address_range
+
+from ipsec.errors import ConfigError
+
+IpAddress = IPv4Address | IPv6Address
+
+ICMP, TCP, UDP, ICMPV6, SCTP, UDPLITE, DCCP, MH = 1, 6, 17, 58, 132, 136, 33, 135
+PORT_PROTOCOLS = frozenset((TCP, UDP, SCTP, UDPLITE, DCCP))
+TYPE_PROTOCOLS = frozenset((ICMP, ICMPV6, MH))
+"protocols whose selector is a message type (and code) instead of ports (RFC 4301 section 4.4.1.1)"
+
+#: names as /etc/protocols has them, for what is worth reading in a log
+PROTOCOL_NAMES = {
+    ICMP: "icmp",
+    4: "ipencap",
+    TCP: "tcp",
+    UDP: "udp",
+    DCCP: "dccp",
+    41: "ipv6",
+    47: "gre",
+    50: "esp",
+    51: "ah",
+    ICMPV6: "ipv6-icmp",
+    89: "ospf",
+    112: "vrrp",
+    SCTP: "sctp",
+    MH: "mobility-header",
+    UDPLITE: "udplite",
+}
+
+#: names as /etc/services has them
+SERVICE_NAMES = {
+    22: "ssh",
+    25: "smtp",
+    53: "domain",
+    80: "http",
+    123: "ntp",
+    179: "bgp",
+    389: "ldap",
+    443: "https",
+}
+
+ANY_PORT = (0, 65535)
+OPAQUE = (65535, 0)
+"start above end: the port is not available (RFC 7296 section 3.13.1), as in non-initial fragments"
+
+
+@dataclass(frozen=True)
+class TrafficSelector:
+    """One side of a selector: an address range, a protocol and a port range.
+
+    ``ports`` is inclusive. For ICMP, ICMPv6 and Mobility Header it holds ``type << 8 | code`` of RFC 7296
+    section 3.13.1 and is judged on every side that names one; ``OPAQUE`` matches only packets whose ports are hidden.
+    """
+
+    start: IpAddress
+    end: IpAddress
+    protocol: int = 0
+    "0 is any"
+    ports: tuple[int, int] = ANY_PORT
+
+    def __post_init__(self) -> None:
+        if self.start.version != self.end.version or int(self.start) > int(self.end):
+            raise ConfigError(f"address range {self.start}-{self.end} is empty or mixes families")
+        if not 0 <= self.protocol <= 255:
+            raise ConfigError(f"protocol {self.protocol} is not in 0..255")
+        if self.ports != OPAQUE and not 0 <= self.ports[0] <= self.ports[1] <= 65535:
+            raise ConfigError(f"port range {self.ports[0]}-{self.ports[1]} is empty or out of range")
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.start.version
+
+    def covers_address(self, address: IpAddress) -> bool:
+        """Whether ``address`` is in the range."""
+        return address.version == self.version and int(self.start) <= int(address) <= int(self.end)
+
+    def covers_port(self, port: int | None) -> bool:
+        """Whether ``port`` is in the range; None, not available, is in ANY and OPAQUE only (RFC 4301, 4.4.1.1)."""
+        if self.ports == ANY_PORT:
+            return True
+        if self.ports == OPAQUE:
+            return port is None
+        return port is not None and self.ports[0] <= port <= self.ports[1]
+
+    def networks(self) -> list[str]:
+        """The address range as CIDR prefixes."""
+        if isinstance(self.start, IPv4Address) and isinstance(self.end, IPv4Address):
+            return [str(n) for n in summarize_address_range(self.start, self.end)]
+        return [str(n) for n in summarize_address_range(IPv6Address(self.start), IPv6Address(self.end))]
+
+    def contains(self, other: TrafficSelector) -> bool:
+        """Whether every packet that ``other`` lets through, this one does too."""
+        if not (self.covers_address(other.start) and self.covers_address(other.end)):
+            return False
+        if self.protocol not in (0, other.protocol):
+            return False
+        if self.ports == ANY_PORT or OPAQUE in (self.ports, other.ports):
+            return self.ports in (ANY_PORT, other.ports)
+        return self.ports[0] <= other.ports[0] and other.ports[1] <= self.ports[1]
+
+    def __str__(self) -> str:
+        prefixes = self.networks()
+        text = prefixes[0] if len(prefixes) == 1 else f"{self.start}..{self.end}"
+        if not self.protocol and self.ports == ANY_PORT:
+            return text
+        protocol = PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
+        if self.ports == ANY_PORT:
+            return f"{text}[{protocol}]"
+        return f"{text}[{protocol}/{self._ports_text()}]"
+
+    def _ports_text(self) -> str:
+        if self.ports == OPAQUE:
+            return "OPAQUE"
+        low, high = self.ports
+        if self.protocol in TYPE_PROTOCOLS:
+            # whole types are shown as such; a code only where it matters
+            if not low & 0xFF and high & 0xFF == 0xFF:
+                low_text, high_text = str(low >> 8), str(high >> 8)
+            else:
+                low_text, high_text = (f"{port >> 8}({port & 0xFF})" for port in self.ports)
+        else:
+            low_text, high_text = (
+                SERVICE_NAMES.get(port, str(port)) if low == high else str(port) for port in self.ports
+            )
+        return low_text if low_text == high_text else f"{low_text}-{high_text}"
+
+
+@dataclass(frozen=True)
+class SelectorPair:
+    """A local and a remote selector that go together. Families agree; protocols agree, or one of them is any."""
+
+    local: TrafficSelector
+    remote: TrafficSelector
+
+    def __post_init__(self) -> None:
+        if self.local.version != self.remote.version:
+            raise ConfigError(f"{self.local} and {self.remote} are of different families")
+        if self.local.protocol and self.remote.protocol and self.local.protocol != self.remote.protocol:
+            raise ConfigError(f"{self.local} and {self.remote} have different protocols")
+
+    @property
+    def protocol(self) -> int:
+        """The protocol that both sides mean, 0 for any."""
+        return self.local.protocol or self.remote.protocol
+
+    def matches(
+        self,
+        local_addr: IpAddress,
+        remote_addr: IpAddress,
+        protocol: int,
+        local_port: int | None,
+        remote_port: int | None,
+    ) -> bool:
+        """Whether a packet between these addresses is one that the pair means.
+
+        For ICMP, ICMPv6 and Mobility Header both ports are the packet's ``type << 8 | code`` (code 0 for Mobility
+        Header): there is one field, and every side that names types must agree with it, so that ``[icmp/8]`` on either
+        side or on both means the same. None is a port that the packet does not show (a fragment that is not the
+        first): it matches ANY and OPAQUE only. Of a protocol that never has ports, only ANY matches (RFC 4301
+        section 4.4.1.1).
+        """
+        if not (self.local.covers_address(local_addr) and self.remote.covers_address(remote_addr)):
+            return False
+        if self.protocol not in (0, protocol):
+            return False
+        if protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
+            return self.local.ports == ANY_PORT == self.remote.ports
+        return self.local.covers_port(local_port) and self.remote.covers_port(remote_port)
+
+    def contains(self, other: SelectorPair) -> bool:
+        """Whether every packet that ``other`` means, this one means too."""
+        # a protocol on one side holds for the packet, hence for both
+        return (
+            self.protocol in (0, other.protocol)
+            and _with_protocol(self.local, 0).contains(_with_protocol(other.local, 0))
+            and _with_protocol(self.remote, 0).contains(_with_protocol(other.remote, 0))
+        )
+
+    def __str__(self) -> str:
+        return f"{self.local} === {self.remote}"
+
+
+def _with_protocol(selector: TrafficSelector, protocol: int) -> TrafficSelector:
+    return replace(selector, protocol=protocol)

@@ -1,0 +1,179 @@
+"""``ipsecd { }``: defaults, every key, misuse."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+import pytest
+
+from ipsec.config import load_text, settings
+from ipsec.config.settings import (
+    BackendKind,
+    DaemonSettings,
+    EventLoopKind,
+    LogLevel,
+    OffloadSettings,
+    ProviderKind,
+)
+from ipsec.config.values import Switch, parse_number, parse_size, parse_time
+from ipsec.errors import ConfigError
+
+
+def read(line: str) -> DaemonSettings:
+    return load_text(f"ipsecd {{\n{line}\n}}\n", "f").settings
+
+
+def test_defaults() -> None:
+    config = load_text("")
+    assert config.settings == DaemonSettings()
+    assert (config.sas, config.warnings, config.policies()) == ((), (), ())
+    assert config.udp_ports() == (4500,)
+    assert not config.needs_raw_esp()
+
+
+def test_every_field_is_a_key() -> None:
+    assert {f.name for f in fields(DaemonSettings)} == {*settings._KEYS, "offload"}
+    assert {f.name for f in fields(OffloadSettings)} == set(settings._OFFLOAD_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("backend = memory", BackendKind.MEMORY),
+        ("backend = Userspace", BackendKind.USERSPACE),
+        ("device = tun-a.1", "tun-a.1"),
+        ("mtu = 1400", 1400),
+        ("mtu = 0", 0),
+        ("path_mtu = 9000", 9000),
+        ("addresses = 10.1.0.1/24, fd00::1/64", (ip_interface("10.1.0.1/24"), ip_interface("fd00::1/64"))),
+        ("workers = auto", None),
+        ("workers = 4", 4),
+        ("event_loop = uvloop", EventLoopKind.UVLOOP),
+        ("port_nat_t = 14500", 14500),
+        ("listen = %any", (ip_address("0.0.0.0"), ip_address("::"))),
+        ("listen = 192.0.2.1, ::", (ip_address("192.0.2.1"), ip_address("::"))),
+        ("raw_esp = yes", Switch.YES),
+        ("install_routes = no", False),
+        ("routing_table = 254", 254),
+        ("routing_priority = 100", 100),
+        ("fwmark = 0x10", 16),
+        ("tun_queue_length = 500", 500),
+        ("crypto_provider = ipsec-mb", ProviderKind.IPSEC_MB),
+        ("busy_poll_us = 50", 50),
+        ("mss_clamp = disabled", False),
+        ("allow_weak = TRUE", True),
+        ("fail_closed = 0", False),
+        ("state_dir = /run/x", "/run/x"),
+        ("log_level = debug", LogLevel.DEBUG),
+        ("offload {\n udp_gso = no\n tun_tso = 1\n coalesce_udp = auto\n }", None),
+    ],
+)
+def test_keys(line: str, value: Any) -> None:
+    name = line.split()[0]
+    got = read(line)
+    if name == "offload":
+        assert got.offload == OffloadSettings(udp_gso=Switch.NO, tun_tso=Switch.YES)
+    else:
+        assert getattr(got, name) == value
+    # nothing else moved
+    changed = [f.name for f in fields(DaemonSettings) if getattr(got, f.name) != getattr(DaemonSettings(), f.name)]
+    assert set(changed) <= {name}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("backend = kernle", "'kernle' is not one of userspace, memory"),
+        ("event_loop = uvlop", "'uvlop' is not one of auto, uvloop, asyncio, did you mean 'uvloop'?"),
+        (
+            "device = averyverylongname",
+            "'averyverylongname' is not a device name of 1..15 letters, digits, '_', '-', '.'",
+        ),
+        ("device = a/b", "'a/b' is not a device name of 1..15 letters, digits, '_', '-', '.'"),
+        ('device = ""', "'' is not a device name of 1..15 letters, digits, '_', '-', '.'"),
+        ("mtu = 500", "'500' is not 0 or in 576..65535"),
+        ("path_mtu = 1500k", "'1500k' is not a number"),
+        ("path_mtu = -1", "'-1' is not a number"),
+        ("addresses = ,", "the list is empty"),
+        ("addresses = 10.0.0.300", "'10.0.0.300' is not an address such as 10.1.0.1/24"),
+        ("workers = many", "'many' is not a number"),
+        ("port_nat_t = 0", "'0' is not in 1..65535"),
+        ("listen = 192.0.2.1, 192.0.2.1", "192.0.2.1 is there twice"),
+        ("listen = 0.0.0.0, 192.0.2.1", "0.0.0.0 includes 192.0.2.1, remove one of them"),
+        ("listen = gateway", "'gateway' is not an IP address"),
+        ("raw_esp = maybe", "'maybe' is not one of auto, yes, no"),
+        ("mss_clamp = maybe", "'maybe' is neither yes nor no"),
+        ("state_dir = relative", "'relative' is not an absolute path"),
+        ("devise = x", "unknown key, did you mean 'device'?"),
+        ("zzz = x", "unknown key"),
+        ("offload = yes", "'offload' is a section, write offload { ... }"),
+        ("device { }", "'device' is a key, write device = ..."),
+    ],
+)
+def test_misuse(line: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(line)
+    error = caught.value
+    assert (error.message, error.file, error.line, error.key) == (message, "f", 2, f"ipsecd.{line.split()[0]}")
+
+
+def test_misuse_in_offload() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("offload {\n\n udp_gros = no\n}")
+    assert str(caught.value) == "f:4: ipsecd.offload.udp_gros: unknown key, did you mean 'udp_gro'?"
+
+
+@pytest.mark.parametrize("name", ["connections", "secrets", "pools", "authorities"])
+def test_ike_sections(name: str) -> None:
+    with pytest.raises(ConfigError, match="IKEv2 is not part of this version") as caught:
+        load_text(f"\n{name} {{\n gw {{ }}\n}}", "f")
+    assert (caught.value.line, caught.value.key) == (2, name)
+    assert load_text(f"{name} {{\n}}").sas == ()
+
+
+def test_unknown_at_the_top() -> None:
+    with pytest.raises(ConfigError, match=r"^f:1: ipsec: unknown section, did you mean 'ipsecd'\?$"):
+        load_text("ipsec {\n}", "f")
+    with pytest.raises(ConfigError, match=r"^f:2: device: unknown key$"):
+        load_text("\ndevice = x", "f")
+
+
+def test_templates_are_for_inheriting() -> None:
+    config = load_text("common {\n device = tun7\n}\nipsecd : common {\n mtu = 1400\n}")
+    assert (config.settings.device, config.settings.mtu) == ("tun7", 1400)
+    # an error in a template is told where it is written, by the key that has it
+    with pytest.raises(ConfigError, match=r"^f:2: ipsecd\.devise: unknown key"):
+        load_text("common {\n devise = tun7\n}\nipsecd : common {\n}", "f")
+
+
+def test_unset_key_has_its_default() -> None:
+    assert read("device = x\ndevice =").device == "ipsec0"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("30s", 30), ("15m", 900), ("4h", 14400), ("1d", 86400), ("1D", 86400)]
+)
+def test_time(text: str, seconds: int) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "size"), [("9", 9), ("64k", 65536), ("500M", 500 << 20), ("4g", 4 << 30)])
+def test_size(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "s", "1w", "1 s", "-1s", "1.5h", "0x10s", "\u0661", "9" * 18 + "d", "9" * 30])
+def test_time_and_size_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_time(text)
+    with pytest.raises(ConfigError):
+        parse_size(text)
+
+
+def test_number() -> None:
+    assert (parse_number("0x1F"), parse_number("010")) == (31, 10)
+    for text in ("", "0x", "1_000", "+1", "\u0661", "0x" + "f" * 40):
+        with pytest.raises(ConfigError, match="is not a number"):
+            parse_number(text)

@@ -1,0 +1,197 @@
+"""Starting, stopping, being killed, losing the device: nothing stale stays, and no IV comes twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateways import COMMAND, INNER, Gateway, Setup, World
+
+pytestmark = pytest.mark.e2e
+
+MakeWorld = Callable[[Setup], World]
+
+
+def eventually(what: Callable[[], bool], timeout: float = 10) -> bool:
+    """Whether it becomes true in time."""
+    deadline = time.monotonic() + timeout
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_is_quick_and_clean(make_world: MakeWorld, workers: int, number: signal.Signals) -> None:
+    world = make_world(Setup(workers=workers))
+    world.start()
+    world.a.ping(INNER[4][1])
+    status, seconds = world.a.stop(number)
+    assert status == 0, world.a.log()
+    assert seconds < 1
+    assert world.a.leftovers() == ""
+    assert "ERROR" not in world.a.log()
+
+
+def test_numbers_not_used_are_given_back_on_a_clean_stop(world: World) -> None:
+    world.a.ping(INNER[4][1], count=5)
+    assert world.a.mark() > 1 << 20
+    world.a.stop()
+    # five echoes, and whatever the kernel itself had to say on a new device
+    assert 5 <= world.a.mark() < 100
+
+
+def test_killed_and_started_again(world: World) -> None:
+    before = world.a.mark()
+    world.a.ping(INNER[4][1])
+    world.a.stop(signal.SIGKILL)
+    # fail closed: what was protected does not leave in clear while nobody is there
+    assert "unreachable 10.2.0.0/16" in world.a.leftovers()
+    assert "ipsec0" not in world.a.run("ip", "link").stdout
+    world.a.start()
+    assert "removed 5 routes and rules that a predecessor left" in world.a.log() or "predecessor left" in world.a.log()
+    assert world.a.mark() > before
+    # the peer's replay window would refuse numbers that were used
+    assert "3 received" in world.a.ping(INNER[4][1])
+    assert "3 received" in world.b.ping(INNER[6][0])
+    world.a.stop()
+    assert world.a.leftovers() == ""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_device_deleted_under_us(make_world: MakeWorld, workers: int) -> None:
+    world = make_world(Setup(workers=workers))
+    world.start()
+    world.a.run("ip", "link", "del", "ipsec0")
+    assert eventually(lambda: "is back" in world.a.log()), world.a.log()
+    assert "3 received" in world.a.ping(INNER[4][1])
+    assert "3 received" in world.b.ping(INNER[6][0])
+    status, _ = world.a.stop()
+    assert status == 0
+    assert world.a.leftovers() == ""
+
+
+def test_device_down_and_up(world: World) -> None:
+    world.a.run("ip", "link", "set", "ipsec0", "down")
+    assert eventually(lambda: "went down" in world.a.log())
+    # fail closed
+    assert "No route to host" in world.a.run("ip", "route", "get", INNER[4][1], check=False).stderr
+    world.a.run("ip", "link", "set", "ipsec0", "up")
+    assert eventually(lambda: "10.2.0.0/16 dev ipsec0" in world.a.leftovers())
+    assert "3 received" in world.a.ping(INNER[4][1])
+
+
+def test_without_fail_closed_a_kill_leaves_a_rule_at_most(make_world: MakeWorld) -> None:
+    world = make_world(Setup(settings={"fail_closed": "no"}))
+    world.start()
+    assert "unreachable" not in world.a.leftovers()
+    world.a.stop(signal.SIGKILL)
+    assert "10.2.0.0/16" not in world.a.leftovers()
+
+
+def test_peer_inside_the_protected_network(make_world: MakeWorld) -> None:
+    """The whole world goes through the tunnel, except the packets that are the tunnel."""
+    world = make_world(Setup(sa={"local_ts": "0.0.0.0/0", "remote_ts": "0.0.0.0/0"}))
+    world.start()
+    assert "throw 192.0.2.2" in world.a.leftovers()
+    assert "3 received" in world.a.ping(INNER[4][1], "-I", INNER[4][0])
+    world.a.stop()
+    assert world.a.leftovers() == ""
+
+
+def test_persistent_device_stays(make_world: MakeWorld) -> None:
+    world = make_world(Setup())
+    world.a.run("ip", "tuntap", "add", "ipsec0", "mode", "tun")
+    world.start()
+    assert "3 received" in world.a.ping(INNER[4][1])
+    world.a.stop()
+    assert "ipsec0" in world.a.run("ip", "link").stdout
+    assert "10.1.0.1" not in world.a.run("ip", "addr").stdout
+    assert world.a.leftovers().startswith("2: ipsec0") or "ipsec0" in world.a.leftovers()
+    assert "proto 205" not in world.a.leftovers()
+
+
+def test_no_wake_ups_when_idle(world: World) -> None:
+    assert world.a.process is not None
+    pid = world.a.process.pid
+    # duplicate address detection and router solicitation of the new device end first
+    time.sleep(3)
+    before = switches(pid)
+    time.sleep(2)
+    assert switches(pid) - before <= 2
+
+
+def switches(pid: int) -> int:
+    """Voluntary context switches of all threads: one for each time that something woke up."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        for line in status.read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
+def start_fails(gateway: Gateway) -> tuple[int, str]:
+    """Run ipsecd where it cannot start: exit status and what it said."""
+    done = gateway.run(*COMMAND, "--config", str(gateway.config), check=False)
+    return done.returncode, done.stderr
+
+
+def test_second_daemon_is_refused_and_harms_nobody(world: World) -> None:
+    status, said = start_fails(world.a)
+    assert status == 4
+    assert "table 220 is in use by another ipsecd" in said
+    assert "3 received" in world.a.ping(INNER[4][1])
+
+
+def test_port_in_use(make_world: MakeWorld) -> None:
+    world = make_world(Setup())
+    holder = "import socket; s = socket.socket(type=2); s.bind(('', 4500)); print('ready', flush=True); input()"
+    process = world.a.popen("python3", "-c", f"{holder.replace('input()', 'import time; time.sleep(60)')}")
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        status, said = start_fails(world.a)
+    finally:
+        process.kill()
+        process.communicate()
+    assert status == 4
+    assert "port 4500: Address already in use; stop the other IPsec daemon" in said
+    assert world.a.leftovers() == ""
+
+
+def test_one_key_for_both_directions_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(Setup())
+    world.write_config(world.a, key_in="0x" + world.keys[1].hex())
+    status, said = start_fails(world.a)
+    assert status in (3, 4)
+    assert "key" in said
+    assert world.keys[1].hex() not in said
+    assert world.a.leftovers() == ""
+
+
+def test_unwritable_state_directory_is_refused(make_world: MakeWorld) -> None:
+    world = make_world(Setup(settings={"state_dir": "/proc/ipsecd"}))
+    status, said = start_fails(world.a)
+    assert status == 4
+    assert "/proc/ipsecd" in said
+    assert "IV twice" in said
+    assert world.a.leftovers() == ""
+
+
+def test_check_in_a_namespace(make_world: MakeWorld) -> None:
+    world = make_world(Setup())
+    done = world.a.run(*COMMAND, "--check", "--config", str(world.a.config))
+    assert "ready to run" in done.stdout
+    assert world.a.leftovers() == ""
+    world.start()
+    done = world.a.run(*COMMAND, "--check", "--config", str(world.a.config), check=False)
+    assert done.returncode == 4
+    assert "another process has it open" in done.stdout
+    assert "3 received" in world.a.ping(INNER[4][1])

@@ -1,0 +1,145 @@
+"""Transport mode (RFC 4303 section 3.1.1) and checksums behind NAT (RFC 3948 section 3.1.2)."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address
+
+import pytest
+
+from ipsec.esp.drops import DropReason
+from ipsec.esp.sa import Direction, Mode
+from ipsec.wire.ip import checksum, parse_packet, pseudo_header_sum
+from tests.esp.support import (
+    ADDRESSES,
+    GCM,
+    NOW,
+    Tunnel,
+    forge,
+    gateway,
+    ip,
+    ipv4_fragment,
+    params,
+    trailer,
+    transport_packet,
+    udp,
+)
+
+LOCAL, REMOTE = (ip_address(text) for text in ADDRESSES[4])
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_only_between_the_two_hosts(engine_class, outer):
+    source, destination = ADDRESSES[outer]
+    other = "192.0.2.99" if outer == 4 else "2001:db8::99"
+    tunnel = Tunnel(engine_class, outer=outer, mode=Mode.TRANSPORT)
+    engine, _ = gateway(engine_class, outer=outer, mode=Mode.TRANSPORT)
+    for packet in (
+        udp(version=outer, source=other, destination=destination),
+        udp(version=outer, source=source, destination=other),
+        udp(version=outer, source=destination, destination=source),
+        udp(version=10 - outer),
+    ):
+        assert tunnel.seal(packet) is DropReason.OUT_STATE_MODE_ERROR
+        assert engine.outbound(packet, NOW).drop is DropReason.OUT_STATE_MODE_ERROR
+    assert tunnel.seal(transport_packet(outer)).datagram
+
+
+def test_no_fragments(engine_class):
+    packet = transport_packet(4, bytes(64))
+    tunnel = Tunnel(engine_class, mode=Mode.TRANSPORT)
+    for fragment in (ipv4_fragment(packet, 0, True, packet[20:44]), ipv4_fragment(packet, 24, False, packet[44:])):
+        assert tunnel.seal(fragment) is DropReason.OUT_STATE_MODE_ERROR
+    addresses = tuple(ip_address(text) for text in ADDRESSES[6])
+    tunnel = Tunnel(engine_class, outer=6, mode=Mode.TRANSPORT)
+    fragment = ip(44, struct.pack("!BBHI", 17, 0, 1, 7) + bytes(64), 6, addresses=addresses)
+    assert tunnel.seal(fragment) is DropReason.OUT_STATE_MODE_ERROR
+
+
+def test_options_stay_behind_and_extension_headers_travel(engine_class):
+    packet = transport_packet(4)
+    head = b"\x46" + packet[1:2] + struct.pack("!H", len(packet) + 4) + packet[4:10] + b"\0\0" + packet[12:20]
+    head += b"\x94\x04\0\0"
+    head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
+    received = Tunnel(engine_class, mode=Mode.TRANSPORT).send(head + packet[20:]).packet
+    assert received[0] == 0x45
+    assert received[20:] == packet[20:]
+    addresses = tuple(ip_address(text) for text in ADDRESSES[6])
+    segment = transport_packet(6)[40:]
+    packet = ip(60, bytes((17, 0, 1, 4, 0, 0, 0, 0)) + segment, 6, addresses=addresses)
+    assert Tunnel(engine_class, outer=6, mode=Mode.TRANSPORT).send(packet).packet == packet
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_rebuilt_header(engine_class, outer):
+    received = Tunnel(engine_class, outer=outer, mode=Mode.TRANSPORT).send(transport_packet(outer), tos=0xB9).packet
+    header = parse_packet(received)
+    assert (str(header.source), str(header.destination)) == ADDRESSES[outer]
+    assert header.tos == 0xB9
+    if outer == 4:
+        assert checksum(received[:20]) == 0
+        assert (received[4:6], received[6:8], received[8]) == (b"\0\0", b"\x40\0", 64)
+    else:
+        assert received[7] == 64
+
+
+@pytest.mark.parametrize("protocol", [4, 6, 17, 41, 47, 50, 1])
+def test_any_protocol(engine_class, protocol):
+    payload = {4: udp(), 41: udp(version=6)}.get(protocol, bytes(40))
+    packet = transport_packet(4, payload, protocol, df=True, identification=0)
+    assert Tunnel(engine_class, mode=Mode.TRANSPORT).send(packet).packet == packet
+
+
+def test_payload_too_short_for_its_protocol(engine_class):
+    engine = engine_class()
+    engine.add_sa(params(Direction.IN, mode=Mode.TRANSPORT))
+    assert engine.inbound(forge(GCM, trailer(b"ab", 17)), NOW).drop is DropReason.IN_INNER_HDR_ERROR
+    assert engine.inbound(forge(GCM, trailer(b"", 47), 2), NOW).drop is DropReason.NONE
+
+
+def sums_right(packet):
+    parsed = parse_packet(packet)
+    segment = packet[parsed.l4_offset :]
+    initial = pseudo_header_sum(parsed.source, parsed.destination, parsed.protocol, len(segment))
+    return checksum(segment, initial) == 0
+
+
+def behind_nat(engine_class, encap, outer=4):
+    """A receiver for which the sender has another address than the sender thinks."""
+    engine = engine_class()
+    remote = ip_address("203.0.113.50" if outer == 4 else "2001:db8:99::50")
+    engine.add_sa(params(Direction.IN, outer=outer, mode=Mode.TRANSPORT, encap=encap, remote=remote))
+    return engine
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_checksums_behind_nat(engine_class, outer, protocol):
+    segment = udp(b"odd", outer)[20 if outer == 4 else 40 :] if protocol == 17 else bytes(12) + b"\x50" + bytes(10)
+    packet = trailer(segment, protocol)
+    received = behind_nat(engine_class, (4500, 4500), outer).inbound(forge(GCM, packet), NOW).packet
+    assert sums_right(received)
+    plain = behind_nat(engine_class, None, outer).inbound(forge(GCM, packet), NOW).packet
+    assert plain[-len(segment) :] == segment
+    assert not sums_right(plain)
+
+
+def test_udp_without_checksum_stays_so(engine_class):
+    segment = udp()[20:26] + b"\0\0" + udp()[28:]
+    received = behind_nat(engine_class, (4500, 4500)).inbound(forge(GCM, trailer(segment, 17)), NOW).packet
+    assert received[20:] == segment
+
+
+@pytest.mark.parametrize("length", [0, 7, 16, 65535])
+def test_udp_length_that_lies_is_left_alone(engine_class, length):
+    segment = udp()[20:24] + struct.pack("!H", length) + udp()[26:28] + b"7 chars"
+    received = behind_nat(engine_class, (4500, 4500)).inbound(forge(GCM, trailer(segment, 17)), NOW).packet
+    assert received[20:] == segment
+
+
+def test_address_follows_the_peer(engine_class):
+    """The packet that moves the peer is already delivered under its new address."""
+    tunnel = Tunnel(engine_class, mode=Mode.TRANSPORT, encap=(4500, 4500))
+    received = tunnel.send(transport_packet(4), source=(ip_address("203.0.113.9"), 61001)).packet
+    assert str(parse_packet(received).source) == "203.0.113.9"
+    assert sums_right(received)
