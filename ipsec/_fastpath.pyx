@@ -9,14 +9,14 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from ipsec.fast.atomic cimport load_ptr, load_u64, store_ptr, store_u64
+from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, prefetch, store_ptr, store_u64
 from ipsec.fast.coalesce cimport Coalescer, coalesce_init
 from ipsec.fast.crypto cimport *
 from ipsec.fast.drops cimport *
 from ipsec.fast.gcm_vaes cimport gcm_vaes_expand, gcm_vaes_key, gcm_vaes_open, gcm_vaes_seal, gcm_vaes_supported
 from ipsec.fast.inbound cimport INBOUND_ROOM, Source, inbound
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
-from ipsec.fast.packet cimport PacketInfo, parse_packet
+from ipsec.fast.packet cimport PacketInfo, be32, parse_packet
 from ipsec.fast.pump cimport *
 from ipsec.fast.replay cimport replay_words
 from ipsec.fast.sa cimport *
@@ -32,7 +32,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ipsec.crypto.suites import Encr, Integ, all_esp_suites, esp_suite
 from ipsec.errors import PolicyError, SaError, SuiteError
 from ipsec.esp.drops import DropReason
-from ipsec.esp.engine import SEQUENCE_SOFT_MARGIN, Event, EventKind, Inbound, Outbound, SaStats, Sealed
+from ipsec.esp.engine import Event, EventKind, Inbound, Outbound, SaStats, Sealed
 from ipsec.esp.sa import Action, Direction
 
 cdef extern from "<stdlib.h>" nogil:
@@ -292,28 +292,44 @@ cdef class AeadKey:
             return None
         return out
 
-    def time_ns(self, unsigned int size, unsigned int rounds, bint opening=False):
-        """Nanoseconds per call for ``size`` octets, over ``rounds`` calls in a row with a new nonce each."""
-        cdef uint8_t *data = <uint8_t *>aligned_zero(4 * (<size_t>size + 64))
+    def time_ns(self, unsigned int size, unsigned int rounds, bint opening=False, unsigned int buffers=1):
+        """Nanoseconds per call for ``size`` octets, over ``rounds`` calls in a row, sealing with a new nonce each.
+
+        With ``buffers`` the calls go round that many inputs and outputs, as a batch of packets does.
+        """
+        cdef size_t stride = ((<size_t>size + 64 + 63) & ~<size_t>63) + 64
+        cdef uint8_t *plain
+        cdef uint8_t *sealed
+        cdef uint8_t *a
+        cdef uint8_t *b
         cdef uint8_t nonce[12]
         cdef uint8_t aad[8]
-        cdef uint8_t *out = data + 2 * (<size_t>size + 64)
         cdef unsigned int i
+        cdef unsigned int k = 0
         cdef uint64_t begin
         cdef int bad = 0
+        if not 1 <= buffers <= 65536 or size > 65536:
+            raise ValueError("buffers must be in 1..65536 and size at most 65536")
+        plain = <uint8_t *>aligned_zero(2 * stride * buffers)
+        sealed = plain + stride * buffers
         memset(nonce, 7, 12)
         memset(aad, 9, 8)
-        self.cipher.seal(self.seal_key, nonce, aad, 8, data, size, out, out + size, 16)
         with nogil:
+            for i in range(buffers):
+                self.cipher.seal(self.seal_key, nonce, aad, 8, plain, size, sealed + i * stride,
+                                 sealed + i * stride + size, 16)
             begin = monotonic_ns()
             for i in range(rounds):
+                a = plain + k * stride
+                b = sealed + k * stride
+                k = k + 1 if k + 1 < buffers else 0
                 if opening:
-                    bad |= self.cipher.open(self.open_key, nonce, aad, 8, out, size, data, out + size, 16)
+                    bad |= self.cipher.open(self.open_key, nonce, aad, 8, b, size, a, b + size, 16)
                 else:
                     memcpy(nonce + 8, &i, 4)
-                    self.cipher.seal(self.seal_key, nonce, aad, 8, data, size, out, out + size, 16)
+                    self.cipher.seal(self.seal_key, nonce, aad, 8, a, size, b, b + size, 16)
             begin = monotonic_ns() - begin
-        free(data)
+        free(plain)
         if bad:
             raise SuiteError("the provider could not open what it sealed")
         return <double>begin / rounds
@@ -401,27 +417,21 @@ cdef void sa_free(Sa *sa) noexcept:
     """Wipe the keys and give the memory back."""
     cdef uint32_t i
     for i in range(sa.workers):
-        if sa.keys != NULL and sa.key_memory == NULL:
+        if sa.keys != NULL and sa.key_size == 0:
             EVP_CIPHER_CTX_free(<EVP_CIPHER_CTX *>sa.keys[i])
         if sa.macs != NULL:
             EVP_MAC_CTX_free(sa.macs[i].hmac)
             EVP_CIPHER_CTX_free(sa.macs[i].cbc)
-    if sa.key_memory != NULL:
-        OPENSSL_cleanse(sa.key_memory, sa.key_size)
-        free(sa.key_memory)
     if sa.macs != NULL:
         OPENSSL_cleanse(sa.macs, sa.workers * sizeof(Mac))
         free(sa.macs)
     free(sa.keys)
-    free(sa.replay.words)
-    free(sa.selectors)
     free(sa.endpoint)
-    OPENSSL_cleanse(sa, sizeof(Sa))
+    OPENSSL_cleanse(sa, sa.size)
     free(sa)
 
-cdef int sa_keys(Sa *sa, object params, str provider) except -1:
+cdef int sa_keys(Sa *sa, object params, str provider, const Cipher *cipher) except -1:
     """Expand the keys of an SA, once or for each worker."""
-    cdef Cipher cipher
     cdef bytes encr_key = params.encr_key
     cdef bytes integ_key = params.integ_key
     cdef const uint8_t *key = encr_key
@@ -429,22 +439,12 @@ cdef int sa_keys(Sa *sa, object params, str provider) except -1:
     cdef uint32_t i
     sa.salt_len = suite.salt_len
     memcpy(sa.salt, key + <uint32_t>suite.encr_key_len, sa.salt_len)
-    sa.keys = <void **>calloc(sa.workers, sizeof(void *))
-    if sa.keys == NULL:
-        raise MemoryError
-    cipher.key_size = 0
-    if sa.kind == KIND_AEAD:
-        if not cipher_for(suite, provider, &cipher):
-            raise SuiteError(f"{suite.name}: provider {provider!r} is not there")
-        sa.aead_seal = cipher.seal
-        sa.aead_open = cipher.open
     if cipher.key_size:
-        sa.key_size = cipher.key_size
-        sa.key_memory = aligned_zero(cipher.key_size)
-        expand_key(suite, provider, key, sa.key_memory)
-        for i in range(sa.workers):
-            sa.keys[i] = sa.key_memory
+        expand_key(suite, provider, key, sa_key(sa))
     elif sa.kind != KIND_NULL:
+        sa.keys = <void **>calloc(sa.workers, sizeof(void *))
+        if sa.keys == NULL:
+            raise MemoryError
         for i in range(sa.workers):
             sa.keys[i] = evp_context(suite, key, sa.direction == DIRECTION_OUT)
     if not suite.aead:
@@ -455,25 +455,50 @@ cdef int sa_keys(Sa *sa, object params, str provider) except -1:
             mac_start(suite, integ_key, &sa.macs[i])
     return 0
 
+cdef void sa_limit(Sa *sa) noexcept:
+    """Turn an outbound SA's limits on packets into limits on numbers: each packet takes one, so they are as exact."""
+    cdef uint64_t top = 0xFFFFFFFFFFFFFFFFU if sa.esn else 0xFFFFFFFFU
+    cdef bint narrower = sa.packets_hard != 0 and sa.packets_hard < top - sa.seq_start
+    sa.seq_soft = top - (1 << 20)
+    sa.packets_soft_seq = sa.seq_start + sa.packets_soft if sa.packets_soft else 0
+    sa.seq_limit_is_lifetime = narrower
+    store_u64(&sa.seq_limit, sa.seq_start + sa.packets_hard if narrower else top)
+
 _KINDS = {
     Encr.NULL_AUTH_AES_GMAC: KIND_GMAC, Encr.AES_CBC: KIND_CBC, Encr.TRIPLE_DES_CBC: KIND_CBC, Encr.AES_CTR: KIND_CTR,
     Encr.NULL: KIND_NULL}
 
 cdef Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared, str provider) except NULL:
     """An SA from its description; SuiteError or MemoryError leave nothing behind."""
-    cdef Sa *sa = <Sa *>aligned_zero(sizeof(Sa))
+    cdef Sa *sa
+    cdef Cipher cipher
     cdef object suite = params.suite
     cdef object life = params.lifetime
-    cdef uint64_t top = 0xFFFFFFFFFFFFFFFFU if params.esn else 0xFFFFFFFFU
     cdef uint32_t n = 0
+    cdef size_t key_end, words_at, size
+    cdef int kind = _KINDS.get(suite.encr, KIND_AEAD)
+    memset(&cipher, 0, sizeof(cipher))
+    if kind == KIND_AEAD and not cipher_for(suite, provider, &cipher):
+        raise SuiteError(f"{suite.name}: provider {provider!r} is not there")
+    # SA, expanded key, selectors and window in one piece: fewer pages and cache lines to find when many SAs take turns
+    key_end = sa_size() + ((cipher.key_size + 63) & ~<size_t>63)
+    words_at = key_end + (len(params.selectors) if params.direction is Direction.IN else 0) * sizeof(SelectorPairC)
+    size = words_at
+    if params.direction is Direction.IN and params.replay_window:
+        size += 8 * <size_t>replay_words(params.replay_window)
+    sa = <Sa *>aligned_zero(size)
     try:
+        sa.size = size
+        sa.key_size = <uint32_t>cipher.key_size
+        sa.aead_seal = cipher.seal
+        sa.aead_open = cipher.open
         sa.spi = params.spi
         sa.id = id
         sa.workers = workers
         sa.shared = shared
         sa.direction = params.direction
         sa.mode = params.mode
-        sa.kind = _KINDS.get(suite.encr, KIND_AEAD)
+        sa.kind = kind
         sa.esn = params.esn
         sa.iv_len = suite.iv_len
         sa.icv_len = suite.icv_len
@@ -491,33 +516,22 @@ cdef Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared, str p
         sa.endpoint = <Endpoint *>aligned_zero(sizeof(Endpoint))
         endpoint_fill(sa.endpoint, params.local, params.remote, params.encap, params.path_mtu)
         sa.endpoint.inner_mtu = sa_inner_mtu(sa, sa.endpoint)
-        sa_keys(sa, params, provider)
+        sa_keys(sa, params, provider, &cipher)
         if sa.direction == DIRECTION_OUT:
-            sa.seq = params.initial_seq
-            sa.seq_limit = top
-            sa.seq_soft = top - <uint64_t>SEQUENCE_SOFT_MARGIN
-            if sa.packets_hard and sa.packets_hard < top - sa.seq:
-                # every packet takes one number, so a limit on packets is a limit on numbers, and as exact
-                sa.seq_limit = sa.seq + sa.packets_hard
-                sa.seq_limit_is_lifetime = 1
-            if sa.packets_soft:
-                sa.packets_soft_seq = sa.seq + sa.packets_soft
+            sa.seq = sa.seq_start = params.initial_seq
+            sa_limit(sa)
             return sa
         sa.replay.top = params.initial_seq
         sa.replay.window = params.replay_window
         if sa.replay.window:
             sa.replay.mask = replay_words(sa.replay.window) - 1
-            sa.replay.words = <uint64_t *>calloc(sa.replay.mask + 1, 8)
-            if sa.replay.words == NULL:
-                raise MemoryError
+            sa.replay.words = <uint64_t *>(<uint8_t *>sa + words_at)
             if sa.replay.top:
                 # what came before a takeover counts as seen
                 memset(sa.replay.words, 0xFF, (<size_t>sa.replay.mask + 1) * 8)
                 sa.replay.words[(sa.replay.top >> 6) & sa.replay.mask] >>= 63 - (sa.replay.top & 63)
         if params.selectors:
-            sa.selectors = <SelectorPairC *>calloc(len(params.selectors), sizeof(SelectorPairC))
-            if sa.selectors == NULL:
-                raise MemoryError
+            sa.selectors = <SelectorPairC *>(<uint8_t *>sa + key_end)
             for pair in params.selectors:
                 selector_from_python(pair, &sa.selectors[n])
                 n += 1
@@ -808,6 +822,7 @@ cdef class Engine:
     cdef int retire(self, int kind, void *p) except -1:
         """Free p once no worker can still be using it."""
         cdef uint32_t i
+        fence()      # what was unpublished is seen before the epochs are read
         self.retired.append((kind, <uintptr_t>p, [load_u64(&self.workers[i].epoch) for i in range(self.worker_count + 1)]))
         self.collect()
         return 0
@@ -933,8 +948,19 @@ cdef class Engine:
         e.inner_mtu = sa_inner_mtu(sa, e)
         self.sa_params[id] = (direction, key, reqid, encap)
         store_ptr(&sa.endpoint, e)
-        sa.told &= <uint8_t>~(1 << EVENT_MAPPING)
+        and_u32(&sa.told, ~<uint32_t>(1 << EVENT_MAPPING))
         self.retire(RETIRED_MEMORY, old)
+
+    def set_lifetime(self, id, lifetime):
+        """Other limits by volume from now on; what was counted stays, and both lifetime events may come again."""
+        cdef Sa *sa = self.sa_at(id)
+        sa.bytes_soft = lifetime.bytes_soft
+        sa.bytes_hard = lifetime.bytes_hard
+        sa.packets_soft = lifetime.packets_soft
+        sa.packets_hard = lifetime.packets_hard
+        and_u32(&sa.told, ~<uint32_t>(1 << EVENT_SOFT_LIFETIME | 1 << EVENT_HARD_LIFETIME))
+        if sa.direction == DIRECTION_OUT:
+            sa_limit(sa)
 
     def query_sa(self, id):
         """Counters of an SA (``SaStats``). SaError if it is not there."""
@@ -1075,7 +1101,7 @@ cdef class Engine:
 
     cdef object reason_since(self, list before):
         """The drop reason that was counted since ``before``."""
-        cdef uint32_t i
+        cdef int i
         cdef Worker *w = self.workers[self.worker_count]
         for i in range(1, DROP_REASONS):
             if w.drops[i] != <uint64_t>before[i]:
@@ -1083,7 +1109,7 @@ cdef class Engine:
         return DropReason.NONE
 
     cdef list drop_counts(self):
-        cdef uint32_t i
+        cdef int i
         return [self.workers[self.worker_count].drops[i] for i in range(DROP_REASONS)]
 
     def encapsulate(self, sa, packet, now):
@@ -1116,7 +1142,7 @@ cdef class Engine:
             drop(w, target, DROP_OUT_TOO_BIG, 1)
             return DropReason.OUT_TOO_BIG
         self.begin(&sink, now, bytes(length))
-        if outbound_reserve(w, target, 1, 0, &seq):
+        if outbound_reserve(w, target, 1, 0, 0, &seq):
             seal_packet(w, &sink, target, target.endpoint, seq, self.packet, length, 59, 0, target.df != DF_CLEAR)
         return self.taken()[0] if self.collector.count else self.reason_since(before)
 
@@ -1217,7 +1243,7 @@ cdef class Engine:
     def drops(self):
         """All drops by reason, SAs removed meanwhile included."""
         cdef uint32_t i
-        cdef uint32_t k
+        cdef int k
         cdef uint64_t total
         result = {}
         for k in range(1, DROP_REASONS):
@@ -1253,13 +1279,14 @@ cdef class Engine:
         cdef BatchState *b = &out.state
         if target.direction != DIRECTION_OUT:
             raise SaError(f"SA 0x{target.spi:08x} is not outbound")
-        if b.count < a.count or b.size < a.size + 128:
+        if out.slots < a.count or b.size < a.size + 128:
             raise ValueError("out needs as many slots as source, each at least 128 octets larger")
         sink.owner = b
         sink.room = batch_room
         sink.sealed = batch_sealed
         sink.reply = collect_reply
         sink.clear = collect_clear
+        b.count = a.count
         with nogil:
             w.now_ns = monotonic_ns()
             for i in range(a.count):
@@ -1282,11 +1309,17 @@ cdef class Engine:
         cdef uint8_t *slot
         cdef BatchState *a = &source.state
         cdef BatchState *b = &out.state
-        if b.count < a.count or b.size < a.size:
+        if out.slots < a.count or b.size < a.size:
             raise ValueError("out needs as many slots as source, each as large")
+        b.count = a.count
         with nogil:
             w.now_ns = monotonic_ns()
             for i in range(a.count):
+                if i + 9 < a.count:
+                    if a.lengths[i + 9] >= 4:
+                        prefetch(sad_entry(sad, be32(batch_slot(a, i + 9))))
+                    sad_prefetch(sad, batch_slot(a, i + 6), a.lengths[i + 6])
+                    sad_prefetch_rest(sad, batch_slot(a, i + 3), a.lengths[i + 3])
                 slot = b.data + <size_t>i * b.stride
                 b.lengths[i] = 0
                 b.starts[i] = BATCH_HEAD
@@ -1325,7 +1358,7 @@ cdef class Pump:
                   bint coalesce_tcp=True, bint coalesce_udp=True, bint connected=False, read_raw=None,
                   unsigned int mark=0):
         cdef PumpState *p
-        cdef uint32_t i
+        cdef int i
         if worker >= engine.worker_count:
             raise ValueError(f"worker {worker} is not in 0..{engine.worker_count - 1}")
         self.engine = engine
@@ -1428,7 +1461,7 @@ cdef class Pump:
 
     def counters(self):
         """Counters since the pump was made, by name."""
-        cdef uint32_t i
+        cdef int i
         return {_COUNTERS[i]: self.p.counters[i] for i in range(COUNTERS)}
 
     def offloads(self):

@@ -27,7 +27,8 @@ from ipsec.backend.base import BackendEvent, Datagram, DeviceLost, Expire, Mappi
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
 from ipsec.backend.seqstore import SequenceStore
-from ipsec.backend.userspace import MemoryEnds, UserspaceBackend, UserspaceSettings
+from ipsec.backend.settings import MemoryEnds, UserspaceSettings
+from ipsec.backend.userspace import UserspaceBackend
 from ipsec.config import Config
 from ipsec.config.settings import ANY_ADDRESSES, BackendKind, EventLoopKind
 from ipsec.config.values import Switch

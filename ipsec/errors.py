@@ -24,7 +24,9 @@ class ConfigError(IpsecError):
     ``file``, ``line`` (1-based) and ``key`` (dotted path) are None where they do not apply.
     """
 
-    def __init__(self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, file: str | None = None, line: int | None = None, key: str | None = None
+    ) -> None:
         self.message = message
         self.file = file
         self.line = line

@@ -1,4 +1,7 @@
-"""The measurements. Each returns plain rows: what, value, unit, and what it was compared with."""
+"""The measurements. Each returns plain rows: what, value, unit, and what it was compared with.
+
+Times are CPU time of the measuring thread: being preempted does not count.
+"""
 
 from __future__ import annotations
 
@@ -83,24 +86,29 @@ def batches(keywords: str, provider: str, size: int, repetitions: int) -> BatchR
     count = min(max(BATCH_OCTETS // size, BATCH_PACKETS[0]), BATCH_PACKETS[1])
     plain, sealed, opened = Batch(count, size), Batch(count, size + 128), Batch(count, size + 128)
     plain.load([subject.packet(size)] * count)
-    seal, opening, provider_seal, provider_open = [], [], [], []
+    seal: list[float] = []
+    opening: list[float] = []
+    provider_seal: list[float] = []
+    provider_open: list[float] = []
     # several batches make one repetition, so that it lasts long enough for the clock
     loops = max(1, 400_000 // (count * (40 + size // 12)))
     for _ in range(repetitions + 1):
         seal_s = open_s = 0.0
         for _ in range(loops):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             done = engine.encapsulate_batch(ids[0], plain, sealed)
-            middle = time.perf_counter()
+            middle = time.thread_time()
             good = engine.decapsulate_batch(sealed, opened)
-            open_s += time.perf_counter() - middle
+            open_s += time.thread_time() - middle
             seal_s += middle - begin
             if done != count or good != count:
                 raise BenchError(f"{keywords}, {size} octets: {done} sealed, {good} opened of {count}: {drops(engine)}")
         seal.append(seal_s / loops / count * 1e9)
         opening.append(open_s / loops / count * 1e9)
-        provider_seal.append(key.time_ns(size, count * loops))
-        provider_open.append(key.time_ns(size, count * loops, True))
+        for values, is_open in ((provider_seal, False), (provider_open, True)):
+            begin = time.thread_time()
+            key.time_ns(size, count * loops, is_open, count)
+            values.append((time.thread_time() - begin) / loops / count * 1e9)
     if opened.packets()[-1] != subject.packet(size):
         raise BenchError(f"{keywords}, {size} octets: what came out is not what went in")
     # the first repetition warms up caches and page tables
@@ -115,20 +123,30 @@ class SadRow:
     sas: int
     policies: int
     spread: int
-    "over how many SAs the traffic goes"
+    "over how many SAs the traffic goes; the next packet is always for the next one"
+    size: int
+    "octets of the inner packets"
     inbound: Timing
-    "decapsulate_batch of 64-octet packets"
+    "decapsulate_batch"
     outbound: Timing
-    "Engine.outbound of 64-octet packets, one Python call each: SPD and sealing"
+    "Engine.outbound, one Python call each: SPD and sealing"
 
 
-def populations(keywords: str, cases: tuple[tuple[int, int, int], ...], repetitions: int) -> list[SadRow]:
-    """(SAs, policies, spread) for each case, all engines alive at once and measured in turns."""
+def populations(
+    keywords: str, cases: tuple[tuple[int, int, int], ...], sizes: tuple[int, ...], repetitions: int
+) -> list[SadRow]:
+    """(SAs, policies, spread) for each case and size, all engines alive at once and measured in turns."""
     suite = esp_suite(keywords)
-    engines = {case[:2]: subject.engine_with(suite, *case[:2])[0] for case in cases}
+    installed = {(sas, policies) for sas, policies, _ in cases}
+    engines = {counts: subject.engine_with(suite, *counts)[0] for counts in installed}
+    return [row for size in sizes for row in _populations_at(engines, cases, size, repetitions)]
+
+
+def _populations_at(
+    engines: dict[tuple[int, int], Engine], cases: tuple[tuple[int, int, int], ...], size: int, repetitions: int
+) -> list[SadRow]:
     inbound: list[list[float]] = [[] for _ in cases]
     outbound: list[list[float]] = [[] for _ in cases]
-    size = 64
     sealed, opened = Batch(SPREAD, size + 128), Batch(SPREAD, size + 128)
     gc.disable()
     for _ in range(repetitions + 1):
@@ -136,19 +154,19 @@ def populations(keywords: str, cases: tuple[tuple[int, int, int], ...], repetiti
             engine = engines[sas, policies]
             packets = [subject.packet(size, i % spread) for i in range(SPREAD)]
             now = time.monotonic()
-            begin = time.perf_counter()
+            begin = time.thread_time()
             results = [engine.outbound(packet, now) for packet in packets]
-            outbound[at].append((time.perf_counter() - begin) / SPREAD * 1e9)
+            outbound[at].append((time.thread_time() - begin) / SPREAD * 1e9)
             if any(result.drop is not DropReason.NONE for result in results):
                 raise BenchError(f"outbound: {drops(engine)}")
             sealed.load([result.sealed[0].datagram for result in results])
-            begin = time.perf_counter()
+            begin = time.thread_time()
             good = engine.decapsulate_batch(sealed, opened)
-            inbound[at].append((time.perf_counter() - begin) / SPREAD * 1e9)
+            inbound[at].append((time.thread_time() - begin) / SPREAD * 1e9)
             if good != SPREAD:
                 raise BenchError(f"inbound: {good} of {SPREAD} opened: {drops(engine)}")
     gc.enable()
-    return [SadRow(*case, summary(inbound[at][1:]), summary(outbound[at][1:])) for at, case in enumerate(cases)]
+    return [SadRow(*case, size, summary(inbound[at][1:]), summary(outbound[at][1:])) for at, case in enumerate(cases)]
 
 
 def drops(engine: Engine) -> dict[str, int]:

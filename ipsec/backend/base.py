@@ -83,6 +83,8 @@ class Datagram:
     data: bytes
     source: IpAddress
     port: int
+    local: IpAddress | None
+    "the address it was sent to, where known"
     fd: int
     "of the socket it came through, to answer from the same one"
 

@@ -11,7 +11,12 @@ from ipsec.esp.engine import EspEngine
 MORE = 1
 "the budget ended with more to read"
 BLOCKED = 2
-"something is full: wait until it is writable"
+"``blocked_fd`` is full: read no more from the TUN queue until it is writable"
+DEVICE_LOST = 4
+"the TUN queue has no device any more"
+
+#: (data, (source address, port), local address, descriptor); the middle two may be unknown
+RawDatagram = tuple[bytes, tuple[str, int] | None, str | None, int]
 
 
 class CoreEngine(EspEngine, Protocol):
@@ -29,16 +34,19 @@ class CorePump(Protocol):
         """An eventfd, readable when ``events`` of the engine or ``datagrams`` have something."""
 
     def run_tun(self, budget: int) -> int:
-        """Read the TUN queue up to ``budget`` times; MORE and BLOCKED."""
+        """Read the TUN queue up to ``budget`` times; MORE, BLOCKED and DEVICE_LOST."""
 
     def run_sockets(self, budget: int) -> int:
-        """Read the sockets up to ``budget`` times each; MORE and BLOCKED."""
+        """Read the sockets up to ``budget`` times each; MORE and DEVICE_LOST."""
+
+    def blocked_fd(self) -> int:
+        """The socket that had no room for the last message, -1 if none."""
 
     def run_forever(self, stop_fd: int, busy_poll_us: int = 0) -> None:
         """Do both on this thread, without the GIL, until ``stop_fd`` is readable."""
 
-    def datagrams(self) -> list[tuple[bytes, tuple[str, int], int]]:
-        """What came in and is not ESP: (data, source, descriptor)."""
+    def datagrams(self) -> list[RawDatagram]:
+        """What came in and is not ESP, oldest first."""
 
     def counters(self) -> dict[str, int]:
         """Packets and octets at both ends, batches, system calls, fall-backs."""

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ipsec.backend.core import compiled_core
-from ipsec.backend.userspace import UserspaceSettings
+from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.net import udp
 from ipsec.net.route import Router

@@ -11,90 +11,41 @@ import asyncio
 import logging
 import os
 import secrets
-import select
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar
 
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
-from ipsec.backend.core import BLOCKED, MORE, Core, CoreEngine, CorePump, compiled_core
+from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, Core, CoreEngine, CorePump, compiled_core
+from ipsec.backend.settings import OFFLOADS, UserspaceSettings
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Action, Direction, IpAddress, Policy, SaParams
 from ipsec.net import udp
-from ipsec.net.memory import MemoryLink, MemoryTun
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.route import RoutePlan, Router, plan_routes
 from ipsec.net.tun import Tun, open_tun, tun_from_fd
 
 log = logging.getLogger(__name__)
 
-IpInterface = IPv4Interface | IPv6Interface
 T = TypeVar("T")
 
-OFFLOADS = ("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp")
 #: reads per callback: large enough to amortise the loop, small enough that timers and IKE never wait for long
 BUDGET = 16
 #: a worker looks at its stop descriptor at least once per batch, so this is generous
 JOIN_SECONDS = 0.8
 #: until SAs say what fits (RFC 8200 section 5 wants 1280 for IPv6)
 DEFAULT_MTU = 1400
+#: octets in front of IKE on an ESP port (RFC 3948 section 2.2)
+NON_ESP_MARKER = 4
 MIN_MTU = 1280
-
-
-@dataclass(frozen=True)
-class MemoryEnds:
-    """Where a backend without any privilege gets its packets; the caller keeps and closes both."""
-
-    tun: MemoryTun
-    wire: MemoryLink
-    side: int
-    "of the wire: 0 or 1"
-
-
-@dataclass(frozen=True)
-class UserspaceSettings:
-    """How to run. The defaults need CAP_NET_ADMIN and /dev/net/tun, and nothing else."""
-
-    device: str = "ipsec0"
-    tun_fd: int | None = None
-    "an inherited TUN queue instead of a device by name"
-    mtu: int = 0
-    "of the device; 0 takes what fits through every SA"
-    workers: int = 0
-    "threads; 0 runs in the event loop"
-    listen: tuple[IpAddress, ...] = ()
-    "at most one address per family; () is both wildcards, IPv6 only where the kernel has it"
-    port: int = 4500
-    "UDP port for ESP and IKE; 0 picks a free one"
-    raw_esp: bool = False
-    "IP protocol 50 as well; needs CAP_NET_RAW"
-    bypass: bool = False
-    "BYPASS policies send packets around the tunnel; needs CAP_NET_RAW and ``fwmark``"
-    install_routes: bool = True
-    "False: the operator prepared device and routes, and netlink is left alone"
-    routing_table: int = 220
-    routing_priority: int = 220
-    fwmark: int = 0
-    "mark of our own packets, which lets them skip the table"
-    queue_length: int = 1000
-    addresses: tuple[IpInterface, ...] = ()
-    "for the device"
-    fail_closed: bool = False
-    crypto_provider: str = "auto"
-    busy_poll_us: int = 0
-    mss_clamp: bool = True
-    offload: dict[str, bool] = field(default_factory=dict)
-    "by name (``OFFLOADS``): False is off, True insists; what is not named is on where it works"
-    memory: MemoryEnds | None = None
-    "links in memory instead of a device, sockets and routes"
 
 
 @dataclass(eq=False)
@@ -105,8 +56,8 @@ class _Worker:
     tun_fd: int
     sockets: list[socket.socket]
     thread: threading.Thread | None = None
-    waiting: set[int] = field(default_factory=set)
-    "descriptors the event loop waits for to become writable"
+    waiting: int = -1
+    "the descriptor that the event loop waits for to become writable"
     again: bool = False
     "a further call is already scheduled"
 
@@ -131,13 +82,13 @@ class UserspaceBackend:
         self._policies: dict[int, Policy] = {}
         self._spis: set[int] = set()
         self._mtu = 0
-        self._send_too_big = 0
         self._past: dict[str, int] = {}
         self._handler: Callable[[BackendEvent], None] = lambda event: None
         self._datagram_handler: Callable[[Datagram], None] = lambda datagram: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._helper: ThreadPoolExecutor | None = None
         self._running = False
+        self._recovering = False
 
     # -- start and stop
 
@@ -289,6 +240,9 @@ class UserspaceBackend:
                 coalesce_tcp=settings.offload.get("coalesce_tcp", True),
                 coalesce_udp=settings.offload.get("coalesce_udp", True),
                 connected=settings.memory is not None,
+                # the filter on each raw socket leaves every packet to one worker
+                read_raw=True,
+                mark=settings.fwmark,
                 **fds,
             )
             self._workers.append(_Worker(pump, tun_fd, mine))
@@ -322,7 +276,7 @@ class UserspaceBackend:
             for fd in (worker.tun_fd, *(sock.fileno() for sock in worker.sockets)):
                 loop.remove_reader(fd)
                 loop.remove_writer(fd)
-            worker.waiting.clear()
+            worker.waiting = -1
             loop.remove_reader(worker.pump.event_fd)
         threads = [worker.thread for worker in self._workers if worker.thread is not None]
         if threads:
@@ -388,7 +342,11 @@ class UserspaceBackend:
         if not self._running:
             return
         result = step(BUDGET)
-        if result & BLOCKED:
+        if result & DEVICE_LOST:
+            # an error on the device is always "readable", so a reader would spin
+            asyncio.get_running_loop().remove_reader(worker.tun_fd)
+            self._device_gone()
+        elif result & BLOCKED:
             self._wait_writable(worker)
         elif result & MORE and not worker.again:
             worker.again = True
@@ -397,39 +355,28 @@ class UserspaceBackend:
 
     def _run_again(self, worker: _Worker, step: Callable[[int], int]) -> None:
         worker.again = False
-        if worker in self._workers and not worker.waiting:
+        if worker.waiting < 0 or step != worker.pump.run_tun:
             self._run(worker, step)
 
     def _wait_writable(self, worker: _Worker) -> None:
-        """Stop reading until whatever is full has room; reading on would only drop."""
+        """Read no more from the inside until the socket that is full has room; reading on would only drop."""
         loop = asyncio.get_running_loop()
-        poll = select.poll()
-        fds = [worker.tun_fd, *(sock.fileno() for sock in worker.sockets)]
-        for fd in fds:
-            poll.register(fd, select.POLLOUT)
-        writable = {fd for fd, _ in poll.poll(0)}
-        full = [fd for fd in fds if fd not in writable]
-        if not full:
+        worker.waiting = worker.pump.blocked_fd()
+        if worker.waiting < 0:
             # it has drained meanwhile
             if not worker.again:
                 worker.again = True
                 loop.call_soon(self._run_again, worker, worker.pump.run_tun)
             return
-        for fd in fds:
-            loop.remove_reader(fd)
-        worker.waiting = set(full)
-        for fd in full:
-            loop.add_writer(fd, self._on_writable, worker)
+        loop.remove_reader(worker.tun_fd)
+        loop.add_writer(worker.waiting, self._on_writable, worker)
 
     def _on_writable(self, worker: _Worker) -> None:
         loop = asyncio.get_running_loop()
-        for fd in worker.waiting:
-            loop.remove_writer(fd)
-        worker.waiting.clear()
-        self._read(worker)
-        for step in (worker.pump.run_tun, worker.pump.run_sockets):
-            if not worker.waiting:
-                self._run(worker, step)
+        loop.remove_writer(worker.waiting)
+        worker.waiting = -1
+        loop.add_reader(worker.tun_fd, self._run, worker, worker.pump.run_tun)
+        self._run(worker, worker.pump.run_tun)
 
     # -- what the data path has to say
 
@@ -437,11 +384,12 @@ class UserspaceBackend:
         with suppress(BlockingIOError):
             os.eventfd_read(worker.pump.event_fd)
         self._drain(worker)
-        self._check_path_mtu()
 
     def _drain(self, worker: _Worker) -> None:
-        for data, (host, port), fd in worker.pump.datagrams():
-            self._datagram_handler(Datagram(data, ip_address(host.split("%")[0]), port, fd))
+        for data, source, local, fd in worker.pump.datagrams():
+            if source is not None:
+                to = ip_address(local) if local is not None else None
+                self._datagram_handler(Datagram(data[NON_ESP_MARKER:], ip_address(source[0]), source[1], to, fd))
         self._drain_engine()
 
     def _drain_engine(self) -> None:
@@ -460,25 +408,6 @@ class UserspaceBackend:
             hard = kind in (EventKind.HARD_LIFETIME, EventKind.SEQUENCE_HARD)
             volume = kind in (EventKind.SOFT_LIFETIME, EventKind.HARD_LIFETIME)
             self._handler(Expire(event.sa, hard, "volume" if volume else "sequence"))
-
-    def _check_path_mtu(self) -> None:
-        """A send that was refused as too big means that the kernel learned a smaller path MTU: ask for it."""
-        seen = self.counters().get("send_emsgsize", 0)
-        if seen == self._send_too_big:
-            return
-        self._send_too_big = seen
-        for sa, params in list(self._sas.items()):
-            if params.direction is not Direction.OUT:
-                continue
-            stats = self.query_sa(sa)
-            try:
-                _, mtu = udp.route_to(stats.remote, fwmark=self._settings.fwmark)
-            except OSError:
-                continue
-            mtu = max(mtu, 576)
-            if mtu < params.path_mtu:
-                log.info("path MTU to %s is %d octets", stats.remote, mtu)
-                self.update_sa(sa, local=params.local, remote=stats.remote, encap=stats.encap, path_mtu=mtu)
 
     # -- the device under us
 
@@ -501,15 +430,20 @@ class UserspaceBackend:
         assert self._tun is not None
         changes = self._monitor.changes()
         if Change.GONE in changes:
-            log.error("device %s was deleted; making it again", self._tun.name)
-            self._unwatch()
-            self._spawn(self._recover())
+            self._device_gone()
             return
         for change in changes:
             log.warning("device %s went %s", self._tun.name, change.value)
             if change is Change.UP:
                 # the kernel dropped the routes with the link
                 self._spawn(self.sync_routes())
+
+    def _device_gone(self) -> None:
+        if self._running and not self._recovering:
+            self._recovering = True
+            log.error("device %s was deleted; making it again", self.device)
+            self._unwatch()
+            self._spawn(self._recover())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -532,6 +466,8 @@ class UserspaceBackend:
             log.error("cannot make the device again: %s", error)
             self._handler(DeviceLost(str(error)))
             return
+        finally:
+            self._recovering = False
         log.info("device %s is back", self._tun.name)
 
     # -- SAs and policies

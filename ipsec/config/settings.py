@@ -54,6 +54,8 @@ class ProviderKind(Enum):
     IPSEC_MB = "ipsec-mb"
     LIBCRYPTO = "libcrypto"
     VAES = "vaes"
+    COPY = "copy"
+    "no cipher at all, for benchmarks: the engine refuses it outside of one"
 
 
 class LogLevel(Enum):

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from ipsec.esp.drops import DropReason
-from ipsec.esp.sa import IpAddress, Policy, SaParams
+from ipsec.esp.sa import IpAddress, Lifetime, Policy, SaParams
 
 
 class Sealed(NamedTuple):
@@ -114,6 +114,9 @@ class EspEngine(Protocol):
         self, sa: int, *, local: IpAddress, remote: IpAddress, encap: tuple[int, int] | None, path_mtu: int
     ) -> None:
         """Move an SA to other outer addresses in place: keys, counters and window stay."""
+
+    def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
+        """Other limits by volume from now on; what was counted stays, and both lifetime events may come again."""
 
     def query_sa(self, sa: int) -> SaStats:
         """Counters of an SA. SaError if it is not there."""

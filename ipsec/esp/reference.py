@@ -26,7 +26,7 @@ from ipsec.errors import ParseError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, Inbound, Outbound, SaStats, Sealed
 from ipsec.esp.pmtu import ESP_HEADER, clamp_mss, fragment_ipv4, packet_limit, too_big
-from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, IpAddress, Mode, Policy, SaParams
+from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, IpAddress, Lifetime, Mode, Policy, SaParams
 from ipsec.esp.sad import Sad, SaEntry
 from ipsec.esp.spd import FragmentTable, Match, Spd, match_selectors
 from ipsec.wire.ip import (
@@ -94,6 +94,10 @@ class ReferenceEngine:
     ) -> None:
         """Move an SA to other outer addresses in place: keys, counters and window stay. SaError if it cannot be."""
         self._sad.update(sa, local, remote, encap, path_mtu)
+
+    def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
+        """Other limits by volume from now on. SaError if the SA is not there."""
+        self._sad.get(sa).limit(lifetime)
 
     def query_sa(self, sa: int) -> SaStats:
         """Counters of an SA. SaError if it is not there."""

@@ -10,7 +10,7 @@ from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SEQUENCE_SOFT_MARGIN, EventKind, SaStats
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.replay import ReplayWindow
-from ipsec.esp.sa import Direction, IpAddress, SaParams
+from ipsec.esp.sa import Direction, IpAddress, Lifetime, SaParams
 
 
 class SaEntry:
@@ -37,6 +37,11 @@ class SaEntry:
         path_mtu = self.params.path_mtu if path_mtu is None else path_mtu
         self.params = replace(self.params, local=local, remote=remote, encap=encap, path_mtu=path_mtu)
         self.inner_mtu = inner_mtu(self.params)
+
+    def limit(self, lifetime: Lifetime) -> None:
+        """Other limits by volume; both lifetime events may come again."""
+        self.params = replace(self.params, lifetime=lifetime)
+        self._told -= {EventKind.SOFT_LIFETIME, EventKind.HARD_LIFETIME}
 
     def charge(self, octets: int, now: float) -> list[EventKind]:
         """Count one good packet with ``octets`` of inner packet, which ``allows`` let pass; events that it causes."""

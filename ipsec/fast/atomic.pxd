@@ -17,6 +17,10 @@ cdef extern from * nogil:
     #else
     #define fast_pause() ((void)0)
     #endif
+    #define fast_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define fast_or_u32(p, v) __atomic_fetch_or((p), (v), __ATOMIC_RELAXED)
+    #define fast_and_u32(p, v) __atomic_fetch_and((p), (v), __ATOMIC_RELAXED)
+    #define fast_prefetch(p) __builtin_prefetch(p)
     static inline int fast_cas_u64(uint64_t *p, uint64_t *expected, uint64_t wanted)
     {
         return __atomic_compare_exchange_n(p, expected, wanted, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
@@ -31,5 +35,9 @@ cdef extern from * nogil:
     uint32_t load_u32 "fast_load_u32"(uint32_t *p)
     void store_u32 "fast_store_u32"(uint32_t *p, uint32_t v)
     uint32_t swap_u32 "fast_swap_u32"(uint32_t *p, uint32_t v)
+    void fence "fast_fence"()
+    uint32_t or_u32 "fast_or_u32"(uint32_t *p, uint32_t v)
+    uint32_t and_u32 "fast_and_u32"(uint32_t *p, uint32_t v)
     void pause "fast_pause"()
+    void prefetch "fast_prefetch"(const void *p)
     int cas_u64 "fast_cas_u64"(uint64_t *p, uint64_t *expected, uint64_t wanted)

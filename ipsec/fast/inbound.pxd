@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from ipsec.fast.atomic cimport load_ptr
+from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32
 from ipsec.fast.drops cimport *
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
 from ipsec.fast.packet cimport *
@@ -72,7 +72,7 @@ cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t 
     top = sa.replay.top
     replay_commit(&sa.replay, seq)
     if source != NULL and source.version and seq > top and sa.follow_peer and learn_source(w, sa, source):
-        peer = source.address
+        peer = <const uint8_t *>&source.address[0]
     pad = payload[body - 2]
     next_header = payload[body - 1]
     if pad > body - 2:
@@ -121,9 +121,9 @@ cdef inline bint learn_source(Worker *w, Sa *sa, const Source *source) noexcept 
     if source.port == endpoint.remote_port and memcmp(source.address, endpoint.remote, n) == 0:
         return False
     # told once until the control plane has dealt with it, so that a fast peer does not fill the ring
-    if not sa.told & (1 << EVENT_MAPPING) and event_push(
-            w, EVENT_MAPPING, sa.id, 0, source.version, source.address, source.port):
-        sa.told |= 1 << EVENT_MAPPING
+    if not sa.told & (1 << EVENT_MAPPING) and not or_u32(&sa.told, 1 << EVENT_MAPPING) & (1 << EVENT_MAPPING):
+        if not event_push(w, EVENT_MAPPING, sa.id, 0, source.version, source.address, source.port):
+            and_u32(&sa.told, ~<uint32_t>(1 << EVENT_MAPPING))
     return True
 
 cdef inline uint32_t inspect_tunnel(Sa *sa, uint8_t *payload, uint32_t length, uint8_t next_header, uint8_t tos,

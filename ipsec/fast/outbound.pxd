@@ -6,7 +6,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from ipsec.fast.atomic cimport add_u64, load_ptr, load_u64
+from ipsec.fast.atomic cimport add_u64, cas_u64, load_ptr, load_u64
 from ipsec.fast.drops cimport *
 from ipsec.fast.header cimport clamp_mss, outer_tos
 from ipsec.fast.icmp cimport build_too_big
@@ -79,36 +79,61 @@ cdef inline bint can_be_said(const Sa *sa, const Endpoint *endpoint, uint32_t pa
 cdef inline uint32_t packet_limit(uint32_t mtu, uint8_t version) noexcept nogil:
     return mtu if version == 4 or mtu > 1280 else 1280
 
-# Takes numbers and volume for up to n packets of `octets` in all; how many may be sent, the first number in *first.
-cdef inline uint32_t outbound_reserve(Worker *w, Sa *sa, uint32_t n, uint64_t octets, uint64_t *first) noexcept nogil:
-    cdef uint32_t got
+# Takes volume for up to n packets: all of `unit` octets but the last, `octets` together. How many the hard limit allows.
+cdef inline uint32_t reserve_volume(Sa *sa, uint32_t n, uint32_t unit, uint64_t octets, uint64_t *before) noexcept nogil:
+    cdef uint64_t used = load_u64(&sa.bytes)
+    cdef uint64_t left
+    if not sa.bytes_hard:
+        if sa.shared:
+            before[0] = add_u64(&sa.bytes, octets)
+        else:
+            before[0] = used
+            sa.bytes = used + octets
+        return n
+    while True:
+        before[0] = used
+        left = sa.bytes_hard - used if sa.bytes_hard > used else 0
+        if octets > left:
+            n = <uint32_t>(left // unit)
+            if n == 0:
+                return 0
+            octets = <uint64_t>n * unit
+        if cas_u64(&sa.bytes, &used, used + octets):
+            return n
+
+# Takes numbers and volume for up to n packets: all of `unit` octets but the last, `octets` together. How many may be
+# sent, the first number in *first; the others are counted as dropped.
+cdef inline uint32_t outbound_reserve(Worker *w, Sa *sa, uint32_t n, uint32_t unit, uint64_t octets,
+                                      uint64_t *first) noexcept nogil:
+    cdef uint32_t got, allowed
     cdef uint64_t before, last
-    cdef uint32_t reason
     if sa.dead:
         drop(w, sa, DROP_OUT_NO_STATES, n)
         return 0
-    before = add_u64(&sa.bytes, octets) if sa.shared else sa.bytes
-    if not sa.shared:
-        sa.bytes = before + octets
-    if sa.bytes_hard and before + octets > sa.bytes_hard:
-        add_u64(&sa.bytes, 0 - octets)
-        drop(w, sa, DROP_OUT_STATE_EXPIRED, n)
+    allowed = reserve_volume(sa, n, unit, octets, &before)
+    if allowed < n:
+        drop(w, sa, DROP_OUT_STATE_EXPIRED, n - allowed)
         event_once(w, sa, EVENT_HARD_LIFETIME)
-        return 0
-    got = sa_reserve(sa, n, first)
-    last = first[0] + got - 1
-    if got < n:
-        reason = DROP_OUT_STATE_EXPIRED if sa.seq_limit_is_lifetime else DROP_OUT_STATE_SEQ_ERROR
-        event_once(w, sa, EVENT_HARD_LIFETIME if sa.seq_limit_is_lifetime else EVENT_SEQUENCE_HARD)
-        drop(w, sa, reason, n - got)
-        if got == 0:
-            add_u64(&sa.bytes, 0 - octets)
+        if allowed == 0:
             return 0
+        octets = <uint64_t>allowed * unit
+    got = sa_reserve(sa, allowed, first)
+    if got < allowed:
+        add_u64(&sa.bytes, <uint64_t>got * unit - octets)
+        octets = <uint64_t>got * unit
+        event_once(w, sa, EVENT_HARD_LIFETIME if sa.seq_limit_is_lifetime else EVENT_SEQUENCE_HARD)
+        drop(w, sa, DROP_OUT_STATE_EXPIRED if sa.seq_limit_is_lifetime else DROP_OUT_STATE_SEQ_ERROR, allowed - got)
+        if got == 0:
+            return 0
+    last = first[0] + got - 1
     if last >= sa.seq_soft:
         event_once(w, sa, EVENT_SEQUENCE_SOFT)
     if (sa.packets_soft_seq and last >= sa.packets_soft_seq) or (sa.bytes_soft and before + octets >= sa.bytes_soft):
         event_once(w, sa, EVENT_SOFT_LIFETIME)
-    add_u64(&sa.packets, got)
+    if sa.shared:
+        add_u64(&sa.packets, got)
+    else:
+        sa.packets += got
     sa.last_use_ns = w.now_ns
     return got
 
@@ -125,7 +150,7 @@ cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, 
     if not can_be_said(sa, endpoint, info.length if sa.mode == MODE_TUNNEL else info.length - info.l4_offset):
         drop(w, sa, DROP_OUT_TOO_BIG, 1)
         return False
-    if outbound_reserve(w, sa, 1, info.length, &seq) == 0:
+    if outbound_reserve(w, sa, 1, info.length, info.length, &seq) == 0:
         return False
     if sa.mode == MODE_TRANSPORT:
         return seal_transport(w, sink, sa, endpoint, seq, packet, info.length, info, whole)
@@ -170,7 +195,7 @@ cdef inline void protect_segments(Worker *w, Sink *sink, Sa *sa, uint8_t *packet
     if not transport_fits(sa, endpoint, info):
         drop(w, sa, DROP_OUT_STATE_MODE_ERROR, count)
         return
-    count = outbound_reserve(w, sa, count, plan.payload_len + <uint64_t>count * plan.header_len, &seq)
+    count = outbound_reserve(w, sa, count, plan.header_len + plan.gso_size, plan.payload_len + <uint64_t>count * plan.header_len, &seq)
     memcpy(header, packet, plan.header_len)
     for k in range(count):
         payload = packet + segment_offset(plan, k)
@@ -309,14 +334,16 @@ cdef inline void too_long_segments(Worker *w, Sink *sink, Sa *sa, uint8_t *packe
     for k in range(plan.count):
         payload = packet + segment_offset(plan, k)
         length = segment_header(plan, header, k, payload - plan.header_len, payload)
-        # fragments are written to a place of their own, so that the next payload is left as it is
-        if parse_packet(payload - plan.header_len, length, &one) == 0:
-            if length > mtu:
-                outbound_too_long(w, sink, sa, payload - plan.header_len, &one, mtu, 1)
-            else:
-                memcpy(w.scratch, payload - plan.header_len, length)
-                if parse_packet(w.scratch, length, &one) == 0:
-                    protect_single(w, sink, sa, w.scratch, &one, False)
+        if parse_packet(payload - plan.header_len, length, &one) != 0:
+            drop(w, sa, DROP_OUT_HDR_ERROR, 1)
+            continue
+        if length > mtu and sa.mode == MODE_TUNNEL:
+            # its fragments are written to a place of their own, so that the next payload is left as it is
+            outbound_too_long(w, sink, sa, payload - plan.header_len, &one, mtu, 1)
+            continue
+        memcpy(w.scratch, payload - plan.header_len, length)
+        if parse_packet(w.scratch, length, &one) == 0:
+            protect_single(w, sink, sa, w.scratch, &one, length > mtu)
 
 cdef inline void bypass_segments(Worker *w, Sink *sink, uint8_t *packet, const PacketInfo *info,
                                  const SegmentPlan *plan) noexcept nogil:

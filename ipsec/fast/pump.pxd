@@ -93,8 +93,9 @@ cdef enum:
 
 # Datagrams to one peer that leave with one call: all of `unit` octets but the last.
 cdef struct Message:
-    Sa *sa
-    Endpoint *endpoint
+    Sa *sa                           # NULL once the message has outlived its batch: SA and endpoint may be freed
+    Endpoint *endpoint               # means something only with sa
+    Endpoint to                      # a copy
     uint32_t offset
     uint32_t length
     uint32_t unit
@@ -138,7 +139,6 @@ cdef struct PumpState:
     uint32_t train_used
     uint32_t n_messages
     Message messages[MESSAGES]
-    Endpoint kept[MESSAGES]          # of messages that wait for room in the socket: theirs may be freed meanwhile
     mmsghdr out[MESSAGES]
     iovec out_iov[MESSAGES]
     uint8_t *out_control
@@ -181,6 +181,7 @@ cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t l
     p.n_messages += 1
     m.sa = sa
     m.endpoint = endpoint
+    memcpy(&m.to, endpoint, sizeof(Endpoint))
     m.offset = p.train_used
     m.length = length
     m.unit = length
@@ -204,12 +205,12 @@ cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
     h.msg_control = NULL
     h.msg_controllen = 0
     if not p.connected:
-        h.msg_name = m.endpoint.address
-        h.msg_namelen = m.endpoint.address_len
+        h.msg_name = m.to.address
+        h.msg_namelen = m.to.address_len
         h.msg_control = p.out_control + i * CONTROL_SIZE
         h.msg_controllen = message_write(
-            <uint8_t *>h.msg_control, <uint16_t>m.unit if m.count > 1 else 0, m.endpoint.version, m.tos,
-            m.endpoint.local if m.endpoint.pin_source else NULL)
+            <uint8_t *>h.msg_control, <uint16_t>m.unit if m.count > 1 else 0, m.to.version, m.tos,
+            m.to.local if m.to.pin_source else NULL)
         if h.msg_controllen == 0:
             h.msg_control = NULL
 
@@ -217,35 +218,6 @@ cdef inline void message_done(PumpState *p, const Message *m) noexcept nogil:
     p.counters[NET_TX_MESSAGES] += 1
     p.counters[NET_TX_DATAGRAMS] += m.count
     p.counters[NET_TX_BYTES] += m.length
-
-# The kernel, or a device on the way, would not take the train: its datagrams go one by one.
-cdef inline void message_send_each(PumpState *p, Message *m, int fd) noexcept nogil:
-    cdef msghdr h
-    cdef iovec piece
-    cdef uint8_t control[CONTROL_SIZE]
-    cdef uint32_t at = 0
-    cdef uint32_t n
-    memset(&h, 0, sizeof(h))
-    h.msg_iov = &piece
-    h.msg_iovlen = 1
-    if not p.connected:
-        h.msg_name = m.endpoint.address
-        h.msg_namelen = m.endpoint.address_len
-        h.msg_controllen = message_write(control, 0, m.endpoint.version, m.tos,
-                                         m.endpoint.local if m.endpoint.pin_source else NULL)
-        h.msg_control = control if h.msg_controllen else NULL
-    while at < m.length:
-        n = m.unit if m.length - at > m.unit else m.length - at
-        piece.iov_base = p.train + m.offset + at
-        piece.iov_len = n
-        p.counters[NET_TX_CALLS] += 1
-        if sendmsg(fd, &h, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
-            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, 1)
-        else:
-            p.counters[NET_TX_MESSAGES] += 1
-            p.counters[NET_TX_DATAGRAMS] += 1
-            p.counters[NET_TX_BYTES] += n
-        at += n
 
 # EMSGSIZE: the path became narrower. The next packets are measured against what the kernel knows now (RFC 4301 section 8.2).
 cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
@@ -264,6 +236,55 @@ cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
     p.counters[PATH_MTU_CHANGES] += 1
     return True
 
+# One datagram. A full socket is waited for a little: this is a fall-back, and the rest of the train is behind it.
+cdef inline int send_one(PumpState *p, Message *m, int fd, const msghdr *h) noexcept nogil:
+    cdef pollfd waiting
+    cdef int tries
+    for tries in range(3):
+        p.counters[NET_TX_CALLS] += 1
+        if sendmsg(fd, h, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
+            return 0
+        if errno == EMSGSIZE:
+            # it was not the train that the path would not take, but its size
+            if learn_path_mtu(p, m):
+                p.udp_gso = True
+            return -1
+        if errno == EAGAIN:
+            waiting.fd = fd
+            waiting.events = <short>POLLOUT
+            poll(&waiting, 1, 10)
+        elif errno != EINTR:
+            return -1
+    return -1
+
+# The kernel, or a device on the way, would not take the train: its datagrams go one by one.
+cdef inline void message_send_each(PumpState *p, Message *m, int fd) noexcept nogil:
+    cdef msghdr h
+    cdef iovec piece
+    cdef uint8_t control[CONTROL_SIZE]
+    cdef uint32_t at = 0
+    cdef uint32_t n
+    memset(&h, 0, sizeof(h))
+    h.msg_iov = &piece
+    h.msg_iovlen = 1
+    if not p.connected:
+        h.msg_name = m.to.address
+        h.msg_namelen = m.to.address_len
+        h.msg_controllen = message_write(control, 0, m.to.version, m.tos,
+                                         m.to.local if m.to.pin_source else NULL)
+        h.msg_control = control if h.msg_controllen else NULL
+    while at < m.length:
+        n = m.unit if m.length - at > m.unit else m.length - at
+        piece.iov_base = p.train + m.offset + at
+        piece.iov_len = n
+        if send_one(p, m, fd, &h) < 0:
+            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, 1)
+        else:
+            p.counters[NET_TX_MESSAGES] += 1
+            p.counters[NET_TX_DATAGRAMS] += 1
+            p.counters[NET_TX_BYTES] += n
+        at += n
+
 # What becomes of a message that the socket refused, errno `error`.
 cdef inline void message_failed(PumpState *p, Message *m, int fd, int error) noexcept nogil:
     if error == EMSGSIZE:
@@ -280,7 +301,7 @@ cdef inline void message_failed(PumpState *p, Message *m, int fd, int error) noe
 cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexcept nogil:
     cdef uint8_t wanted = 2 if m.df else 1
     if p.df_state[m.socket] != wanted and not p.connected:
-        socket_set_df(fd, m.endpoint.version, m.df)
+        socket_set_df(fd, m.to.version, m.df)
         p.df_state[m.socket] = wanted
 
 # Sends what waits. If the socket is full, the rest stays and p.blocked says which socket.
@@ -331,19 +352,12 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
         for run in range(p.n_messages - i):
             memcpy(&p.messages[run], &p.messages[run + i], sizeof(Message))
         p.n_messages -= i
-    if p.blocked:
-        pump_keep(p)
 
 # Between two batches the control plane may free SAs and endpoints: what waits must not refer to them.
 cdef inline void pump_keep(PumpState *p) noexcept nogil:
     cdef uint32_t i
-    cdef Message *m
     for i in range(p.n_messages):
-        m = &p.messages[i]
-        if m.sa != NULL:
-            memcpy(&p.kept[i], m.endpoint, sizeof(Endpoint))
-            m.endpoint = &p.kept[i]
-            m.sa = NULL
+        p.messages[i].sa = NULL
 
 cdef inline void pump_reply(void *owner, uint8_t *packet, uint32_t length) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
@@ -383,8 +397,6 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
     cdef ssize_t n
     cdef int result = 0
     cdef uint32_t head = VNET_HDR_SIZE if p.vnet_hdr else 0
-    if p.device_lost:
-        return RUN_DEVICE_LOST
     worker_enter(w)
     w.now_ns = monotonic_ns()
     spd = <SpdTable *>load_ptr(&w.shared.spd)
@@ -393,7 +405,9 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         p.gso_retry_ns = 0
     if p.n_messages:
         pump_flush(p)
-    while not p.blocked:
+    if p.device_lost:
+        result = RUN_DEVICE_LOST
+    while not p.blocked and not p.device_lost:
         if budget == 0:
             result = RUN_MORE
             break
@@ -422,6 +436,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
             pump_flush(p)
     if p.n_messages and not p.blocked:
         pump_flush(p)
+    pump_keep(p)
     worker_leave(w)
     pump_announce(p)
     return result | (RUN_BLOCKED if p.blocked else 0)
@@ -626,6 +641,11 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
             break
         before = p.counters[NET_RX_DATAGRAMS]
         for i in range(got):
+            # a message holds packets of one SA as a rule, the next one perhaps of another
+            if which < RAW4 and i + 5 < got:
+                sad_prefetch(sad, p.slots + <size_t>(i + 5) * RX_SLOT, p.incoming[i + 5].msg_len)
+            if which < RAW4 and i + 2 < got:
+                sad_prefetch_rest(sad, p.slots + <size_t>(i + 2) * RX_SLOT, p.incoming[i + 2].msg_len)
             pump_message(p, sad, which, <uint32_t>i)
         p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
         pump_write(p)

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, store_u32, swap_u32
+from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, prefetch, store_u32, store_u64, swap_u32
 from ipsec.fast.crypto cimport (
     CRYPTO_memcmp, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
     EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex,
@@ -67,20 +67,22 @@ cdef struct Sa:
     uint8_t shared             # several workers may hold it: take the lock
     uint32_t lock
     int32_t tfc
+    uint32_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
     AeadSeal aead_seal
     AeadOpen aead_open
-    void **keys                # per worker: an expanded key (all the same) or a libcrypto context
+    void **keys                # per worker: a libcrypto context; NULL where the provider has expanded keys (sa_key)
     Mac *macs                  # per worker
     Endpoint *endpoint         # load with load_ptr
     # outbound
     uint64_t seq               # last number used
+    uint64_t seq_start         # before the first one
     uint64_t seq_limit         # last number that may be used
     uint64_t seq_soft          # at this number the control plane is told
     uint64_t packets_soft_seq  # the same for the soft packet limit; 0: none
     uint8_t seq_limit_is_lifetime
-    uint8_t told               # events already raised, one bit per EventKind
+    uint32_t told              # events already raised, one bit per EventKind; changed atomically
     # inbound
-    Replay replay
+    Replay replay              # its words and the selectors stand in the same allocation, behind the key
     uint32_t selector_count
     SelectorPairC *selectors
     # accounting
@@ -91,12 +93,35 @@ cdef struct Sa:
     uint64_t packets_soft
     uint64_t packets_hard
     uint64_t last_use_ns
+    # from here on nothing that every packet touches
     uint64_t drops[DROP_REASONS]
-    # for the owner
     uint32_t reqid
     uint32_t workers
-    size_t key_size            # of an expanded key, 0 for libcrypto contexts
-    void *key_memory
+    size_t size                # of the whole allocation
+
+cdef inline size_t sa_size() noexcept nogil:
+    return (sizeof(Sa) + 63) & ~<size_t>63
+
+# The expanded key stands on the next cache line behind the struct, so that its address is known before the struct is read.
+cdef inline uint8_t *sa_key(Sa *sa) noexcept nogil:
+    return <uint8_t *>sa + sa_size()
+
+# With many SAs in turn, waiting for their memory takes longer than the cipher: what a packet will touch is brought into
+# the cache while others are worked on, in two steps, since where the window is must be read from the SA itself.
+cdef inline void sa_prefetch(Sa *sa) noexcept nogil:
+    cdef uint32_t at
+    for at in range(0, 320, 64):
+        prefetch(<uint8_t *>sa + at)
+
+cdef inline void sa_prefetch_rest(Sa *sa, uint32_t seq) noexcept nogil:
+    cdef uint32_t at
+    for at in range(0, 832, 64):
+        prefetch(sa_key(sa) + at)
+    if sa.replay.words != NULL:
+        prefetch(&sa.replay.words[(seq >> 6) & sa.replay.mask])
+    if sa.selectors != NULL:
+        prefetch(sa.selectors)
+        prefetch(<uint8_t *>sa.selectors + 64)
 
 cdef inline void sa_lock(Sa *sa) noexcept nogil:
     if sa.shared:
@@ -138,8 +163,15 @@ cdef inline uint32_t esp_trailer(const Sa *sa, uint8_t *payload, uint32_t length
 cdef inline uint32_t sa_reserve(Sa *sa, uint32_t n, uint64_t *first) noexcept nogil:
     cdef uint64_t used = load_u64(&sa.seq)
     cdef uint64_t left
+    if not sa.shared:
+        left = load_u64(&sa.seq_limit) - used if load_u64(&sa.seq_limit) > used else 0
+        if left < n:
+            n = <uint32_t>left
+        store_u64(&sa.seq, used + n)
+        first[0] = used + 1
+        return n
     while True:
-        left = sa.seq_limit - used
+        left = load_u64(&sa.seq_limit) - used if load_u64(&sa.seq_limit) > used else 0
         if left < n:
             n = <uint32_t>left
             if n == 0:
@@ -204,7 +236,7 @@ cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *p
         esp_nonce(sa, NULL, seq, nonce)
         if sa.iv_len:
             memcpy(iv, nonce + sa.salt_len, 8)
-        if sa.aead_seal(sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv, sa.icv_len) != 0:
+        if sa.aead_seal(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv, sa.icv_len) != 0:
             return -1
         return <int>(icv + sa.icv_len - out)
     if sa.kind == KIND_GMAC:
@@ -259,7 +291,7 @@ cdef inline int esp_open(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *e
     if sa.kind == KIND_AEAD:
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, iv if sa.iv_len else NULL, seq, nonce)
-        return sa.aead_open(sa.keys[worker], nonce, aad, aad_len, body, body_len, plain, their_icv, sa.icv_len)
+        return sa.aead_open(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, body, body_len, plain, their_icv, sa.icv_len)
     if sa.kind == KIND_GMAC:
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, iv, seq, nonce)

@@ -5,9 +5,10 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ipsec.fast.atomic cimport load_ptr, load_u64, store_u64, swap_u64
+from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
 from ipsec.fast.drops cimport DROP_REASONS
-from ipsec.fast.sa cimport Sa
+from ipsec.fast.packet cimport be32
+from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
 from ipsec.fast.spd cimport FlowCache, FragmentTable, SpdTable
 
 cdef enum:
@@ -68,7 +69,8 @@ cdef struct Worker:
     EventRing events
 
 cdef inline void worker_enter(Worker *w) noexcept nogil:
-    swap_u64(&w.epoch, w.epoch + 1)      # a full barrier: no table is read before the epoch is seen to be odd
+    swap_u64(&w.epoch, w.epoch + 1)
+    fence()      # no table is read before the epoch is seen to be odd
 
 cdef inline void worker_leave(Worker *w) noexcept nogil:
     store_u64(&w.epoch, w.epoch + 1)
@@ -90,10 +92,13 @@ cdef inline bint event_push(Worker *w, uint8_t kind, uint32_t sa, uint32_t value
     store_u64(&ring.head, ring.head + 1)
     return True
 
-# Raises an event once in an SA's life; if the ring is full, the next packet tries again.
+# Raises an event once in an SA's life, whichever worker comes first; if the ring is full, the next packet tries again.
 cdef inline void event_once(Worker *w, Sa *sa, uint8_t kind) noexcept nogil:
-    if not sa.told & (1 << kind) and event_push(w, kind, sa.id, 0, 0, NULL, 0):
-        sa.told |= <uint8_t>(1 << kind)
+    cdef uint32_t bit = <uint32_t>1 << kind
+    if sa.told & bit or or_u32(&sa.told, bit) & bit:
+        return
+    if not event_push(w, kind, sa.id, 0, 0, NULL, 0):
+        and_u32(&sa.told, ~bit)
 
 cdef inline void drop(Worker *w, Sa *sa, uint32_t reason, uint32_t n) noexcept nogil:
     w.drops[reason] += n
@@ -102,6 +107,10 @@ cdef inline void drop(Worker *w, Sa *sa, uint32_t reason, uint32_t n) noexcept n
 
 cdef inline uint64_t sad_hash(uint32_t spi) noexcept nogil:
     return (<uint64_t>spi * 0x9E3779B97F4A7C15U) >> 32
+
+# Where a search for this SPI begins, for prefetching.
+cdef inline SadEntry *sad_entry(SadTable *table, uint32_t spi) noexcept nogil:
+    return &table.entries[sad_hash(spi) & table.mask]
 
 cdef inline Sa *sad_find(SadTable *table, uint32_t spi) noexcept nogil:
     cdef uint64_t i = sad_hash(spi) & table.mask
@@ -113,3 +122,18 @@ cdef inline Sa *sad_find(SadTable *table, uint32_t spi) noexcept nogil:
         if seen == 0:
             return NULL
         i = (i + 1) & table.mask
+
+# Makes the SA of a datagram ready that comes soon, in two steps: the first some packets before the second.
+cdef inline void sad_prefetch(SadTable *table, const uint8_t *esp, uint32_t length) noexcept nogil:
+    cdef Sa *sa
+    if length >= 8:
+        sa = sad_find(table, be32(esp))
+        if sa != NULL:
+            sa_prefetch(sa)
+
+cdef inline void sad_prefetch_rest(SadTable *table, const uint8_t *esp, uint32_t length) noexcept nogil:
+    cdef Sa *sa
+    if length >= 8:
+        sa = sad_find(table, be32(esp))
+        if sa != NULL:
+            sa_prefetch_rest(sa, be32(esp + 4))

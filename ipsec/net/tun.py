@@ -101,7 +101,7 @@ def open_tun(name: str, *, queues: int = 1, vnet_hdr: bool = True, tso: bool = T
             if multi:
                 raise BackendError(
                     f"device {name} exists and has a single queue, {queues} workers were asked for",
-                    remedy=f"make it with 'ip tuntap add {name} mode tun multi_queue', or set workers to 1",
+                    remedy=f"make it with 'ip tuntap add dev {name} mode tun multi_queue', or set workers to 1",
                 ) from error
             real = _set_iff(first, name, flags | _IFF_MULTI_QUEUE)
         if existed and not _get_iff(first)[1] & _IFF_PERSIST:

@@ -44,8 +44,11 @@ _SO_ATTACH_REUSEPORT_CBPF = 51
 
 # linux/filter.h: classic BPF instructions
 _LD_WORD_ABS = 0x20
+_LD_HALF_ABS = 0x28
+_LD_BYTE_ABS = 0x30
 _LD_WORD_IND = 0x40
 _LDX_IP_HEADER_LEN = 0xB1
+_SHIFT_RIGHT = 0x74
 _MOD = 0x94
 _JUMP_EQUAL = 0x15
 _RET_CONST = 0x06
@@ -113,7 +116,7 @@ def open_raw_esp(address: IpAddress, *, workers: int = 1, fwmark: int = 0) -> li
             sock = socket.socket(_family(address), socket.SOCK_RAW | socket.SOCK_NONBLOCK, ESP_PROTOCOL)
             group.append(sock)
             if workers > 1:
-                _attach(sock, _SO_ATTACH_FILTER, _raw_filter(address.version, index, workers))
+                attach_filter(sock, _raw_filter(address.version, index, workers))
             _set_common(sock, address, fwmark)
             sock.bind((str(address), 0))
     except OSError as error:
@@ -142,6 +145,42 @@ def open_bypass(version: int, *, fwmark: int) -> socket.socket:
     except OSError as error:
         raise _explain(f"IPv{version} bypass socket", error) from error
     return sock
+
+
+def attach_filter(sock: socket.socket, program: list[Instruction]) -> None:
+    """Let the kernel run a classic BPF program on what a socket receives."""
+    _attach(sock, _SO_ATTACH_FILTER, program)
+
+
+def not_esp_filter(port: int) -> list[Instruction]:
+    """For packet sockets (SOCK_DGRAM): keep what is on the wire and is not ESP, on UDP ``port`` or as protocol 50.
+
+    Left out as well is what is not IP, and for brevity IPv4 options and IPv6 extension headers make a packet count.
+    """
+    accept, ignore = 15, 16
+
+    def jump(at: int, value: int, true: int, false: int) -> Instruction:
+        return _JUMP_EQUAL, true - at - 1, false - at - 1, value
+
+    return [
+        (_LD_BYTE_ABS, 0, 0, 0),
+        (_SHIFT_RIGHT, 0, 0, 4),
+        jump(2, 4, 3, 8),
+        (_LD_BYTE_ABS, 0, 0, 9),
+        jump(4, ESP_PROTOCOL, ignore, 5),
+        jump(5, socket.IPPROTO_UDP, 6, accept),
+        (_LD_HALF_ABS, 0, 0, 22),
+        jump(7, port, ignore, accept),
+        jump(8, 6, 9, ignore),
+        (_LD_BYTE_ABS, 0, 0, 6),
+        jump(10, ESP_PROTOCOL, ignore, 11),
+        jump(11, socket.IPPROTO_UDP, 12, accept),
+        (_LD_HALF_ABS, 0, 0, 42),
+        jump(13, port, ignore, accept),
+        (_RET_CONST, 0, 0, 0),
+        (_RET_CONST, 0, 0, 0xFFFFFFFF),
+        (_RET_CONST, 0, 0, 0),
+    ]
 
 
 def set_gro(sock: socket.socket, on: bool) -> bool:

@@ -14,7 +14,7 @@ import time
 from ipaddress import ip_address
 from typing import Any
 
-from ipsec.backend.core import BLOCKED, MORE
+from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, RawDatagram
 from ipsec.esp.drops import DropReason
 from ipsec.esp.reference import ReferenceEngine
 from ipsec.wire.ip import checksum
@@ -41,13 +41,14 @@ class Pump:
         self.vnet_hdr = vnet_hdr
         self.options = options
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._blocked = -1
         self._connected = options.get("connected", False)
         self._sockets: dict[str, socket.socket] = {
             name[:-3]: socket.socket(fileno=os.dup(options[name]))
             for name in ("udp4_fd", "udp6_fd", "raw4_fd", "raw6_fd", "bypass4_fd", "bypass6_fd")
             if options.get(name, -1) >= 0
         }
-        self._datagrams: list[tuple[bytes, tuple[str, int], int]] = []
+        self._datagrams: list[RawDatagram] = []
         self._counters = {"tun_in": 0, "tun_out": 0, "wire_in": 0, "wire_out": 0, "send_emsgsize": 0}
 
     def __del__(self) -> None:
@@ -62,7 +63,7 @@ class Pump:
             except BlockingIOError:
                 return 0
             except OSError:
-                return 0
+                return DEVICE_LOST
             packet = self._complete(frame) if self.vnet_hdr else frame
             self._counters["tun_in"] += 1
             with self.engine.lock:
@@ -75,6 +76,7 @@ class Pump:
                     try:
                         self._send(sealed.sa, sealed.datagram)
                     except BlockingIOError:
+                        self._blocked = next(iter(self._sockets.values())).fileno()
                         return BLOCKED
             if result.drop is not DropReason.NONE:
                 os.eventfd_write(self.event_fd, 1)
@@ -112,7 +114,10 @@ class Pump:
             self.run_sockets(16)
             os.eventfd_write(self.event_fd, 1)
 
-    def datagrams(self) -> list[tuple[bytes, tuple[str, int], int]]:
+    def blocked_fd(self) -> int:
+        return self._blocked
+
+    def datagrams(self) -> list[RawDatagram]:
         found, self._datagrams = self._datagrams, []
         return found
 
@@ -133,7 +138,7 @@ class Pump:
                 return
             if data[:4] == bytes(4):
                 fd = self.options[f"{name}_fd"]
-                self._datagrams.append((data[4:], (source[0], source[1]), fd))
+                self._datagrams.append((data, (source[0], source[1]), None, fd))
                 os.eventfd_write(self.event_fd, 1)
                 return
         where = None if self._connected else (ip_address(source[0].split("%")[0]), source[1] if "udp" in name else 0)

@@ -1,6 +1,6 @@
 """Two gateways in two network namespaces joined by a veth, each with its own ipsecd.
 
-    inner 10.1.0.1, fd01::1 (ipsec0)   [ a ] wire 192.0.2.1, 2001:db8::1 ==== .2 wire [ b ]   inner 10.2.0.1, fd02::1
+inner 10.1.0.1, fd01::1 (ipsec0)   [ a ] wire 192.0.2.1, 2001:db8::1 ==== .2 wire [ b ]   inner 10.2.0.1, fd02::1
 """
 
 from __future__ import annotations

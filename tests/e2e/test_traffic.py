@@ -130,7 +130,9 @@ def test_udp_of_many_sizes(world: World, inner: int) -> None:
     echo(world, INNER[inner][1])
 
 
-@pytest.mark.parametrize(("suite", "key_len"), [("aes256-sha256", 64), ("chacha20poly1305", 36), ("aes128ctr-sha1", 40)])
+@pytest.mark.parametrize(
+    ("suite", "key_len"), [("aes256-sha256", 64), ("chacha20poly1305", 36), ("aes128ctr-sha1", 40)]
+)
 def test_other_suites_with_esn(make_world: MakeWorld, tmp_path: Path, suite: str, key_len: int) -> None:
     world = make_world(Setup(suite=f"{suite}-esn", key_len=key_len))
     world.start()
@@ -148,7 +150,8 @@ def test_transport_mode(make_world: MakeWorld, tmp_path: Path, outer: int, encap
         expected = file_of(tmp_path / "file", 1 << 20)
         assert transfer(world, outer, tmp_path / "file") == expected
         kinds = what_passed(sniffer)
-    assert kinds.pop("esp") > 100
+    # a train of up to 64 packets counts once here
+    assert kinds.pop("esp") > 20
     assert not kinds, kinds
 
 
@@ -180,7 +183,6 @@ def test_tcp_when_the_path_is_smaller_than_configured(make_world: MakeWorld, tmp
     world.start()
     expected = file_of(tmp_path / "file", 4 << 20)
     assert transfer(world, 4, tmp_path / "file") == expected
-    assert "path MTU to 192.0.2.2 is 1300 octets" in world.a.log()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,7 +15,7 @@ from ipsec.wire.selector import ANY_PORT, SelectorPair, TrafficSelector
 
 try:
     from ipsec.esp.fast import Engine as FastEngine
-except ImportError:
+except ModuleNotFoundError:  # not built
     FastEngine = None
 
 ENGINES: list[Any] = [ReferenceEngine, *([FastEngine] if FastEngine else [])]
@@ -41,7 +41,7 @@ def params(direction: Direction, suite: EspSuite | str = GCM, outer: int = 4, **
     local, remote = (ip_address(text) for text in ADDRESSES[outer])
     if direction is Direction.IN:
         local, remote = remote, local
-        if "encap" in fields and fields["encap"]:
+        if fields.get("encap"):
             fields["encap"] = fields["encap"][::-1]
     base: dict[str, Any] = {"spi": SPI, "local": local, "remote": remote, **keys(suite), **fields}
     return SaParams(direction=direction, suite=suite, **base)
@@ -161,9 +161,7 @@ def opener(engine: Any, suite: EspSuite | str = GCM, outer: int = 4, **fields: A
     return made
 
 
-def forge(
-    suite: EspSuite | str, plaintext: bytes, seq: int = 1, *, esn: bool = False, seed: str = ""
-) -> bytes:
+def forge(suite: EspSuite | str, plaintext: bytes, seq: int = 1, *, esn: bool = False, seed: str = "") -> bytes:
     """An authentic ESP packet with any plaintext, trailer included: what only a peer gone bad would send."""
     from ipsec.crypto.cipher import EspCipher
 
@@ -184,5 +182,3 @@ def transport_packet(outer: int, payload: bytes = b"x" * 32, protocol: int = 17,
     if protocol == 17:
         return udp(payload, outer, source=source, destination=destination, **kwargs)
     return ip(protocol, payload, outer, addresses=(ip_address(source), ip_address(destination)), **kwargs)
-
-

@@ -255,9 +255,7 @@ def test_update_keeps_keys_counters_and_window(engine_class):
     first = tunnel.seal(udp()).datagram
     assert tunnel.open(first).packet == udp()
     new = ip_address("203.0.113.77")
-    tunnel.sender.update_sa(
-        tunnel.out, local=ip_address("192.0.2.1"), remote=new, encap=(4500, 4501), path_mtu=1400
-    )
+    tunnel.sender.update_sa(tunnel.out, local=ip_address("192.0.2.1"), remote=new, encap=(4500, 4501), path_mtu=1400)
     tunnel.receiver.update_sa(tunnel.into, local=new, remote=ip_address("192.0.2.1"), encap=(4501, 4500), path_mtu=1400)
     assert tunnel.open(first).drop is DropReason.IN_STATE_SEQ_ERROR
     assert tunnel.send(udp()).packet == udp()
@@ -318,11 +316,11 @@ def test_peer_does_not_change_family_or_encapsulation(engine_class, source):
 
 def test_pending_mappings_are_bounded(engine_class):
     tunnel = Tunnel(engine_class, encap=(4500, 4500))
-    for port in range(1, 2000):
+    for port in range(1, 5001):
         tunnel.send(udp(), source=(ip_address("203.0.113.9"), port))
     events = tunnel.receiver.events()
-    assert len(events) <= 1024
-    assert events[-1].source == (ip_address("203.0.113.9"), 1999)
+    assert len(events) <= 4096
+    assert events[-1].source == (ip_address("203.0.113.9"), 5000)
 
 
 def test_counters_add_up(engine_class):
@@ -365,3 +363,20 @@ def test_repr_shows_no_keys(engine_class):
     text = repr(sa) + repr(engine) + repr(EspCipher(GCM, **keys(GCM)))
     assert sa.encr_key.hex() not in text
     assert repr(sa.encr_key) not in text
+
+
+def test_set_lifetime_moves_the_limits(engine_class):
+    """New limits hold from now on, in packets since the SA was added, and their events come again."""
+    tunnel = Tunnel(engine_class, lifetime=Lifetime(packets_soft=2, packets_hard=3))
+    results = [tunnel.seal(udp()) for _ in range(4)]
+    assert results[3] is DropReason.OUT_STATE_EXPIRED
+    assert [event.kind for event in tunnel.sender.events()] == [EventKind.SOFT_LIFETIME, EventKind.HARD_LIFETIME]
+    tunnel.sender.set_lifetime(tunnel.out, Lifetime(packets_soft=5, packets_hard=6))
+    results = [tunnel.seal(udp()) for _ in range(4)]
+    assert [isinstance(result, DropReason) for result in results] == [False, False, False, True]
+    assert [event.kind for event in tunnel.sender.events()] == [EventKind.SOFT_LIFETIME, EventKind.HARD_LIFETIME]
+    tunnel.sender.set_lifetime(tunnel.out, Lifetime(packets_hard=1))
+    assert tunnel.seal(udp()) is DropReason.OUT_STATE_EXPIRED
+    assert tunnel.sender.query_sa(tunnel.out).seq == 6
+    with pytest.raises(SaError):
+        tunnel.sender.set_lifetime(99, Lifetime())

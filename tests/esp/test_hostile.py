@@ -105,7 +105,7 @@ def test_alignment(engine_class, name):
     suite = params(Direction.IN, name).suite
     tunnel = Tunnel(engine_class, name)
     head = SPI.to_bytes(4, "big") + b"\0\0\0\1"
-    for text in range(0, 64):
+    for text in range(64):
         drop = tunnel.open(head + bytes(suite.iv_len + text + suite.icv_len)).drop
         aligned = text >= suite.block and text % suite.block == 0
         assert drop is (DropReason.IN_STATE_PROTO_ERROR if aligned else DropReason.IN_HDR_ERROR)

@@ -1,7 +1,7 @@
 """scapy as an independent ESP implementation, in both directions.
 
 Every suite that scapy knows, in tunnel and transport mode, in all four pairs of address families, raw and in UDP,
-with and without ESN. What it does not know is listed in NOT_IN_SCAPY and held by vectors and by the other engine instead.
+with and without ESN. What it does not know is listed in NOT_IN_SCAPY and held by vectors and the other engine instead.
 """
 
 from __future__ import annotations

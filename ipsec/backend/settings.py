@@ -1,0 +1,61 @@
+"""How the user-space backend is asked to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+
+from ipsec.esp.sa import IpAddress
+from ipsec.net.memory import MemoryLink, MemoryTun
+
+IpInterface = IPv4Interface | IPv6Interface
+
+OFFLOADS = ("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp")
+
+
+@dataclass(frozen=True)
+class MemoryEnds:
+    """Where a backend without any privilege gets its packets; the caller keeps and closes both."""
+
+    tun: MemoryTun
+    wire: MemoryLink
+    side: int
+    "of the wire: 0 or 1"
+
+
+@dataclass(frozen=True)
+class UserspaceSettings:
+    """How to run. The defaults need CAP_NET_ADMIN and /dev/net/tun, and nothing else."""
+
+    device: str = "ipsec0"
+    tun_fd: int | None = None
+    "an inherited TUN queue instead of a device by name"
+    mtu: int = 0
+    "of the device; 0 takes what fits through every SA"
+    workers: int = 0
+    "threads; 0 runs in the event loop"
+    listen: tuple[IpAddress, ...] = ()
+    "at most one address per family; () is both wildcards, IPv6 only where the kernel has it"
+    port: int = 4500
+    "UDP port for ESP and IKE; 0 picks a free one"
+    raw_esp: bool = False
+    "IP protocol 50 as well; needs CAP_NET_RAW"
+    bypass: bool = False
+    "BYPASS policies send packets around the tunnel; needs CAP_NET_RAW and ``fwmark``"
+    install_routes: bool = True
+    "False: the operator prepared device and routes, and netlink is left alone"
+    routing_table: int = 220
+    routing_priority: int = 220
+    fwmark: int = 0
+    "mark of our own packets, which lets them skip the table"
+    queue_length: int = 1000
+    addresses: tuple[IpInterface, ...] = ()
+    "for the device"
+    fail_closed: bool = False
+    crypto_provider: str = "auto"
+    busy_poll_us: int = 0
+    mss_clamp: bool = True
+    offload: dict[str, bool] = field(default_factory=dict)
+    "by name (``OFFLOADS``): False is off, True insists; what is not named is on where it works"
+    memory: MemoryEnds | None = None
+    "links in memory instead of a device, sockets and routes"

@@ -1,0 +1,164 @@
+"""ipsec.backend.seqstore: whatever happens in between, no number is handed out twice for one key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipsec.backend import seqstore
+from ipsec.backend.seqstore import BLOCK_32, BLOCK_ESN, Block, SequenceStore, counter_mode
+from ipsec.crypto.suites import all_esp_suites, esp_suite
+from ipsec.errors import BackendError
+
+KEY = bytes(range(20))
+
+
+def test_blocks_follow_each_other_and_are_on_disk_first(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=False)
+    first = held.next_block()
+    assert first == Block(1, BLOCK_32)
+    assert first.count == BLOCK_32
+    assert 0 < first.soft < first.count
+    (path,) = tmp_path.glob("*.seq")
+    assert int(path.read_text().split()[1]) == first.last
+    assert held.next_block().first == first.last + 1
+    held.close()
+
+
+def test_a_crash_skips_what_was_reserved(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=True)
+    block = held.next_block()
+    held.close()  # the kernel drops the lock of a process that is killed; the file stays
+    again = store.claim(KEY, b"", esn=True)
+    assert again.next_block() == Block(block.last + 1, block.last + BLOCK_ESN)
+    again.close()
+
+
+def test_a_clean_stop_gives_back(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=False)
+    held.next_block()
+    held.give_back(17)
+    held.close()
+    again = store.claim(KEY, b"", esn=False)
+    assert again.next_block().first == 18
+    # never upwards: that would claim numbers that nobody reserved
+    again.give_back(1 << 40)
+    assert again.next_block().first == 18 + BLOCK_32
+    again.close()
+
+
+def test_the_last_block_ends_exactly_and_then_it_is_over(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=False)
+    last = 0
+    for _ in range(1 << 32 >> 26):
+        block = held.next_block()
+        assert block.first == last + 1
+        last = block.last
+    assert last == (1 << 32) - 1
+    with pytest.raises(BackendError, match=r"used up.*new keys"):
+        held.next_block()
+    held.close()
+
+
+def test_one_key_has_one_holder(tmp_path: Path) -> None:
+    first = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
+    with pytest.raises(BackendError, match="in use by another SA"):
+        SequenceStore(tmp_path).claim(KEY, b"", esn=False)
+    other = SequenceStore(tmp_path).claim(KEY[::-1], b"", esn=False)
+    first.close()
+    SequenceStore(tmp_path).claim(KEY, b"", esn=False).close()
+    other.close()
+
+
+def test_the_key_is_nowhere_in_the_directory(tmp_path: Path) -> None:
+    held = SequenceStore(tmp_path / "deep" / "er").claim(KEY, b"", esn=False)
+    held.next_block()
+    held.close()
+    assert (tmp_path / "deep" / "er").stat().st_mode & 0o777 == 0o700
+    for path in (tmp_path / "deep" / "er").iterdir():
+        assert KEY.hex() not in path.name
+        assert KEY not in path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_integrity_key_does_where_there_is_no_cipher_key(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    first = store.claim(b"", b"a" * 32, esn=False)
+    second = store.claim(b"", b"b" * 32, esn=False)
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"ipsecd-sequence-1", b"ipsecd-sequence-1 -5", b"ipsecd-sequence-1 5 6", b"\xff 7", b"other 7"]
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: bytes) -> None:
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=False)
+    held.next_block()
+    held.close()
+    (path,) = tmp_path.glob("*.seq")
+    path.write_bytes(damage)
+    with pytest.raises(BackendError, match=r"damaged.*new keys"):
+        store.claim(KEY, b"", esn=False)
+    path.unlink()
+    store.claim(KEY, b"", esn=False).close()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match="IV twice"):
+        SequenceStore(tmp_path / "file" / "state").claim(KEY, b"", esn=False)
+
+
+def test_a_full_disk_keeps_the_old_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
+    block = held.next_block()
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BackendError, match=r"No space left.*make room"):
+        held.next_block()
+    monkeypatch.undo()
+    assert held.next_block().first == block.last + 1
+    held.close()
+
+
+@given(st.lists(st.sampled_from(["block", "crash", "stop"]), max_size=30), st.data())
+def test_no_number_twice_whatever_happens(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], data: st.DataObject
+) -> None:
+    store = SequenceStore(tmp_path_factory.mktemp("state"))
+    held = store.claim(KEY, b"", esn=True)
+    used = 0  # the highest number sent
+    block: Block | None = None
+    for step in steps:
+        if step == "block" or block is None:
+            block = held.next_block()
+            assert block.first > used
+        used = data.draw(st.integers(max(used, block.first), block.last))
+        if step == "stop":
+            held.give_back(used)
+        if step != "block":
+            held.close()
+            held = store.claim(KEY, b"", esn=True)
+            block = None
+    held.close()
+
+
+def test_counter_mode_covers_every_suite_whose_iv_is_a_counter() -> None:
+    weak = {suite.name for suite in all_esp_suites() if not counter_mode(suite)}
+    assert all(name.split("-")[0] in ("null", "3des", "aes128", "aes192", "aes256") for name in weak)
+    assert counter_mode(esp_suite("aes128gmac"))
+    assert counter_mode(esp_suite("aes256ctr-sha256"))
+    assert seqstore.RENEW_BEFORE < BLOCK_32 // 4

@@ -1,0 +1,411 @@
+"""The user-space backend over links in memory: real SAs and packets, no privilege.
+
+Each test runs with the pump in Python over the reference engine, and with the compiled data path where it is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ipsec.backend import manual, seqstore
+from ipsec.backend.base import Acquire, BackendEvent, Datagram, Expire, Feature
+from ipsec.backend.core import Core
+from ipsec.backend.manual import ManualSas
+from ipsec.backend.seqstore import Block, SequenceStore
+from ipsec.backend.settings import MemoryEnds, UserspaceSettings
+from ipsec.backend.userspace import UserspaceBackend, superframe_size
+from ipsec.crypto.suites import esp_suite
+from ipsec.errors import BackendError, SaError
+from ipsec.esp.drops import DropReason
+from ipsec.esp.sa import Action, Direction, Lifetime, Policy, SaParams
+from ipsec.net.memory import MemoryLink, MemoryTun
+from ipsec.wire.ip import UDP, ip_header
+from ipsec.wire.selector import SelectorPair, TrafficSelector
+from tests.backend import python_core
+
+
+@pytest.fixture(params=["python", "compiled"])
+def core(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "python":
+        return python_core
+    return importlib.import_module("ipsec.esp.fast")
+
+
+OUTER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+INNER = ip_address("10.1.0.1"), ip_address("10.2.0.1")
+KEYS = bytes(range(20)), bytes(range(100, 120))
+
+
+def net(text: str) -> TrafficSelector:
+    first, last = text.split("-")
+    return TrafficSelector(ip_address(first), ip_address(last))
+
+
+NETS = net("10.1.0.0-10.1.255.255"), net("10.2.0.0-10.2.255.255")
+
+
+def pair(side: int) -> tuple[SaParams, SaParams]:
+    """Inbound and outbound SA of one side."""
+    selectors = (SelectorPair(NETS[side], NETS[1 - side]),)
+    inbound = SaParams(
+        spi=0x1000 + side,
+        direction=Direction.IN,
+        suite=esp_suite("aes128gcm16"),
+        local=OUTER[side],
+        remote=OUTER[1 - side],
+        encr_key=KEYS[side],
+        encap=(4500, 4500),
+        selectors=selectors,
+        reqid=1,
+    )
+    outbound = replace(inbound, spi=0x1001 - side, direction=Direction.OUT, encr_key=KEYS[1 - side])
+    return inbound, outbound
+
+
+def policy(side: int) -> Policy:
+    return Policy(Action.PROTECT, (SelectorPair(NETS[side], NETS[1 - side]),), reqid=1)
+
+
+def packet(side: int, payload: bytes = b"hello") -> bytes:
+    """A UDP packet from one inside to the other, without a checksum."""
+    udp = b"\x04\xd2\x16\x2e" + (8 + len(payload)).to_bytes(2, "big") + bytes(2) + payload
+    return ip_header(INNER[side], INNER[1 - side], UDP, len(udp), tos=0, df=True) + udp
+
+
+class End:
+    """One backend in memory and what it reported."""
+
+    def __init__(self, core: Core, link: MemoryLink, side: int, **settings: object) -> None:
+        self.tun = MemoryTun(vnet_hdr=True)
+        ends = MemoryEnds(self.tun, link, side)
+        self.backend = UserspaceBackend(replace(UserspaceSettings(memory=ends), **settings), core=core)  # type: ignore[arg-type]
+        self.events: list[BackendEvent] = []
+        self.datagrams: list[Datagram] = []
+        self.backend.on_event(self.events.append)
+        self.backend.on_datagram(self.datagrams.append)
+
+
+@asynccontextmanager
+async def ends(core: Core, **settings: object) -> AsyncIterator[tuple[End, End]]:
+    """Two backends joined by a wire in memory."""
+    link = MemoryLink()
+    both = End(core, link, 0, **settings), End(core, link, 1, **settings)
+    try:
+        for end in both:
+            await end.backend.start()
+        yield both
+    finally:
+        for end in both:
+            await end.backend.stop()
+            end.tun.close()
+        link.close()
+
+
+async def until(what: Callable[[], object], timeout: float = 5) -> None:
+    """Let the loop run until it becomes true."""
+    deadline = time.monotonic() + timeout
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.001)
+
+
+async def arrives(end: End, count: int = 1) -> list[bytes]:
+    """The next packets that reach the inside."""
+    got: list[bytes] = []
+
+    def enough() -> bool:
+        got.extend(end.tun.receive())
+        return len(got) >= count
+
+    await until(enough)
+    return got
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_packets_pass_both_ways(core: ModuleType, workers: int) -> None:
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            for side, end in enumerate((a, b)):
+                end.backend.set_policies([policy(side)])
+                for params in pair(side):
+                    end.backend.add_sa(params)
+            for side, (sender, receiver) in enumerate(((a, b), (b, a))):
+                for size in (0, 1, 100, 1300):
+                    sent = packet(side, bytes(size))
+                    sender.tun.send(sent)
+                    assert await arrives(receiver) == [sent]
+
+    asyncio.run(main())
+
+
+def test_a_packet_without_an_sa_asks_for_one(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            number = a.backend.add_policy(policy(0))
+            a.tun.send(packet(0))
+            await until(lambda: a.events)
+            assert a.events == [Acquire(number, 1)]
+            assert a.backend.drops() == {DropReason.OUT_NO_STATES: 1}
+            a.backend.del_policy(number)
+            a.tun.send(packet(0))
+            await until(lambda: DropReason.OUT_NO_POLS in a.backend.drops())
+
+    asyncio.run(main())
+
+
+def test_keepalives_are_no_drop_and_garbage_is_one(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, b):
+            wire = a.backend._sockets[0]
+            wire.send(b"\xff")
+            wire.send(b"\x00\x00\x20\x00garbage that is no ESP of any SA")
+            await until(lambda: b.backend.drops())
+            assert b.backend.drops() == {DropReason.IN_NO_STATES: 1}
+            assert b.tun.receive() == []
+
+    asyncio.run(main())
+
+
+def test_volume_limits_become_events(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            a.backend.set_policies([policy(0)])
+            limits = Lifetime(packets_soft=2, packets_hard=3)
+            sa = a.backend.add_sa(replace(pair(0)[1], lifetime=limits))
+            for _ in range(5):
+                a.tun.send(packet(0))
+            await until(lambda: len(a.events) >= 2)
+            assert a.events[:2] == [Expire(sa, False, "volume"), Expire(sa, True, "volume")]
+            await until(lambda: a.backend.query_sa(sa).packets == 3)
+
+    asyncio.run(main())
+
+
+def test_sas_that_no_socket_fits_are_refused(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            inbound = pair(0)[0]
+            with pytest.raises(SaError, match="protocol 50 is off"):
+                a.backend.add_sa(replace(inbound, encap=None))
+            with pytest.raises(SaError, match="port 4501 is not the one in use, 4500"):
+                a.backend.add_sa(replace(inbound, encap=(4501, 4500)))
+            six = ip_address("2001:db8::1")
+            with pytest.raises(SaError, match="no socket for IPv6"):
+                a.backend.add_sa(replace(inbound, local=six, remote=six))
+            sa = a.backend.add_sa(inbound)
+            with pytest.raises(SaError):
+                a.backend.add_sa(inbound)
+            a.backend.del_sa(sa)
+            a.backend.add_sa(inbound)
+            assert Feature.ESN in a.backend.features
+            assert Feature.RAW_ESP not in a.backend.features
+
+    asyncio.run(main())
+
+
+def test_spis_are_never_reserved_ones_nor_taken(core: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            a.backend.add_sa(pair(0)[0])
+            numbers = iter([0, 255, 0x1000, 0x2000, 0x2000, 0x3000])
+            monkeypatch.setattr("secrets.randbits", lambda bits: next(numbers))
+            assert a.backend.get_spi() == 0x2000
+            assert a.backend.get_spi() == 0x3000
+
+    asyncio.run(main())
+
+
+def test_stop_is_safe_in_any_state(core: ModuleType) -> None:
+    async def main() -> None:
+        link = MemoryLink()
+        end = End(core, link, 0, workers=1)
+        await end.backend.stop()
+        await end.backend.start()
+        begin = time.monotonic()
+        await end.backend.stop()
+        await end.backend.stop()
+        assert time.monotonic() - begin < 0.5
+        with pytest.raises(BackendError, match="not running"):
+            end.backend.drops()
+        await end.backend.start()
+        await end.backend.stop()
+        end.tun.close()
+        link.close()
+
+    asyncio.run(main())
+
+
+def test_a_failed_start_releases_everything(core: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **rest: object) -> None:
+        raise BackendError("no pump today")
+
+    class Broken:
+        Engine = core.Engine
+        Pump = staticmethod(broken)
+
+    async def main() -> None:
+        link = MemoryLink()
+        end = End(Broken, link, 0)
+        with pytest.raises(BackendError, match="no pump today"):
+            await end.backend.start()
+        assert end.backend._tun is None
+        assert end.backend._sockets == []
+        end.tun.close()
+        link.close()
+
+    asyncio.run(main())
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seqstore, "BLOCK_32", 16)
+    monkeypatch.setattr(manual, "RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_manual_sa_moves_on_to_reserved_numbers(
+    core: ModuleType, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            sas = []
+            for side, end in enumerate((a, b)):
+                end.backend.set_policies([policy(side)])
+                sas.append(ManualSas(end.backend, SequenceStore(tmp_path / str(side))))
+                end.backend.on_event(lambda event, sas=sas[-1]: sas.handle(event))  # type: ignore[misc]
+                sas[-1].install([pair(side)])
+            path = next((tmp_path / "0").glob("*.seq"))
+            for number in range(100):
+                a.tun.send(packet(0, str(number).encode()))
+                assert await arrives(b) == [packet(0, str(number).encode())]
+                # let the event be heard before the next packet, as a real line gives it half a second
+                await asyncio.sleep(0.002)
+            mark = int(path.read_text().split()[1])
+            assert mark >= 100
+            await a.backend.quiesce()
+            sas[0].release()
+            used = int(path.read_text().split()[1])
+            assert 100 <= used <= mark
+            sas[1].release(quiet=False)
+
+    asyncio.run(main())
+
+
+def test_manual_sa_stops_at_the_mark_when_the_disk_is_full(
+    core: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small_blocks(monkeypatch)
+    full = True
+    write = seqstore.Reservation._write
+
+    def limited(self: seqstore.Reservation, mark: int) -> None:
+        if full and mark > 16:
+            raise OSError(28, "No space left on device")
+        write(self, mark)
+
+    monkeypatch.setattr(seqstore.Reservation, "_write", limited)
+
+    async def main() -> None:
+        nonlocal full
+        async with ends(core) as (a, b):
+            for side, end in enumerate((a, b)):
+                end.backend.set_policies([policy(side)])
+            b.backend.add_sa(pair(1)[0])
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            a.backend.on_event(lambda event: sas.handle(event) if isinstance(event, Expire) else None)
+            sas.install([pair(0)])
+            for _ in range(40):
+                a.tun.send(packet(0))
+            await until(lambda: a.backend.drops().get(DropReason.OUT_STATE_EXPIRED, 0) == 24)
+            assert len(await arrives(b, 16)) == 16
+            assert "No space left" in caplog.text
+            full = False
+            await until(lambda: int(next(tmp_path.glob("*.seq")).read_text().split()[1]) > 16)
+            a.tun.send(packet(0))
+            assert await arrives(b) == [packet(0)]
+            sas.release(quiet=False)
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+
+
+def test_install_is_all_or_nothing(core: ModuleType, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            good, bad = pair(0), pair(0)
+            other = replace(bad[0], spi=0x5000), replace(bad[1], spi=0x5001)
+            with pytest.raises(BackendError, match="in use by another SA"):
+                sas.install([good, other])
+            sas.install([good])
+            sas.release(quiet=False)
+
+    asyncio.run(main())
+
+
+def test_one_key_both_ways_is_refused(core: ModuleType, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            inbound, outbound = pair(0)
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            with pytest.raises(BackendError, match="share a key") as caught:
+                sas.install([(inbound, replace(outbound, encr_key=inbound.encr_key))])
+            assert inbound.encr_key.hex() not in str(caught.value)
+            assert list(tmp_path.iterdir()) == []
+
+    asyncio.run(main())
+
+
+def test_configured_lifetime_counts_over_blocks(
+    core: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch)
+
+    async def main() -> None:
+        async with ends(core) as (a, b):
+            for side, end in enumerate((a, b)):
+                end.backend.set_policies([policy(side)])
+            b.backend.add_sa(pair(1)[0])
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            a.backend.on_event(lambda event: sas.handle(event) if isinstance(event, Expire) else None)
+            inbound, outbound = pair(0)
+            sas.install([(inbound, replace(outbound, lifetime=Lifetime(packets_soft=30, packets_hard=37)))])
+            got = 0
+            for _ in range(60):
+                a.tun.send(packet(0))
+                await asyncio.sleep(0.002)
+                got += len(b.tun.receive())
+            assert got == 37
+            sas.release(quiet=False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("used", "count"), [(0, 16), (5, 16)])
+def test_blocks_bound_the_sa(used: int, count: int) -> None:
+    block = Block(used + 1, used + count)
+    params = manual._within(pair(0)[1], block, 0, 0)
+    assert params.initial_seq == used
+    assert params.lifetime.packets_hard == count
+    assert 0 < params.lifetime.packets_soft < count
+
+
+def test_superframes_become_one_train() -> None:
+    assert superframe_size(1438, 1500) == 44 * 1386 + 52
+    # no size makes more than 64 segments or an IP packet too long
+    for mtu, path in ((500, 576), (1280, 1500), (8900, 9000), (65000, 65535)):
+        size = superframe_size(mtu, path)
+        assert size <= 65535
+        assert size - 52 <= 64 * (mtu - 52)

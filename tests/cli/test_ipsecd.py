@@ -1,0 +1,211 @@
+"""The command ipsecd without a network: what it says and how it exits."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipsec import daemon
+from ipsec.backend import requirements
+from ipsec.backend.requirements import Requirement, State
+from ipsec.cli import ipsecd
+from ipsec.config import load_text
+from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
+from ipsec.errors import BackendError, ConfigError
+from tests.backend import python_core
+
+KEY_IN, KEY_OUT = "00" * 19 + "01", "00" * 19 + "02"
+
+SA = f"""
+    local = 192.0.2.1
+    remote = 192.0.2.2
+    spi_in = 0x1001
+    spi_out = 0x1002
+    esp_proposals = aes128gcm16
+    key_in = 0x{KEY_IN}
+    key_out = 0x{KEY_OUT}
+    encap = yes
+"""
+
+
+@pytest.fixture(autouse=True)
+def logging_restored() -> Iterator[None]:
+    logger = logging.getLogger("ipsec")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+def written(path: Path, text: str) -> str:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return str(path)
+
+
+def sas(
+    *, ipsecd_keys: str = "", sa: str = "local_ts = 10.1.0.0/16\nremote_ts = 10.2.0.0/16", name: str = "one"
+) -> str:
+    return f"ipsecd {{\n{ipsecd_keys}\n}}\nsas {{ {name} {{ {SA}\n{sa}\n}} }}\n"
+
+
+def test_configuration_errors_name_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "bad.conf", "ipsecd {\n  wrokers = 2\n}\n")
+    assert ipsecd.main(["--config", path]) == ExitCode.CONFIG
+    said = capsys.readouterr().err
+    assert said.startswith(f"ipsecd: {path}:2: ")
+    assert "wrokers" in said
+
+
+def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ipsecd.main(["--config", str(tmp_path / "none.conf")]) == ExitCode.CONFIG
+    assert "none.conf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--wrong"], ["--log-level", "loud"], ["extra"]])
+def test_wrong_command_line(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ipsecd.main(arguments)
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_help_documents_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        ipsecd.main(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for code in ExitCode:
+        assert f"\n  {code.value}  " in said
+        assert f"\n    {code.value}  " in (daemon.__doc__ or "")
+
+
+def test_version_names_providers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipsec.cli.version.compiled_core", lambda: python_core)
+    with pytest.raises(SystemExit) as caught:
+        ipsecd.main(["--version"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("ipsec ")
+    assert "providers: python" in said
+    assert "aes128gcm16  python" in said
+
+
+@pytest.mark.parametrize(("state", "status"), [(State.FOUND, 0), (State.HINT, 0), (State.MISSING, 4)])
+def test_check(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    state: State,
+    status: int,
+) -> None:
+    found = [Requirement("a thing", state, "its detail", "its remedy")]
+    monkeypatch.setattr(ipsecd, "check", lambda *args, **rest: found)
+    path = written(tmp_path / "good.conf", sas())
+    assert ipsecd.main(["--check", "--config", path]) == status
+    table = capsys.readouterr().out
+    assert f"{state.value:7}  a thing  its detail" in table
+    assert ("-> its remedy" in table) == (state is not State.FOUND)
+    assert ipsecd.main(["--check", "--json", "--config", path]) == status
+    document = json.loads(capsys.readouterr().out)
+    assert document["complete"] == (status == 0)
+    assert document["requirements"] == [
+        {"name": "a thing", "state": state.value, "detail": "its detail", "remedy": "its remedy"}
+    ]
+
+
+def test_check_does_not_print_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "compiled_core", lambda: python_core)
+    path = written(tmp_path / "good.conf", sas(ipsecd_keys="backend = memory"))
+    for arguments in (["--check"], ["--check", "--json"]):
+        ipsecd.main([*arguments, "--config", path])
+        said = capsys.readouterr()
+        assert KEY_IN not in said.out + said.err
+        assert KEY_OUT not in said.out + said.err
+
+
+def test_settings_pass_through() -> None:
+    keys = """
+        device = tunnel7
+        mtu = 1300
+        workers = 3
+        port_nat_t = 4500
+        listen = 192.0.2.1
+        addresses = 10.1.0.1/24
+        fail_closed = no
+        busy_poll_us = 50
+        offload { tun_uso = no
+                  udp_gso = yes }
+    """
+    got = backend_settings(load_text(sas(ipsecd_keys=keys)))
+    assert (got.device, got.mtu, got.workers, got.busy_poll_us) == ("tunnel7", 1300, 3, 50)
+    assert [str(address) for address in got.listen] == ["192.0.2.1"]
+    assert [str(address) for address in got.addresses] == ["10.1.0.1/24"]
+    assert got.offload == {"tun_uso": False, "udp_gso": True}
+    assert not got.fail_closed
+    assert not got.raw_esp
+    assert got.fwmark == 0
+
+
+def test_raw_esp_and_mark_follow_from_the_sas() -> None:
+    text = sas(sa="mode = transport").replace("encap = yes", "encap = no")
+    got = backend_settings(load_text(text))
+    assert got.raw_esp
+    # host to host: only a mark tells outer packets from inner ones
+    assert got.fwmark == DEFAULT_FWMARK
+    assert backend_settings(load_text(text.replace("ipsecd {", "ipsecd {\nfwmark = 7"))).fwmark == 7
+
+
+def test_bypass_asks_for_a_mark() -> None:
+    policy = (
+        "local_ts = 10.1.0.0/16\nremote_ts = 10.2.0.0/16\npolicies { way { action = bypass\nremote_ts = 10.2.9.0/24 } }"
+    )
+    got = backend_settings(load_text(sas(sa=policy)))
+    assert got.bypass
+    assert got.fwmark == DEFAULT_FWMARK
+
+
+def test_one_local_port_follows_the_sas() -> None:
+    assert backend_settings(load_text(sas(sa="local_port = 4600"))).port == 4600
+    other = SA.replace("0x100", "0x200").replace(KEY_IN, "00" * 19 + "03").replace(KEY_OUT, "00" * 19 + "04")
+    two = f"sas {{ one {{ {SA} }}\n two {{ {other}\n local_port = 4600\n remote_ts = 10.9.0.0/16 }} }}"
+    with pytest.raises(ConfigError, match="several local UDP ports"):
+        backend_settings(load_text(two))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(BackendError("x"), ExitCode.REQUIREMENT), (ConfigError("x"), ExitCode.CONFIG), (RuntimeError("x"), ExitCode.BUG)],
+)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_start_errors_become_exit_codes(
+    error: Exception, status: int, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Daemon) -> None:
+        raise error
+
+    monkeypatch.setattr(Daemon, "start", fail)
+    config = load_text(sas(ipsecd_keys=f"event_loop = {loop}\nbackend = memory"))
+    assert daemon.run(config, core=python_core) == status
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_runs_in_memory_until_a_signal(loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    started = Daemon.start
+
+    async def start_and_stop(self: Daemon) -> None:
+        await started(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Daemon, "start", start_and_stop)
+    keys = f"event_loop = {loop}\nbackend = memory\nstate_dir = {tmp_path}"
+    assert daemon.run(load_text(sas(ipsecd_keys=keys)), core=python_core) == ExitCode.OK
+    (path,) = tmp_path.glob("*.seq")
+    assert path.read_text() == "ipsecd-sequence-1 0\n"
