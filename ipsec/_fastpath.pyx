@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, prefetch, store_ptr, store_u64
+from ipsec.fast.atomic cimport add_u32, and_u32, fence, load_ptr, load_u32, load_u64, prefetch, store_ptr, store_u64
 from ipsec.fast.coalesce cimport Coalescer, coalesce_init
 from ipsec.fast.crypto cimport *
 from ipsec.fast.drops cimport *
@@ -720,11 +720,14 @@ cdef class Engine:
     many pumps may run at once. ``icmp_source4`` and ``icmp_source6`` are the source addresses of ICMP errors (4 and 16
     octets); without them an error comes from the address that the packet was for.
 
-    Control calls are for one thread at a time (they hold the GIL); pumps run beside them without it.
+    Calls hold the GIL; pumps run beside them without it. Packets may be sealed by a call while pumps run: sequence
+    numbers are never given twice. Opening packets by a call while a pump runs needs ``workers`` > 1, which makes SAs
+    take a lock; otherwise it is refused.
     """
 
     cdef Shared shared
     cdef Worker *workers[MAX_WORKERS + 1]
+    cdef uint32_t running             # pumps that are at work
     cdef uint32_t worker_count        # of pumps; one more is for calls from Python
     cdef str provider
     cdef uint32_t next_sa
@@ -1175,8 +1178,8 @@ cdef class Engine:
         cdef uint32_t reason
         cdef bytes address
         cdef bytes data = bytes(datagram)
-        if not self.begin(&sink, now, b""):
-            raise MemoryError
+        self.alone()
+        self.begin(&sink, now, b"")
         if len(data) > 65535:
             drop(w, NULL, DROP_IN_BUFFER_ERROR, 1)
             return Inbound(DropReason.IN_BUFFER_ERROR)
@@ -1194,6 +1197,12 @@ cdef class Engine:
         return Inbound(DropReason.NONE, PyBytes_FromStringAndSize(<char *>info.data, info.length), sa.id)
 
     # --- what happened ---
+
+    cdef int alone(self) except -1:
+        """Raise unless this call is the only one that may touch a replay window."""
+        if load_u32(&self.running) and self.worker_count == 1:
+            raise SaError("a pump is at work on this engine: opening packets beside it needs an engine with workers > 1")
+        return 0
 
     cdef int drain_events(self) except -1:
         cdef uint32_t i
@@ -1287,15 +1296,14 @@ cdef class Engine:
         sink.reply = collect_reply
         sink.clear = collect_clear
         b.count = a.count
-        with nogil:
-            w.now_ns = monotonic_ns()
-            for i in range(a.count):
-                b.current = i
-                b.lengths[i] = 0
-                if parse_packet(batch_slot(a, i), a.lengths[i], &info) != 0:
-                    drop(w, target, DROP_OUT_HDR_ERROR, 1)
-                elif protect_single(w, &sink, target, batch_slot(a, i), &info, False):
-                    done += 1
+        w.now_ns = monotonic_ns()
+        for i in range(a.count):
+            b.current = i
+            b.lengths[i] = 0
+            if parse_packet(batch_slot(a, i), a.lengths[i], &info) != 0:
+                drop(w, target, DROP_OUT_HDR_ERROR, 1)
+            elif protect_single(w, &sink, target, batch_slot(a, i), &info, False):
+                done += 1
         return done
 
     def decapsulate_batch(self, Batch source, Batch out):
@@ -1312,22 +1320,22 @@ cdef class Engine:
         if out.slots < a.count or b.size < a.size:
             raise ValueError("out needs as many slots as source, each as large")
         b.count = a.count
-        with nogil:
-            w.now_ns = monotonic_ns()
-            for i in range(a.count):
-                if i + 9 < a.count:
-                    if a.lengths[i + 9] >= 4:
-                        prefetch(sad_entry(sad, be32(batch_slot(a, i + 9))))
-                    sad_prefetch(sad, batch_slot(a, i + 6), a.lengths[i + 6])
-                    sad_prefetch_rest(sad, batch_slot(a, i + 3), a.lengths[i + 3])
-                slot = b.data + <size_t>i * b.stride
-                b.lengths[i] = 0
-                b.starts[i] = BATCH_HEAD
-                if inbound(w, sad, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info,
-                           &sa) == DROP_NONE:
-                    b.starts[i] = <uint32_t>(info.data - slot)
-                    b.lengths[i] = info.length
-                    done += 1
+        self.alone()
+        w.now_ns = monotonic_ns()
+        for i in range(a.count):
+            if i + 9 < a.count:
+                if a.lengths[i + 9] >= 4:
+                    prefetch(sad_entry(sad, be32(batch_slot(a, i + 9))))
+                sad_prefetch(sad, batch_slot(a, i + 6), a.lengths[i + 6])
+                sad_prefetch_rest(sad, batch_slot(a, i + 3), a.lengths[i + 3])
+            slot = b.data + <size_t>i * b.stride
+            b.lengths[i] = 0
+            b.starts[i] = BATCH_HEAD
+            if inbound(w, sad, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info,
+                       &sa) == DROP_NONE:
+                b.starts[i] = <uint32_t>(info.data - slot)
+                b.lengths[i] = info.length
+                done += 1
         return done
 
 
@@ -1415,24 +1423,30 @@ cdef class Pump:
     def run_tun(self, unsigned int budget=64):
         """Read the TUN device up to ``budget`` times. Bits: 1 more is waiting, 2 a socket is full, 4 the device is gone."""
         cdef int result
+        add_u32(&self.engine.running, 1)
         with nogil:
             result = pump_tun(self.p, budget)
+        add_u32(&self.engine.running, <uint32_t>-1)
         return result
 
     def run_sockets(self, unsigned int budget=16):
         """Receive from each socket up to ``budget`` times. Bits: 1 more is waiting, 4 the device is gone."""
         cdef int result = 0
         cdef int i
+        add_u32(&self.engine.running, 1)
         with nogil:
             for i in range(SOCKETS):
                 if self.p.sockets[i] >= 0 and (i < RAW4 or self.p.read_raw):
                     result |= pump_socket(self.p, i, budget)
+        add_u32(&self.engine.running, <uint32_t>-1)
         return result
 
     def run_forever(self, int stop_fd, unsigned int busy_poll_us=0):
         """A worker thread: run without the GIL until ``stop_fd`` becomes readable."""
+        add_u32(&self.engine.running, 1)
         with nogil:
             pump_forever(self.p, stop_fd, <uint64_t>busy_poll_us * 1000)
+        add_u32(&self.engine.running, <uint32_t>-1)
 
     def blocked_fd(self):
         """The socket that had no room for the last message, or -1."""

@@ -113,6 +113,8 @@ class SaParams:
         self.suite.check_keys(self.encr_key, self.integ_key)
         if self.local.version != self.remote.version:
             raise SaError(f"SA 0x{self.spi:08x}: {self.local} and {self.remote} are of different families")
+        if self.mode is Mode.TRANSPORT and self.local.is_unspecified:
+            raise SaError(f"SA 0x{self.spi:08x}: transport mode needs a local address, {self.local} is none")
         window = self.replay_window
         if window and (window % 64 or not REPLAY_WINDOW_MIN <= window <= REPLAY_WINDOW_MAX):
             raise SaError(f"SA 0x{self.spi:08x}: replay window {window} is not 0 or a multiple of 64 in 64..65536")

@@ -80,7 +80,9 @@ cdef enum:
     RUN_MORE = 1
     RUN_BLOCKED = 2
     RUN_DEVICE_LOST = 4
-    FULL_BATCH = 64
+    ICMP_INTERVAL_NS = 1000000       # at most 1000 errors a second
+    ICMP_BURST = 50
+    PATH_MTU_MIN = 296               # no path is taken for narrower (RFC 1191 section 7): every suite has room in it
 
 cdef enum:
     TUN_RX_FRAMES, TUN_RX_PACKETS, TUN_RX_BYTES
@@ -132,6 +134,8 @@ cdef struct PumpState:
     uint8_t deep                     # the last receive brought trains
     uint8_t df_state[SOCKETS]        # 0 unknown, 1 clear, 2 set
     int blocked                      # socket index + 1 that refused for want of room
+    uint64_t icmp_refilled_ns        # the bucket of ICMP errors was empty then
+    uint8_t gso_suspect              # a train was just refused: is it the train, or would a datagram be too?
     uint64_t gso_retry_ns            # when UDP_SEGMENT is tried again after it failed
     uint64_t told                    # events and datagrams announced so far
     uint8_t *frame
@@ -189,7 +193,9 @@ cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t l
     m.tos = tos
     m.df = df
     m.socket = <uint8_t>((UDP4 if endpoint.encap else RAW4) + (0 if endpoint.version == 4 else 1))
-    m.closed = not (p.udp_gso and endpoint.encap)
+    # what is longer than the path is fragmented by the kernel, and that cannot be a train
+    m.closed = (not (p.udp_gso and endpoint.encap)
+                or length + (28 if endpoint.version == 4 else 48) > endpoint.path_mtu)
     p.train_used += length
 
 cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
@@ -226,43 +232,24 @@ cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
     if m.sa == NULL:
         return False
     mtu = path_mtu_to(e.address, e.address_len, e.version, p.mark)
-    if mtu == 0 or mtu >= e.path_mtu:
+    if mtu == 0:
         return False
-    if mtu < 576:
-        mtu = 576
+    if mtu < PATH_MTU_MIN:
+        mtu = PATH_MTU_MIN
+    if mtu >= e.path_mtu:
+        return False
     e.path_mtu = mtu
     e.inner_mtu = sa_inner_mtu(m.sa, e)
     e.learned_until_ns = p.worker.now_ns + <uint64_t>600 * 1000000000   # RFC 1191 section 6.3: ten minutes
     p.counters[PATH_MTU_CHANGES] += 1
     return True
 
-# One datagram. A full socket is waited for a little: this is a fall-back, and the rest of the train is behind it.
-cdef inline int send_one(PumpState *p, Message *m, int fd, const msghdr *h) noexcept nogil:
-    cdef pollfd waiting
-    cdef int tries
-    for tries in range(3):
-        p.counters[NET_TX_CALLS] += 1
-        if sendmsg(fd, h, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
-            return 0
-        if errno == EMSGSIZE:
-            # it was not the train that the path would not take, but its size
-            if learn_path_mtu(p, m):
-                p.udp_gso = True
-            return -1
-        if errno == EAGAIN:
-            waiting.fd = fd
-            waiting.events = <short>POLLOUT
-            poll(&waiting, 1, 10)
-        elif errno != EINTR:
-            return -1
-    return -1
-
-# The kernel, or a device on the way, would not take the train: its datagrams go one by one.
-cdef inline void message_send_each(PumpState *p, Message *m, int fd) noexcept nogil:
+# The kernel, or a device on the way, would not take the train: its datagrams go one by one. True if the socket is full:
+# the message is then what has not been sent.
+cdef inline bint message_send_each(PumpState *p, Message *m, int fd) noexcept nogil:
     cdef msghdr h
     cdef iovec piece
     cdef uint8_t control[CONTROL_SIZE]
-    cdef uint32_t at = 0
     cdef uint32_t n
     memset(&h, 0, sizeof(h))
     h.msg_iov = &piece
@@ -270,33 +257,49 @@ cdef inline void message_send_each(PumpState *p, Message *m, int fd) noexcept no
     if not p.connected:
         h.msg_name = m.to.address
         h.msg_namelen = m.to.address_len
-        h.msg_controllen = message_write(control, 0, m.to.version, m.tos,
-                                         m.to.local if m.to.pin_source else NULL)
+        h.msg_controllen = message_write(control, 0, m.to.version, m.tos, m.to.local if m.to.pin_source else NULL)
         h.msg_control = control if h.msg_controllen else NULL
-    while at < m.length:
-        n = m.unit if m.length - at > m.unit else m.length - at
-        piece.iov_base = p.train + m.offset + at
+    while m.length:
+        n = m.unit if m.length > m.unit else m.length
+        piece.iov_base = p.train + m.offset
         piece.iov_len = n
-        if send_one(p, m, fd, &h) < 0:
-            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, 1)
-        else:
+        p.counters[NET_TX_CALLS] += 1
+        if sendmsg(fd, &h, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
             p.counters[NET_TX_MESSAGES] += 1
             p.counters[NET_TX_DATAGRAMS] += 1
             p.counters[NET_TX_BYTES] += n
-        at += n
+            if p.gso_suspect:
+                p.counters[GSO_FALLBACKS] += 1
+        elif errno == EINTR:
+            continue
+        elif errno == EAGAIN:
+            return True
+        else:
+            if errno == EMSGSIZE:
+                learn_path_mtu(p, m)
+            drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, 1)
+            if p.gso_suspect:
+                # a single datagram fares no better: it was not the train
+                p.udp_gso = True
+                p.gso_retry_ns = 0
+        p.gso_suspect = False
+        m.offset += n
+        m.length -= n
+        m.count -= 1
+    return False
 
-# What becomes of a message that the socket refused, errno `error`.
-cdef inline void message_failed(PumpState *p, Message *m, int fd, int error) noexcept nogil:
+# What becomes of a message that the socket refused, errno `error`. True: try it again, now datagram by datagram.
+cdef inline bint message_failed(PumpState *p, Message *m, int error) noexcept nogil:
     if error == EMSGSIZE:
         learn_path_mtu(p, m)
     elif (error == EIO or error == EINVAL) and m.count > 1:
         # no checksum offload on the way out (before Linux 6.11), or a kernel that will not segment here
         p.udp_gso = False
+        p.gso_suspect = True
         p.gso_retry_ns = p.worker.now_ns + <uint64_t>60 * 1000000000
-        p.counters[GSO_FALLBACKS] += 1
-        message_send_each(p, m, fd)
-        return
+        return True
     drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, m.count)
+    return False
 
 cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexcept nogil:
     cdef uint8_t wanted = 2 if m.df else 1
@@ -325,8 +328,16 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
             m.endpoint.path_mtu = m.endpoint.configured_mtu
             m.endpoint.inner_mtu = sa_inner_mtu(m.sa, m.endpoint)
         message_adopt_df(p, m, fd)
+        if m.count > 1 and not p.udp_gso:
+            if message_send_each(p, m, fd):
+                p.blocked = m.socket + 1
+                p.counters[SOCKET_FULL] += 1
+                break
+            i += 1
+            continue
         run = 1
-        while (i + run < p.n_messages and p.messages[i + run].socket == m.socket and p.messages[i + run].df == m.df):
+        while (i + run < p.n_messages and p.messages[i + run].socket == m.socket and p.messages[i + run].df == m.df
+                and (p.udp_gso or p.messages[i + run].count == 1)):
             run += 1
         p.counters[NET_TX_CALLS] += 1
         sent = sendmmsg(fd, &p.out[i], run, MSG_DONTWAIT | MSG_NOSIGNAL)
@@ -342,8 +353,8 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
             p.blocked = m.socket + 1
             p.counters[SOCKET_FULL] += 1
             break
-        message_failed(p, m, fd, error)
-        i += 1
+        if not message_failed(p, m, error):
+            i += 1
     if i == p.n_messages:
         p.n_messages = 0
         p.train_used = 0
@@ -363,6 +374,12 @@ cdef inline void pump_reply(void *owner, uint8_t *packet, uint32_t length) noexc
     cdef PumpState *p = <PumpState *>owner
     cdef VnetHdr vnet
     cdef iovec pieces[2]
+    # RFC 4443 section 2.4 (f), RFC 1812 section 4.3.2.8: a token bucket
+    if p.worker.now_ns - p.icmp_refilled_ns > ICMP_INTERVAL_NS * ICMP_BURST:
+        p.icmp_refilled_ns = p.worker.now_ns - ICMP_INTERVAL_NS * ICMP_BURST
+    if p.worker.now_ns - p.icmp_refilled_ns < ICMP_INTERVAL_NS:
+        return
+    p.icmp_refilled_ns += ICMP_INTERVAL_NS
     memset(&vnet, 0, sizeof(vnet))
     pieces[0].iov_base = &vnet
     pieces[0].iov_len = VNET_HDR_SIZE
@@ -386,6 +403,11 @@ cdef inline int pump_clear(void *owner, uint8_t *packet, const PacketInfo *info)
         return -1
     p.counters[BYPASS_TX_PACKETS] += 1
     return 0
+
+cdef inline void lose_device(PumpState *p) noexcept nogil:
+    if not p.device_lost:
+        p.device_lost = True
+        event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
 
 # Reads the TUN device up to `budget` times. RUN_* bits.
 cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
@@ -417,14 +439,16 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
             if errno == EINTR:
                 continue
             # EIO: the device is down. EBADFD: it is gone, and so is this descriptor
-            if errno == EBADFD or errno == ENODEV:
-                p.device_lost = True
-                event_push(w, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
+            if errno == EBADFD or errno == ENODEV or errno == EBADF:
+                lose_device(p)
                 result = RUN_DEVICE_LOST
             break
+        if n == 0:
+            # the other end of a link in memory was closed
+            lose_device(p)
+            result = RUN_DEVICE_LOST
+            break
         if n <= <ssize_t>head:
-            if n == 0:
-                break
             drop(w, NULL, DROP_OUT_HDR_ERROR, 1)
             p.counters[TUN_RX_PACKETS] += 1
             continue
@@ -487,9 +511,7 @@ cdef inline void pump_write(PumpState *p) noexcept nogil:
             write_each(p, frame)
         else:
             if errno == EBADFD or errno == ENODEV:
-                if not p.device_lost:
-                    p.device_lost = True
-                    event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
+                lose_device(p)
             drop(p.worker, NULL, DROP_IN_DEVICE_ERROR, frame.segments)
     coalesce_reset(c)
     p.plain_used = 0
@@ -634,10 +656,13 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
         if got < 0:
             # an ICMP error of some earlier datagram (ECONNREFUSED, EHOSTUNREACH, ...) says nothing about the socket:
             # it is taken from the queue by being read, and says nothing that is authenticated
-            if errno == EAGAIN or errno == EPIPE or errno == EBADF:
+            if errno == EBADF or errno == EPIPE:
+                p.sockets[which] = -1        # closed under us: never looked at again
+            if errno == EAGAIN or p.sockets[which] < 0:
                 break
             continue
-        if got == 0:
+        if got == 0 or (p.connected and p.incoming[0].msg_len == 0):
+            p.sockets[which] = -1            # the other end of a link in memory was closed
             break
         before = p.counters[NET_RX_DATAGRAMS]
         for i in range(got):
@@ -678,9 +703,10 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
         fds[n].events = <short>POLLIN
         n += 1
         for i in range(SOCKETS):
-            if p.sockets[i] >= 0 and (i < RAW4 or p.read_raw):
+            if p.sockets[i] >= 0 and (i < RAW4 or p.read_raw or p.blocked == i + 1):
                 fds[n].fd = p.sockets[i]
-                fds[n].events = <short>(POLLIN | (POLLOUT if p.blocked == i + 1 else 0))
+                fds[n].events = <short>((POLLIN if i < RAW4 or p.read_raw else 0)
+                                        | (POLLOUT if p.blocked == i + 1 else 0))
                 which[n] = i
                 n += 1
         if not p.device_lost and not p.blocked:
@@ -701,6 +727,9 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
                 flags = pump_tun(p, 16)
             else:
                 flags = 0
+                if fds[i].revents & POLLNVAL:
+                    p.sockets[which[i]] = -1
+                    continue
                 if fds[i].revents & ~POLLOUT:
                     flags = pump_socket(p, which[i], 4)
                 if fds[i].revents & POLLOUT:

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, prefetch, store_u32, store_u64, swap_u32
+from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, prefetch, store_u32, swap_u32
 from ipsec.fast.crypto cimport (
     CRYPTO_memcmp, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
     EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex,
@@ -158,20 +158,14 @@ cdef inline uint32_t esp_trailer(const Sa *sa, uint8_t *payload, uint32_t length
     payload[padded - 1] = next_header
     return padded
 
-# Reserves up to n sequence numbers; how many, with the first one in *first. Never passes the limit, whatever the threads do:
-# a number given twice would be an IV used twice (RFC 4303 section 3.3.3).
+# Reserves up to n sequence numbers; how many, with the first one in *first. Never passes the limit, whatever threads do:
+# a number given twice would be an IV used twice (RFC 4303 section 3.3.3). One atomic exchange per train.
 cdef inline uint32_t sa_reserve(Sa *sa, uint32_t n, uint64_t *first) noexcept nogil:
     cdef uint64_t used = load_u64(&sa.seq)
-    cdef uint64_t left
-    if not sa.shared:
-        left = load_u64(&sa.seq_limit) - used if load_u64(&sa.seq_limit) > used else 0
-        if left < n:
-            n = <uint32_t>left
-        store_u64(&sa.seq, used + n)
-        first[0] = used + 1
-        return n
+    cdef uint64_t limit, left
     while True:
-        left = load_u64(&sa.seq_limit) - used if load_u64(&sa.seq_limit) > used else 0
+        limit = load_u64(&sa.seq_limit)
+        left = limit - used if limit > used else 0
         if left < n:
             n = <uint32_t>left
             if n == 0:

@@ -15,6 +15,7 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from ipsec.crypto.suites import all_esp_suites
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import EventKind
+from ipsec.esp.fast import Engine
 from ipsec.esp.sa import Action, DfPolicy, Mode, Policy
 from ipsec.net.memory import receive_all, socket_pair
 from ipsec.net.udp import open_raw_esp
@@ -307,6 +308,33 @@ def test_keepalives_and_ike_reach_the_event_loop(version: int) -> None:
         assert counters["keepalives"] == 2
         assert counters["control_datagrams"] == 4
         check(net)
+
+
+@VERSIONS
+def test_a_peer_that_moves_is_followed_once_its_packets_are_good(version: int) -> None:
+    with udp_net(version) as (net, arguments):
+        net.tunnel(**arguments)
+        engine = Engine()
+        out = engine.add_sa(out_params(0x1000))
+        address, ports = arguments["addresses"][0], arguments["encap"]
+        good = [engine.encapsulate(out, udp_packet(version, 9), 1.0).datagram for _ in range(3)]
+        with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as peer:
+            peer.sendto(good[0][:-1] + b"\0", (address, ports[1]))
+            net.run()
+            assert net.right.engine.events() == []
+            peer.sendto(good[1], (address, ports[1]))
+            net.run()
+            (event,) = net.right.engine.events()
+            assert event.kind is EventKind.MAPPING
+            assert event.source == (ip_address(address), peer.getsockname()[1])
+            # a replay, or an older packet, from elsewhere moves nothing
+            with socket.socket(peer.family, socket.SOCK_DGRAM) as other:
+                other.sendto(good[1], (address, ports[1]))
+                other.sendto(good[0], (address, ports[1]))
+            net.run()
+            assert net.right.engine.events() == []
+            assert len(net.right.packets()) == 2
+        net.right.check()
 
 
 @VERSIONS
