@@ -20,9 +20,9 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 #: what is measured, and on which tunnels
 PLAN: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("tcp1", ("strongswan", "ipsec", "copy", "plain", "single", "wire")),
+    ("tcp1", ("strongswan", "ipsec", "copy", "plain", "single", "bare", "wire")),
     ("tcp4", ("strongswan", "ipsec", "plain")),
-    ("reverse", ("strongswan", "ipsec", "plain", "single")),
+    ("reverse", ("strongswan", "ipsec", "plain", "single", "bare")),
     ("bidir", ("strongswan", "ipsec", "plain")),
     ("udp64", ("strongswan", "ipsec", "plain")),
     ("pps64", ("strongswan", "ipsec", "plain")),

@@ -247,24 +247,24 @@ class Ipsecd(Peer):
         title: str,
         settings: dict[str, str],
         *,
-        no_offload_at: str = "",
+        off_at_a: tuple[str, ...] = (),
         wire_segments: bool = False,
     ) -> None:
-        """``no_offload_at`` is ``a`` or ``b``: that end neither sends nor receives more than a packet at a time."""
+        """``off_at_a`` are offloads that end a is to do without."""
         super().__init__(name, title)
         self.wire_segments = wire_segments
         self._settings = settings
-        self._no_offload_at = no_offload_at
+        self._off_at_a = off_at_a
         self._facts: dict[str, str] = {}
 
     def config(self, index: int, directory: Path) -> str:
         """The configuration file of one end."""
-        offload = "no" if "ab"[index] == self._no_offload_at else "auto"
+        off = self._off_at_a if index == 0 else ()
         return IPSECD_CONF.format(
             device=self.device,
             directory=directory,
             settings="\n".join(f"  {key} = {value}" for key, value in self._settings.items()),
-            offload="\n".join(f"    {key} = {offload}" for key in OFFLOADS),
+            offload="\n".join(f"    {key} = {'no' if key in off else 'auto'}" for key in OFFLOADS),
             local=OUTER[index],
             remote=OUTER[1 - index],
             esp=ESP_PROPOSAL,
@@ -319,7 +319,10 @@ def make_peer(name: str, settings: dict[str, str]) -> Peer:
         case "copy":
             return Ipsecd(name, "ipsecd, a copy in place of sealing", settings | {"crypto_provider": "copy"})
         case "single":
-            return Ipsecd(name, "ipsecd, end a with every offload off", settings, no_offload_at="a")
+            title = "ipsecd, end a neither sends nor takes trains"
+            return Ipsecd(name, title, settings, off_at_a=("udp_gso", "udp_gro"))
+        case "bare":
+            return Ipsecd(name, "ipsecd, end a with every offload off", settings, off_at_a=OFFLOADS)
         case "wire":
             return Ipsecd(name, "ipsecd, the veth cuts trains as a network card does", settings, wire_segments=True)
         case "busy":
@@ -327,4 +330,4 @@ def make_peer(name: str, settings: dict[str, str]) -> Peer:
     raise LabError(f"no peer is called {name!r}")
 
 
-PEERS = ("strongswan", "ipsec", "copy", "single", "wire", "busy", "plain")
+PEERS = ("strongswan", "ipsec", "copy", "single", "bare", "wire", "busy", "plain")

@@ -85,6 +85,8 @@ def checks(results: Results) -> list[Check]:
         ("UDP 64 B received (sendmmsg) / strongSwan", ("pps64", "ipsec"), ("pps64", "strongswan"), 2.5),
         ("TCP from a peer without trains / strongSwan", ("tcp1", "single"), ("tcp1", "strongswan"), 5.0),
         ("TCP to a peer without trains / strongSwan", ("reverse", "single"), ("reverse", "strongswan"), 5.0),
+        ("TCP from a peer without any offload", ("tcp1", "bare"), ("tcp1", "strongswan"), 5.0),
+        ("TCP to a peer without any offload", ("reverse", "bare"), ("reverse", "strongswan"), 5.0),
     ]
     found = [_ratio(results, *row) for row in wanted]
     for metric, title in (("rtt", "every 10 ms"), ("rttloop", "back to back")):
