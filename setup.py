@@ -1,4 +1,4 @@
-"""Builds ``ipsec._fastpath``; everything else about the package is in pyproject.toml.
+"""Builds the compiled modules; everything else about the package is in pyproject.toml.
 
 Environment:
     IPSEC_WITHOUT_IPSEC_MB=1   leave intel-ipsec-mb out even if it is installed
@@ -42,6 +42,14 @@ int main(void) { return alloc_mb_mgr(0) == NULL; }
 RELEASE_FLAGS = ["-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall"]
 DEBUG_FLAGS = ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", "-Wall"]
 
+#: name -> sources beside the .pyx. _providers alone is linked with every provider.
+COMPILED: dict[str, list[str]] = {"_fastpath": [], "_providers": ["ipsec/fast/gcm_vaes.c"], "_pump": []}
+PROBES: dict[str, list[str]] = {"_probe": []}
+
+
+def switched_on(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
 
 class BuildExt(build_ext):
     """Finds the crypto libraries with the compiler that is going to use them."""
@@ -51,12 +59,13 @@ class BuildExt(build_ext):
             raise SetupError(f"no C compiler ({self.compiler.compiler_so[0]}): on Debian, apt-get install gcc")
         if not self.links(LIBCRYPTO_PROBE, ["crypto"]):
             raise SetupError("OpenSSL 3.0 headers and libcrypto were not found: on Debian, apt-get install libssl-dev")
-        wanted = os.environ.get("IPSEC_WITHOUT_IPSEC_MB", "0") in ("", "0")
-        ipsec_mb = wanted and self.links(IPSEC_MB_PROBE, ["IPSec_MB"])
+        ipsec_mb = not switched_on("IPSEC_WITHOUT_IPSEC_MB") and self.links(IPSEC_MB_PROBE, ["IPSec_MB"])
         print(f"crypto providers: libcrypto{', intel-ipsec-mb' if ipsec_mb else ''}")
         for extension in self.extensions:
-            extension.libraries = ["crypto", *(["IPSec_MB"] if ipsec_mb else [])]
-            extension.define_macros.append(("HAVE_IPSEC_MB", "1" if ipsec_mb else "0"))
+            extension.libraries = ["crypto"]
+            if extension.name == "ipsec._providers" and ipsec_mb:
+                extension.libraries.append("IPSec_MB")
+                extension.define_macros.append(("HAVE_IPSEC_MB", "1"))
         super().build_extensions()
 
     def links(self, code: str, libraries: list[str]) -> bool:
@@ -73,33 +82,24 @@ class BuildExt(build_ext):
         return True
 
 
-def fastpath(sanitize: str, coverage: bool) -> list[Extension]:
-    """The extension, translated to C below build/ (a folder for each set of directives)."""
+def compiled_modules(sanitize: str, coverage: bool, probes: bool) -> list[Extension]:
+    """The extensions, translated to C below build/ (a folder for each set of directives)."""
     if sanitize:
         flags, link = [*DEBUG_FLAGS, f"-fsanitize={sanitize}", "-fno-sanitize-recover=all"], [f"-fsanitize={sanitize}"]
     else:
         flags, link = RELEASE_FLAGS, ["-Wl,-z,relro,-z,now"]
-    extension = Extension(
-        "ipsec._fastpath",
-        ["ipsec/_fastpath.pyx", "ipsec/fast/gcm_vaes.c"],
-        include_dirs=["ipsec", "ipsec/fast"],
-        depends=[*glob("ipsec/*.pxd"), *glob("ipsec/fast/*.pxd"), *glob("ipsec/fast/*.h")],
-        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if coverage else [],
-        extra_compile_args=flags,
-        extra_link_args=link,
-    )
-    built = [extension]
-    if os.environ.get("IPSEC_PROBES", "0") not in ("", "0"):
-        built.append(
-            Extension(
-                "ipsec._probe",
-                ["ipsec/_probe.pyx"],
-                include_dirs=extension.include_dirs,
-                depends=extension.depends,
-                extra_compile_args=flags,
-                extra_link_args=link,
-            )
+    built = [
+        Extension(
+            f"ipsec.{name}",
+            [f"ipsec/{name}.pyx", *sources],
+            include_dirs=["ipsec", "ipsec/fast"],
+            depends=[*glob("ipsec/*.pxd"), *glob("ipsec/fast/*.pxd"), *glob("ipsec/fast/*.h")],
+            define_macros=[("CYTHON_TRACE_NOGIL", "1")] if coverage else [],
+            extra_compile_args=flags,
+            extra_link_args=link,
         )
+        for name, sources in (COMPILED | PROBES if probes else COMPILED).items()
+    ]
     directives = {
         "language_level": 3,
         "boundscheck": False,
@@ -113,6 +113,8 @@ def fastpath(sanitize: str, coverage: bool) -> list[Extension]:
 
 
 setup(
-    ext_modules=fastpath(os.environ.get("IPSEC_SANITIZE", ""), os.environ.get("IPSEC_COVERAGE", "0") not in ("", "0")),
+    ext_modules=compiled_modules(
+        os.environ.get("IPSEC_SANITIZE", ""), switched_on("IPSEC_COVERAGE"), switched_on("IPSEC_PROBES")
+    ),
     cmdclass={"build_ext": BuildExt},
 )

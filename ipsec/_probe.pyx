@@ -30,21 +30,11 @@ from ipsec.fast.segment cimport (
     segment_offset,
 )
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
-from ipsec.fast.spd cimport (
-    FlowCache,
-    FragmentTable,
-    SelectorPairC,
-    SpdPolicy,
-    SpdTable,
-    flow_cache_free,
-    flow_cache_new,
-    fragment_recall,
-    fragment_remember,
+from ipsec.fast.fragment_ports cimport FragmentTable, fragment_recall, fragment_remember
+from ipsec.fast.selector cimport SelectorPairC, selector_from_python, selectors_match
+from ipsec.fast.spd cimport FlowCache, SpdPolicy, SpdTable, flow_cache_free, flow_cache_new, spd_find, spd_find_uncached
+from ipsec.fast.spd_build cimport (
     policy_from_python,
-    selector_from_python,
-    selectors_match,
-    spd_find,
-    spd_find_uncached,
     spd_policy_free,
     spd_publish,
     spd_table_add,

@@ -15,9 +15,11 @@ Start-up works in full, or fails with one text and leaves nothing behind. Exit c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from pathlib import Path
@@ -33,13 +35,17 @@ from ipsec.config import Config
 from ipsec.config.settings import ANY_ADDRESSES, BackendKind, EventLoopKind
 from ipsec.config.values import Switch
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError
-from ipsec.esp.sa import Action
+from ipsec.esp.sa import Action, Direction
 from ipsec.net.memory import MemoryLink, MemoryTun
 
 log = logging.getLogger(__name__)
 
 #: the mark that is used where one is needed and none is configured
 DEFAULT_FWMARK = 220
+#: cgroup v2, as seen from inside a container
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+#: more have not been measured
+MAX_AUTO_WORKERS = 4
 
 
 class ExitCode(IntEnum):
@@ -92,6 +98,7 @@ class Daemon:
             log.error("%s", error)
             self._manual.release(quiet=False)
         else:
+            self._log_totals()
             self._manual.release()
         await self.backend.stop()
         if self._ends is not None:
@@ -103,13 +110,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         try:
             await self.start()
             log.info("ready")
             await self._stopping.wait()
             await self.stop()
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
         if self._exit_code is ExitCode.OK:
             log.info("stopped")
@@ -122,6 +130,41 @@ class Daemon:
             os._exit(128 + number)
         log.info("%s: stopping", signal.Signals(number).name)
         self._stopping.set()
+
+    def _log_counters(self) -> None:
+        """What SIGUSR1 asks for: every SA that was used, then the totals."""
+        names: dict[tuple[Direction, int, object], str] = {}
+        for sa in self._config.sas:
+            names[Direction.IN, sa.spi_in, sa.remote] = names[Direction.OUT, sa.spi_out, sa.remote] = sa.name
+        unused = 0
+        now = time.monotonic()
+        for params, stats in self._manual.stats():
+            if stats.last_use is None and not stats.drops:
+                unused += 1
+                continue
+            log.info(
+                "SA %s 0x%08x %s %s: %d packets, %d octets, number %d, %s, drops: %s",
+                names.get((params.direction, params.spi, params.remote), "?"),
+                params.spi,
+                "from" if params.direction is Direction.IN else "to",
+                f"{stats.remote} port {stats.encap[1]}" if stats.encap else stats.remote,
+                stats.packets,
+                stats.bytes,
+                stats.seq,
+                f"last {now - stats.last_use:.1f} s ago" if stats.last_use is not None else "never",
+                _counts({reason.name: count for reason, count in stats.drops.items()}),
+            )
+        if unused:
+            log.info("%d more SAs have had no packet", unused)
+        self._log_totals()
+
+    def _log_totals(self) -> None:
+        with contextlib.suppress(BackendError):
+            drops = self.backend.drops()
+            log.info("drops: %s", _counts({reason.name: count for reason, count in drops.items()}))
+            log.info("counters: %s", _counts(self.backend.counters()))
+            in_use = [name for name, on in self.backend.offloads().items() if on]
+            log.info("offloads in use: %s", " ".join(in_use) or "none")
 
     def _on_event(self, event: BackendEvent) -> None:
         if isinstance(event, Expire):
@@ -136,6 +179,10 @@ class Daemon:
     def _on_datagram(self, datagram: Datagram) -> None:
         # SAs are manual, so nobody here speaks IKE; RFC 7296 section 2.21 lets us ignore what we do not know.
         log.debug("ignored %d octets of IKE from %s port %d", len(datagram.data), datagram.source, datagram.port)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " ".join(f"{name}={count}" for name, count in counts.items() if count) or "none"
 
 
 def backend_settings(config: Config, ends: MemoryEnds | None = None) -> UserspaceSettings:
@@ -154,7 +201,7 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
     return UserspaceSettings(
         device=settings.device,
         mtu=settings.mtu,
-        workers=len(os.sched_getaffinity(0)) if settings.workers is None else settings.workers,
+        workers=auto_workers() if settings.workers is None else settings.workers,
         listen=listen,
         port=_port(config),
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
@@ -174,6 +221,17 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         },
         memory=ends,
     )
+
+
+def auto_workers() -> int:
+    """Worker threads for the processors that this process may use."""
+    processors = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        # a container's limit is a share of time, not a set of processors: "200000 100000" is two of them, "max" all
+        quota, period = CPU_MAX.read_text("ascii").split()
+        processors = min(processors, max(1, round(int(quota) / int(period))))
+    # with one processor a thread would only take turns with the event loop
+    return min(processors, MAX_AUTO_WORKERS) if processors > 1 else 0
 
 
 def _port(config: Config) -> int:

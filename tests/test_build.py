@@ -25,8 +25,8 @@ print(build_meta.build_sdist(sys.argv[1]))
 
 #: What the package says of itself where only it and the standard library are installed.
 INSTALLED = """
-import importlib.metadata, ipsec._fastpath
-print(importlib.metadata.version("ipsec"), ipsec._fastpath.__file__)
+import importlib.metadata, ipsec._fastpath, ipsec._providers, ipsec._pump
+print(importlib.metadata.version("ipsec"), ipsec._fastpath.__file__, ipsec._providers.__file__, ipsec._pump.__file__)
 """
 
 
@@ -86,9 +86,10 @@ def test_sdist_carries_sources_and_nothing_built(sdist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     kinds = ("*.py", "*.pyx", "*.pxd", "*.pyi", "*.c", "*.h", "py.typed")
     sources = {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "ipsec").rglob(kind)}
-    assert sources - {"ipsec/_fastpath.c"} <= names
+    assert sources <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py", "tools/setup", "tests/conftest.py"} <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc")) or name == "ipsec/_fastpath.c"]
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert not [name for name in names if name.startswith("ipsec/_") and name.endswith(".c")]
 
 
 @pytest.mark.timeout(600)
@@ -98,7 +99,8 @@ def test_wheel_carries_types_and_declarations_but_no_source_of_the_module(wheel:
         entry_points = archive.read(f"ipsec-{declared_version()}.dist-info/entry_points.txt").decode()
     kinds = ("*.py", "*.pxd", "*.pyi", "py.typed")
     assert {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "ipsec").rglob(kind)} <= names
-    assert [name for name in names if name.startswith("ipsec/_fastpath.") and name.endswith(".so")]
+    built = {name.partition(".")[0] for name in names if name.endswith(".so")}
+    assert built == {"ipsec/_fastpath", "ipsec/_providers", "ipsec/_pump"}
     assert not [name for name in names if name.endswith((".pyx", ".c")) or name.split("/")[0] in ("tests", "tools")]
     assert "ipsecd = ipsec.cli.ipsecd:main" in entry_points
 
@@ -106,12 +108,14 @@ def test_wheel_carries_types_and_declarations_but_no_source_of_the_module(wheel:
 @pytest.mark.timeout(600)
 def test_wheel_works_where_it_is_installed(wheel: Path, clean_python: Path) -> None:
     run(clean_python, "-m", "pip", "install", "-qq", "--no-deps", "--force-reinstall", wheel, cwd=wheel.parent)
-    version, module = run(clean_python, "-c", INSTALLED, cwd=wheel.parent).split()
+    version, *modules = run(clean_python, "-c", INSTALLED, cwd=wheel.parent).split()
     assert version == declared_version()
-    assert Path(module).is_relative_to(clean_python.parent.parent)
-    linked = run("ldd", module, cwd=wheel.parent)
-    assert "libcrypto.so" in linked
-    assert "libIPSec_MB" not in linked
+    assert len(modules) == 3
+    for module in modules:
+        assert Path(module).is_relative_to(clean_python.parent.parent)
+        linked = run("ldd", module, cwd=wheel.parent)
+        assert "libcrypto.so" in linked
+        assert "libIPSec_MB" not in linked
 
 
 def failing_build(checkout: Path, clean_python: Path, folder: Path, **environment: str) -> str:

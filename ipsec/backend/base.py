@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SaStats
-from ipsec.esp.sa import Policy, SaParams
+from ipsec.esp.sa import Lifetime, Policy, SaParams
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -58,7 +58,10 @@ class Expire:
 
 @dataclass(frozen=True)
 class Mapping:
-    """An authenticated packet of an inbound SA came from a new address or port; the data path follows by itself."""
+    """An authenticated packet of an inbound SA came from a new address or port.
+
+    The backend has followed by then, also with the outbound SAs of the same reqid that led to the old place.
+    """
 
     sa: int
     address: IpAddress
@@ -112,6 +115,9 @@ class Backend(Protocol):
         self, sa: int, *, local: IpAddress, remote: IpAddress, encap: tuple[int, int] | None, path_mtu: int
     ) -> None:
         """Move an SA to other outer addresses."""
+
+    def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
+        """Other limits by volume, counted since the SA was added; both lifetime events may come again."""
 
     def query_sa(self, sa: int) -> SaStats:
         """Counters of an SA."""

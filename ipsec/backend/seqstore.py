@@ -8,6 +8,9 @@ A restart begins after the mark, so what was reserved and not used is skipped, n
 The data path cannot pass the mark: the SA is installed with a hard limit of exactly the numbers reserved, and the
 soft limit in front of it asks for the next block. Nothing depends on a timer or on the speed of the line.
 
+What comes in needs less care: the highest number received is written down now and then, and a restart takes all up to
+it as seen, so that what an attacker recorded before is a replay still.
+
 A file is named after a hash of the key, never the key, so it follows a key that moves to another SPI. An exclusive
 lock per key keeps two SAs, or two daemons, from sealing with one key. Losing the directory loses the protection: it
 belongs on storage that outlives the container, or the keys must change with it.
@@ -25,7 +28,7 @@ from pathlib import Path
 from ipsec.crypto.suites import Encr, EspSuite
 from ipsec.errors import BackendError
 
-#: 32-bit numbers: 256 restarts are affordable, and at 20 Mpps a block is renewed about every 3 seconds
+#: 32-bit numbers: 64 kills are affordable, and at 20 Mpps a block is renewed about every 3 seconds
 BLOCK_32 = 1 << 26
 #: 64-bit numbers (ESN): a receiver recovers the high half only if the jump stays far below 2^32 (RFC 4303 A2.2)
 BLOCK_ESN = 1 << 30
@@ -53,9 +56,9 @@ class Block:
         return self.last - self.first + 1
 
     @property
-    def soft(self) -> int:
-        """After how many packets to ask for the next block."""
-        return max(1, self.count - min(RENEW_BEFORE, self.count // 8))
+    def margin(self) -> int:
+        """How many packets before its end to ask for the next block."""
+        return min(RENEW_BEFORE, self.count // 8)
 
 
 class SequenceStore:
@@ -66,7 +69,7 @@ class SequenceStore:
 
     def claim(self, encr_key: bytes, integ_key: bytes, *, esn: bool) -> Reservation:
         """Take the key for this process. BackendError if it is taken, the directory unwritable or the file damaged."""
-        name = hashlib.sha256(b"ipsecd sequence numbers\0" + (encr_key or integ_key)).hexdigest()[:32]
+        name = _name(encr_key, integ_key)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -74,7 +77,12 @@ class SequenceStore:
             raise self._unwritable(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mark = self._read(self._directory / f"{name}.seq")
+            mark = _read(self._directory / f"{name}.seq")
+            if mark is None:
+                raise BackendError(
+                    f"{self._directory}/{name}.seq is damaged, so nobody knows which sequence numbers were used",
+                    remedy="configure new keys for this SA and remove the file",
+                )
         except OSError as error:
             os.close(lock)
             if error.errno in (errno.EAGAIN, errno.EACCES):
@@ -88,17 +96,28 @@ class SequenceStore:
             raise
         return Reservation(self._directory, name, lock, mark, esn=esn)
 
-    def _read(self, path: Path) -> int:
+    def seen(self, encr_key: bytes, integ_key: bytes, *, esn: bool) -> int:
+        """The highest number received with this key that was written down; 0 if none was, or nobody can read it."""
         try:
-            words = path.read_text("ascii", "replace").split()
-        except FileNotFoundError:
+            seen = _read(self._directory / f"{_name(encr_key, integ_key)}.seen") or 0
+        except OSError:
             return 0
-        if len(words) != 2 or words[0] != _MAGIC or not words[1].isdecimal() or len(words[1]) > 20:
+        # of a key that had ESN before
+        return seen if seen < 1 << (64 if esn else 32) else 0
+
+    def remember(self, encr_key: bytes, integ_key: bytes, seq: int) -> None:
+        """Write down the highest number received. BackendError if the disk refuses."""
+        name = _name(encr_key, integ_key)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # not synced: what a power failure takes is as much as a kill takes anyway
+            _write(self._directory, f"{name}.seen", seq, sync=False)
+        except OSError as error:
             raise BackendError(
-                f"{path} is damaged, so nobody knows which sequence numbers were used",
-                remedy="configure new keys for this SA and remove the file",
-            )
-        return int(words[1])
+                f"cannot write {self._directory}/{name}.seen: {error.strerror}; after a restart old packets could be "
+                "played again",
+                remedy="set ipsecd.state_dir to a directory that this user can write and that outlives a restart",
+            ) from error
 
     def _unwritable(self, error: OSError) -> BackendError:
         return BackendError(
@@ -118,9 +137,17 @@ class Reservation:
         self._last = (1 << 64) - 1 if esn else (1 << 32) - 1
         self._block = BLOCK_ESN if esn else BLOCK_32
 
+    @property
+    def used_up(self) -> bool:
+        """Whether all numbers that the key can have are reserved."""
+        return self._mark >= self._last
+
     def next_block(self) -> Block:
-        """Reserve the next block: it is on the disk when this returns. BackendError if that fails, or none is left."""
-        if self._mark >= self._last:
+        """Reserve the block that follows the last one: it is on the disk when this returns.
+
+        BackendError if that fails, or none is left.
+        """
+        if self.used_up:
             raise BackendError(
                 "the sequence numbers of this key are used up (RFC 4303 section 3.3.3)",
                 remedy="configure new keys, and esn = yes for 64-bit numbers",
@@ -152,17 +179,40 @@ class Reservation:
             self._lock = -1
 
     def _write(self, mark: int) -> None:
-        temporary = self._directory / f"{self._name}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, f"{_MAGIC} {mark}\n".encode())
+        _write(self._directory, f"{self._name}.seq", mark)
+
+
+def _name(encr_key: bytes, integ_key: bytes) -> str:
+    return hashlib.sha256(b"ipsecd sequence numbers\0" + (encr_key or integ_key)).hexdigest()[:32]
+
+
+def _read(path: Path) -> int | None:
+    """The number in a file: 0 if there is no file, None if it is damaged. OSError if it cannot be read."""
+    try:
+        words = path.read_text("ascii", "replace").split()
+    except FileNotFoundError:
+        return 0
+    if len(words) != 2 or words[0] != _MAGIC or not words[1].isdecimal() or len(words[1]) > 20:
+        return None
+    return int(words[1])
+
+
+def _write(directory: Path, name: str, number: int, *, sync: bool = True) -> None:
+    """Replace a file as a whole; with ``sync`` it is on the disk when this returns."""
+    temporary = directory / f"{name}.new"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, f"{_MAGIC} {number}\n".encode())
+        if sync:
             os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, self._directory / f"{self._name}.seq")
-        # the rename itself is on the disk only once the directory is
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    finally:
+        os.close(fd)
+    os.replace(temporary, directory / name)
+    if not sync:
+        return
+    # the rename itself is on the disk only once the directory is
+    holder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(holder)
+    finally:
+        os.close(holder)

@@ -52,6 +52,7 @@ class UserspaceSettings:
     addresses: tuple[IpInterface, ...] = ()
     "for the device"
     fail_closed: bool = False
+    "unreachable routes for what is protected, until a stop that was asked for"
     crypto_provider: str = "auto"
     busy_poll_us: int = 0
     mss_clamp: bool = True

@@ -16,29 +16,28 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
-from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, Core, CoreEngine, CorePump, compiled_core
+from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.settings import OFFLOADS, UserspaceSettings
+from ipsec.backend.worker import Worker, socket_name
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
 from ipsec.esp.pmtu import inner_mtu
-from ipsec.esp.sa import Action, Direction, IpAddress, Policy, SaParams
+from ipsec.esp.sa import Action, Direction, IpAddress, Lifetime, Policy, SaParams
 from ipsec.net import udp
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.route import RoutePlan, Router, plan_routes
-from ipsec.net.tun import Tun, open_tun, tun_from_fd
+from ipsec.net.tun import Tun, device_exists, open_tun, tun_from_fd
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: reads per callback: large enough to amortise the loop, small enough that timers and IKE never wait for long
-BUDGET = 16
 #: a worker looks at its stop descriptor at least once per batch, so this is generous
 JOIN_SECONDS = 0.8
 #: until SAs say what fits (RFC 8200 section 5 wants 1280 for IPv6)
@@ -46,20 +45,6 @@ DEFAULT_MTU = 1400
 #: octets in front of IKE on an ESP port (RFC 3948 section 2.2)
 NON_ESP_MARKER = 4
 MIN_MTU = 1280
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One pump and the sockets it uses."""
-
-    pump: CorePump
-    tun_fd: int
-    sockets: list[socket.socket]
-    thread: threading.Thread | None = None
-    waiting: int = -1
-    "the descriptor that the event loop waits for to become writable"
-    again: bool = False
-    "a further call is already scheduled"
 
 
 class UserspaceBackend:
@@ -73,7 +58,7 @@ class UserspaceBackend:
         self._tun: Tun | None = None
         self._router: Router | None = None
         self._monitor: LinkMonitor | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._sockets: list[socket.socket] = []
         self._ports: dict[int, int] = {}
         self._stop_fd = -1
@@ -81,6 +66,8 @@ class UserspaceBackend:
         self._sas: dict[int, SaParams] = {}
         self._policies: dict[int, Policy] = {}
         self._spis: set[int] = set()
+        self._outbound: dict[int, set[int]] = {}
+        "outbound SAs by reqid"
         self._mtu = 0
         self._past: dict[str, int] = {}
         self._handler: Callable[[BackendEvent], None] = lambda event: None
@@ -89,11 +76,15 @@ class UserspaceBackend:
         self._helper: ThreadPoolExecutor | None = None
         self._running = False
         self._recovering = False
+        self._routed = False
+        "routes were applied: what protects now is ours, no longer a predecessor's"
+        self._lost = False
 
     # -- start and stop
 
     async def start(self) -> None:
         """Acquire everything, or release it again and raise BackendError."""
+        self._routed = self._lost = False
         try:
             await self._start()
         except BaseException:
@@ -128,12 +119,16 @@ class UserspaceBackend:
         settings = self._settings
         router = Router(table=settings.routing_table, priority=settings.routing_priority, fwmark=settings.fwmark)
         try:
-            stale = router.claim()
+            stale = router.claim(keep_closed=settings.fail_closed)
         except BaseException:
             router.close()
             raise
         if stale:
-            log.info("removed %d routes and rules that a predecessor left in table %d", stale, settings.routing_table)
+            log.info(
+                "removed or took over %d routes and rules that a predecessor left in table %d",
+                stale,
+                settings.routing_table,
+            )
         return router
 
     def _probe(self) -> None:
@@ -227,7 +222,7 @@ class UserspaceBackend:
         for index, tun_fd in enumerate(tun.fds):
             # each group holds one socket per worker, in the workers' order
             mine = self._sockets[index::count]
-            fds = {_socket_name(sock): sock.fileno() for sock in mine}
+            fds = {socket_name(sock): sock.fileno() for sock in mine}
             pump = core.Pump(
                 self._engine,
                 index,
@@ -245,25 +240,17 @@ class UserspaceBackend:
                 mark=settings.fwmark,
                 **fds,
             )
-            self._workers.append(_Worker(pump, tun_fd, mine))
+            self._workers.append(Worker(pump, tun_fd, mine, drain=self._drain, lost=self._device_gone))
 
     def _go(self) -> None:
         """Let packets flow."""
-        loop = asyncio.get_running_loop()
         if self._settings.workers:
             self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for index, worker in enumerate(self._workers):
-            loop.add_reader(worker.pump.event_fd, self._on_event_fd, worker)
             if self._settings.workers:
-                worker.thread = threading.Thread(
-                    target=worker.pump.run_forever,
-                    args=(self._stop_fd, self._settings.busy_poll_us),
-                    name=f"ipsec-worker-{index}",
-                    daemon=True,
-                )
-                worker.thread.start()
+                worker.start_thread(f"ipsec-worker-{index}", self._stop_fd, self._settings.busy_poll_us)
             else:
-                self._read(worker)
+                worker.start()
         self._running = True
 
     async def quiesce(self) -> None:
@@ -271,13 +258,8 @@ class UserspaceBackend:
         if not self._running:
             return
         self._running = False
-        loop = asyncio.get_running_loop()
         for worker in self._workers:
-            for fd in (worker.tun_fd, *(sock.fileno() for sock in worker.sockets)):
-                loop.remove_reader(fd)
-                loop.remove_writer(fd)
-            worker.waiting = -1
-            loop.remove_reader(worker.pump.event_fd)
+            worker.detach()
         threads = [worker.thread for worker in self._workers if worker.thread is not None]
         if threads:
             os.eventfd_write(self._stop_fd, 1)
@@ -305,7 +287,8 @@ class UserspaceBackend:
         self._drop_pumps()
         self._unwatch()
         if self._router is not None:
-            await self._blocking(self._router.close)
+            router, keep_closed = self._router, self._stays_closed(self._router)
+            await self._blocking(lambda: router.close(keep_closed=keep_closed))
             self._router = None
         if self._tun is not None:
             self._tun.close()
@@ -317,9 +300,16 @@ class UserspaceBackend:
         self._sas.clear()
         self._policies.clear()
         self._spis.clear()
+        self._outbound.clear()
         if self._helper is not None:
             self._helper.shutdown(wait=False)
             self._helper = None
+
+    def _stays_closed(self, router: Router) -> bool:
+        """Whether unreachable routes outlive this stop, because nobody asked for it: see ``fail_closed``."""
+        if not self._settings.fail_closed:
+            return False
+        return self._lost or (router.inherited and not self._routed)
 
     def _drop_pumps(self) -> None:
         self._past = self.counters()
@@ -328,64 +318,9 @@ class UserspaceBackend:
     async def _blocking(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._helper, work)
 
-    # -- packets, in the event loop
-
-    def _read(self, worker: _Worker) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(worker.tun_fd, self._run, worker, worker.pump.run_tun)
-        for sock in worker.sockets:
-            if _socket_name(sock)[:6] != "bypass":
-                loop.add_reader(sock.fileno(), self._run, worker, worker.pump.run_sockets)
-
-    def _run(self, worker: _Worker, step: Callable[[int], int]) -> None:
-        """One call of the pump, and what its answer asks for."""
-        if not self._running:
-            return
-        result = step(BUDGET)
-        if result & DEVICE_LOST:
-            # an error on the device is always "readable", so a reader would spin
-            asyncio.get_running_loop().remove_reader(worker.tun_fd)
-            self._device_gone()
-        elif result & BLOCKED:
-            self._wait_writable(worker)
-        elif result & MORE and not worker.again:
-            worker.again = True
-            asyncio.get_running_loop().call_soon(self._run_again, worker, step)
-        self._drain(worker)
-
-    def _run_again(self, worker: _Worker, step: Callable[[int], int]) -> None:
-        worker.again = False
-        if worker.waiting < 0 or step != worker.pump.run_tun:
-            self._run(worker, step)
-
-    def _wait_writable(self, worker: _Worker) -> None:
-        """Read no more from the inside until the socket that is full has room; reading on would only drop."""
-        loop = asyncio.get_running_loop()
-        worker.waiting = worker.pump.blocked_fd()
-        if worker.waiting < 0:
-            # it has drained meanwhile
-            if not worker.again:
-                worker.again = True
-                loop.call_soon(self._run_again, worker, worker.pump.run_tun)
-            return
-        loop.remove_reader(worker.tun_fd)
-        loop.add_writer(worker.waiting, self._on_writable, worker)
-
-    def _on_writable(self, worker: _Worker) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_writer(worker.waiting)
-        worker.waiting = -1
-        loop.add_reader(worker.tun_fd, self._run, worker, worker.pump.run_tun)
-        self._run(worker, worker.pump.run_tun)
-
     # -- what the data path has to say
 
-    def _on_event_fd(self, worker: _Worker) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(worker.pump.event_fd)
-        self._drain(worker)
-
-    def _drain(self, worker: _Worker) -> None:
+    def _drain(self, worker: Worker) -> None:
         for data, source, local, fd in worker.pump.datagrams():
             if source is not None:
                 to = ip_address(local) if local is not None else None
@@ -398,16 +333,45 @@ class UserspaceBackend:
                 self._translate(event)
 
     def _translate(self, event: Event) -> None:
-        kind = event.kind
-        if kind is EventKind.ACQUIRE:
-            self._handler(Acquire(event.sa, event.value))
-        elif kind is EventKind.MAPPING:
-            if event.source is not None:
-                self._handler(Mapping(event.sa, *event.source))
-        else:
-            hard = kind in (EventKind.HARD_LIFETIME, EventKind.SEQUENCE_HARD)
-            volume = kind in (EventKind.SOFT_LIFETIME, EventKind.HARD_LIFETIME)
-            self._handler(Expire(event.sa, hard, "volume" if volume else "sequence"))
+        match event.kind:
+            case EventKind.SOFT_LIFETIME:
+                self._handler(Expire(event.sa, False, "volume"))
+            case EventKind.HARD_LIFETIME:
+                self._handler(Expire(event.sa, True, "volume"))
+            case EventKind.SEQUENCE_SOFT:
+                self._handler(Expire(event.sa, False, "sequence"))
+            case EventKind.SEQUENCE_HARD:
+                self._handler(Expire(event.sa, True, "sequence"))
+            case EventKind.ACQUIRE:
+                self._handler(Acquire(event.sa, event.value))
+            case EventKind.MAPPING:
+                if event.source is not None:
+                    self._follow(event.sa, *event.source)
+                    self._handler(Mapping(event.sa, *event.source))
+            case EventKind.DEVICE_LOST:
+                # with worker threads, and without a monitor, nobody else notices
+                self._device_gone()
+            case _:
+                assert_never(event.kind)
+
+    def _follow(self, sa: int, address: IpAddress, port: int) -> None:
+        """An inbound SA's peer has moved: what we send to where it was goes to where it is (RFC 7296 section 2.23)."""
+        inbound = self._sas.get(sa)
+        if inbound is None:
+            return
+        self._sas[sa] = _moved(inbound, address, port)
+        for number in list(self._outbound.get(inbound.reqid, ())):
+            params = self._sas[number]
+            if (params.remote, params.encap) != (inbound.remote, inbound.encap):
+                continue
+            moved = _moved(params, address, port)
+            try:
+                self.update_sa(number, local=moved.local, remote=address, encap=moved.encap, path_mtu=moved.path_mtu)
+            except SaError as error:
+                log.warning("SA 0x%08x cannot follow its peer: %s", params.spi, error)
+        if address != inbound.remote:
+            # a peer inside a protected network has a throw route of its own
+            self._spawn(self.sync_routes())
 
     # -- the device under us
 
@@ -457,18 +421,31 @@ class UserspaceBackend:
             self._drop_pumps()
             assert self._tun is not None
             self._tun.close()
+            self._check_ours()
             self._open_tun()
             await self._configure_device(self._mtu, path_mtu=self._path_mtu())
             self._make_pumps()
             await self.sync_routes()
             self._go()
         except BackendError as error:
+            self._lost = True
             log.error("cannot make the device again: %s", error)
             self._handler(DeviceLost(str(error)))
             return
         finally:
             self._recovering = False
         log.info("device %s is back", self._tun.name)
+
+    def _check_ours(self) -> None:
+        """A device that somebody else prepared can be attached to again, but a new one would lack what they gave it."""
+        settings = self._settings
+        if settings.memory is not None:
+            raise BackendError("its other end is closed")
+        if self._router is None and settings.tun_fd is None and not device_exists(settings.device):
+            raise BackendError(
+                f"device {settings.device} was prepared by somebody else (ipsecd.install_routes = no) and is gone",
+                remedy="make it again with its addresses and routes, then start ipsecd",
+            )
 
     # -- SAs and policies
 
@@ -507,6 +484,8 @@ class UserspaceBackend:
         self._sas[sa] = params
         if params.direction is Direction.IN:
             self._spis.add(params.spi)
+        else:
+            self._outbound.setdefault(params.reqid, set()).add(sa)
         return sa
 
     def update_sa(
@@ -515,6 +494,11 @@ class UserspaceBackend:
         """Move an SA to other outer addresses in place."""
         self._need_engine().update_sa(sa, local=local, remote=remote, encap=encap, path_mtu=path_mtu)
         self._sas[sa] = replace(self._sas[sa], local=local, remote=remote, encap=encap, path_mtu=path_mtu)
+
+    def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
+        """Other limits by volume, counted since the SA was added; both lifetime events may come again."""
+        self._need_engine().set_lifetime(sa, lifetime)
+        self._sas[sa] = replace(self._sas[sa], lifetime=lifetime)
 
     def query_sa(self, sa: int) -> SaStats:
         """Counters of an SA."""
@@ -526,6 +510,11 @@ class UserspaceBackend:
         params = self._sas.pop(sa)
         if params.direction is Direction.IN:
             self._spis.discard(params.spi)
+            return
+        same = self._outbound[params.reqid]
+        same.discard(sa)
+        if not same:
+            del self._outbound[params.reqid]
 
     def add_policy(self, policy: Policy) -> int:
         """Add a policy; its id."""
@@ -567,6 +556,7 @@ class UserspaceBackend:
         own = await self._blocking(router.local_addresses)
         plan = self._plan(own)
         await self._blocking(lambda: router.apply(tun.name, plan))
+        self._routed = True
 
     def _plan(self, own: list[IpAddress]) -> RoutePlan:
         pairs = [(p.action, s) for p in self._policies.values() for s in p.selectors]
@@ -655,17 +645,13 @@ def superframe_size(mtu: int, path_mtu: int) -> int:
     return min(segments * (mtu - 52) + 52, 65535)
 
 
+def _moved(params: SaParams, address: IpAddress, port: int) -> SaParams:
+    return replace(params, remote=address, encap=(params.encap[0], port) if params.encap else None)
+
+
 def _join(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(JOIN_SECONDS)
-
-
-def _socket_name(sock: socket.socket) -> str:
-    """The pump's argument for this socket: ``udp4_fd``, ``raw6_fd``, ``bypass4_fd``, ..."""
-    if sock.family == socket.AF_UNIX:
-        return "udp4_fd"
-    kind = "udp" if sock.type == socket.SOCK_DGRAM else "raw" if sock.proto == udp.ESP_PROTOCOL else "bypass"
-    return f"{kind}{4 if sock.family == socket.AF_INET else 6}_fd"
 
 
 def _has_ipv6() -> bool:

@@ -99,12 +99,12 @@ class DaemonSettings:
     "octets of the largest IP packet on the way to a peer, 576..65535; each SA may say otherwise"
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     "addresses to put on the device, with prefix: 10.1.0.1/24, fd00::1/64"
-    workers: int | None = 0
-    "threads that move packets; 0 moves them in the event loop, 'auto' (here None) takes one per processor"
+    workers: int | None = 1
+    "threads that move packets; 0: the event loop; 'auto' (here None): one per CPU, at most 4, none with one CPU"
     event_loop: EventLoopKind = EventLoopKind.AUTO
     "auto is uvloop where it is installed"
     port_nat_t: int = 4500
-    "UDP port for ESP in UDP (RFC 3948); SAs may use other local ports besides"
+    "UDP port for ESP in UDP (RFC 3948), unless the SAs name another local_port, the same for all"
     listen: tuple[IpAddress, ...] = ANY_ADDRESSES
     "local addresses to send and receive on; %any is all of both families, 0.0.0.0 and :: all of one"
     raw_esp: Switch = Switch.AUTO
@@ -128,7 +128,7 @@ class DaemonSettings:
     allow_weak: bool = False
     "accept algorithms that RFC 8221 advises against: 3des"
     fail_closed: bool = True
-    "when the daemon is not running, traffic for the tunnels is dropped instead of leaving in clear"
+    "drop what the tunnels protect when there is no device: ipsecd was killed or lost it; a clean stop ends that"
     state_dir: str = "/var/lib/ipsecd"
     "directory where sequence numbers of manual SAs survive restarts, so that no IV comes twice (RFC 4106 section 10)"
     log_level: LogLevel = LogLevel.INFO

@@ -1,6 +1,6 @@
 # Ciphers of the data path: one call shape for every AEAD and every provider, and cipher + MAC through libcrypto.
 #
-# A provider is chosen per suite by _fastpath.pyx after known-answer tests. Nothing here allocates per packet: contexts are
+# A provider is chosen per suite by _providers.pyx after known-answer tests. Nothing here allocates per packet: contexts are
 # made per SA and worker when the SA is added, because a libcrypto context serves one thread at a time.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -55,20 +55,6 @@ ctypedef int (*AeadSeal)(void *key, const uint8_t *nonce, const uint8_t *aad, ui
                          const uint8_t *plain, uint32_t length, uint8_t *out, uint8_t *tag, uint32_t tag_len) noexcept nogil
 ctypedef int (*AeadOpen)(void *key, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len,
                          const uint8_t *sealed, uint32_t length, uint8_t *out, const uint8_t *tag, uint32_t tag_len) noexcept nogil
-
-cdef extern from "fast/ipsec_mb.h" nogil:
-    int mb_start()
-    const char *mb_version()
-    size_t mb_gcm_key_size()
-    void mb_gcm_expand(void *out, const uint8_t *key, unsigned bits)
-    int mb_gcm128_seal(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, uint8_t *, uint32_t) noexcept
-    int mb_gcm192_seal(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, uint8_t *, uint32_t) noexcept
-    int mb_gcm256_seal(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, uint8_t *, uint32_t) noexcept
-    int mb_chacha_seal(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, uint8_t *, uint32_t) noexcept
-    int mb_gcm128_open(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, const uint8_t *, uint32_t) noexcept
-    int mb_gcm192_open(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, const uint8_t *, uint32_t) noexcept
-    int mb_gcm256_open(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, const uint8_t *, uint32_t) noexcept
-    int mb_chacha_open(void *, const uint8_t *, const uint8_t *, uint32_t, const uint8_t *, uint32_t, uint8_t *, const uint8_t *, uint32_t) noexcept
 
 # --- libcrypto AEADs: the key is a context of one direction that was given the key when it was made ---
 

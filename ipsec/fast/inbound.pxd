@@ -5,11 +5,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32
 from ipsec.fast.drops cimport *
+from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
 from ipsec.fast.packet cimport *
 from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
 from ipsec.fast.sa cimport *
-from ipsec.fast.spd cimport fragment_recall, fragment_remember, selectors_match
+from ipsec.fast.selector cimport selectors_match
 from ipsec.fast.worker cimport *
 
 cdef enum:

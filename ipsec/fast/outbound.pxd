@@ -11,13 +11,13 @@ from ipsec.fast.drops cimport *
 from ipsec.fast.header cimport clamp_mss, outer_tos
 from ipsec.fast.icmp cimport build_too_big
 from ipsec.fast.fragment cimport FragmentPlan, fragment_next, fragment_start
+from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
 from ipsec.fast.sa cimport *
 from ipsec.fast.segment cimport (
     SEGMENT_HEADER_MAX, SEGMENT_SINGLE, SegmentPlan, finish_checksum, plan_segments, segment_header, segment_offset,
     segment_payload)
-from ipsec.fast.spd cimport (
-    SPD_AMBIGUOUS, SPD_FOUND, SpdPolicy, SpdTable, fragment_recall, fragment_remember, spd_find)
+from ipsec.fast.spd cimport SPD_AMBIGUOUS, SPD_FOUND, SpdPolicy, SpdTable, spd_find
 from ipsec.fast.vnet cimport VnetHdr
 from ipsec.fast.worker cimport *
 
@@ -142,7 +142,7 @@ cdef inline uint32_t outbound_reserve(Worker *w, Sa *sa, uint32_t n, uint32_t un
 cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, const PacketInfo *info,
                                 bint whole) noexcept nogil:
     cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
-    cdef uint64_t seq
+    cdef uint64_t seq = 0
     cdef uint8_t tos
     if not transport_fits(sa, endpoint, info):
         drop(w, sa, DROP_OUT_STATE_MODE_ERROR, 1)
@@ -186,7 +186,7 @@ cdef inline void protect_segments(Worker *w, Sink *sink, Sa *sa, uint8_t *packet
     cdef uint8_t saved[TRAILER_SAVED]
     cdef uint8_t *payload
     cdef uint8_t *end
-    cdef uint64_t seq
+    cdef uint64_t seq = 0
     cdef uint32_t k, length
     cdef uint32_t count = plan.count
     cdef uint8_t next_header = PROTO_IPIP if info.version == 4 else PROTO_IPV6
@@ -281,6 +281,7 @@ cdef inline uint32_t outbound_frame(Worker *w, SpdTable *spd, Sink *sink, const 
     cdef Endpoint *endpoint
     cdef uint32_t mtu, unit
     cdef int action
+    memset(&plan, 0, sizeof(plan))
     plan.count = 1
     plan.kind = SEGMENT_SINGLE
     if parse_packet(packet, length, &info) != 0:

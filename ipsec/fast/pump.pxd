@@ -668,9 +668,11 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
         for i in range(got):
             # a message holds packets of one SA as a rule, the next one perhaps of another
             if which < RAW4 and i + 5 < got:
-                sad_prefetch(sad, p.slots + <size_t>(i + 5) * RX_SLOT, p.incoming[i + 5].msg_len)
+                sad_prefetch(sad, p.slots + <size_t>i * RX_SLOT, p.slots + <size_t>(i + 5) * RX_SLOT,
+                             p.incoming[i + 5].msg_len)
             if which < RAW4 and i + 2 < got:
-                sad_prefetch_rest(sad, p.slots + <size_t>(i + 2) * RX_SLOT, p.incoming[i + 2].msg_len)
+                sad_prefetch_rest(sad, p.slots + <size_t>i * RX_SLOT, p.slots + <size_t>(i + 2) * RX_SLOT,
+                                  p.incoming[i + 2].msg_len)
             pump_message(p, sad, which, <uint32_t>i)
         p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
         pump_write(p)

@@ -10,7 +10,7 @@ from ipsec.fast.crypto cimport (
 from ipsec.fast.drops cimport DROP_OUT_STATE_EXPIRED, DROP_OUT_STATE_SEQ_ERROR, DROP_REASONS
 from ipsec.fast.packet cimport be32, put32
 from ipsec.fast.replay cimport Replay
-from ipsec.fast.spd cimport SelectorPairC
+from ipsec.fast.selector cimport SelectorPairC
 
 cdef enum Kind:
     KIND_AEAD = 0    # GCM, CCM, ChaCha20-Poly1305

@@ -7,9 +7,10 @@ from libc.string cimport memcpy
 
 from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
 from ipsec.fast.drops cimport DROP_REASONS
+from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.packet cimport be32
 from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
-from ipsec.fast.spd cimport FlowCache, FragmentTable, SpdTable
+from ipsec.fast.spd cimport FlowCache, SpdTable
 
 cdef enum:
     EVENTS = 1024            # ring size, a power of two
@@ -123,17 +124,19 @@ cdef inline Sa *sad_find(SadTable *table, uint32_t spi) noexcept nogil:
             return NULL
         i = (i + 1) & table.mask
 
-# Makes the SA of a datagram ready that comes soon, in two steps: the first some packets before the second.
-cdef inline void sad_prefetch(SadTable *table, const uint8_t *esp, uint32_t length) noexcept nogil:
+# Makes the SA of a datagram ready that comes soon, in two steps: the first some packets before the second. Not if it is
+# the SA of `now`, the datagram at hand: as a rule it is.
+cdef inline void sad_prefetch(SadTable *table, const uint8_t *now, const uint8_t *esp, uint32_t length) noexcept nogil:
     cdef Sa *sa
-    if length >= 8:
+    if length >= 8 and be32(esp) != be32(now):
         sa = sad_find(table, be32(esp))
         if sa != NULL:
             sa_prefetch(sa)
 
-cdef inline void sad_prefetch_rest(SadTable *table, const uint8_t *esp, uint32_t length) noexcept nogil:
+cdef inline void sad_prefetch_rest(SadTable *table, const uint8_t *now, const uint8_t *esp,
+                                   uint32_t length) noexcept nogil:
     cdef Sa *sa
-    if length >= 8:
+    if length >= 8 and be32(esp) != be32(now):
         sa = sad_find(table, be32(esp))
         if sa != NULL:
             sa_prefetch_rest(sa, be32(esp + 4))

@@ -69,6 +69,10 @@ class MemoryTun:
         cut = VNET_HDR_LEN if self.vnet_hdr else 0
         return [(message[:cut], message[cut:]) for message in receive_all(self._inside)]
 
+    def lose(self) -> None:
+        """As when a device is deleted: the pump finds its end without another."""
+        self._inside.close()
+
     def close(self) -> None:
         """Close both ends; the pump must have stopped."""
         self._pump.close()

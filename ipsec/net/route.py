@@ -4,9 +4,10 @@ Layout, as strongSwan users know it: a rule of priority 220 looks up table 220, 
 network to the device, a throw route per peer inside such a network (its outer packets must not enter the tunnel), and
 when ``fail_closed``, unreachable routes that take over if the device goes away.
 
-Everything we add bears our own protocol number, so that what a killed predecessor left behind is recognised and
-removed at the next start. While we run, an abstract socket named after the table tells other daemons in the same
-network namespace to keep off it; the kernel drops it with the process.
+Everything we add bears our own protocol number, so that what a killed predecessor left behind is recognised at the next
+start. Its unreachable routes stay until ours are there: nothing leaves in clear between two runs. While we run, an
+abstract socket named after the table tells other daemons in the same network namespace to keep off it; the kernel drops
+it with the process.
 
 All of this is blocking and belongs on one thread outside the event loop.
 """
@@ -62,6 +63,8 @@ class Router:
         self._claim: socket.socket | None = None
         self._addresses: list[tuple[int, IpInterface]] = []
         self._rules: set[int] = set()
+        self.inherited = False
+        "unreachable routes of a predecessor were found and kept"
         try:
             self._netlink: Any = IPRoute()
         except OSError as error:
@@ -75,9 +78,10 @@ class Router:
     ) -> None:
         self.close()
 
-    def claim(self) -> int:
-        """Claim the table and remove what a killed predecessor left in it; how many entries those were.
+    def claim(self, *, keep_closed: bool = False) -> int:
+        """Claim the table and remove what a killed predecessor left in it; how many entries it left.
 
+        With ``keep_closed`` its unreachable routes stay, and the rules that lead to them, until ``apply``.
         BackendError if another daemon in this network namespace has the table.
         """
         name = f"\0ipsecd-table-{self._table}"
@@ -93,7 +97,9 @@ class Router:
                 remedy="give each its own ipsecd.routing_table and ipsecd.device",
             ) from error
         self._claim = sock
-        return self._sweep()
+        found = self.leftovers()
+        self.inherited = self._sweep(keep_closed=keep_closed)
+        return found
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
@@ -146,6 +152,11 @@ class Router:
         for kind, network in present:
             if (kind, network) not in wanted:
                 self._del_route(kind, network)
+        for family, priority, mark in list(self._our_rules()):
+            wrong = (priority, mark) != (self._priority, self._fwmark)
+            if wrong or not any(_FAMILIES[version] == family for version in versions):
+                self._del_rule(family, priority, mark)
+        self._rules &= versions
 
     def local_addresses(self) -> list[IpAddress]:
         """This host's addresses, in the kernel's order, link-local ones left out."""
@@ -157,11 +168,14 @@ class Router:
                     found.append(make(text))
         return found
 
-    def close(self) -> None:
-        """Remove everything of ours and give the table back. Never raises: it also runs after a failed start."""
+    def close(self, *, keep_closed: bool = False) -> None:
+        """Remove everything of ours and give the table back. Never raises: it also runs after a failed start.
+
+        With ``keep_closed`` unreachable routes stay, as after a kill.
+        """
         if self._claim is not None:
             with suppress(NetlinkError, OSError, BackendError):
-                self._sweep()
+                self._sweep(keep_closed=keep_closed)
         for index, address in self._addresses:
             # gone with the device if that was ours
             with suppress(NetlinkError, OSError):
@@ -173,16 +187,17 @@ class Router:
         with suppress(NetlinkError, OSError):
             self._netlink.close()
 
-    def _sweep(self) -> int:
+    def _sweep(self, *, keep_closed: bool) -> bool:
+        """Remove our routes and rules; whether unreachable ones were kept."""
         present = self._present()
-        for kind, network in present:
+        kept = {entry for entry in present if keep_closed and entry[0] == "unreachable"}
+        for kind, network in present - kept:
             self._del_route(kind, network)
-        rules = list(self._our_rules())
-        for family, priority, mark in rules:
-            with suppress(NetlinkError):
-                self._netlink.rule("del", **self._rule(family, priority, mark))
+        if not kept:
+            for rule in list(self._our_rules()):
+                self._del_rule(*rule)
         self._rules.clear()
-        return len(present) + len(rules)
+        return bool(kept)
 
     def _present(self) -> set[tuple[str, IpNetwork]]:
         """Our entries in the table now, as (type, network)."""
@@ -234,6 +249,10 @@ class Router:
             if error.code != errno.EEXIST:
                 raise self._explain(f"add the IPv{version} rule for table {self._table}", error) from error
         self._rules.add(version)
+
+    def _del_rule(self, family: int, priority: int, mark: int) -> None:
+        with suppress(NetlinkError):
+            self._netlink.rule("del", **self._rule(family, priority, mark))
 
     def _our_rules(self) -> Iterable[tuple[int, int, int]]:
         for family in _FAMILIES.values():

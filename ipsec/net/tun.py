@@ -87,7 +87,7 @@ def open_tun(name: str, *, queues: int = 1, vnet_hdr: bool = True, tso: bool = T
     """
     _check_name(name)
     multi = queues > 1
-    existed = _exists(name)
+    existed = device_exists(name)
     flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0)
     first = _open_node()
     fds = [first]
@@ -199,7 +199,8 @@ def _set_offload(fd: int, bits: int) -> int:
     return 0
 
 
-def _exists(name: str) -> bool:
+def device_exists(name: str) -> bool:
+    """Whether a network device of this name is there."""
     try:
         socket.if_nametoindex(name)
     except OSError:

@@ -16,7 +16,9 @@ from typing import Any
 
 from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, RawDatagram
 from ipsec.esp.drops import DropReason
+from ipsec.esp.engine import Event, EventKind
 from ipsec.esp.reference import ReferenceEngine
+from ipsec.esp.sa import Lifetime
 from ipsec.wire.ip import checksum
 
 VNET = struct.Struct("=BBHHHH")
@@ -32,6 +34,10 @@ class Engine(ReferenceEngine):
     def providers(self) -> dict[str, str]:
         return {"aes128gcm16": "python"}
 
+    def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
+        with self.lock:
+            super().set_lifetime(sa, lifetime)
+
 
 class Pump:
     def __init__(self, engine: Engine, worker: int, *, tun_fd: int, vnet_hdr: bool, **options: Any) -> None:
@@ -42,6 +48,7 @@ class Pump:
         self.options = options
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._blocked = -1
+        self._lost = False
         self._connected = options.get("connected", False)
         self._sockets: dict[str, socket.socket] = {
             name[:-3]: socket.socket(fileno=os.dup(options[name]))
@@ -63,7 +70,9 @@ class Pump:
             except BlockingIOError:
                 return 0
             except OSError:
-                return DEVICE_LOST
+                return self._lose_device()
+            if not frame:
+                return self._lose_device()
             packet = self._complete(frame) if self.vnet_hdr else frame
             self._counters["tun_in"] += 1
             with self.engine.lock:
@@ -81,6 +90,13 @@ class Pump:
             if result.drop is not DropReason.NONE:
                 os.eventfd_write(self.event_fd, 1)
         return MORE
+
+    def _lose_device(self) -> int:
+        if not self._lost:
+            self._lost = True
+            self.engine._events.append(Event(EventKind.DEVICE_LOST, 0))
+            os.eventfd_write(self.event_fd, 1)
+        return DEVICE_LOST
 
     def run_sockets(self, budget: int) -> int:
         more = 0
@@ -108,9 +124,8 @@ class Pump:
             ready = dict(poll.poll())
             if stop_fd in ready:
                 return
-            if ready.get(self.tun_fd, 0) & select.POLLERR:
+            if not self._lost and self.run_tun(16) & DEVICE_LOST:
                 poll.unregister(self.tun_fd)
-            self.run_tun(16)
             self.run_sockets(16)
             os.eventfd_write(self.event_fd, 1)
 

@@ -23,7 +23,7 @@ def test_blocks_follow_each_other_and_are_on_disk_first(tmp_path: Path) -> None:
     first = held.next_block()
     assert first == Block(1, BLOCK_32)
     assert first.count == BLOCK_32
-    assert 0 < first.soft < first.count
+    assert 0 < first.margin < first.count
     (path,) = tmp_path.glob("*.seq")
     assert int(path.read_text().split()[1]) == first.last
     assert held.next_block().first == first.last + 1
@@ -162,3 +162,34 @@ def test_counter_mode_covers_every_suite_whose_iv_is_a_counter() -> None:
     assert counter_mode(esp_suite("aes128gmac"))
     assert counter_mode(esp_suite("aes256ctr-sha256"))
     assert seqstore.RENEW_BEFORE < BLOCK_32 // 4
+
+
+def test_what_was_received_is_kept_apart_from_what_was_sent(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path / "state")
+    assert store.seen(KEY, b"", esn=False) == 0
+    store.remember(KEY, b"", 77)
+    assert store.seen(KEY, b"", esn=False) == 77
+    assert store.seen(KEY[::-1], b"", esn=False) == 0
+    held = store.claim(KEY, b"", esn=False)
+    assert held.next_block().first == 1
+    held.close()
+    assert store.seen(KEY, b"", esn=False) == 77
+
+
+def test_a_number_beyond_what_the_sa_has_is_none(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    store.remember(KEY, b"", 1 << 33)
+    assert store.seen(KEY, b"", esn=True) == 1 << 33
+    assert store.seen(KEY, b"", esn=False) == 0
+
+
+def test_a_damaged_record_of_the_past_stops_nobody(tmp_path: Path) -> None:
+    """Unlike a lost mark of our own numbers, it costs protection against old packets only."""
+    store = SequenceStore(tmp_path)
+    store.remember(KEY, b"", 77)
+    (path,) = tmp_path.glob("*.seen")
+    path.write_bytes(b"\xff\xff")
+    assert store.seen(KEY, b"", esn=False) == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match="played again"):
+        SequenceStore(tmp_path / "file" / "state").remember(KEY, b"", 1)

@@ -19,15 +19,16 @@ from types import ModuleType
 import pytest
 
 from ipsec.backend import manual, seqstore
-from ipsec.backend.base import Acquire, BackendEvent, Datagram, Expire, Feature
+from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
-from ipsec.backend.seqstore import Block, SequenceStore
+from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend, superframe_size
 from ipsec.crypto.suites import esp_suite
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
+from ipsec.esp.engine import Event, EventKind
 from ipsec.esp.sa import Action, Direction, Lifetime, Policy, SaParams
 from ipsec.net.memory import MemoryLink, MemoryTun
 from ipsec.wire.ip import UDP, ip_header
@@ -267,8 +268,8 @@ def test_a_failed_start_releases_everything(core: ModuleType, monkeypatch: pytes
     asyncio.run(main())
 
 
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seqstore, "BLOCK_32", 16)
+def small_blocks(monkeypatch: pytest.MonkeyPatch, size: int = 16) -> None:
+    monkeypatch.setattr(seqstore, "BLOCK_32", size)
     monkeypatch.setattr(manual, "RETRY_SECONDS", 0.01)
 
 
@@ -299,6 +300,150 @@ def test_manual_sa_moves_on_to_reserved_numbers(
             used = int(path.read_text().split()[1])
             assert 100 <= used <= mark
             sas[1].release(quiet=False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_is_lost_when_a_block_is_renewed(
+    core: ModuleType, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_blocks(monkeypatch, 1024)
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            a.backend.set_policies([policy(0)])
+            b.backend.add_sa(pair(1)[0])
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            a.backend.on_event(lambda event: sas.handle(event) if isinstance(event, Expire) else None)
+            sas.install([pair(0)])
+            installed = set(a.backend._sas)
+            sent = arrived = 0
+            # bursts that cross the limits at another place each time, and leave the loop a third of the margin
+            while sent < 10_000:
+                for _ in range(1 + sent % 37):
+                    assert a.tun.send(packet(0))
+                    sent += 1
+                arrived += len(await arrives(b, sent - arrived))
+                (path,) = tmp_path.glob("*.seq")
+                mark = int(path.read_text().split()[1])
+                seq = max(stats.seq for params, stats in sas.stats() if params.direction is Direction.OUT)
+                assert seq <= mark
+                await asyncio.sleep(0)
+            assert arrived == sent
+            assert a.backend.drops() == {}
+            assert set(a.backend._sas) == installed
+            assert mark > 9 * 1024
+            sas.release(quiet=False)
+
+    asyncio.run(main())
+
+
+def test_an_event_of_old_limits_does_not_silence_the_new_ones(
+    core: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that read the limit a moment before it moved tells of it a moment after."""
+    small_blocks(monkeypatch)
+
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            a.backend.set_policies([policy(0)])
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            sas.install([pair(0)])
+            (number,) = sas._outbound
+            heard: list[BackendEvent] = []
+            a.backend.on_event(heard.append)
+            for _ in range(14):
+                a.tun.send(packet(0))
+            await until(lambda: heard == [Expire(number, False, "volume")])
+            sas.handle(Expire(number, False, "volume"))
+            # the late one, before any further packet
+            sas.handle(Expire(number, False, "volume"))
+            sas.handle(Expire(number, True, "volume"))
+            for _ in range(16):
+                a.tun.send(packet(0))
+            await until(lambda: len(heard) == 2)
+            assert heard[1] == Expire(number, False, "volume")
+            assert a.backend.drops() == {}
+            sas.release(quiet=False)
+
+    asyncio.run(main())
+
+
+def test_the_last_numbers_of_a_key(core: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is left to reserve: the engine warns once in time, and nobody asks the disk again and again."""
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEYS[1], b"", esn=False)
+    held.next_block()
+    held.close()
+    (path,) = tmp_path.glob("*.seq")
+    path.write_text(f"ipsecd-sequence-1 {(1 << 32) - 21}\n")
+
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            a.backend.set_policies([policy(0)])
+            sas = ManualSas(a.backend, store)
+            a.backend.on_event(lambda event: sas.handle(event) if isinstance(event, Expire) else None)
+            sas.install([pair(0)])
+            for _ in range(30):
+                a.tun.send(packet(0))
+            await until(lambda: sum(a.backend.drops().values()) == 10)
+            assert a.backend.drops() == {DropReason.OUT_STATE_SEQ_ERROR: 10}
+            sas.release(quiet=False)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+
+
+def test_a_restart_still_knows_what_was_received(core: ModuleType, tmp_path: Path) -> None:
+    recorded: list[bytes] = []
+
+    async def life(play: bool) -> None:
+        async with ends(core) as (a, b):
+            for side, end in enumerate((a, b)):
+                end.backend.set_policies([policy(side)])
+            sas = ManualSas(b.backend, SequenceStore(tmp_path))
+            sas.install([pair(1)])
+            if play:
+                for message in recorded:
+                    a.backend._sockets[0].send(message)
+                await until(lambda: b.backend.drops().get(DropReason.IN_STATE_SEQ_ERROR) == 5)
+                assert b.tun.receive() == []
+                a.backend.add_sa(replace(pair(0)[1], initial_seq=5))
+                a.tun.send(packet(0))
+                assert await arrives(b) == [packet(0)]
+            else:
+                sender = core.Engine()
+                number = sender.add_sa(pair(0)[1])
+                recorded.extend(sender.encapsulate(number, packet(0), 0.0).datagram for _ in range(5))
+                for message in recorded:
+                    a.backend._sockets[0].send(message)
+                assert len(await arrives(b, 5)) == 5
+            await b.backend.quiesce()
+            sas.release()
+
+    asyncio.run(life(False))
+    (path,) = tmp_path.glob("*.seen")
+    assert path.read_text() == "ipsecd-sequence-1 5\n"
+    asyncio.run(life(True))
+
+
+def test_what_was_received_is_written_down_while_running(
+    core: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manual, "REMEMBER_SECONDS", 0.01)
+
+    async def main() -> None:
+        async with ends(core) as (a, b):
+            a.backend.set_policies([policy(0)])
+            a.backend.add_sa(pair(0)[1])
+            sas = ManualSas(b.backend, SequenceStore(tmp_path))
+            sas.install([pair(1)])
+            a.tun.send(packet(0))
+            await arrives(b)
+            await until(lambda: [p.read_text() for p in tmp_path.glob("*.seen")] == ["ipsecd-sequence-1 1\n"])
+            sas.release(quiet=False)
 
     asyncio.run(main())
 
@@ -393,13 +538,87 @@ def test_configured_lifetime_counts_over_blocks(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("used", "count"), [(0, 16), (5, 16)])
-def test_blocks_bound_the_sa(used: int, count: int) -> None:
-    block = Block(used + 1, used + count)
-    params = manual._within(pair(0)[1], block, 0, 0)
-    assert params.initial_seq == used
-    assert params.lifetime.packets_hard == count
-    assert 0 < params.lifetime.packets_soft < count
+def test_a_configured_soft_lifetime_is_told_once(
+    core: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small_blocks(monkeypatch)
+
+    async def main() -> None:
+        async with ends(core) as (a, b):
+            a.backend.set_policies([policy(0)])
+            b.backend.add_sa(pair(1)[0])
+            sas = ManualSas(a.backend, SequenceStore(tmp_path))
+            a.backend.on_event(lambda event: sas.handle(event) if isinstance(event, Expire) else None)
+            inbound, outbound = pair(0)
+            limits = Lifetime(packets_soft=20, bytes_soft=40 * len(packet(0)), bytes_hard=50 * len(packet(0)))
+            sas.install([(inbound, replace(outbound, lifetime=limits))])
+            got = 0
+            for _ in range(60):
+                a.tun.send(packet(0))
+                await asyncio.sleep(0.002)
+                got += len(b.tun.receive())
+            assert got == 50
+            sas.release(quiet=False)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+
+
+@pytest.mark.parametrize("kind", list(EventKind))
+def test_every_event_of_the_data_path_is_understood(core: ModuleType, kind: EventKind) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            a.backend._translate(Event(kind, 7, 9, (OUTER[0], 4500)))
+            if kind is EventKind.DEVICE_LOST:
+                # a device in memory cannot be made again
+                await until(lambda: a.events)
+                assert isinstance(a.events[0], DeviceLost)
+                assert a.backend._workers == []
+                return
+            (event,) = a.events
+            assert not isinstance(event, DeviceLost)
+            assert isinstance(event, Expire) == (kind.name.startswith(("SOFT", "HARD", "SEQUENCE")))
+
+    asyncio.run(main())
+
+
+def test_what_leads_to_the_old_place_follows_the_peer(core: ModuleType) -> None:
+    elsewhere = ip_address("198.51.100.7")
+
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            inbound, outbound = pair(0)
+            moving = a.backend.add_sa(inbound)
+            same = a.backend.add_sa(outbound)
+            other_place = a.backend.add_sa(replace(outbound, spi=0x7001, encap=(4500, 9)))
+            other_traffic = a.backend.add_sa(replace(outbound, spi=0x7002, reqid=2))
+            for place in ((OUTER[1], 5000), (elsewhere, 5001)):
+                a.backend._translate(Event(EventKind.MAPPING, moving, source=place))
+                stats = a.backend.query_sa(same)
+                assert (stats.remote, stats.encap) == (place[0], (4500, place[1]))
+            assert a.backend.query_sa(other_place).encap == (4500, 9)
+            assert a.backend.query_sa(other_traffic).remote == OUTER[1]
+            assert [event.port for event in a.events if isinstance(event, Mapping)] == [5000, 5001]
+            a.backend.del_sa(moving)
+            a.backend._translate(Event(EventKind.MAPPING, moving, source=(OUTER[1], 5002)))
+            assert a.backend.query_sa(same).encap == (4500, 5001)
+            for number in (same, other_place, other_traffic):
+                a.backend.del_sa(number)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lost_device_is_told_once_however_packets_move(core: ModuleType, workers: int) -> None:
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, _):
+            a.tun.lose()
+            await until(lambda: a.events)
+            await asyncio.sleep(0.05)
+            assert [type(event) for event in a.events] == [DeviceLost]
+
+    asyncio.run(main())
 
 
 def test_superframes_become_one_train() -> None:

@@ -151,6 +151,29 @@ def test_settings_pass_through() -> None:
     assert got.fwmark == 0
 
 
+@pytest.mark.parametrize(
+    ("processors", "limit", "workers"),
+    [
+        (1, "max 100000", 0),
+        (2, "max 100000", 2),
+        (64, "max 100000", 4),
+        (64, "200000 100000", 2),
+        (64, "50000 100000", 0),
+        (3, "6400000 100000", 3),
+        (2, None, 2),
+        (2, "nonsense", 2),
+    ],
+)
+def test_auto_workers(
+    processors: int, limit: str | None, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(processors)))
+    monkeypatch.setattr(daemon, "CPU_MAX", tmp_path / "cpu.max")
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert backend_settings(load_text(sas(ipsecd_keys="workers = auto"))).workers == workers
+
+
 def test_raw_esp_and_mark_follow_from_the_sas() -> None:
     text = sas(sa="mode = transport").replace("encap = yes", "encap = no")
     got = backend_settings(load_text(text))

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,8 @@ class Setup:
     "more keys of ipsecd { }"
     sa: dict[str, str] = field(default_factory=dict)
     "more keys of the SA"
+    policies: dict[str, dict[str, str]] = field(default_factory=dict)
+    "in place of the SA's own; {local} and {remote} in a value are the IPv4 networks"
 
 
 def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -199,15 +202,20 @@ class World:
             **setup.sa,
             **changes,
         }
-        text = _section("ipsecd", settings, {"offload": setup.offload}) + "sas {\n" + _section("peer", sa) + "}\n"
+        nets = {"local": NETS[4][mine], "remote": NETS[4][theirs]}
+        policies = [
+            _section(name, {key: value.format(**nets) for key, value in keys.items()})
+            for name, keys in setup.policies.items()
+        ]
+        offload = [_section("offload", setup.offload)] if setup.offload else []
+        peer = _section("peer", sa, [_section("policies", {}, policies)] if policies else [])
         gateway.config.touch(mode=0o600)
-        gateway.config.write_text(text)
+        gateway.config.write_text(_section("ipsecd", settings, offload) + _section("sas", {}, [peer]))
 
 
-def _section(name: str, values: dict[str, str], sections: dict[str, dict[str, str]] | None = None) -> str:
+def _section(name: str, values: dict[str, str], inner: Sequence[str] = ()) -> str:
     lines = [f"{key} = {value}\n" for key, value in values.items() if value]
-    inner = [_section(child, keys) for child, keys in (sections or {}).items() if keys]
-    return f"{name} {{\n{''.join(lines + inner)}}}\n"
+    return f"{name} {{\n{''.join([*lines, *inner])}}}\n"
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -89,6 +89,94 @@ def test_device_down_and_up(world: World) -> None:
     assert "3 received" in world.a.ping(INNER[4][1])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_device_that_cannot_be_made_again(make_world: MakeWorld, workers: int) -> None:
+    world = make_world(Setup(workers=workers))
+    world.start()
+    assert world.a.process is not None
+    # it would be faster than we are
+    world.a.process.send_signal(signal.SIGSTOP)
+    world.a.run("sh", "-c", "ip link del ipsec0 && ip tuntap add dev ipsec0 mode tap")
+    world.a.process.send_signal(signal.SIGCONT)
+    assert world.a.process.wait(10) == 6, world.a.log()
+    # nobody asked for this stop: what was protected stays in
+    assert "unreachable 10.2.0.0/16" in world.a.leftovers()
+    world.a.run("ip", "link", "del", "ipsec0")
+    world.a.start()
+    assert "3 received" in world.a.ping(INNER[4][1])
+    world.a.stop()
+    assert world.a.leftovers() == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_device_lost_without_netlink(make_world: MakeWorld, workers: int) -> None:
+    """The operator prepared the device, so nothing watches it but the packets' own descriptor."""
+    world = make_world(Setup(workers=workers, settings={"install_routes": "no", "addresses": ""}))
+    world.a.run("ip", "tuntap", "add", "dev", "ipsec0", "mode", "tun")
+    world.a.run("ip", "addr", "add", f"{INNER[4][0]}/32", "dev", "ipsec0")
+    world.a.run("ip", "link", "set", "ipsec0", "mtu", "1400", "up")
+    world.a.run("ip", "route", "add", "10.2.0.0/16", "dev", "ipsec0", "src", INNER[4][0])
+    world.write_config(world.b)
+    world.b.config.write_text(
+        world.b.config.read_text().replace("install_routes = no", f"addresses = {INNER[4][1]}/32")
+    )
+    world.start()
+    assert "3 received" in world.a.ping(INNER[4][1])
+    world.a.run("ip", "link", "del", "ipsec0")
+    assert world.a.process is not None
+    assert world.a.process.wait(10) == 6, world.a.log()
+    assert "make it again with its addresses and routes" in world.a.log()
+
+
+def test_a_start_that_fails_after_a_kill_opens_nothing(world: World) -> None:
+    world.a.stop(signal.SIGKILL)
+    with netns.inside(world.a.namespace):
+        holder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with holder:
+        holder.bind(("", 4500))
+        status, _ = start_fails(world.a)
+    assert status == 4
+    assert "unreachable 10.2.0.0/16" in world.a.leftovers()
+    assert "lookup 220" in world.a.leftovers()
+    world.a.start()
+    assert "3 received" in world.a.ping(INNER[4][1])
+    world.a.stop()
+    assert world.a.leftovers() == ""
+
+
+def test_another_configuration_after_a_kill(make_world: MakeWorld) -> None:
+    """Routes and rules of the old one go, also where the new one has others."""
+    world = make_world(Setup())
+    world.start()
+    world.a.stop(signal.SIGKILL)
+    world.write_config(world.a, local_ts="10.1.0.0/16", remote_ts="10.2.0.0/24")
+    text = world.a.config.read_text().replace("ipsecd {", "ipsecd {\nfwmark = 9\nrouting_priority = 99")
+    world.a.config.write_text(text)
+    world.a.start()
+    found = world.a.leftovers()
+    assert "10.2.0.0/16" not in found
+    assert "unreachable 10.2.0.0/24" in found
+    assert [line for line in found.splitlines() if "lookup 220" in line] == [
+        "99:\tnot from all fwmark 0x9 lookup 220 proto 205"
+    ]
+    world.a.stop()
+    assert world.a.leftovers() == ""
+
+
+def test_counters_on_sigusr1_and_at_the_end(world: World) -> None:
+    world.a.ping(INNER[4][1])
+    assert world.a.process is not None
+    world.a.process.send_signal(signal.SIGUSR1)
+    assert eventually(lambda: "offloads in use: " in world.a.log()), world.a.log()
+    log = world.a.log()
+    assert f"SA peer 0x00001001 to {OUTER[4][1]} port 4500: " in log
+    assert f"SA peer 0x00001000 from {OUTER[4][1]} port 4500: " in log
+    assert "drops: none" in log
+    assert "tun_rx_packets=" in log
+    world.a.stop()
+    assert world.a.log().count("counters: ") == 2
+
+
 def test_without_fail_closed_a_kill_leaves_a_rule_at_most(make_world: MakeWorld) -> None:
     world = make_world(Setup(settings={"fail_closed": "no"}))
     world.start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -204,6 +206,40 @@ def test_iperf3(make_world: MakeWorld, workers: int) -> None:
     # far below what this reaches on any machine, far above a connection that limps on retransmissions
     assert result["sum_sent"]["bits_per_second"] > 2e6
     assert result["sum_received_bidir_reverse"]["bits_per_second"] > 2e6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_the_middle_of_a_transfer(make_world: MakeWorld, tmp_path: Path, workers: int) -> None:
+    """The connection waits for the next start and goes on; meanwhile nothing leaves in clear."""
+    world = make_world(Setup(workers=workers))
+    # a way in clear that the packets would find if anything let them
+    world.a.run("ip", "route", "add", "10.2.0.0/16", "via", OUTER[4][1])
+    world.start()
+    # the connection outlives the device only if its address does
+    world.a.run("ip", "addr", "add", f"{INNER[4][0]}/32", "dev", "lo")
+    data = os.urandom(1 << 20)
+    expected = hashlib.sha256(data * 600).hexdigest()
+    (tmp_path / "file").write_bytes(data * 600)
+    server = world.b.popen(sys.executable, "-c", HASH_SERVER, INNER[4][1])
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        with wire(world) as sniffer:
+            client = world.a.popen(sys.executable, "-c", HASH_CLIENT, INNER[4][1], str(tmp_path / "file"))
+            time.sleep(0.3)
+            assert client.poll() is None
+            world.a.stop(signal.SIGKILL)
+            before = world.a.mark()
+            what_passed(sniffer)
+            time.sleep(0.5)
+            assert what_passed(sniffer) == {}
+            world.a.start()
+            assert world.a.mark() > before
+            output, _ = client.communicate(timeout=60)
+            assert output.strip() == expected
+            assert set(what_passed(sniffer)) == {"esp"}
+    finally:
+        finish(server)
 
 
 def test_only_esp_is_on_the_wire(world: World, tmp_path: Path) -> None:

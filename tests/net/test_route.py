@@ -120,6 +120,32 @@ def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_there_is_no_gap_between_two_that_fail_closed(tun: Tun) -> None:
+    closed = ["unreachable 10.2.0.0/16 proto 205 metric 4278190080"]
+    first = Router()
+    first.claim(keep_closed=True)
+    assert not first.inherited
+    first.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
+    first.apply("ipsec0", PLAN)
+    first.close(keep_closed=True)
+    assert table() == closed
+    assert ip("rule").count("lookup 220") == 1
+    second = Router(fwmark=9, priority=99)
+    assert second.claim(keep_closed=True) > 2
+    assert second.inherited
+    assert table() == closed
+    assert "220:" in ip("rule")
+    second.apply("ipsec0", RoutePlan(protected=((ip_network("10.3.0.0/16"), None),), fail_closed=True))
+    assert [line for line in table() if "unreachable" in line] == [closed[0].replace("10.2", "10.3")]
+    assert "220:" not in ip("rule")
+    assert "99:" in ip("rule")
+    assert "lookup 220" not in ip("-6", "rule")
+    second.close()
+    assert table() == table("-6") == []
+    assert "lookup 220" not in ip("rule") + ip("-6", "rule")
+
+
+@pytest.mark.e2e
 def test_a_mark_skips_the_table(tun: Tun) -> None:
     with Router(fwmark=0x42) as router:
         router.claim()

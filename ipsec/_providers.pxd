@@ -1,0 +1,15 @@
+# How a suite's keys are set up with one of the providers; sa_new.pxd calls this for every SA.
+from libc.stdint cimport uint8_t
+
+from ipsec.fast.crypto cimport EVP_CIPHER_CTX, AeadOpen, AeadSeal, Mac
+
+# One way to run an AEAD. key_size 0: the key is a libcrypto context, one per worker.
+cdef struct Cipher:
+    AeadSeal seal
+    AeadOpen open
+    size_t key_size
+
+cdef bint cipher_for(object suite, str provider, Cipher *out) except -1
+cdef int expand_key(object suite, str provider, const uint8_t *key, void *out) except -1
+cdef EVP_CIPHER_CTX *evp_context(object suite, const uint8_t *key, bint encrypt) except NULL
+cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1

@@ -1,0 +1,350 @@
+# Everything that knows more than one provider is in this module, so that what passed its known answers is what runs.
+"""The crypto providers: how each runs a suite, known answers, and the choice between them.
+
+Imported through ``ipsec.esp.fast`` only.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from ipsec.fast.clock cimport monotonic_ns
+from ipsec.fast.crypto cimport *
+from ipsec.fast.gcm_vaes cimport gcm_vaes_expand, gcm_vaes_key, gcm_vaes_open, gcm_vaes_seal, gcm_vaes_supported
+from ipsec.fast.ipsec_mb cimport *
+from ipsec.fast.memory cimport aligned_zero
+
+from ipsec.crypto.suites import Encr, Integ
+from ipsec.errors import SuiteError
+
+cdef enum:
+    VAES_KEY_SIZE = sizeof(gcm_vaes_key)
+
+cdef int vaes_seal(void *key, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len, const uint8_t *plain,
+                   uint32_t length, uint8_t *out, uint8_t *tag, uint32_t tag_len) noexcept nogil:
+    gcm_vaes_seal(<gcm_vaes_key *>key, nonce, aad, aad_len, plain, length, out, tag, tag_len)
+    return 0
+
+cdef int vaes_open(void *key, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len, const uint8_t *sealed,
+                   uint32_t length, uint8_t *out, const uint8_t *tag, uint32_t tag_len) noexcept nogil:
+    return gcm_vaes_open(<gcm_vaes_key *>key, nonce, aad, aad_len, sealed, length, out, tag, tag_len)
+
+PROVIDERS = ("vaes", "ipsec-mb", "libcrypto")
+_GCM = frozenset((Encr.AES_GCM_8, Encr.AES_GCM_12, Encr.AES_GCM_16, Encr.AES_GCM_16_IIV))
+_CCM = frozenset((Encr.AES_CCM_8, Encr.AES_CCM_12, Encr.AES_CCM_16))
+_CHACHA = frozenset((Encr.CHACHA20_POLY1305, Encr.CHACHA20_POLY1305_IIV))
+
+cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
+    """Fill in how ``provider`` runs an AEAD suite; False if it cannot on this machine."""
+    cdef int bits = suite.key_bits
+    out.key_size = 0
+    if provider == "copy":
+        out.seal = copy_seal
+        out.open = copy_open
+        out.key_size = 64
+        return True
+    if provider == "libcrypto":
+        out.seal = evp_ccm_seal if suite.encr in _CCM else evp_aead_seal
+        out.open = evp_ccm_open if suite.encr in _CCM else evp_aead_open
+        return True
+    if provider == "vaes":
+        if suite.encr not in _GCM or not gcm_vaes_supported():
+            return False
+        out.seal = vaes_seal
+        out.open = vaes_open
+        out.key_size = VAES_KEY_SIZE
+        return True
+    if not mb_start():
+        return False
+    if suite.encr in _GCM:
+        out.key_size = mb_gcm_key_size()
+        if bits == 128:
+            out.seal = mb_gcm128_seal
+            out.open = mb_gcm128_open
+        elif bits == 192:
+            out.seal = mb_gcm192_seal
+            out.open = mb_gcm192_open
+        else:
+            out.seal = mb_gcm256_seal
+            out.open = mb_gcm256_open
+        return True
+    if suite.encr in _CHACHA:
+        out.seal = mb_chacha_seal
+        out.open = mb_chacha_open
+        out.key_size = 32
+        return True
+    return False
+
+cdef int expand_key(object suite, str provider, const uint8_t *key, void *out) except -1:
+    """Write the expanded form of a cipher key for a provider with keys of its own."""
+    if provider == "vaes":
+        gcm_vaes_expand(<gcm_vaes_key *>out, key, suite.key_bits)
+    elif provider == "ipsec-mb" and suite.encr in _GCM:
+        mb_gcm_expand(out, key, suite.key_bits)
+    else:
+        memcpy(out, key, suite.encr_key_len)
+    return 0
+
+cdef EVP_CIPHER_CTX *evp_context(object suite, const uint8_t *key, bint encrypt) except NULL:
+    """A libcrypto context that holds the key of a suite, for one direction."""
+    cdef EVP_CIPHER_CTX *ctx
+    cdef EVP_CIPHER *cipher
+    cdef str name
+    cdef int ok
+    cdef int bits = suite.key_bits
+    cdef bint ccm = suite.encr in _CCM
+    if suite.encr in _CHACHA:
+        name = "ChaCha20-Poly1305"
+    elif suite.encr is Encr.TRIPLE_DES_CBC:
+        name = "DES-EDE3-CBC"
+    elif suite.encr is Encr.AES_CBC:
+        name = f"AES-{bits}-CBC"
+    elif suite.encr is Encr.AES_CTR:
+        name = f"AES-{bits}-CTR"
+    else:
+        name = f"AES-{bits}-{'CCM' if ccm else 'GCM'}"
+    cipher = EVP_CIPHER_fetch(NULL, name.encode(), NULL)
+    if cipher == NULL:
+        raise SuiteError(f"{suite.name}: libcrypto on this machine has no {name}")
+    ctx = EVP_CIPHER_CTX_new()
+    # counter modes and GMAC only ever run forwards
+    encrypt = encrypt or suite.encr in (Encr.AES_CTR, Encr.NULL_AUTH_AES_GMAC)
+    ok = ctx != NULL and EVP_CipherInit_ex(ctx, cipher, NULL, NULL, NULL, encrypt) == 1
+    if ok and suite.aead:
+        ok = EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_IVLEN, 11 if ccm else 12, NULL) == 1
+        if ok and ccm:
+            ok = EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, suite.icv_len, NULL) == 1
+    if ok:
+        ok = EVP_CipherInit_ex(ctx, NULL, NULL, key, NULL, encrypt) == 1
+    if ok and not suite.aead:
+        EVP_CIPHER_CTX_set_padding(ctx, 0)
+    EVP_CIPHER_free(cipher)
+    if not ok:
+        EVP_CIPHER_CTX_free(ctx)
+        raise SuiteError(f"{suite.name}: libcrypto refused the key")
+    return ctx
+
+cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
+    """Set up the MAC of a suite for one worker."""
+    cdef EVP_MAC *algorithm
+    cdef EVP_CIPHER_CTX *ecb = NULL
+    cdef EVP_CIPHER *aes
+    cdef OSSL_PARAM params[2]
+    cdef bytes digest
+    cdef uint8_t k1[16]
+    cdef uint8_t block[16]
+    cdef uint8_t *made[3]
+    cdef int n = 0
+    cdef int i
+    if suite.integ is not Integ.AES_XCBC_96:
+        digest = {Integ.HMAC_SHA1_96: b"SHA1", Integ.HMAC_SHA2_256_128: b"SHA256", Integ.HMAC_SHA2_384_192: b"SHA384",
+                  Integ.HMAC_SHA2_512_256: b"SHA512"}[suite.integ]
+        algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL)
+        params[0] = OSSL_PARAM_construct_utf8_string("digest", digest, 0)
+        params[1] = OSSL_PARAM_construct_end()
+        if algorithm != NULL:
+            mac.hmac = EVP_MAC_CTX_new(algorithm)
+            EVP_MAC_free(algorithm)
+        if mac.hmac == NULL or EVP_MAC_init(mac.hmac, key, suite.integ_key_len, params) != 1:
+            raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
+        return 0
+    # RFC 3566 section 4: three keys, made by enciphering constants
+    aes = EVP_CIPHER_fetch(NULL, "AES-128-CBC", NULL)
+    ecb = EVP_CIPHER_CTX_new()
+    mac.cbc = EVP_CIPHER_CTX_new()
+    made[0] = k1
+    made[1] = mac.k2
+    made[2] = mac.k3
+    try:
+        for i in range(3):
+            memset(block, 0, 16)
+            if EVP_EncryptInit_ex(ecb, aes, NULL, key, block) != 1:
+                raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
+            memset(block, i + 1, 16)
+            EVP_EncryptUpdate(ecb, made[i], &n, block, 16)
+        memset(block, 0, 16)
+        if EVP_EncryptInit_ex(mac.cbc, aes, NULL, k1, block) != 1:
+            raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
+        EVP_CIPHER_CTX_set_padding(mac.cbc, 0)
+    finally:
+        OPENSSL_cleanse(k1, 16)
+        EVP_CIPHER_CTX_free(ecb)
+        EVP_CIPHER_free(aes)
+    return 0
+
+
+# --- known answers -----------------------------------------------------------------------------------------------------
+
+# Known answers: McGrew and Viega, "The Galois/Counter Mode of Operation", test cases 4, 10 and 16 (also in NIST's
+# submission); RFC 8439 section 2.8.2. (key, nonce, aad, plain, sealed and tag)
+_GCM_KEY = "feffe9928665731c6d6a8f9467308308"
+_GCM_PLAIN = ("d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525"
+              "b16aedf5aa0de657ba637b39")
+_GCM_AAD = "feedfacedeadbeeffeedfacedeadbeefabaddad2"
+_KNOWN_ANSWERS = {
+    128: (_GCM_KEY, "cafebabefacedbaddecaf888", _GCM_AAD, _GCM_PLAIN,
+          "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa051ba30b39"
+          "6a0aac973d58e091" "5bc94fbc3221a5db94fae95ae7121a47"),
+    192: (_GCM_KEY + _GCM_KEY[:16], "cafebabefacedbaddecaf888", _GCM_AAD, _GCM_PLAIN,
+          "3980ca0b3c00e841eb06fac4872a2757859e1ceaa6efd984628593b40ca1e19c7d773d00c144c525ac619d18c84a3f4718e2448b"
+          "2fe324d9ccda2710" "2519498e80f1478f37ba55bd6d27618c"),
+    256: (_GCM_KEY * 2, "cafebabefacedbaddecaf888", _GCM_AAD, _GCM_PLAIN,
+          "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e63"
+          "93ba7a0abcc9f662" "76fc6ece0f4e1768cddf8853bb2d551b"),
+    0: ("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f", "070000004041424344454647",
+        "50515253c0c1c2c3c4c5c6c7", "4c616469657320616e642047656e746c656d656e206f662074686520636c617373206f66202739393a"
+        "204966204920636f756c64206f6666657220796f75206f6e6c79206f6e652074697020666f7220746865206675747572652c2073756e"
+        "73637265656e20776f756c642062652069742e",
+        "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b1a71de0a9e06"
+        "0b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc3ff4def08e4b7a9de576d265"
+        "86cec64b6116" "1ae10b594f09e26a7e902ecbd0600691"),
+}
+
+cdef class AeadKey:
+    """An AEAD key with one provider, outside of any SA: for self-tests and for measuring the provider alone."""
+
+    cdef Cipher cipher
+    cdef void *seal_key
+    cdef void *open_key
+    cdef size_t size
+
+    def __cinit__(self, suite, str provider, bytes key):
+        if not suite.aead or suite.encr is Encr.NULL_AUTH_AES_GMAC:
+            raise SuiteError(f"{suite.name} is not an AEAD")
+        if len(key) != suite.encr_key_len:
+            raise SuiteError(f"{suite.name}: cipher key must have {suite.encr_key_len} octets, got {len(key)}")
+        if provider not in PROVIDERS and provider != "copy" or not cipher_for(suite, provider, &self.cipher):
+            raise SuiteError(f"{suite.name}: provider {provider!r} is not there")
+        self.size = self.cipher.key_size
+        if self.size:
+            self.seal_key = self.open_key = aligned_zero(self.size)
+            expand_key(suite, provider, key, self.seal_key)
+        else:
+            self.seal_key = evp_context(suite, key, True)
+            self.open_key = evp_context(suite, key, False)
+
+    def __dealloc__(self):
+        if self.size:
+            OPENSSL_cleanse(self.seal_key, self.size)
+            free(self.seal_key)
+        else:
+            EVP_CIPHER_CTX_free(<EVP_CIPHER_CTX *>self.seal_key)
+            EVP_CIPHER_CTX_free(<EVP_CIPHER_CTX *>self.open_key)
+
+    def seal(self, bytes nonce, bytes aad, bytes plain, unsigned int tag_len=16):
+        """Ciphertext and tag."""
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, len(plain) + tag_len)
+        cdef uint8_t *p = <uint8_t *>PyBytes_AS_STRING(out)
+        if self.cipher.seal(self.seal_key, nonce, aad, <uint32_t>len(aad), plain, <uint32_t>len(plain), p,
+                            p + len(plain), tag_len) != 0:
+            raise SuiteError("the provider could not seal")
+        return out
+
+    def open(self, bytes nonce, bytes aad, bytes sealed, unsigned int tag_len=16):
+        """Plaintext, or None if the tag is wrong."""
+        cdef uint32_t n
+        cdef bytes out
+        cdef const uint8_t *p = sealed
+        if <unsigned int>len(sealed) < tag_len:
+            return None
+        n = <uint32_t>len(sealed) - tag_len
+        out = PyBytes_FromStringAndSize(NULL, n)
+        if self.cipher.open(self.open_key, nonce, aad, <uint32_t>len(aad), p, n, <uint8_t *>PyBytes_AS_STRING(out),
+                            p + n, tag_len) != 0:
+            return None
+        return out
+
+    def time_ns(self, unsigned int size, unsigned int rounds, bint opening=False, unsigned int buffers=1):
+        """Nanoseconds per call for ``size`` octets, over ``rounds`` calls in a row, sealing with a new nonce each.
+
+        With ``buffers`` the calls go round that many inputs and outputs, as a batch of packets does.
+        """
+        cdef size_t stride = ((<size_t>size + 64 + 63) & ~<size_t>63) + 64
+        cdef uint8_t *plain
+        cdef uint8_t *sealed
+        cdef uint8_t *a
+        cdef uint8_t *b
+        cdef uint8_t nonce[12]
+        cdef uint8_t aad[8]
+        cdef unsigned int i
+        cdef unsigned int k = 0
+        cdef uint64_t begin
+        cdef int bad = 0
+        if not 1 <= buffers <= 65536 or size > 65536:
+            raise ValueError("buffers must be in 1..65536 and size at most 65536")
+        plain = <uint8_t *>aligned_zero(2 * stride * buffers)
+        sealed = plain + stride * buffers
+        memset(nonce, 7, 12)
+        memset(aad, 9, 8)
+        with nogil:
+            for i in range(buffers):
+                self.cipher.seal(self.seal_key, nonce, aad, 8, plain, size, sealed + i * stride,
+                                 sealed + i * stride + size, 16)
+            begin = monotonic_ns()
+            for i in range(rounds):
+                a = plain + k * stride
+                b = sealed + k * stride
+                k = k + 1 if k + 1 < buffers else 0
+                if opening:
+                    bad |= self.cipher.open(self.open_key, nonce, aad, 8, b, size, a, b + size, 16)
+                else:
+                    memcpy(nonce + 8, &i, 4)
+                    self.cipher.seal(self.seal_key, nonce, aad, 8, a, size, b, b + size, 16)
+            begin = monotonic_ns() - begin
+        free(plain)
+        if bad:
+            raise SuiteError("the provider could not open what it sealed")
+        return <double>begin / rounds
+
+def self_test(suite, str provider):
+    """Whether a provider gives the known answer, and libcrypto's answers at lengths around its loops; None if absent."""
+    cdef Cipher cipher
+    if not cipher_for(suite, provider, &cipher):
+        return None
+    fields = [bytes.fromhex(x) for x in _KNOWN_ANSWERS[0 if suite.encr in _CHACHA else suite.key_bits]]
+    key = AeadKey(suite, provider, fields[0])
+    good = key.seal(*fields[1:4]) == fields[4] and key.open(fields[1], fields[2], fields[4]) == fields[3]
+    other = AeadKey(suite, "libcrypto", fields[0])
+    for length in (*range(0, 520, 13), 1023, 1408, 2048, 9001):
+        plain = bytes(i * 7 & 255 for i in range(length))
+        sealed = other.seal(fields[1], fields[2][:8], plain)
+        last = len(sealed) - 1
+        wrong = sealed[:last] + bytes((sealed[last] ^ 1,))
+        good = (good and key.seal(fields[1], fields[2][:8], plain) == sealed
+                and key.open(fields[1], fields[2][:8], sealed) == plain
+                and key.open(fields[1], fields[2][:8], wrong) is None)
+    return good
+
+_chosen = {}
+
+def choose_provider(suite, str wanted="auto"):
+    """The provider for a suite: ``wanted`` if it can, else with "auto" the fastest one that passes its self-test.
+
+    Suites that are not AEADs, and CCM and GMAC, are libcrypto's.
+    """
+    if suite.encr not in _GCM and suite.encr not in _CHACHA:
+        return "copy" if wanted == "copy" and suite.aead and suite.encr in _CCM else "libcrypto"
+    if wanted == "copy":
+        return wanted
+    if wanted not in ("auto", *PROVIDERS):
+        raise SuiteError(f"crypto provider {wanted!r} is none of auto, {', '.join(PROVIDERS)}")
+    cache_key = (suite.encr in _CHACHA, suite.key_bits, wanted)
+    if cache_key not in _chosen:
+        usable = {}
+        for provider in PROVIDERS if wanted == "auto" else (wanted, "libcrypto"):
+            if provider in usable or not self_test(suite, provider):
+                continue
+            key = AeadKey(suite, provider, bytes(range(suite.encr_key_len)))
+            usable[provider] = min(key.time_ns(1408, 64) for _ in range(5))
+        if not usable:
+            raise SuiteError(f"{suite.name}: no crypto provider gives the known answers")
+        _chosen[cache_key] = min(usable, key=usable.get) if wanted == "auto" else next(iter(usable))
+    return _chosen[cache_key]
+
+def provider_versions():
+    """Provider -> version text, or None if it is not usable on this machine."""
+    return {
+        "vaes": "built in" if gcm_vaes_supported() else None,
+        "ipsec-mb": mb_version().decode() if mb_start() else None,
+        "libcrypto": OpenSSL_version(OPENSSL_VERSION).decode(),
+    }

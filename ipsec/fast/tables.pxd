@@ -1,0 +1,63 @@
+# Workers and the SAD's tables made, filled and freed: the control plane's side of worker.pxd. The SPD's is spd_build.pxd.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from ipsec.fast.atomic cimport store_ptr, store_u64
+from ipsec.fast.fragment_ports cimport FragmentTable
+from ipsec.fast.memory cimport aligned_zero
+from ipsec.fast.sa cimport Sa
+from ipsec.fast.spd cimport flow_cache_free, flow_cache_new
+from ipsec.fast.worker cimport SCRATCH, SadEntry, SadTable, Shared, Worker, sad_hash
+
+cdef inline void worker_free(Worker *w) noexcept:
+    flow_cache_free(w.flows)
+    free(w.fragments_in)
+    free(w.fragments_out)
+    free(w.scratch)
+    free(w)
+
+cdef inline Worker *worker_new(Shared *shared, uint32_t index) except NULL:
+    cdef Worker *w = <Worker *>aligned_zero(sizeof(Worker))
+    w.shared = shared
+    w.index = index
+    w.flows = flow_cache_new()
+    w.fragments_in = <FragmentTable *>calloc(1, sizeof(FragmentTable))
+    w.fragments_out = <FragmentTable *>calloc(1, sizeof(FragmentTable))
+    w.scratch = <uint8_t *>aligned_zero(2 * SCRATCH)
+    if w.flows == NULL or w.fragments_in == NULL or w.fragments_out == NULL:
+        worker_free(w)
+        raise MemoryError
+    return w
+
+cdef inline SadTable *sad_new(uint32_t size) except NULL:
+    cdef SadTable *table = <SadTable *>calloc(1, sizeof(SadTable) + size * sizeof(SadEntry))
+    if table == NULL:
+        raise MemoryError
+    table.mask = size - 1
+    return table
+
+cdef inline void sad_insert(SadTable *table, uint32_t spi, Sa *sa) noexcept:
+    """Publish an SA in a table that has room: the SA before the SPI, so that a reader who sees one sees the other."""
+    cdef uint64_t i = sad_hash(spi) & table.mask
+    while table.entries[i].spi != 0 and table.entries[i].spi != spi:
+        i = (i + 1) & table.mask
+    store_ptr(&table.entries[i].sa, sa)
+    if table.entries[i].spi == 0:
+        table.used += 1
+        store_u64(&table.entries[i].spi, spi)
+
+# A table of this size with the SAs of another, without what removed ones left behind.
+cdef inline SadTable *sad_copy(const SadTable *old, uint32_t size) except NULL:
+    cdef SadTable *table = sad_new(size)
+    cdef uint64_t i
+    for i in range(<uint64_t>old.mask + 1):
+        if old.entries[i].spi and old.entries[i].sa != NULL:
+            sad_insert(table, <uint32_t>old.entries[i].spi, old.entries[i].sa)
+    return table
+
+# Takes an SA out of a table that has it.
+cdef inline void sad_remove(SadTable *table, uint32_t spi) noexcept:
+    cdef uint64_t i = sad_hash(spi) & table.mask
+    while table.entries[i].spi != spi:
+        i = (i + 1) & table.mask
+    store_ptr(&table.entries[i].sa, NULL)
