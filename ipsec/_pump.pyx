@@ -75,8 +75,8 @@ cdef class Pump:
         p.coalescer = <Coalescer *>aligned_zero(sizeof(Coalescer))
         coalesce_init(p.coalescer, vnet_hdr, coalesce_tcp and tun_tso, coalesce_udp and tun_uso)
         for i in range(RX_WIDE):
-            p.in_iov[i].iov_base = p.slots + <size_t>i * RX_SLOT
-            p.in_iov[i].iov_len = RX_SLOT
+            p.in_iov[i].iov_base = rx_slot(p, i)
+            p.in_iov[i].iov_len = RX_SLOT - ESP_SHIFT
             p.incoming[i].msg_hdr.msg_name = p.names + i * 32
             p.incoming[i].msg_hdr.msg_iov = &p.in_iov[i]
             p.incoming[i].msg_hdr.msg_iovlen = 1

@@ -8,7 +8,7 @@ from ipsec.fast.drops cimport DROP_NONE, DROP_OUT_HDR_ERROR
 from ipsec.fast.inbound cimport INBOUND_ROOM, inbound
 from ipsec.fast.outbound cimport Sink, protect_single
 from ipsec.fast.packet cimport PacketInfo, be32, parse_packet
-from ipsec.fast.sa cimport Endpoint, Sa
+from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa
 from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_prefetch, sad_prefetch_rest
 
 cdef enum:
@@ -31,7 +31,7 @@ cdef inline uint8_t *batch_room(void *owner, uint32_t length) noexcept nogil:
     cdef BatchState *b = <BatchState *>owner
     if length > b.size:
         return NULL
-    b.starts[b.current] = BATCH_HEAD
+    b.starts[b.current] = BATCH_HEAD + ESP_SHIFT
     return batch_slot(b, b.current)
 
 cdef inline void batch_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t length, uint8_t tos,

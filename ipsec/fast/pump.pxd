@@ -14,7 +14,7 @@ from ipsec.fast.drops cimport *
 from ipsec.fast.inbound cimport INBOUND_ROOM, Source, inbound
 from ipsec.fast.outbound cimport Sink, outbound_frame
 from ipsec.fast.packet cimport PacketInfo, be16, be32
-from ipsec.fast.sa cimport ESP_HEADER, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
+from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
 from ipsec.fast.spd cimport SpdTable
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
 from ipsec.fast.worker cimport *
@@ -66,7 +66,7 @@ cdef enum:
     MESSAGES = 64
     RX_SLOT = 66240                  # 65536 and a stride that does not map all slots onto the same cache sets
     RX_WIDE = 64                     # messages per recvmmsg while they hold single datagrams
-    RX_DEEP = 8                      # while they hold trains
+    RX_DEEP = 2                      # while they hold trains: more would push each other out of the cache
     PLAIN_SIZE = 393216              # decrypted packets that wait to be written
     PLAIN_FLUSH = 98304
     CONTROL_SIZE = 128               # control data of a message
@@ -159,15 +159,19 @@ cdef struct PumpState:
     uint64_t inbox_tail
     uint64_t counters[COUNTERS]
 
+# Where message i is received.
+cdef inline uint8_t *rx_slot(PumpState *p, int i) noexcept nogil:
+    return p.slots + <size_t>i * RX_SLOT + ESP_SHIFT
+
 # --- out: datagrams into messages, messages into the socket -----------------------------------------------------------
 
 cdef inline uint8_t *pump_room(void *owner, uint32_t length) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
-    if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE:
+    if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
         pump_flush(p)
-        if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE:
+        if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
             return NULL
-    return p.train + p.train_used
+    return p.train + ESP_SHIFT + p.train_used
 
 cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t length, uint8_t tos, bint df) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
@@ -201,7 +205,7 @@ cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t l
 cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
     cdef Message *m = &p.messages[i]
     cdef msghdr *h = &p.out[i].msg_hdr
-    p.out_iov[i].iov_base = p.train + m.offset
+    p.out_iov[i].iov_base = p.train + ESP_SHIFT + m.offset
     p.out_iov[i].iov_len = m.length
     h.msg_iov = &p.out_iov[i]
     h.msg_iovlen = 1
@@ -261,7 +265,7 @@ cdef inline bint message_send_each(PumpState *p, Message *m, int fd) noexcept no
         h.msg_control = control if h.msg_controllen else NULL
     while m.length:
         n = m.unit if m.length > m.unit else m.length
-        piece.iov_base = p.train + m.offset
+        piece.iov_base = p.train + ESP_SHIFT + m.offset
         piece.iov_len = n
         p.counters[NET_TX_CALLS] += 1
         if sendmsg(fd, &h, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
@@ -592,7 +596,7 @@ cdef inline void read_source(const msghdr *h, Source *source) noexcept nogil:
 # One message: a datagram, a train of them, or an IP packet from a raw IPv4 socket.
 cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i) noexcept nogil:
     cdef msghdr *h = &p.incoming[i].msg_hdr
-    cdef uint8_t *data = p.slots + <size_t>i * RX_SLOT
+    cdef uint8_t *data = rx_slot(p, i)
     cdef uint32_t length = p.incoming[i].msg_len
     cdef uint32_t unit, n
     cdef Source source
@@ -601,7 +605,7 @@ cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i
     p.counters[NET_RX_BYTES] += length
     message_read(h, &facts)
     read_source(h, &source)
-    if h.msg_flags & MSG_TRUNC or length > RX_SLOT:
+    if h.msg_flags & MSG_TRUNC or length > RX_SLOT - ESP_SHIFT:
         p.counters[NET_RX_DATAGRAMS] += 1
         drop(p.worker, NULL, DROP_IN_BUFFER_ERROR, 1)
         return
@@ -668,11 +672,9 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
         for i in range(got):
             # a message holds packets of one SA as a rule, the next one perhaps of another
             if which < RAW4 and i + 5 < got:
-                sad_prefetch(sad, p.slots + <size_t>i * RX_SLOT, p.slots + <size_t>(i + 5) * RX_SLOT,
-                             p.incoming[i + 5].msg_len)
+                sad_prefetch(sad, rx_slot(p, i), rx_slot(p, i + 5), p.incoming[i + 5].msg_len)
             if which < RAW4 and i + 2 < got:
-                sad_prefetch_rest(sad, p.slots + <size_t>i * RX_SLOT, p.slots + <size_t>(i + 2) * RX_SLOT,
-                                  p.incoming[i + 2].msg_len)
+                sad_prefetch_rest(sad, rx_slot(p, i), rx_slot(p, i + 2), p.incoming[i + 2].msg_len)
             pump_message(p, sad, which, <uint32_t>i)
         p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
         pump_write(p)

@@ -21,6 +21,7 @@ cdef enum Kind:
 
 cdef enum:
     ESP_HEADER = 8
+    ESP_SHIFT = 16         # a datagram that begins here has its ciphertext (after 16 octets of header and IV) aligned
     TRAILER_ROOM = 300     # octets that may be written after a packet: 255 of padding, 2 of trailer, rounded up
     MODE_TUNNEL = 0
     MODE_TRANSPORT = 1
