@@ -11,4 +11,4 @@ bench: ; @tools/setup build fast net test interop && $(PY) -m bench
 build: ; @tools/setup build fast && $(PY) -m pip wheel -q --no-deps -w dist .
 asan: ; @tools/setup build fast net test && tools/asan
 soak: ; @tools/setup build fast net test && $(PY) -m pytest -m slow --hypothesis-profile=soak --timeout=3600
-clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis ipsec/_fastpath.*.so *.egg-info
+clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis ipsec/*.so *.egg-info
