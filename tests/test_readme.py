@@ -29,3 +29,8 @@ def test_every_make_target_and_path_exists() -> None:
     paths = re.findall(r"`((?:ipsec|tests|docs)/[\w./]+)`", README)
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_library_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
