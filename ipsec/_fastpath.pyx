@@ -316,9 +316,10 @@ cdef class Engine:
         sa.bytes_hard = lifetime.bytes_hard
         sa.packets_soft = lifetime.packets_soft
         sa.packets_hard = lifetime.packets_hard
-        and_u32(&sa.told, ~<uint32_t>(1 << EVENT_SOFT_LIFETIME | 1 << EVENT_HARD_LIFETIME))
         if sa.direction == DIRECTION_OUT:
             sa_limit(sa)
+        # after the limits: a worker that still reads the old ones would use up the new ones' events
+        and_u32(&sa.told, ~<uint32_t>(1 << EVENT_SOFT_LIFETIME | 1 << EVENT_HARD_LIFETIME))
 
     def query_sa(self, id):
         """Counters of an SA (``SaStats``). SaError if it is not there."""
