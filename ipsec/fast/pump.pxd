@@ -41,6 +41,7 @@ cdef extern from "fast/message.h" nogil:
         short events
         short revents
     int poll(pollfd *fds, unsigned long n, int timeout)
+    int sched_yield()
     int POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
     int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
@@ -719,6 +720,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
             which[n] = -1
             n += 1
         ready = poll(fds, <unsigned long>n, 0 if more else -1)
+        if ready == 0:
+            sched_yield()    # looking again and again must not keep others, the peer of a packet perhaps, from this CPU
         p.counters[WAKEUPS] += 1
         if fds[0].revents:
             return
