@@ -34,7 +34,7 @@ from ipsec.backend.userspace import UserspaceBackend
 from ipsec.config import Config
 from ipsec.config.settings import ANY_ADDRESSES, BackendKind, EventLoopKind
 from ipsec.config.values import Switch
-from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError
+from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
 from ipsec.esp.sa import Action, Direction
 from ipsec.net.memory import MemoryLink, MemoryTun
 
@@ -75,8 +75,11 @@ class Daemon:
     async def start(self) -> None:
         """Bring everything up, or release what came up and raise an IpsecError."""
         config = self._config
+        log.info("configuration %s", config.file)
         for warning in config.warnings:
             log.warning("%s", warning)
+        if not config.sas:
+            log.warning("%s configures no SA (section sas): nothing will pass", config.file)
         self.backend.on_event(self._on_event)
         self.backend.on_datagram(self._on_datagram)
         try:
@@ -271,7 +274,7 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
     except ConfigError as error:
         log.error("%s", error)
         return ExitCode.CONFIG
-    except (SaError, PolicyError) as error:
+    except (SaError, PolicyError, SequenceError) as error:
         log.error("%s", error)
         return ExitCode.SA
     except BackendError as error:

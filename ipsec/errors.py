@@ -7,6 +7,7 @@
      +-- SaError            an SA cannot be added, found or used (duplicate SPI, reserved SPI, ...)
      +-- PolicyError        a policy cannot be added or found
      +-- BackendError       the operating system refused something the backend needs; says how to mend it
+          +-- SequenceError a key whose sequence numbers cannot be kept safe: in use, used up, or not known
 
 Packets that are dropped raise nothing: a drop is a counter with a reason (``ipsec.esp.drops``).
 """
@@ -58,3 +59,7 @@ class BackendError(IpsecError):
         self.message = message
         self.remedy = remedy
         super().__init__(f"{message}; {remedy}" if remedy else message)
+
+
+class SequenceError(BackendError):
+    """A key whose sequence numbers cannot be kept safe: it is in use elsewhere, used up, or its mark is lost."""

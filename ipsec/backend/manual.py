@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ipsec.backend.base import Backend, Expire
 from ipsec.backend.seqstore import Block, Reservation, SequenceStore, counter_mode
-from ipsec.errors import BackendError, SaError
+from ipsec.errors import BackendError, SaError, SequenceError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Lifetime, SaParams
 
@@ -85,7 +85,7 @@ class ManualSas:
         receiving = {params.encr_key: params for params, _ in pairs if counter_mode(params.suite)}
         for _, params in pairs:
             if counter_mode(params.suite) and params.encr_key in receiving:
-                raise BackendError(
+                raise SequenceError(
                     f"SA 0x{params.spi:08x} and SA 0x{receiving[params.encr_key].spi:08x} share a key, so that both "
                     f"ends would seal with the same IVs under it ({params.suite})",
                     remedy="give each direction a key of its own",

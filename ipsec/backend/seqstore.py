@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec.crypto.suites import Encr, EspSuite
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, SequenceError
 
 #: 32-bit numbers: 64 kills are affordable, and at 20 Mpps a block is renewed about every 3 seconds
 BLOCK_32 = 1 << 26
@@ -79,14 +79,14 @@ class SequenceStore:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mark = _read(self._directory / f"{name}.seq")
             if mark is None:
-                raise BackendError(
+                raise SequenceError(
                     f"{self._directory}/{name}.seq is damaged, so nobody knows which sequence numbers were used",
                     remedy="configure new keys for this SA and remove the file",
                 )
         except OSError as error:
             os.close(lock)
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise BackendError(
+                raise SequenceError(
                     "an outbound key is in use by another SA or another ipsecd",
                     remedy="give every outbound SA a key of its own",
                 ) from error
@@ -148,7 +148,7 @@ class Reservation:
         BackendError if that fails, or none is left.
         """
         if self.used_up:
-            raise BackendError(
+            raise SequenceError(
                 "the sequence numbers of this key are used up (RFC 4303 section 3.3.3)",
                 remedy="configure new keys, and esn = yes for 64-bit numbers",
             )

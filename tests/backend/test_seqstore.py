@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ipsec.backend import seqstore
 from ipsec.backend.seqstore import BLOCK_32, BLOCK_ESN, Block, SequenceStore, counter_mode
 from ipsec.crypto.suites import all_esp_suites, esp_suite
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, SequenceError
 
 KEY = bytes(range(20))
 
@@ -63,14 +63,14 @@ def test_the_last_block_ends_exactly_and_then_it_is_over(tmp_path: Path) -> None
         assert block.first == last + 1
         last = block.last
     assert last == (1 << 32) - 1
-    with pytest.raises(BackendError, match=r"used up.*new keys"):
+    with pytest.raises(SequenceError, match=r"used up.*new keys"):
         held.next_block()
     held.close()
 
 
 def test_one_key_has_one_holder(tmp_path: Path) -> None:
     first = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
-    with pytest.raises(BackendError, match="in use by another SA"):
+    with pytest.raises(SequenceError, match="in use by another SA"):
         SequenceStore(tmp_path).claim(KEY, b"", esn=False)
     other = SequenceStore(tmp_path).claim(KEY[::-1], b"", esn=False)
     first.close()
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     held.close()
     (path,) = tmp_path.glob("*.seq")
     path.write_bytes(damage)
-    with pytest.raises(BackendError, match=r"damaged.*new keys"):
+    with pytest.raises(SequenceError, match=r"damaged.*new keys"):
         store.claim(KEY, b"", esn=False)
     path.unlink()
     store.claim(KEY, b"", esn=False).close()

@@ -15,7 +15,7 @@ from ipsec.backend.requirements import Requirement, State
 from ipsec.cli import ipsecd
 from ipsec.config import load_text
 from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
-from ipsec.errors import BackendError, ConfigError
+from ipsec.errors import BackendError, ConfigError, SequenceError
 from tests.backend import python_core
 
 KEY_IN, KEY_OUT = "00" * 19 + "01", "00" * 19 + "02"
@@ -65,7 +65,7 @@ def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "none.conf" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--wrong"], ["--log-level", "loud"], ["extra"]])
+@pytest.mark.parametrize("arguments", [["--wrong"], ["--log-level", "loud"], ["extra"], ["--json"]])
 def test_wrong_command_line(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         ipsecd.main(arguments)
@@ -202,7 +202,12 @@ def test_one_local_port_follows_the_sas() -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(BackendError("x"), ExitCode.REQUIREMENT), (ConfigError("x"), ExitCode.CONFIG), (RuntimeError("x"), ExitCode.BUG)],
+    [
+        (BackendError("x"), ExitCode.REQUIREMENT),
+        (SequenceError("x"), ExitCode.SA),
+        (ConfigError("x"), ExitCode.CONFIG),
+        (RuntimeError("x"), ExitCode.BUG),
+    ],
 )
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_start_errors_become_exit_codes(
@@ -232,3 +237,21 @@ def test_runs_in_memory_until_a_signal(loop: str, tmp_path: Path, monkeypatch: p
     assert daemon.run(load_text(sas(ipsecd_keys=keys)), core=python_core) == ExitCode.OK
     (path,) = tmp_path.glob("*.seq")
     assert path.read_text() == "ipsecd-sequence-1 0\n"
+
+
+def test_a_configuration_without_sas_is_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import os
+    import signal
+
+    started = Daemon.start
+
+    async def start_and_stop(self: Daemon) -> None:
+        await started(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Daemon, "start", start_and_stop)
+    config = load_text(f"ipsecd {{\nbackend = memory\nstate_dir = {tmp_path}\n}}", "empty.conf")
+    assert daemon.run(config, core=python_core) == ExitCode.OK
+    assert "empty.conf configures no SA" in caplog.text
