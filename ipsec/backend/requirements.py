@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ipsec.backend.core import compiled_core
+from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
+from ipsec.esp.sa import SaParams
 from ipsec.net import udp
 from ipsec.net.route import Router
 from ipsec.net.tun import DEVICE_NODE, open_tun
@@ -47,8 +49,17 @@ class Requirement:
     "what mends it, if it is not found"
 
 
-def check(settings: UserspaceSettings, *, state_dir: Path | None = None, forwards: bool = False) -> list[Requirement]:
-    """Every requirement of these settings. ``state_dir`` is needed by manual SAs; ``forwards``: for other hosts."""
+def check(
+    settings: UserspaceSettings,
+    *,
+    state_dir: Path | None = None,
+    outbound: Sequence[SaParams] = (),
+    forwards: bool = False,
+) -> list[Requirement]:
+    """Every requirement of these settings, and nothing changed when it returns.
+
+    ``state_dir`` is needed by manual SAs, of which ``outbound`` are those that send; ``forwards``: for other hosts.
+    """
     found = [_core(settings)]
     if settings.memory is not None:
         return found
@@ -58,7 +69,7 @@ def check(settings: UserspaceSettings, *, state_dir: Path | None = None, forward
     if settings.install_routes:
         found.append(_netlink(settings))
     if state_dir is not None:
-        found.append(_state(state_dir))
+        found.append(_state(state_dir, outbound))
     if forwards:
         found += _forwarding(settings)
     found += _reverse_path(settings)
@@ -131,15 +142,16 @@ def _netlink(settings: UserspaceSettings) -> Requirement:
     table = settings.routing_table
     try:
         with Router(table=table, priority=settings.routing_priority) as router:
+            router.try_claim()
             stale = router.leftovers()
             router.try_rule()
     except BackendError as error:
         return _missing(name, error)
-    left = f"; {stale} entries of an earlier or a running ipsecd are in it" if stale else ""
+    left = f"; an earlier ipsecd left {stale} entries in it, which a start removes" if stale else ""
     return Requirement(name, State.FOUND, f"table {table} is ours to use{left}")
 
 
-def _state(directory: Path) -> Requirement:
+def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
     name = "state directory"
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
@@ -148,6 +160,12 @@ def _state(directory: Path) -> Requirement:
     except OSError as error:
         remedy = "set ipsecd.state_dir to a directory that this user can write and that outlives a restart"
         return Requirement(name, State.MISSING, f"{directory}: {error.strerror}", remedy)
+    store = SequenceStore(directory)
+    try:
+        for params in outbound:
+            store.check(params.encr_key, params.integ_key, esn=params.esn)
+    except BackendError as error:
+        return _missing(name, error)
     return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
 
 

@@ -96,6 +96,11 @@ class SequenceStore:
             raise
         return Reservation(self._directory, name, lock, mark, esn=esn)
 
+    def check(self, encr_key: bytes, integ_key: bytes, *, esn: bool) -> None:
+        """Raise what ``claim`` would raise for a key that was used before; nothing is changed."""
+        if (self._directory / f"{_name(encr_key, integ_key)}.lock").exists():
+            self.claim(encr_key, integ_key, esn=esn).close()
+
     def seen(self, encr_key: bytes, integ_key: bytes, *, esn: bool) -> int:
         """The highest number received with this key that was written down; 0 if none was, or nobody can read it."""
         try:

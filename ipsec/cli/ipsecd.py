@@ -80,6 +80,7 @@ def _check(config: Config, *, as_json: bool) -> int:
         found = check(
             settings,
             state_dir=Path(config.settings.state_dir) if config.sas else None,
+            outbound=[sa.params()[1] for sa in config.sas],
             forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas),
         )
     except ConfigError as error:

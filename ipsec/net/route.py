@@ -84,6 +84,16 @@ class Router:
         With ``keep_closed`` its unreachable routes stay, and the rules that lead to them, until ``apply``.
         BackendError if another daemon in this network namespace has the table.
         """
+        self._claim = self._take_table()
+        found = self.leftovers()
+        self.inherited = self._sweep(keep_closed=keep_closed)
+        return found
+
+    def try_claim(self) -> None:
+        """Claim the table and let go of it again. BackendError if another daemon in this network namespace has it."""
+        self._take_table().close()
+
+    def _take_table(self) -> socket.socket:
         name = f"\0ipsecd-table-{self._table}"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -96,10 +106,7 @@ class Router:
                 f"routing table {self._table} is in use by another ipsecd in this network namespace",
                 remedy="give each its own ipsecd.routing_table and ipsecd.device",
             ) from error
-        self._claim = sock
-        found = self.leftovers()
-        self.inherited = self._sweep(keep_closed=keep_closed)
-        return found
+        return sock
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""

@@ -193,3 +193,20 @@ def test_a_damaged_record_of_the_past_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match="played again"):
         SequenceStore(tmp_path / "file" / "state").remember(KEY, b"", 1)
+
+
+def test_check_says_what_claim_would_and_changes_nothing(tmp_path: Path) -> None:
+    store = SequenceStore(tmp_path)
+    store.check(b"k" * 20, b"", esn=False)
+    assert list(tmp_path.iterdir()) == []
+    reservation = store.claim(b"k" * 20, b"", esn=False)
+    with pytest.raises(SequenceError, match="in use by another SA"):
+        SequenceStore(tmp_path).check(b"k" * 20, b"", esn=False)
+    reservation.next_block()
+    reservation.close()
+    store.check(b"k" * 20, b"", esn=False)
+    (mark,) = tmp_path.glob("*.seq")
+    mark.write_text("nonsense")
+    with pytest.raises(SequenceError, match="damaged"):
+        store.check(b"k" * 20, b"", esn=False)
+    assert mark.read_text() == "nonsense"
