@@ -195,7 +195,7 @@ cdef inline void esp_nonce(const Sa *sa, const uint8_t *iv, uint64_t seq, uint8_
         put32(nonce + sa.salt_len + 4, <uint32_t>seq)
 
 # RFC 4543: everything is authenticated, nothing is enciphered. Runs AES-GCM over associated data alone.
-cdef inline int gmac_tag(void *key, bint decrypt, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len,
+cdef inline int gmac_tag(void *key, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len,
                          const uint8_t *body, uint32_t body_len, uint8_t *tag) noexcept nogil:
     cdef EVP_CIPHER_CTX *ctx = <EVP_CIPHER_CTX *>key
     cdef int n = 0
@@ -239,7 +239,7 @@ cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *p
         esp_nonce(sa, NULL, seq, nonce)
         memcpy(iv, nonce + sa.salt_len, 8)
         memcpy(body, plain, length)
-        if gmac_tag(sa.keys[worker], False, nonce, aad, aad_len, iv, length + 8, icv) != 0:
+        if gmac_tag(sa.keys[worker], nonce, aad, aad_len, iv, length + 8, icv) != 0:
             return -1
         return <int>(icv + sa.icv_len - out)
     if sa.kind == KIND_CBC:
@@ -290,7 +290,7 @@ cdef inline int esp_open(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *e
     if sa.kind == KIND_GMAC:
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, iv, seq, nonce)
-        if gmac_tag(sa.keys[worker], True, nonce, aad, aad_len, iv, body_len + 8, icv) != 0:
+        if gmac_tag(sa.keys[worker], nonce, aad, aad_len, iv, body_len + 8, icv) != 0:
             return -1
         if CRYPTO_memcmp(icv, their_icv, sa.icv_len) != 0:
             return -1

@@ -8,17 +8,13 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipsec.crypto.suites import EspSuite, all_esp_suites, esp_suite
+from ipsec.esp.fast import Engine as FastEngine
 from ipsec.esp.reference import ReferenceEngine
 from ipsec.esp.sa import Action, Direction, IpAddress, Policy, SaParams
 from ipsec.wire.ip import checksum, ip_header, pseudo_header_sum
 from ipsec.wire.selector import ANY_PORT, SelectorPair, TrafficSelector
 
-try:
-    from ipsec.esp.fast import Engine as FastEngine
-except ModuleNotFoundError:  # not built
-    FastEngine = None
-
-ENGINES: list[Any] = [ReferenceEngine, *([FastEngine] if FastEngine else [])]
+ENGINES: list[Any] = [ReferenceEngine, FastEngine]
 SUITES = all_esp_suites()
 SUITE_NAMES = [suite.name for suite in SUITES]
 GCM = esp_suite("aes128gcm16")

@@ -36,7 +36,6 @@ from tests.esp.support import (
     udp,
 )
 
-needs_compiled = pytest.mark.skipif(FastEngine is None, reason="the compiled engine is not built")
 suites = st.sampled_from(SUITES)
 sizes = st.one_of(st.integers(0, 200), st.integers(1300, 1500), st.integers(0, 9000))
 
@@ -191,7 +190,6 @@ def packets(draw):
     return packet
 
 
-@needs_compiled
 @settings(max_examples=150)
 @given(
     st.lists(policies(), max_size=5),
@@ -209,7 +207,6 @@ def test_outbound_agrees(spd, sas, sent, mss_clamp, catch_all):
         both.same(lambda engine, own, packet=packet, now=now: engine.outbound(packet, float(now * 8)))
 
 
-@needs_compiled
 @settings(max_examples=150)
 @given(outbound_sas(), st.lists(st.one_of(packets(), st.integers(0, 1400)), min_size=1, max_size=10))
 def test_encapsulate_and_dummy_agree(sa, sent):
@@ -237,7 +234,6 @@ def plaintexts(draw):
     return trailer(packet, 4 if packet[:1] < b"\x60" else 41, 16)
 
 
-@needs_compiled
 @settings(max_examples=200)
 @given(
     suites,
@@ -274,7 +270,6 @@ def test_inbound_agrees(suite, outer, mode, esn, selectors, window, lifetime, ds
         )
 
 
-@needs_compiled
 def test_long_mixed_run():
     """Many packets over few SAs, where state adds up."""
     rng = random.Random(7)
