@@ -8,41 +8,11 @@ All sizes are octets unless the name says bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import lru_cache
 
 from ipsec.errors import SuiteError
-
-
-class Encr(IntEnum):
-    """Transform type 1, IANA "Encryption Algorithm Transform IDs"."""
-
-    TRIPLE_DES_CBC = 3  # RFC 2451
-    NULL = 11  # RFC 2410
-    AES_CBC = 12  # RFC 3602
-    AES_CTR = 13  # RFC 3686
-    AES_CCM_8 = 14  # RFC 4309
-    AES_CCM_12 = 15
-    AES_CCM_16 = 16
-    AES_GCM_8 = 18  # RFC 4106
-    AES_GCM_12 = 19
-    AES_GCM_16 = 20
-    NULL_AUTH_AES_GMAC = 21  # RFC 4543
-    CHACHA20_POLY1305 = 28  # RFC 7634
-    AES_CCM_8_IIV = 29  # RFC 8750
-    AES_GCM_16_IIV = 30
-    CHACHA20_POLY1305_IIV = 31
-
-
-class Integ(IntEnum):
-    """Transform type 3, IANA "Integrity Algorithm Transform IDs"."""
-
-    NONE = 0
-    HMAC_SHA1_96 = 2  # RFC 2404
-    AES_XCBC_96 = 5  # RFC 3566
-    HMAC_SHA2_256_128 = 12  # RFC 4868
-    HMAC_SHA2_384_192 = 13
-    HMAC_SHA2_512_256 = 14
+from ipsec.wire.iana import Encr as Encr
+from ipsec.wire.iana import Integ as Integ
 
 
 @dataclass(frozen=True)
@@ -142,6 +112,7 @@ INTEGRITY: dict[str, tuple[Integ, int, int]] = {
     "sha384": (Integ.HMAC_SHA2_384_192, 48, 24),
     "sha512": (Integ.HMAC_SHA2_512_256, 64, 32),
     "aesxcbc": (Integ.AES_XCBC_96, 16, 12),
+    "aescmac": (Integ.AES_CMAC_96, 16, 12),
     # other spellings strongSwan takes
     "sha": (Integ.HMAC_SHA1_96, 20, 12),
     "sha2_256": (Integ.HMAC_SHA2_256_128, 32, 16),

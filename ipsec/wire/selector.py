@@ -6,6 +6,7 @@ Text is what charon logs: ``10.0.0.0/8``, ``10.0.0.1..10.0.0.9``, ``10.1.0.0/16[
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 
@@ -189,6 +190,17 @@ class SelectorPair:
 
     def __str__(self) -> str:
         return f"{self.local} === {self.remote}"
+
+
+def agreeing_pairs(local: Iterable[TrafficSelector], remote: Iterable[TrafficSelector]) -> Iterator[SelectorPair]:
+    """Every local selector with every remote one of the same family whose protocol does not contradict it."""
+    remote = tuple(remote)
+    for ours in local:
+        for theirs in remote:
+            if ours.version == theirs.version and (
+                0 in (ours.protocol, theirs.protocol) or ours.protocol == theirs.protocol
+            ):
+                yield SelectorPair(ours, theirs)
 
 
 def _with_protocol(selector: TrafficSelector, protocol: int) -> TrafficSelector:
