@@ -42,8 +42,8 @@ int main(void) { return alloc_mb_mgr(0) == NULL; }
 RELEASE_FLAGS = ["-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall"]
 DEBUG_FLAGS = ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", "-Wall"]
 
-#: name -> sources beside the .pyx. _providers alone is linked with every provider.
-COMPILED: dict[str, list[str]] = {"_fastpath": [], "_providers": ["ipsec/fast/gcm_vaes.c"], "_pump": []}
+#: name -> sources beside the .pyx. _providers alone is linked with every provider; _modp is not part of the data path.
+COMPILED: dict[str, list[str]] = {"_fastpath": [], "_providers": ["ipsec/fast/gcm_vaes.c"], "_pump": [], "_modp": []}
 PROBES: dict[str, list[str]] = {"_probe": []}
 
 

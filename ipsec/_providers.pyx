@@ -133,10 +133,11 @@ cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
     cdef bytes digest
     cdef uint8_t k1[16]
     cdef uint8_t block[16]
+    cdef uint8_t zero[16]
     cdef uint8_t *made[3]
     cdef int n = 0
     cdef int i
-    if suite.integ is not Integ.AES_XCBC_96:
+    if suite.integ not in (Integ.AES_XCBC_96, Integ.AES_CMAC_96):
         digest = {Integ.HMAC_SHA1_96: b"SHA1", Integ.HMAC_SHA2_256_128: b"SHA256", Integ.HMAC_SHA2_384_192: b"SHA384",
                   Integ.HMAC_SHA2_512_256: b"SHA512"}[suite.integ]
         algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL)
@@ -148,7 +149,6 @@ cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
         if mac.hmac == NULL or EVP_MAC_init(mac.hmac, key, suite.integ_key_len, params) != 1:
             raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
         return 0
-    # RFC 3566 section 4: three keys, made by enciphering constants
     aes = EVP_CIPHER_fetch(NULL, "AES-128-CBC", NULL)
     ecb = EVP_CIPHER_CTX_new()
     mac.cbc = EVP_CIPHER_CTX_new()
@@ -156,14 +156,21 @@ cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
     made[1] = mac.k2
     made[2] = mac.k3
     try:
+        # with an IV of zero, one block of CBC is the block cipher
+        memset(zero, 0, 16)
         for i in range(3):
-            memset(block, 0, 16)
-            if EVP_EncryptInit_ex(ecb, aes, NULL, key, block) != 1:
+            # RFC 3566 section 4: three keys, made by enciphering constants. RFC 4493 section 2.3: the key itself, and
+            # zero enciphered and then doubled once and twice.
+            memset(block, 0 if suite.integ is Integ.AES_CMAC_96 else i + 1, 16)
+            if (EVP_EncryptInit_ex(ecb, aes, NULL, key, zero) != 1
+                    or EVP_EncryptUpdate(ecb, made[i], &n, block, 16) != 1):
                 raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
-            memset(block, i + 1, 16)
-            EVP_EncryptUpdate(ecb, made[i], &n, block, 16)
-        memset(block, 0, 16)
-        if EVP_EncryptInit_ex(mac.cbc, aes, NULL, k1, block) != 1:
+        if suite.integ is Integ.AES_CMAC_96:
+            memcpy(k1, key, 16)
+            cmac_double(mac.k2)
+            cmac_double(mac.k3)
+            cmac_double(mac.k3)
+        if EVP_EncryptInit_ex(mac.cbc, aes, NULL, k1, zero) != 1:
             raise SuiteError(f"{suite.name}: libcrypto refused the integrity key")
         EVP_CIPHER_CTX_set_padding(mac.cbc, 0)
     finally:
@@ -171,6 +178,14 @@ cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
         EVP_CIPHER_CTX_free(ecb)
         EVP_CIPHER_free(aes)
     return 0
+
+cdef void cmac_double(uint8_t *block) noexcept nogil:
+    """RFC 4493 section 2.3: times x in GF(2^128), without a branch on the key."""
+    cdef uint8_t carry = block[0] >> 7
+    cdef int i
+    for i in range(15):
+        block[i] = <uint8_t>(block[i] << 1 | block[i + 1] >> 7)
+    block[15] = <uint8_t>(block[15] << 1) ^ <uint8_t>(0x87 * carry)
 
 
 # --- known answers -----------------------------------------------------------------------------------------------------

@@ -25,8 +25,9 @@ print(build_meta.build_sdist(sys.argv[1]))
 
 #: What the package says of itself where only it and the standard library are installed.
 INSTALLED = """
-import importlib.metadata, ipsec._fastpath, ipsec._providers, ipsec._pump
-print(importlib.metadata.version("ipsec"), ipsec._fastpath.__file__, ipsec._providers.__file__, ipsec._pump.__file__)
+import importlib.metadata, ipsec._fastpath, ipsec._modp, ipsec._providers, ipsec._pump
+modules = ipsec._fastpath, ipsec._modp, ipsec._providers, ipsec._pump
+print(importlib.metadata.version("ipsec"), *(module.__file__ for module in modules))
 """
 
 
@@ -100,7 +101,7 @@ def test_wheel_carries_types_and_declarations_but_no_source_of_the_module(wheel:
     kinds = ("*.py", "*.pxd", "*.pyi", "py.typed")
     assert {str(path.relative_to(ROOT)) for kind in kinds for path in (ROOT / "ipsec").rglob(kind)} <= names
     built = {name.partition(".")[0] for name in names if name.endswith(".so")}
-    assert built == {"ipsec/_fastpath", "ipsec/_providers", "ipsec/_pump"}
+    assert built == {"ipsec/_fastpath", "ipsec/_modp", "ipsec/_providers", "ipsec/_pump"}
     assert not [name for name in names if name.endswith((".pyx", ".c")) or name.split("/")[0] in ("tests", "tools")]
     assert "ipsecd = ipsec.cli.ipsecd:main" in entry_points
 
@@ -110,7 +111,7 @@ def test_wheel_works_where_it_is_installed(wheel: Path, clean_python: Path) -> N
     run(clean_python, "-m", "pip", "install", "-qq", "--no-deps", "--force-reinstall", wheel, cwd=wheel.parent)
     version, *modules = run(clean_python, "-c", INSTALLED, cwd=wheel.parent).split()
     assert version == declared_version()
-    assert len(modules) == 3
+    assert len(modules) == 4
     for module in modules:
         assert Path(module).is_relative_to(clean_python.parent.parent)
         linked = run("ldd", module, cwd=wheel.parent)

@@ -13,6 +13,7 @@ from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.cmac import CMAC
 
 from ipsec.crypto.suites import Encr, EspSuite, Integ
 
@@ -39,6 +40,13 @@ def aes_xcbc_mac(key: bytes, message: bytes) -> bytes:
         last, mask = last.ljust(len(last) + 1, b"\x80").ljust(16, b"\0"), key3
     last = bytes(a ^ b for a, b in zip(last, mask, strict=True))
     return Cipher(AES(key1), modes.CBC(bytes(16))).encryptor().update(message[:whole] + last)[-16:]
+
+
+def aes_cmac(key: bytes, message: bytes) -> bytes:
+    """AES-CMAC (RFC 4493) of ``message``, all 16 octets: AES-CMAC-96 (RFC 4494) is the first 12."""
+    mac = CMAC(AES(key))
+    mac.update(message)
+    return mac.finalize()
 
 
 class EspCipher:
@@ -153,6 +161,8 @@ class EspCipher:
         message = _header(spi, seq & 0xFFFFFFFF, False) + body + high
         if self.suite.integ is Integ.AES_XCBC_96:
             mac = aes_xcbc_mac(self._integ_key, message)
+        elif self.suite.integ is Integ.AES_CMAC_96:
+            mac = aes_cmac(self._integ_key, message)
         else:
             mac = hmac.digest(self._integ_key, message, _HASHES[self.suite.integ])
         return mac[: self.suite.icv_len]

@@ -130,14 +130,16 @@ cdef inline int copy_open(void *key, const uint8_t *nonce, const uint8_t *aad, u
 
 # --- integrity algorithms that stand beside a cipher ---
 
-# Keys and state of one MAC for one worker. HMAC is libcrypto's; AES-XCBC (RFC 3566) is built on its AES-CBC.
+# Keys and state of one MAC for one worker. HMAC is libcrypto's; AES-XCBC (RFC 3566) and AES-CMAC (RFC 4493) are built on
+# its AES-CBC and differ in their keys alone.
 cdef struct Mac:
     EVP_MAC_CTX *hmac
     EVP_CIPHER_CTX *cbc         # AES-128-CBC under K1, IV reset per message
     uint8_t k2[16]
     uint8_t k3[16]
 
-# RFC 3566 section 4: CBC-MAC under K1; the last block is whitened with K2, or padded and whitened with K3.
+# RFC 3566 section 4: CBC-MAC under K1; the last block is whitened with K2, or padded and whitened with K3. In RFC 4493 the
+# same three are called K, K1 and K2.
 cdef inline int xcbc_run(Mac *mac, const uint8_t *a, uint32_t a_len, const uint8_t *b, uint32_t b_len,
                          uint8_t *out, uint32_t out_len) noexcept nogil:
     cdef uint8_t zero[16]

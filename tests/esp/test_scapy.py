@@ -41,6 +41,7 @@ AUTH = {
     Integ.HMAC_SHA2_256_128: "SHA2-256-128",
     Integ.HMAC_SHA2_384_192: "SHA2-384-192",
     Integ.HMAC_SHA2_512_256: "SHA2-512-256",
+    Integ.AES_CMAC_96: "AES-CMAC-96",
 }
 #: scapy always makes combined ICVs of 16 octets, has no AES-XCBC-96 for ESP and no RFC 8750
 NOT_IN_SCAPY = {

@@ -1,0 +1,267 @@
+"""Trust: from a certificate to an anchor, held to RFC 5280 section 6.1 and RFC 4945 section 5.1. Nothing is fetched.
+
+    chain = verify_chain(end, received, anchors, wall=now)     # then, if wanted:
+    sources = revocation_sources(chain)                        # ipsec.crypto.revocation
+    check_revocation(chain, crls, responses, policy, now)
+
+All work that an unauthenticated peer can cause is bounded: certificates looked at, length of the chain, signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+
+from ipsec.crypto import x509
+from ipsec.crypto.auth import ANY_SCHEME, AuthenticationError, Constraints, load_spki, parse_scheme
+from ipsec.crypto.name_constraints import check_names
+from ipsec.crypto.policy import check_policies
+from ipsec.crypto.x509 import Certificate
+from ipsec.errors import ParseError
+
+CHAIN_MAX = 10
+"certificates in a chain, end and anchor included"
+INTERMEDIATES_MAX = 32
+"certificates of the peer that are looked at"
+SIGNATURES_MAX = 32
+"signatures that one verification checks"
+
+#: purposes that a certificate with ExtKeyUsage must have one of (RFC 4945 section 5.1.3.12, and what is in use)
+IKE_PURPOSES = frozenset(
+    (
+        "1.3.6.1.5.5.7.3.17",  # ipsecIKE
+        "2.5.29.37.0",  # anyExtendedKeyUsage
+        "1.3.6.1.5.5.7.3.1",  # serverAuth
+        "1.3.6.1.5.5.7.3.2",  # clientAuth
+        "1.3.6.1.5.5.8.2.2",  # iKEIntermediate
+        "1.3.6.1.5.5.7.3.5",  # ipsecEndSystem, as the next two deprecated
+        "1.3.6.1.5.5.7.3.6",  # ipsecTunnel
+        "1.3.6.1.5.5.7.3.7",  # ipsecUser
+    )
+)
+
+_PROCESSED = frozenset(
+    (
+        x509.BASIC_CONSTRAINTS,
+        x509.KEY_USAGE,
+        x509.EXTENDED_KEY_USAGE,
+        x509.SUBJECT_ALT_NAME,
+        x509.NAME_CONSTRAINTS,
+        x509.SUBJECT_KEY_ID,
+        x509.AUTHORITY_KEY_ID,
+        x509.CERTIFICATE_POLICIES,
+        x509.POLICY_MAPPINGS,
+        x509.POLICY_CONSTRAINTS,
+        x509.INHIBIT_ANY,
+        x509.CRL_DISTRIBUTION_POINTS,
+        x509.AUTHORITY_INFO_ACCESS,
+    )
+)
+
+
+class CertificateError(AuthenticationError):
+    """A certificate is not trusted; ``str()`` says why, for the log."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Certificates that were verified, the end entity's first, the trust anchor's last (they may be one)."""
+
+    certificates: tuple[Certificate, ...]
+    policies: frozenset[str] = frozenset()
+    "certificate policies that hold for all of it"
+
+    @property
+    def end(self) -> Certificate:
+        """The certificate of the peer."""
+        return self.certificates[0]
+
+    @property
+    def anchor(self) -> Certificate:
+        """The one that was trusted before."""
+        return self.certificates[-1]
+
+    @property
+    def authorities(self) -> tuple[Certificate, ...]:
+        """The certificates above the end entity's."""
+        return self.certificates[1:]
+
+    def __str__(self) -> str:
+        return " <- ".join(str(certificate.subject) for certificate in self.certificates)
+
+
+@dataclass
+class _Search:
+    issuers: dict[object, list[Certificate]]
+    anchors: frozenset[bytes]
+    constraints: Constraints
+    signatures_left: int = SIGNATURES_MAX
+    reason: str | None = None
+    "the first thing that was wrong on the way"
+
+
+@dataclass(frozen=True)
+class _Rules:
+    wall: datetime
+    constraints: Constraints
+    purposes: frozenset[str]
+    required_policies: tuple[str, ...]
+
+
+def verify_chain(
+    end: Certificate,
+    intermediates: Iterable[Certificate],
+    anchors: Sequence[Certificate],
+    *,
+    wall: datetime,
+    constraints: Constraints = ANY_SCHEME,
+    purposes: frozenset[str] = IKE_PURPOSES,
+    required_policies: tuple[str, ...] = (),
+    accept: Callable[[Chain], None] | None = None,
+) -> Chain:
+    """The first chain from ``end`` to one of ``anchors`` that is valid at ``wall`` (aware, UTC). CertificateError.
+
+    An anchor is trusted as it is, also below its own issuer, and also as the end of the chain; only an anchor that is
+    a CA has others below it. ``accept`` raises CertificateError for a valid chain that will not do, and the search
+    goes on. Revocation is not looked at here.
+    """
+    search = _Search(_by_subject(anchors, intermediates), frozenset(anchor.der for anchor in anchors), constraints)
+    rules = _Rules(wall, constraints, purposes, required_policies)
+    reason: str | None = None
+    for path in _paths(search, (end,)):
+        try:
+            chain = _validate(path, rules)
+            if accept is not None:
+                accept(chain)
+            return chain
+        except (ParseError, AuthenticationError) as error:
+            reason = reason or str(error)
+    reason = reason or search.reason
+    raise CertificateError(reason or f"no trusted issuer found for {end.subject}, issued by {end.issuer}")
+
+
+def _by_subject(anchors: Sequence[Certificate], others: Iterable[Certificate]) -> dict[object, list[Certificate]]:
+    """Possible issuers by name, anchors first, none twice."""
+    found: dict[object, list[Certificate]] = {}
+    seen: set[bytes] = set()
+    for number, certificate in enumerate((*anchors, *others)):
+        if number >= len(anchors) + INTERMEDIATES_MAX:
+            break
+        if certificate.der not in seen:
+            seen.add(certificate.der)
+            found.setdefault(certificate.subject_key, []).append(certificate)
+    return found
+
+
+def _paths(search: _Search, path: tuple[Certificate, ...]) -> Iterator[tuple[Certificate, ...]]:
+    """Paths to anchors along names and signatures, likely ones first. Each step up costs one signature."""
+    last = path[-1]
+    if last.der in search.anchors:
+        yield path
+    if len(path) >= CHAIN_MAX:
+        return
+    candidates = search.issuers.get(last.issuer_key, [])
+    if len(candidates) > 1:
+        candidates = sorted(candidates, key=lambda issuer: not _key_ids_agree(last, issuer))
+    for issuer in candidates:
+        # The same name and key again leads nowhere new
+        if any(issuer.spki == seen.spki and issuer.subject_key == seen.subject_key for seen in path):
+            continue
+        try:
+            _check_signature(search, last, issuer)
+        except (ParseError, AuthenticationError) as error:
+            search.reason = search.reason or str(error)
+            continue
+        yield from _paths(search, (*path, issuer))
+
+
+def _key_ids_agree(certificate: Certificate, issuer: Certificate) -> bool:
+    try:
+        return certificate.authority_key_id in (None, issuer.key_id)
+    except ParseError:
+        return False
+
+
+def _validate(path: tuple[Certificate, ...], rules: _Rules) -> Chain:
+    """RFC 5280 sections 6.1.3 to 6.1.5, from the anchor down, of a path whose signatures are good."""
+    name_constraints: list[x509.NameConstraints] = []
+    path_len: int | None = None
+    for index in range(len(path) - 1, -1, -1):
+        certificate = path[index]
+        anchor, end = index == len(path) - 1, index == 0
+        _check_itself(certificate, rules.wall, rules.constraints)
+        if end or not certificate.self_issued:
+            for one in name_constraints:
+                check_names(certificate, one)
+        if end:
+            _check_end(certificate, rules.purposes)
+            continue
+        limit = _check_authority(certificate)
+        if path_len is not None and not anchor and not certificate.self_issued:
+            if path_len == 0:
+                raise CertificateError(f"more authorities than allowed, at {certificate.subject}")
+            path_len -= 1
+        if limit is not None:
+            path_len = limit if path_len is None else min(limit, path_len)
+        if certificate.name_constraints is not None:
+            name_constraints.append(certificate.name_constraints)
+    policies = check_policies(path)
+    if not policies.ok or (rules.required_policies and not policies.fulfils(rules.required_policies)):
+        raise CertificateError(f"the chain of {path[0].subject} lacks certificate policies that it must have")
+    return Chain(path, policies.policies)
+
+
+def _check_signature(search: _Search, certificate: Certificate, issuer: Certificate) -> None:
+    search.signatures_left -= 1
+    if search.signatures_left < 0:
+        raise CertificateError("too many signatures to check")
+    scheme = parse_scheme(certificate.algorithm)
+    search.constraints.check_certificate(scheme, issuer.public_key)
+    try:
+        _verified(certificate.tbs, certificate.algorithm, certificate.signature, issuer.spki)
+    except AuthenticationError:
+        raise CertificateError(f"{certificate.subject} was not signed by {issuer.subject}") from None
+
+
+@lru_cache(512)
+def _cached_verification(tbs: bytes, algorithm: bytes, signature: bytes, spki: bytes) -> None:
+    """Remembers what was right; what raises is not remembered. 4 MiB at most, see ``_verified``."""
+    parse_scheme(algorithm).verify(load_spki(spki), signature, tbs)
+
+
+def _verified(tbs: bytes, algorithm: bytes, signature: bytes, spki: bytes) -> None:
+    small = len(tbs) + len(signature) + len(spki) <= 8192
+    check = _cached_verification if small else _cached_verification.__wrapped__
+    check(tbs, algorithm, signature, spki)
+
+
+def _check_itself(certificate: Certificate, wall: datetime, constraints: Constraints) -> None:
+    if wall < certificate.not_before:
+        raise CertificateError(f"{certificate.subject} is not valid before {certificate.not_before:%Y-%m-%d %H:%M:%S}")
+    if wall > certificate.not_after:
+        raise CertificateError(f"{certificate.subject} expired {certificate.not_after:%Y-%m-%d %H:%M:%S}")
+    for oid, (critical, _) in certificate.extensions.items():
+        if critical and oid not in _PROCESSED:
+            raise CertificateError(f"{certificate.subject} has the unknown critical extension {oid}")
+    constraints.check_key(certificate.public_key)
+
+
+def _check_end(certificate: Certificate, purposes: frozenset[str]) -> None:
+    usage = certificate.key_usage
+    if usage is not None and not usage & {x509.DIGITAL_SIGNATURE, x509.NON_REPUDIATION}:
+        raise CertificateError(f"the key of {certificate.subject} is not for signatures")
+    extended = certificate.extended_key_usage
+    if extended is not None and not extended & purposes:
+        raise CertificateError(f"the purposes of {certificate.subject} do not include IKE")
+
+
+def _check_authority(certificate: Certificate) -> int | None:
+    """The limit that the basic constraints set, None is none."""
+    if certificate.version < 3 or not certificate.is_ca:
+        raise CertificateError(f"{certificate.subject} is no certificate authority")
+    usage = certificate.key_usage
+    if usage is not None and x509.KEY_CERT_SIGN not in usage:
+        raise CertificateError(f"the key of {certificate.subject} is not for signing certificates")
+    return certificate.path_len

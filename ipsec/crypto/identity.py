@@ -1,0 +1,369 @@
+"""Identities (RFC 7296 section 3.5): the value, its text in swanctl.conf, and the patterns that a peer must match.
+
+    10.0.0.1  2001:db8::1          addresses
+    moon.example.org               FQDN; ``@moon`` forces it
+    carol@example.org              e-mail; ``@@moon`` forces it
+    C=CH, O=x, CN=y                distinguished name
+    @#abcd01                       key id, hexadecimal
+    fqdn:text  keyid:#hex  {11}:x  a type forced by a prefix
+
+Patterns know besides ``%any``, ``*.example.org``, ``*@example.org``, ``CN=*`` and regular expressions, ``fqdn:^...$``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+from ipsec.crypto.names import looks_like_name, name_key, name_text, parse_name_pattern, parse_name_text
+from ipsec.errors import ConfigError, ParseError
+from ipsec.wire.iana import IdType, name_of
+
+IpAddress = IPv4Address | IPv6Address
+
+MATCH_NONE = 0
+MATCH_ANY = 1
+MATCH_PATTERN = 2
+"regular expressions, and a distinguished name with many wildcards"
+MATCH_PERFECT = 20
+
+_TEXT_TYPES = frozenset((IdType.FQDN, IdType.RFC822_ADDR))
+_PREFIXES: dict[str, int] = {
+    "ipv4": IdType.IPV4_ADDR,
+    "ipv6": IdType.IPV6_ADDR,
+    "rfc822": IdType.RFC822_ADDR,
+    "email": IdType.RFC822_ADDR,
+    "userfqdn": IdType.RFC822_ADDR,
+    "fqdn": IdType.FQDN,
+    "dns": IdType.FQDN,
+    "asn1dn": IdType.DER_ASN1_DN,
+    "asn1gn": IdType.DER_ASN1_GN,
+    "keyid": IdType.KEY_ID,
+}
+_ANY = frozenset(("", "%any", "%any4", "%any6", "0.0.0.0", "*", "::", "0::0"))
+_REGEX_SUBJECT_MAX = 512
+"longer identities match no regular expression: bounds what a peer can make one cost"
+
+
+class Identity:
+    """One identity: type and data of an ID payload.
+
+    Equal are two whose types are one and whose data mean the same: host names and e-mail addresses without regard to
+    case, distinguished names as RFC 5280 section 7.1 has it, everything else octet by octet. ``data`` may be malformed.
+    """
+
+    __slots__ = ("_key", "data", "type")
+
+    type: int
+    data: bytes
+    _key: Hashable
+
+    def __init__(self, type: int, data: bytes) -> None:
+        object.__setattr__(self, "type", type)
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "_key", None)
+
+    @classmethod
+    def of_address(cls, address: IpAddress) -> Identity:
+        """The identity that is an address."""
+        return cls(IdType.IPV4_ADDR if address.version == 4 else IdType.IPV6_ADDR, address.packed)
+
+    @property
+    def key(self) -> Hashable:
+        """What is compared: equal keys are one identity."""
+        if self._key is None:
+            object.__setattr__(self, "_key", (self.type, self._meaning()))
+        return self._key
+
+    def _meaning(self) -> Hashable:
+        if self.type in _TEXT_TYPES:
+            return self.data.lower()
+        if self.type == IdType.DER_ASN1_DN:
+            try:
+                return name_key(self.data)
+            except ParseError:
+                return self.data
+        return self.data
+
+    @property
+    def address(self) -> IpAddress | None:
+        """The address that this identity is, if it is one."""
+        if self.type == IdType.IPV4_ADDR and len(self.data) == 4:
+            return IPv4Address(self.data)
+        return IPv6Address(self.data) if self.type == IdType.IPV6_ADDR and len(self.data) == 16 else None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an Identity does not change: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Identity):
+            return NotImplemented
+        return self.type == other.type and (self.data == other.data or self.key == other.key)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __str__(self) -> str:
+        """As charon shows it; what cannot be printed is escaped. Never fails."""
+        if self.type in _TEXT_TYPES:
+            return _printable(self.data)
+        if address := self.address:
+            return str(address)
+        if self.type == IdType.KEY_ID:
+            printable = self.data.isascii() and self.data.decode("ascii").isprintable() and self.data
+            return _printable(self.data) if printable else self.data.hex(":")
+        if self.type == IdType.DER_ASN1_DN:
+            try:
+                return name_text(self.data)
+            except ParseError:
+                return f"(invalid ID_DER_ASN1_DN {self.data[:64].hex()})"
+        return f"(ID_{name_of(IdType, self.type)} {self.data[:64].hex()})"
+
+    def __repr__(self) -> str:
+        return f"<Identity {name_of(IdType, self.type)} {self}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Identity, (self.type, self.data)
+
+
+def _printable(data: bytes) -> str:
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _split_type(text: str) -> tuple[int, str] | None:
+    """Type and rest of ``type:rest``, if the text has that form."""
+    head, colon, rest = text.partition(":")
+    if colon and head.lower() in _PREFIXES:
+        return _PREFIXES[head.lower()], rest
+    if colon and (match := re.fullmatch(r"\{([0-9]{1,3}|0[xX][0-9a-fA-F]{1,2})\}", head)):
+        number = int(match[1], 16 if match[1][:2] in ("0x", "0X") else 10)
+        if number > 255:
+            raise ConfigError(f"identity {text!r}: there is no identity type {number}")
+        return number, rest
+    return None
+
+
+def _parse_hex(digits: str, text: str) -> bytes:
+    try:
+        return bytes.fromhex(digits.replace(":", ""))
+    except ValueError:
+        raise ConfigError(f"identity {text!r}: {digits!r} is not hexadecimal") from None
+
+
+def parse_identity(text: str) -> Identity:
+    """One identity, its type found as swanctl.conf has it (see above). ConfigError; ``%any`` is no identity."""
+    text = text.strip()
+    if text in _ANY:
+        raise ConfigError(f"{text!r} stands for any identity, one is needed")
+    if typed := _split_type(text):
+        kind, rest = typed
+        return Identity(kind, _parse_hex(rest[1:], text) if rest.startswith("#") else rest.encode("utf-8"))
+    if looks_like_name(text):
+        return Identity(IdType.DER_ASN1_DN, parse_name_text(text))
+    if "=" in text:
+        return Identity(IdType.KEY_ID, text.encode("utf-8"))
+    if text.startswith("@#"):
+        return Identity(IdType.KEY_ID, _parse_hex(text[2:], text))
+    if text.startswith("@@"):
+        return Identity(IdType.RFC822_ADDR, text[2:].encode("utf-8"))
+    if text.startswith("@"):
+        return Identity(IdType.FQDN, text[1:].encode("utf-8"))
+    if "@" in text:
+        return Identity(IdType.RFC822_ADDR, text.encode("utf-8"))
+    return _parse_host(text)
+
+
+def _parse_host(text: str) -> Identity:
+    if ":" in text:
+        try:
+            return Identity(IdType.IPV6_ADDR, IPv6Address(text).packed)
+        except AddressValueError:
+            return Identity(IdType.KEY_ID, text.encode("utf-8"))
+    try:
+        return Identity(IdType.IPV4_ADDR, IPv4Address(text).packed)
+    except AddressValueError:
+        return Identity(IdType.FQDN, text.encode("utf-8"))
+
+
+class RdnMatching(Enum):
+    """How a distinguished name is held against a pattern; the values are charon's."""
+
+    STRICT = "strict"
+    "all attributes, in the same order"
+    REORDERED = "reordered"
+    "all attributes, in any order"
+    RELAXED = "relaxed"
+    "in any order, and attributes that the pattern does not name count as wildcards"
+
+
+class _Kind(Enum):
+    ANY = 0
+    EXACT = 1
+    SUFFIX = 2
+    NAME = 3
+    REGEX = 4
+
+
+@dataclass(frozen=True)
+class IdentityPattern:
+    """What an identity may be; made by ``parse_pattern``, ``exactly`` or as ``ANY_IDENTITY``. Compared by its text."""
+
+    text: str
+    exact: Identity | None = None
+    "the one identity that matches, if it is a single one: what an initiator may send as IDr"
+    _kind: _Kind = field(default=_Kind.ANY, repr=False)
+    _type: int = field(default=0, repr=False)
+    _suffix: bytes = field(default=b"", repr=False)
+    _name: tuple[tuple[tuple[bytes, str | bytes | None], ...], ...] = field(default=(), repr=False)
+    _rdn_matching: RdnMatching = field(default=RdnMatching.STRICT, repr=False)
+    _regex: re.Pattern[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def exactly(cls, identity: Identity) -> IdentityPattern:
+        """The pattern that only this identity matches."""
+        return cls(str(identity), identity, _Kind.EXACT, identity.type)
+
+    @property
+    def any(self) -> bool:
+        """Whether every identity matches."""
+        return self._kind is _Kind.ANY
+
+    def matches(self, identity: Identity) -> int:
+        """0 if ``identity`` does not match, else how exactly, as charon counts: 1 for %any to 20 if it is equal."""
+        kind = self._kind
+        if kind is _Kind.ANY:
+            return MATCH_ANY
+        if kind is _Kind.EXACT:
+            return MATCH_PERFECT if self.exact == identity else MATCH_NONE
+        if identity.type != self._type:
+            return MATCH_NONE
+        if kind is _Kind.SUFFIX:
+            return MATCH_PERFECT - 1 if identity.data.lower().endswith(self._suffix) else MATCH_NONE
+        if kind is _Kind.NAME:
+            return self._match_name(identity)
+        return self._match_regex(identity)
+
+    def _match_name(self, identity: Identity) -> int:
+        try:
+            rest = list(name_key(identity.data))
+        except ParseError:
+            return MATCH_NONE
+        relaxed = self._rdn_matching is RdnMatching.RELAXED
+        if len(rest) != len(self._name) and not (relaxed and len(rest) > len(self._name)):
+            return MATCH_NONE
+        wildcards = 0
+        # Attributes with a value first: a wildcard must not take what they need
+        pattern = (
+            sorted(self._name, key=_count_wildcards) if self._rdn_matching is not RdnMatching.STRICT else self._name
+        )
+        for rdn in pattern:
+            candidates = rest[:1] if self._rdn_matching is RdnMatching.STRICT else rest
+            found = next((candidate for candidate in candidates if _match_rdn(rdn, candidate)), None)
+            if found is None:
+                return MATCH_NONE
+            rest.remove(found)
+            wildcards += _count_wildcards(rdn)
+        return max(MATCH_PERFECT - wildcards - len(rest), MATCH_PATTERN)
+
+    def _match_regex(self, identity: Identity) -> int:
+        assert self._regex is not None
+        if len(identity.data) > _REGEX_SUBJECT_MAX:
+            return MATCH_NONE
+        if self._type in _TEXT_TYPES or self._type == IdType.KEY_ID:
+            try:
+                subject = identity.data.decode("utf-8")
+            except UnicodeDecodeError:
+                return MATCH_NONE
+        else:
+            subject = str(identity)
+        return MATCH_PATTERN if self._regex.fullmatch(subject) else MATCH_NONE
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, IdentityPattern):
+            return NotImplemented
+        mine, theirs = (self._kind, self._type, self.text, self._rdn_matching), other
+        return mine == (theirs._kind, theirs._type, theirs.text, theirs._rdn_matching) and self.exact == other.exact
+
+    def __hash__(self) -> int:
+        return hash((self._kind, self._type, self.text))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+ANY_IDENTITY = IdentityPattern("%any")
+"matches whatever it is held against"
+
+
+def _count_wildcards(rdn: tuple[tuple[bytes, str | bytes | None], ...]) -> int:
+    return sum(value is None for _, value in rdn)
+
+
+def _match_rdn(
+    pattern: tuple[tuple[bytes, str | bytes | None], ...], rdn: tuple[tuple[bytes, str | bytes], ...]
+) -> bool:
+    """Whether the attributes of one RDN, whose order means nothing, are those of the pattern."""
+    if len(pattern) != len(rdn):
+        return False
+    rest = list(rdn)
+    for oid, wanted in sorted(pattern, key=lambda attribute: attribute[1] is None):
+        found = next((item for item in rest if item[0] == oid and wanted in (None, item[1])), None)
+        if found is None:
+            return False
+        rest.remove(found)
+    return True
+
+
+def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> IdentityPattern:
+    """What an identity of the peer may be. ConfigError.
+
+    In swanctl's form: any identity, or ``%any``, ``*@domain``, ``*.domain``, a distinguished name in which the value
+    ``*`` stands for any, or a POSIX regular expression ``type:^...$`` that is matched without regard to case.
+    """
+    text = text.strip()
+    if text in _ANY:
+        return ANY_IDENTITY
+    typed = _split_type(text)
+    if typed and typed[1].startswith("^") and typed[1].endswith("$"):
+        return IdentityPattern(text, None, _Kind.REGEX, typed[0], _regex=_compile(typed[1], text))
+    if not typed and looks_like_name(text):
+        name = parse_name_pattern(text)
+        wild = any(_count_wildcards(rdn) for rdn in name)
+        if wild or rdn_matching is not RdnMatching.STRICT:
+            exact = None if wild or rdn_matching is RdnMatching.RELAXED else parse_identity(text)
+            kind = IdType.DER_ASN1_DN
+            return IdentityPattern(text, exact, _Kind.NAME, kind, _name=name, _rdn_matching=rdn_matching)
+    identity = parse_identity(text)
+    if identity.type in _TEXT_TYPES and identity.data.startswith(b"*"):
+        suffix = identity.data[1:].lower()
+        return IdentityPattern(str(identity), None, _Kind.SUFFIX, identity.type, _suffix=suffix)
+    return IdentityPattern.exactly(identity)
+
+
+#: POSIX character classes (inside brackets) in the words of Python
+_CLASSES = {
+    "[:alpha:]": "a-zA-Z",
+    "[:digit:]": "0-9",
+    "[:alnum:]": "a-zA-Z0-9",
+    "[:upper:]": "A-Z",
+    "[:lower:]": "a-z",
+    "[:space:]": r"\s",
+    "[:blank:]": r" \t",
+    "[:xdigit:]": "0-9a-fA-F",
+    "[:punct:]": r"!-/:-@\[-`{-~",
+}
+
+
+def _compile(regex: str, text: str) -> re.Pattern[str]:
+    for name, class_ in _CLASSES.items():
+        regex = regex.replace(name, class_)
+    if "(?" in regex:
+        raise ConfigError(f"identity {text!r}: (? is not POSIX")
+    try:
+        return re.compile(regex, re.IGNORECASE | re.DOTALL)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"identity {text!r}: not a regular expression: {error}") from None

@@ -1,0 +1,429 @@
+"""Revocation: CRLs (RFC 5280 sections 5, 6.3) and OCSP (RFC 6960), held against a verified chain. Nothing is fetched:
+
+    for source in revocation_sources(chain): ...          # what the caller may fetch, chains that are trusted only
+    check_revocation(chain, crls, responses, policy, wall)
+
+Delta and indirect CRLs, and those for some reasons only, are not used: they could hide a revocation.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import OCSPNonce, ocsp
+
+from ipsec.crypto import der, x509
+from ipsec.crypto.auth import ANY_SCHEME, AuthenticationError, Constraints, parse_scheme
+from ipsec.crypto.chain import CertificateError, Chain
+from ipsec.crypto.identity import Identity
+from ipsec.crypto.names import KeyRdn, name_key
+from ipsec.crypto.x509 import Certificate, parse_time
+from ipsec.errors import ParseError
+from ipsec.wire.iana import IdType
+
+CRL_OCTETS_MAX = 16 << 20
+OCSP_OCTETS_MAX = 64 << 10
+CLOCK_SKEW = timedelta(minutes=5)
+"how far in the future what others signed may begin"
+OCSP_AGE_MAX = timedelta(hours=1)
+"for responses that do not say when the next one is due"
+
+_CRL_NUMBER, _DELTA_INDICATOR, _ISSUING_POINT = "2.5.29.20", "2.5.29.27", "2.5.29.28"
+_ENTRY_REASON, _ENTRY_ISSUER = "2.5.29.21", "2.5.29.29"
+_OCSP_SIGNING = "1.3.6.1.5.5.7.3.9"
+_BASIC_RESPONSE = "1.3.6.1.5.5.7.48.1.1"
+_REASONS = {
+    1: "key compromise",
+    2: "CA compromise",
+    3: "affiliation changed",
+    4: "superseded",
+    5: "cessation of operation",
+    6: "certificate hold",
+    9: "privilege withdrawn",
+    10: "AA compromise",
+}
+
+
+class Revocation(Enum):
+    """What to do about certificates whose status is not known; the values are swanctl's."""
+
+    STRICT = "strict"
+    "no fresh answer, no trust"
+    IFURI = "ifuri"
+    "as STRICT for certificates that name where to ask"
+    RELAXED = "relaxed"
+    "only a certificate known to be revoked is refused"
+
+
+class Status(Enum):
+    """What is known of one certificate."""
+
+    GOOD = "good"
+    REVOKED = "revoked"
+    UNKNOWN = "unknown"
+
+
+class RevokedError(CertificateError):
+    """A certificate was revoked."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where to ask for the status of one certificate of a chain."""
+
+    certificate: Certificate
+    issuer: Certificate
+    crl_uris: tuple[str, ...]
+    ocsp_uris: tuple[str, ...]
+    other_keys: tuple[Certificate, ...] = ()
+    "certificates of the chain in which the issuer has another key, as while it changes keys"
+
+
+class Crl:
+    """A certificate revocation list. The constructor takes DER; ParseError. Lists of many entries take their time
+    (about 4 µs each): read them where that does not matter."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) > CRL_OCTETS_MAX:
+            raise ParseError(f"a CRL is longer than {CRL_OCTETS_MAX} octets")
+        self.der = bytes(data)
+        parts = der.elements(der.contents(self.der, der.SEQUENCE))
+        if [tag for tag, _ in parts] != [der.SEQUENCE, der.SEQUENCE, der.BIT_STRING]:
+            raise ParseError("malformed CRL")
+        self.tbs, self.algorithm = parts[0][1], parts[1][1]
+        self.signature = der.read_bits(der.contents(parts[2][1], der.BIT_STRING))
+        fields = der.elements(der.contents(self.tbs, der.SEQUENCE))
+        if fields and fields[0][0] == der.INTEGER and der.contents(fields.pop(0)[1], der.INTEGER) != b"\x01":
+            raise ParseError("CRL of an unknown version")
+        if [tag for tag, _ in fields[:2]] != [der.SEQUENCE, der.SEQUENCE] or len(fields) < 3:
+            raise ParseError("malformed CRL")
+        if fields[0][1] != self.algorithm:
+            raise ParseError("a CRL names two signature algorithms")
+        self.issuer = Identity(IdType.DER_ASN1_DN, fields[1][1])
+        self.issuer_key: tuple[KeyRdn, ...] = name_key(fields[1][1])
+        self._read_rest(fields[2:])
+
+    def _read_rest(self, fields: list[tuple[int, bytes]]) -> None:
+        times = (der.UTC_TIME, der.GENERALIZED_TIME)
+        self.this_update = parse_time(fields[0][0], der.contents(fields[0][1], fields[0][0]))
+        rest = fields[1:]
+        self.next_update: datetime | None = None
+        if rest and rest[0][0] in times:
+            tag, element = rest.pop(0)
+            self.next_update = parse_time(tag, der.contents(element, tag))
+        self.revoked: dict[int, str] = {}
+        "serial number -> reason"
+        self.unusable: str | None = None
+        "why this list answers nothing, if so"
+        if rest and rest[0][0] == der.SEQUENCE:
+            self._read_entries(der.contents(rest.pop(0)[1], der.SEQUENCE))
+        self.extensions: dict[str, tuple[bool, bytes]] = {}
+        if rest and rest[0][0] == der.context(0):
+            self.extensions = x509.parse_extensions(der.contents(rest.pop(0)[1], der.context(0)))
+        if rest:
+            raise ParseError("malformed CRL")
+        self._read_issuing_point()
+        known = {_CRL_NUMBER, _ISSUING_POINT, x509.AUTHORITY_KEY_ID}
+        for oid, (critical, _) in self.extensions.items():
+            if oid == _DELTA_INDICATOR or (critical and oid not in known):
+                self.unusable = f"extension {oid}"
+
+    def _read_entries(self, data: bytes) -> None:
+        offset = 0
+        while offset < len(data):
+            tag, start, offset = der.read(data, offset)
+            serial_tag, begin, end = der.read(data[start:offset])
+            if tag != der.SEQUENCE or serial_tag != der.INTEGER:
+                raise ParseError("malformed entry of a CRL")
+            entry = data[start:offset]
+            self.revoked[der.read_int(entry[begin:end], octets_max=64)] = self._entry_reason(entry[end:])
+
+    def _entry_reason(self, rest: bytes) -> str:
+        _, _, end = der.read(rest)
+        if end == len(rest):
+            return "unspecified"
+        reason = "unspecified"
+        for oid, (critical, value) in x509.parse_extensions(rest[end:]).items():
+            if oid == _ENTRY_REASON:
+                number = der.read_int(der.contents(value, der.ENUMERATED), octets_max=2)
+                reason = _REASONS.get(number, f"reason {number}")
+            elif oid == _ENTRY_ISSUER or critical:
+                self.unusable = f"entry extension {oid}"
+        return reason
+
+    def _read_issuing_point(self) -> None:
+        """IssuingDistributionPoint: which certificates the list is about (RFC 5280 section 5.2.5)."""
+        self.for_users = self.for_authorities = True
+        self.points: frozenset[tuple[int, bytes]] | None = None
+        if _ISSUING_POINT not in self.extensions:
+            return
+        for tag, value in der.items(der.contents(self.extensions[_ISSUING_POINT][1], der.SEQUENCE)):
+            if tag == der.context(0):
+                self.points = frozenset(x509.full_names(der.emit(tag, value)))
+            elif tag == der.context(1, constructed=False):
+                self.for_authorities = not der.read_bool(value)
+            elif tag == der.context(2, constructed=False):
+                self.for_users = not der.read_bool(value)
+            else:
+                self.unusable = "part of the reasons, indirect, or for attribute certificates"
+
+    def covers(self, certificate: Certificate) -> bool:
+        """Whether the absence of the certificate from this list means something."""
+        if self.unusable or self.issuer_key != certificate.issuer_key:
+            return False
+        if not (self.for_authorities if certificate.is_ca else self.for_users):
+            return False
+        return self.points is None or not self.points.isdisjoint(certificate.crl_names)
+
+    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> tuple[Status, str]:
+        """What the list says of ``certificate``, and why; "" if it is about others. It is not verified here."""
+        if self.issuer_key != certificate.issuer_key or self.issuer_key != issuer.subject_key:
+            return Status.UNKNOWN, ""
+        if not self.unusable and certificate.serial in self.revoked:
+            return Status.REVOKED, self.revoked[certificate.serial]
+        if not self.covers(certificate):
+            return Status.UNKNOWN, f"the CRL does not cover it: {self.unusable or 'another distribution point'}"
+        if not self.fresh(wall):
+            return Status.UNKNOWN, f"the CRL of {self.issuer} is not in force"
+        return Status.GOOD, "CRL"
+
+    def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
+        """Whether ``issuer``, which is trusted, signed this list and may. AuthenticationError, ParseError."""
+        if self.issuer_key != issuer.subject_key:
+            raise CertificateError(f"the CRL of {self.issuer} is not one of {issuer.subject}")
+        if issuer.key_usage is not None and x509.CRL_SIGN not in issuer.key_usage:
+            raise CertificateError(f"the key of {issuer.subject} is not for signing CRLs")
+        scheme = parse_scheme(self.algorithm)
+        constraints.check_certificate(scheme, issuer.public_key)
+        scheme.verify(issuer.public_key, self.signature, self.tbs)
+
+    def fresh(self, wall: datetime) -> bool:
+        """Whether the list is in force; one that does not say until when is not."""
+        return self.this_update - CLOCK_SKEW <= wall and self.next_update is not None and wall <= self.next_update
+
+    def __repr__(self) -> str:
+        return f"<Crl {self.issuer}, {len(self.revoked)} entries>"
+
+
+_PEM = re.compile(rb"-----BEGIN X509 CRL-----([^-]*)-----END X509 CRL-----")
+
+
+def parse_crl(data: bytes) -> Crl:
+    """A CRL in DER or PEM. ParseError."""
+    if match := _PEM.search(data):
+        try:
+            data = base64.b64decode(b"".join(match[1].split()), validate=True)
+        except ValueError:
+            raise ParseError("the Base64 of a CRL in PEM is malformed") from None
+    return Crl(data)
+
+
+class OcspResponse:
+    """A successful OCSP response. The constructor takes DER; ParseError. Read by ``cryptography``."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) > OCSP_OCTETS_MAX:
+            raise ParseError(f"an OCSP response is longer than {OCSP_OCTETS_MAX} octets")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._response = ocsp.load_der_ocsp_response(data)
+                status = self._response.response_status
+                self.singles = list(self._response.responses) if status == ocsp.OCSPResponseStatus.SUCCESSFUL else []
+                "one for each certificate that was asked for"
+                self.nonce = self._nonce() if self.singles else None
+        except ParseError:
+            raise
+        except Exception as error:  # garbage makes cryptography raise more than it documents
+            raise ParseError(f"OCSP response cannot be read: {type(error).__name__}") from None
+        if status != ocsp.OCSPResponseStatus.SUCCESSFUL:
+            raise ParseError(f"OCSP responder says {status.name}")
+        outer = dict(der.items(der.contents(data, der.SEQUENCE)))
+        kind, body = der.items(der.contents(outer.get(der.context(0), b""), der.SEQUENCE))
+        if der.read_oid(kind[1]) != _BASIC_RESPONSE:
+            raise ParseError("OCSP response of an unknown kind")
+        parts = der.elements(der.contents(body[1], der.SEQUENCE))
+        if [tag for tag, _ in parts[:3]] != [der.SEQUENCE, der.SEQUENCE, der.BIT_STRING]:
+            raise ParseError("malformed OCSP response")
+        self.tbs, self.algorithm = parts[0][1], parts[1][1]
+        self.signature = der.read_bits(der.contents(parts[2][1], der.BIT_STRING))
+        self.certificates: list[Certificate] = []
+        "of delegated responders"
+        for tag, element in parts[3:]:
+            found = der.elements(der.contents(der.contents(element, tag), der.SEQUENCE))
+            self.certificates += [Certificate(item) for _, item in found[:4]]
+
+    def _nonce(self) -> bytes | None:
+        for extension in self._response.extensions:
+            if isinstance(extension.value, OCSPNonce):
+                return extension.value.nonce
+            if extension.critical:
+                raise ParseError("OCSP response with an unknown critical extension")
+        return None
+
+    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> tuple[Status, str]:
+        """What the response says of ``certificate``, and why; "" if it is about others. It is not verified here."""
+        for single in self.singles:
+            if single.serial_number != certificate.serial or not _names_issuer(single, issuer):
+                continue
+            if single.certificate_status == ocsp.OCSPCertStatus.REVOKED:
+                reason = single.revocation_reason
+                return Status.REVOKED, reason.value if reason else "unspecified"
+            due = single.next_update_utc or single.this_update_utc + OCSP_AGE_MAX
+            if single.this_update_utc - CLOCK_SKEW > wall or due < wall:
+                return Status.UNKNOWN, "the OCSP response is not in force"
+            if single.certificate_status == ocsp.OCSPCertStatus.GOOD:
+                return Status.GOOD, "OCSP"
+            return Status.UNKNOWN, "the OCSP responder does not know the certificate"
+        return Status.UNKNOWN, ""
+
+    def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
+        """Whether ``issuer`` or whom it delegated to signed the response. AuthenticationError, ParseError."""
+        scheme = parse_scheme(self.algorithm)
+        reason: AuthenticationError = CertificateError("the OCSP response was signed by somebody else")
+        for signer in (issuer, *self.certificates):
+            if not self._is_responder(signer):
+                continue
+            try:
+                if signer != issuer:
+                    _check_delegate(signer, issuer, wall, constraints)
+                constraints.check_certificate(scheme, signer.public_key)
+                scheme.verify(signer.public_key, self.signature, self.tbs)
+                return
+            except AuthenticationError as error:
+                reason = error
+        raise reason
+
+    def _is_responder(self, certificate: Certificate) -> bool:
+        """RFC 6960 section 4.2.1: a responder is named by its subject or by the SHA-1 of its key."""
+        if (key_hash := self._response.responder_key_hash) is not None:
+            return key_hash == certificate.key_sha1
+        name = self._response.responder_name
+        return name is not None and name_key(name.public_bytes()) == certificate.subject_key
+
+
+def _names_issuer(single: ocsp.OCSPSingleResponse, issuer: Certificate) -> bool:
+    name = single.hash_algorithm.name
+    if name not in ("sha1", "sha256", "sha384", "sha512"):
+        return False
+    name_hash = hashlib.new(name, issuer.subject.data, usedforsecurity=False).digest()
+    key_hash = hashlib.new(name, issuer.key_octets, usedforsecurity=False).digest()
+    return single.issuer_name_hash == name_hash and single.issuer_key_hash == key_hash
+
+
+def _check_delegate(signer: Certificate, issuer: Certificate, wall: datetime, constraints: Constraints) -> None:
+    """RFC 6960 section 4.2.2.2: issued by the CA itself, for signing OCSP responses."""
+    if signer.issuer_key != issuer.subject_key or _OCSP_SIGNING not in (signer.extended_key_usage or ()):
+        raise CertificateError(f"{signer.subject} may not sign OCSP responses")
+    if not signer.not_before <= wall <= signer.not_after:
+        raise CertificateError(f"{signer.subject}, which signed an OCSP response, is not valid now")
+    scheme = parse_scheme(signer.algorithm)
+    constraints.check_certificate(scheme, issuer.public_key)
+    scheme.verify(issuer.public_key, signer.signature, signer.tbs)
+
+
+def ocsp_request(certificate: Certificate, issuer: Certificate, nonce: bytes = b"") -> bytes:
+    """A DER OCSP request for one certificate. The nonce, if any, has 1 to 32 octets (RFC 8954)."""
+    builder = ocsp.OCSPRequestBuilder()
+    builder = builder.add_certificate(certificate.x509, issuer.x509, hashes.SHA1())
+    if nonce:
+        builder = builder.add_extension(OCSPNonce(nonce), critical=False)
+    return builder.build().public_bytes(Encoding.DER)
+
+
+def revocation_sources(
+    chain: Chain, extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None
+) -> list[Source]:
+    """For each certificate below the anchor, where to ask. Only of verified chains: URIs of others are bait.
+
+    ``extra`` has configured CRL and OCSP URIs by the DER of the issuer. URIs in certificates count if they are http or
+    https.
+    """
+    found = []
+    for certificate, issuer in zip(chain.certificates, chain.certificates[1:], strict=False):
+        crl_uris, ocsp_uris = (extra or {}).get(issuer.der, ((), ()))
+        crl_uris = tuple(dict.fromkeys((*crl_uris, *_fetchable(certificate.crl_uris))))
+        ocsp_uris = tuple(dict.fromkeys((*ocsp_uris, *_fetchable(certificate.ocsp_uris))))
+        others = (one for one in chain.authorities if one.subject_key == issuer.subject_key and one != issuer)
+        found.append(Source(certificate, issuer, crl_uris, ocsp_uris, tuple(others)))
+    return found
+
+
+def _fetchable(uris: tuple[str, ...]) -> list[str]:
+    return [uri for uri in uris if uri.lower().startswith(("http://", "https://"))]
+
+
+def status_of(
+    source: Source,
+    crls: Iterable[Crl],
+    responses: Iterable[OcspResponse],
+    wall: datetime,
+    constraints: Constraints = ANY_SCHEME,
+) -> tuple[Status, str]:
+    """What CRLs and OCSP responses, verified with a key of the issuer, say of one certificate, and why.
+
+    A revocation counts from whatever is authentic, also when it is past its time; GOOD needs something in force.
+    """
+    answer, why = Status.UNKNOWN, "nothing is known about it"
+    evidence: list[OcspResponse | Crl] = [*responses, *crls]
+    for one in evidence:
+        try:
+            found, reason = one.status(source.certificate, source.issuer, wall)
+            if found is not Status.UNKNOWN:
+                _verify_evidence(one, source, wall, constraints)
+        except (AuthenticationError, ParseError) as error:
+            found, reason = Status.UNKNOWN, str(error)
+        if found is Status.REVOKED:
+            return found, reason
+        if answer is Status.UNKNOWN and reason:
+            answer, why = found, reason
+    return answer, why
+
+
+def _verify_evidence(one: OcspResponse | Crl, source: Source, wall: datetime, constraints: Constraints) -> None:
+    """A CRL may be signed with another key of the same authority, if that is in the same verified chain."""
+    signers = (source.issuer, *source.other_keys) if isinstance(one, Crl) else (source.issuer,)
+    for signer in signers[:-1]:
+        try:
+            return one.verify(signer, wall, constraints)
+        except (AuthenticationError, ParseError):
+            continue
+    one.verify(signers[-1], wall, constraints)
+
+
+def check_revocation(
+    chain: Chain,
+    crls: Iterable[Crl],
+    responses: Iterable[OcspResponse],
+    policy: Revocation,
+    wall: datetime,
+    *,
+    constraints: Constraints = ANY_SCHEME,
+    extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
+) -> list[tuple[Source, Status]]:
+    """Hold a verified chain against what is known. RevokedError, or CertificateError if the policy wants to know more.
+
+    The result has the status of each certificate below the anchor; those UNKNOWN are worth a fetch from their source.
+    """
+    crls, responses = tuple(crls), tuple(responses)
+    found: list[tuple[Source, Status]] = []
+    for source in revocation_sources(chain, extra):
+        status, why = status_of(source, crls, responses, wall, constraints)
+        if status is Status.REVOKED:
+            raise RevokedError(f"{source.certificate.subject} was revoked: {why}")
+        found.append((source, status))
+        asked = policy is Revocation.STRICT or (
+            policy is Revocation.IFURI and bool(source.crl_uris or source.ocsp_uris)
+        )
+        if status is Status.UNKNOWN and asked:
+            raise CertificateError(f"whether {source.certificate.subject} was revoked is not known: {why}")
+    return found

@@ -1,0 +1,336 @@
+"""CRLs and OCSP held against chains (OB-87). PKITS has its CRL cases in test_x509."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509 as cx
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, ObjectIdentifier
+
+from ipsec.crypto.auth import AuthenticationError, parse_constraints
+from ipsec.crypto.chain import CertificateError, Chain, verify_chain
+from ipsec.crypto.revocation import (
+    Crl,
+    OcspResponse,
+    Revocation,
+    RevokedError,
+    Status,
+    check_revocation,
+    ocsp_request,
+    parse_crl,
+    revocation_sources,
+    status_of,
+)
+from ipsec.crypto.x509 import Certificate
+from ipsec.errors import ParseError
+from tests.crypto.pki import DAY, EC_KEY, RSA_KEY, VECTORS, WALL, Ca
+
+STRICT, IFURI, RELAXED = Revocation
+
+
+def chain_of(ca: Ca, end: Certificate) -> Chain:
+    return verify_chain(end, [], [ca.certificate], wall=WALL)
+
+
+def point(*uris: str) -> cx.DistributionPoint:
+    return cx.DistributionPoint([cx.UniformResourceIdentifier(uri) for uri in uris], None, None, None)
+
+
+def respond(
+    ca: Ca,
+    certificate: Certificate,
+    status: ocsp.OCSPCertStatus = ocsp.OCSPCertStatus.GOOD,
+    *,
+    issuer: Certificate | None = None,
+    signer: Certificate | None = None,
+    key: Any = None,
+    this: datetime = WALL - timedelta(hours=2),
+    due: datetime | None = WALL + DAY,
+    by_hash: bool = True,
+    nonce: bytes = b"",
+) -> bytes:
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        cert=certificate.x509,
+        issuer=(issuer or ca.certificate).x509,
+        algorithm=hashes.SHA1(),
+        cert_status=status,
+        this_update=this,
+        next_update=due,
+        revocation_time=this if status is ocsp.OCSPCertStatus.REVOKED else None,
+        revocation_reason=None,
+    )
+    encoding = ocsp.OCSPResponderEncoding.HASH if by_hash else ocsp.OCSPResponderEncoding.NAME
+    builder = builder.responder_id(encoding, (signer or ca.certificate).x509)
+    if signer is not None:
+        builder = builder.certificates([signer.x509])
+    if nonce:
+        builder = builder.add_extension(cx.OCSPNonce(nonce), False)
+    return builder.sign(key or ca.key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def status(ca: Ca, end: Certificate, *evidence: Crl | OcspResponse) -> Status:
+    source = revocation_sources(chain_of(ca, end))[0]
+    crls = [one for one in evidence if isinstance(one, Crl)]
+    responses = [one for one in evidence if isinstance(one, OcspResponse)]
+    return status_of(source, crls, responses, WALL)[0]
+
+
+def test_crl() -> None:
+    ca = Ca()
+    good, bad = ca.issue(serial=5), ca.issue(serial=6)
+    crl = parse_crl(ca.crl(6, 7))
+    assert crl.revoked == {6: "key compromise", 7: "key compromise"}
+    assert repr(crl) == "<Crl O=x, CN=Root, 2 entries>"
+    assert status(ca, good, crl) is Status.GOOD
+    assert status(ca, bad, crl) is Status.REVOKED
+    assert check_revocation(chain_of(ca, good), [crl], [], STRICT, WALL)[0][1] is Status.GOOD
+    with pytest.raises(RevokedError, match="key compromise"):
+        check_revocation(chain_of(ca, bad), [crl], [], RELAXED, WALL)
+
+
+def test_pem() -> None:
+    path = VECTORS / "x509" / "custom" / "crl_all_reasons.pem"
+    assert len(parse_crl(path.read_bytes()).revoked) > 5
+    with pytest.raises(ParseError):
+        parse_crl(b"-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----")
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, Status.GOOD),
+        ({"due": WALL - timedelta(seconds=1)}, Status.UNKNOWN),
+        ({"this": WALL + timedelta(hours=1)}, Status.UNKNOWN),
+        ({"this": WALL + timedelta(minutes=4)}, Status.GOOD),
+        ({"key": EC_KEY}, Status.UNKNOWN),
+        ({"extensions": [(cx.CRLNumber(3), False)]}, Status.GOOD),
+        ({"extensions": [(cx.DeltaCRLIndicator(1), True)]}, Status.UNKNOWN),
+        ({"extensions": [(cx.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"\5\0"), True)]}, Status.UNKNOWN),
+        ({"extensions": [(cx.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"\5\0"), False)]}, Status.GOOD),
+    ],
+)
+def test_when_a_crl_says_good(more: dict[str, Any], expected: Status) -> None:
+    ca = Ca()
+    end = ca.issue()
+    assert status(ca, end, Crl(ca.crl(**more))) is expected
+
+
+def idp(**fields: Any) -> list[tuple[Any, bool]]:
+    given = {
+        "full_name": None,
+        "relative_name": None,
+        "only_contains_user_certs": False,
+        "only_contains_ca_certs": False,
+        "only_some_reasons": None,
+        "indirect_crl": False,
+        "only_contains_attribute_certs": False,
+        **fields,
+    }
+    return [(cx.IssuingDistributionPoint(**given), True)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"only_contains_user_certs": True}, Status.GOOD),
+        ({"only_contains_ca_certs": True}, Status.UNKNOWN),
+        ({"indirect_crl": True}, Status.UNKNOWN),
+        ({"only_contains_attribute_certs": True}, Status.UNKNOWN),
+        ({"only_some_reasons": frozenset([cx.ReasonFlags.key_compromise])}, Status.UNKNOWN),
+        ({"full_name": [cx.UniformResourceIdentifier("http://a/1.crl")]}, Status.GOOD),
+        ({"full_name": [cx.UniformResourceIdentifier("http://a/2.crl")]}, Status.UNKNOWN),
+    ],
+)
+def test_partial_crls(fields: dict[str, Any], expected: Status) -> None:
+    ca = Ca()
+    end = ca.issue(extensions=[(cx.CRLDistributionPoints([point("http://a/1.crl")]), False)])
+    assert status(ca, end, Crl(ca.crl(extensions=idp(**fields)))) is expected
+
+
+def test_who_signs_crls() -> None:
+    usage = cx.KeyUsage(True, False, False, False, False, True, False, False, False)
+    ca = Ca(extensions=[(usage, True)])
+    end = ca.issue()
+    assert status(ca, end, Crl(ca.crl())) is Status.UNKNOWN  # no cRLSign
+    other = Ca("Other")
+    good = Ca()
+    end = good.issue()
+    with pytest.raises(CertificateError, match="not one of"):
+        Crl(other.crl()).verify(good.certificate, WALL)
+    assert status(good, end, Crl(other.crl(end.serial))) is Status.UNKNOWN
+    with pytest.raises(AuthenticationError, match="not allowed"):
+        Crl(good.crl()).verify(good.certificate, WALL, parse_constraints("rsa"))
+
+
+def test_old_crls_still_revoke() -> None:
+    ca = Ca()
+    end = ca.issue()
+    assert status(ca, end, Crl(ca.crl(end.serial, due=WALL - DAY / 2))) is Status.REVOKED
+    assert status(ca, end, Crl(ca.crl()), Crl(ca.crl(end.serial, due=WALL - DAY / 2))) is Status.REVOKED
+    # but not one that somebody else made
+    assert status(ca, end, Crl(ca.crl()), Crl(Ca().crl(end.serial))) is Status.GOOD
+
+
+def test_policies_of_revocation() -> None:
+    ca = Ca()
+    plain = chain_of(ca, ca.issue())
+    named = chain_of(ca, ca.issue(extensions=[(cx.CRLDistributionPoints([point("http://a/c")]), False)]))
+    for chain, policy, ok in (
+        (plain, STRICT, False),
+        (named, STRICT, False),
+        (plain, IFURI, True),
+        (named, IFURI, False),
+        (plain, RELAXED, True),
+        (named, RELAXED, True),
+    ):
+        if ok:
+            assert check_revocation(chain, [], [], policy, WALL)[0][1] is Status.UNKNOWN
+        else:
+            with pytest.raises(CertificateError, match="not known"):
+                check_revocation(chain, [], [], policy, WALL)
+    extra = {ca.certificate.der: (("file:///c",), ())}
+    with pytest.raises(CertificateError, match="not known"):
+        check_revocation(plain, [], [], IFURI, WALL, extra=extra)
+
+
+def test_sources() -> None:
+    """CVE-T-17: only what can be fetched safely, only of chains that are trusted, configured ones first."""
+    ca = Ca()
+    access = cx.AuthorityInformationAccess(
+        [
+            cx.AccessDescription(AuthorityInformationAccessOID.OCSP, cx.UniformResourceIdentifier("http://o/")),
+            cx.AccessDescription(AuthorityInformationAccessOID.OCSP, cx.UniformResourceIdentifier("gopher://o/")),
+            cx.AccessDescription(AuthorityInformationAccessOID.CA_ISSUERS, cx.UniformResourceIdentifier("http://i/")),
+        ]
+    )
+    points = cx.CRLDistributionPoints(
+        [point("http://a/c", "ldap://b/"), point("file:///etc/passwd"), point("HTTPS://d/")]
+    )
+    end = ca.issue(extensions=[(points, False), (access, False)])
+    extra = {ca.certificate.der: (("file:///crl",), ("http://o/", "http://p/"))}
+    (source,) = revocation_sources(chain_of(ca, end), extra)
+    assert source.crl_uris == ("file:///crl", "http://a/c", "HTTPS://d/")
+    assert source.ocsp_uris == ("http://o/", "http://p/")
+    assert (source.certificate, source.issuer) == (end, ca.certificate)
+    assert revocation_sources(chain_of(ca, ca.certificate)) == []
+    many = ca.issue(extensions=[(cx.CRLDistributionPoints([point(f"http://a/{n}") for n in range(50)]), False)])
+    assert len(many.crl_uris) == 16
+
+
+def test_every_octet_of_a_crl() -> None:
+    ca = Ca()
+    end = ca.issue()
+    good = ca.crl(4, 5, 6)
+    for position in range(len(good)):
+        for value in (good[position] ^ 1, good[position] ^ 0x80, 0, 0xFF):
+            changed = good[:position] + bytes((value,)) + good[position + 1 :]
+            if changed == good:
+                continue
+            try:
+                crl = Crl(changed)
+            except ParseError:
+                continue
+            assert status(ca, end, crl) is Status.UNKNOWN
+    for length in range(len(good)):
+        with pytest.raises(ParseError):
+            Crl(good[:length])
+
+
+# OCSP
+
+
+def test_ocsp() -> None:
+    ca = Ca()
+    end, other = ca.issue(), ca.issue()
+    good = OcspResponse(respond(ca, end, nonce=b"abcd"))
+    assert good.nonce == b"abcd"
+    assert status(ca, end, good) is Status.GOOD
+    assert status(ca, other, good) is Status.UNKNOWN
+    assert status(ca, end, OcspResponse(respond(ca, end, by_hash=False))) is Status.GOOD
+    bad = OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.REVOKED))
+    assert status(ca, end, good, bad) is Status.REVOKED
+    assert status(ca, end, Crl(ca.crl()), bad) is Status.REVOKED
+    with pytest.raises(RevokedError):
+        check_revocation(chain_of(ca, end), [], [bad], RELAXED, WALL)
+    unknown = OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.UNKNOWN))
+    assert status(ca, end, unknown) is Status.UNKNOWN
+    assert status(ca, end, unknown, Crl(ca.crl())) is Status.GOOD
+    rsa_ca = Ca(key=RSA_KEY)
+    end = rsa_ca.issue()
+    assert status(rsa_ca, end, OcspResponse(respond(rsa_ca, end))) is Status.GOOD
+
+
+@pytest.mark.parametrize(
+    ("this", "due", "expected"),
+    [
+        (WALL - DAY, WALL - DAY / 2, Status.UNKNOWN),
+        (WALL + DAY / 2, WALL + DAY, Status.UNKNOWN),
+        (WALL - timedelta(minutes=5), None, Status.GOOD),
+        (WALL - DAY, None, Status.UNKNOWN),
+    ],
+)
+def test_times_of_ocsp(this: datetime, due: datetime | None, expected: Status) -> None:
+    ca = Ca()
+    end = ca.issue()
+    assert status(ca, end, OcspResponse(respond(ca, end, this=this, due=due))) is expected
+
+
+def test_who_signs_ocsp() -> None:
+    ca, stranger = Ca(), Ca("Stranger")
+    end = ca.issue()
+    purpose = [(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False)]
+    delegate = ca.issue("responder", EC_KEY, extensions=purpose)
+    assert status(ca, end, OcspResponse(respond(ca, end, signer=delegate, key=EC_KEY))) is Status.GOOD
+    for signer in (
+        ca.issue("responder", EC_KEY),  # not for OCSP
+        stranger.issue("responder", EC_KEY, extensions=purpose),
+        Ca(key=stranger.key).issue("responder", EC_KEY, extensions=purpose),  # the name of our CA, another key
+        ca.issue("responder", EC_KEY, extensions=purpose, not_after=WALL - DAY),
+    ):
+        assert status(ca, end, OcspResponse(respond(ca, end, signer=signer, key=EC_KEY))) is Status.UNKNOWN
+    assert status(ca, end, OcspResponse(respond(ca, end, key=stranger.key))) is Status.UNKNOWN
+    assert status(ca, end, OcspResponse(respond(stranger, end))) is Status.UNKNOWN
+    # about the same serial of another CA
+    assert status(ca, end, OcspResponse(respond(ca, end, issuer=stranger.certificate))) is Status.UNKNOWN
+
+
+def test_ocsp_request() -> None:
+    ca = Ca()
+    end = ca.issue()
+    request = ocsp.load_der_ocsp_request(ocsp_request(end, ca.certificate, b"n" * 16))
+    assert request.serial_number == end.serial
+    assert request.extensions.get_extension_for_class(cx.OCSPNonce).value.nonce == b"n" * 16
+    assert not list(ocsp.load_der_ocsp_request(ocsp_request(end, ca.certificate)).extensions)
+
+
+def test_responses_that_are_none() -> None:
+    for path in sorted((VECTORS / "x509" / "ocsp").glob("resp-*.der")):
+        try:
+            OcspResponse(path.read_bytes())
+        except ParseError:
+            continue
+    unauthorized = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.UNAUTHORIZED)
+    for data in (b"", b"\x30\0", bytes(100), unauthorized.public_bytes(Encoding.DER), bytes(1 << 17)):
+        with pytest.raises(ParseError):
+            OcspResponse(data)
+
+
+def test_every_octet_of_a_response() -> None:
+    ca = Ca()
+    end = ca.issue()
+    good = respond(ca, end)
+    for position in range(len(good)):
+        for value in (good[position] ^ 1, good[position] ^ 0x80, 0):
+            changed = good[:position] + bytes((value,)) + good[position + 1 :]
+            if changed == good:
+                continue
+            try:
+                response = OcspResponse(changed)
+            except ParseError:
+                continue
+            assert status(ca, end, response) is Status.UNKNOWN, position

@@ -1,0 +1,580 @@
+"""Certificates and chains. Oracles: NIST PKITS and the certificates of cryptography's own tests."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import cache
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from cryptography import x509 as cx
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+from ipsec.crypto import der
+from ipsec.crypto.auth import AuthenticationError, parse_constraints
+from ipsec.crypto.chain import CHAIN_MAX, CertificateError, Chain, verify_chain
+from ipsec.crypto.identity import Identity, parse_identity
+from ipsec.crypto.policy import ANY_POLICY, check_policies
+from ipsec.crypto.revocation import Crl, Revocation, check_revocation
+from ipsec.crypto.x509 import Certificate, load_certificates, parse_certificate, parse_time
+from ipsec.errors import ParseError
+from ipsec.wire.iana import IdType
+from tests.crypto.pki import DAY, EC_KEY, ED448_KEY, ED25519_KEY, PKITS, RSA_KEY, VECTORS, WALL, Ca, dn
+
+PKITS_WALL = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@cache
+def pkits() -> tuple[dict[str, Certificate], list[Crl]]:
+    """What can be read of PKITS: one CA of DSA keys without parameters, one bad signature and one bad CRL cannot."""
+    certificates = {}
+    for path in (PKITS / "certs").glob("*.crt"):
+        try:
+            certificates[path.stem] = Certificate(path.read_bytes())
+        except ParseError:
+            assert "DSA" in path.stem or path.stem == "BadSignedCACert"
+    crls = []
+    for path in (PKITS / "crls").glob("*.crl"):
+        try:
+            crls.append(Crl(path.read_bytes()))
+        except ParseError:
+            assert path.stem == "BadCRLSignatureCACRL"
+    return certificates, crls
+
+
+def pkits_chain(name: str) -> Chain:
+    certificates, _ = pkits()
+    if name not in certificates:
+        raise ParseError("cannot be read")
+    pool: list[Certificate] = []
+    wanted = [certificates[name]]
+    while wanted:
+        issuer_key = wanted.pop().issuer_key
+        found = [one for one in certificates.values() if one.subject_key == issuer_key and one not in pool]
+        pool += found
+        wanted += found
+    root = certificates["TrustAnchorRootCertificate"]
+    pool = [one for one in pool if one != root]
+    return verify_chain(certificates[name], pool, [root], wall=PKITS_WALL)
+
+
+#: Valid tests that we do not pass, and why that is safe: the status stays unknown, or the key is none of ours
+NOT_TAKEN = {
+    "DSA": "DSA signs nothing in IKEv2",
+    "IDPwithindirectCRL": "indirect CRLs",
+    "cRLIssuer": "indirect CRLs",
+    "onlySomeReasons": "CRLs for some reasons",
+    "SeparateCertificateandCRLKeys": "a second key of the CA outside of the chain",
+    "BasicSelfIssuedCRLSigningKey": "a second key of the CA outside of the chain",
+    "BasicSelfIssuedNewWithOldTest4": "a second key of the CA outside of the chain",
+    "ValiddistributionPointTest4": "names relative to the issuer",
+    "ValiddistributionPointTest5": "names relative to the issuer",
+    "ValiddistributionPointTest7": "names relative to the issuer",
+    "ValiddeltaCRLTest5": "delta CRLs are not read: a hold stays",
+}
+#: Invalid by a delta CRL, which is not read (OB-87)
+TAKEN = {"InvaliddeltaCRLTest4EE"}
+
+ENDS = sorted(path.stem for path in (PKITS / "certs").glob("*EE.crt") if re.match("(Inv|V)alid", path.stem))
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_pkits(name: str) -> None:
+    """Every test of PKITS whose name tells the outcome, with revocation "strict"."""
+    expected = name.startswith("Valid") or name in TAKEN
+    if name.startswith("Valid") and any(part in name for part in NOT_TAKEN):
+        expected = False
+    try:
+        chain = pkits_chain(name)
+        check_revocation(chain, pkits()[1], [], Revocation.STRICT, PKITS_WALL)
+        found, why = True, ""
+    except (ParseError, AuthenticationError) as error:
+        found, why = False, str(error)
+    assert found == expected, why
+
+
+def test_pkits_is_large() -> None:
+    assert len(ENDS) > 200
+    used = {part for part in NOT_TAKEN if any(part in name for name in ENDS)}
+    assert used == set(NOT_TAKEN)
+
+
+P = {n: f"2.16.840.1.101.3.2.1.48.{n}" for n in range(1, 7)}
+ANY = {ANY_POLICY}
+
+
+@pytest.mark.parametrize(
+    ("name", "explicit", "wanted", "ok"),
+    [
+        # 4.8.1 to 4.8.20 of PKITS: explicit is initial-explicit-policy, wanted the user-initial-policy-set
+        ("ValidSignaturesTest1EE", False, ANY, True),
+        ("AllCertificatesNoPoliciesTest2EE", False, ANY, True),
+        ("AllCertificatesNoPoliciesTest2EE", True, ANY, False),
+        ("DifferentPoliciesTest3EE", False, ANY, True),
+        ("DifferentPoliciesTest3EE", True, ANY, False),
+        ("DifferentPoliciesTest3EE", True, {P[1], P[2]}, False),
+        ("DifferentPoliciesTest4EE", False, ANY, False),
+        ("DifferentPoliciesTest5EE", False, ANY, False),
+        ("OverlappingPoliciesTest6EE", False, ANY, True),
+        ("OverlappingPoliciesTest6EE", False, {P[1]}, True),
+        ("OverlappingPoliciesTest6EE", False, {P[2]}, False),
+        ("DifferentPoliciesTest7EE", False, ANY, False),
+        ("DifferentPoliciesTest8EE", False, ANY, False),
+        ("DifferentPoliciesTest9EE", False, ANY, False),
+        ("AllCertificatesSamePoliciesTest10EE", False, ANY, True),
+        ("AllCertificatesSamePoliciesTest10EE", False, {P[1]}, True),
+        ("AllCertificatesSamePoliciesTest10EE", False, {P[2]}, True),
+        ("AllCertificatesanyPolicyTest11EE", False, ANY, True),
+        ("AllCertificatesanyPolicyTest11EE", False, {P[1]}, True),
+        ("DifferentPoliciesTest12EE", False, ANY, False),
+        ("AllCertificatesSamePoliciesTest13EE", False, {P[1]}, True),
+        ("AllCertificatesSamePoliciesTest13EE", False, {P[2]}, True),
+        ("AllCertificatesSamePoliciesTest13EE", False, {P[3]}, True),
+        ("AnyPolicyTest14EE", False, {P[1]}, True),
+        ("AnyPolicyTest14EE", False, {P[2]}, False),
+        ("UserNoticeQualifierTest15EE", False, ANY, True),
+        ("UserNoticeQualifierTest17EE", False, ANY, True),
+        ("CPSPointerQualifierTest20EE", True, ANY, True),
+        ("ValidPolicyMappingTest1EE", False, {P[1]}, True),
+        ("ValidPolicyMappingTest1EE", False, {P[2]}, False),
+        ("InvalidPolicyMappingTest2EE", False, ANY, False),
+        ("ValidPolicyMappingTest3EE", False, {P[2]}, True),
+        ("ValidPolicyMappingTest3EE", False, {P[1]}, False),
+        ("ValidPolicyMappingTest5EE", False, {P[1]}, True),
+        ("ValidPolicyMappingTest5EE", False, {P[6]}, False),
+        ("ValidPolicyMappingTest6EE", False, {P[1]}, True),
+        ("ValidPolicyMappingTest6EE", False, {P[6]}, False),
+        ("ValidPolicyMappingTest9EE", False, {P[1]}, True),
+        ("inhibitAnyPolicyTest3EE", False, ANY, True),
+    ],
+)
+def test_pkits_policies(name: str, explicit: bool, wanted: set[str], ok: bool) -> None:
+    try:
+        chain = pkits_chain(name)
+    except CertificateError:
+        assert not ok
+        return
+    result = check_policies(chain.certificates, explicit=explicit)
+    # RFC 5280 section 6.1.5 (g): a set of policies makes them needed where the chain or the user asks for one
+    fits = bool(result.policies & wanted) or ANY_POLICY in result.policies if wanted != ANY else result.ok
+    assert fits == ok
+
+
+# What one certificate says
+
+
+def test_contents() -> None:
+    ca = Ca()
+    sans = (
+        cx.DNSName("Moon.Example.org"),
+        cx.RFC822Name("carol@example.org"),
+        cx.IPAddress(ip_address("10.0.0.1")),
+        cx.IPAddress(ip_address("2001:db8::1")),
+        cx.DirectoryName(dn("other")),
+        cx.UniformResourceIdentifier("https://x"),
+    )
+    certificate = ca.issue("peer", sans=sans)
+    for text in ("moon.example.ORG", "carol@example.org", "10.0.0.1", "2001:db8::1", "O=x, CN=other", "O=X, CN=PEER"):
+        assert certificate.has_identity(parse_identity(text)), text
+    assert certificate.has_identity(Identity(IdType.KEY_ID, certificate.key_id))
+    assert certificate.has_identity(Identity(IdType.KEY_ID, certificate.spki_sha1))
+    for text in ("peer", "example.org", "x@example.org", "10.0.0.2", "O=x, CN=peer2", "CN=peer", "keyid:", "@@moon"):
+        assert not certificate.has_identity(parse_identity(text)), text
+    built = certificate.x509
+    assert certificate.serial == built.serial_number
+    assert certificate.subject.data == built.subject.public_bytes()
+    assert (certificate.not_before, certificate.not_after) == (built.not_valid_before_utc, built.not_valid_after_utc)
+    assert certificate.key_id == cx.SubjectKeyIdentifier.from_public_key(EC_KEY.public_key()).digest
+    assert certificate.version == 3
+    assert repr(certificate) == "<Certificate O=x, CN=peer>"
+    assert certificate == parse_certificate(certificate.der)
+    assert hash(certificate) == hash(parse_certificate(certificate.der))
+    assert certificate != certificate.der
+
+
+def test_san_mismatch_with_matching_cn() -> None:
+    """OB-84, OB-85: a host name in the CN is not an identity, a wildcard in a certificate neither."""
+    certificate = Ca().issue("moon.example.org", sans=(cx.DNSName("*.example.org"), cx.DNSName("sun.example.org")))
+    assert certificate.has_identity(parse_identity("sun.example.org"))
+    assert not certificate.has_identity(parse_identity("moon.example.org"))
+
+
+def test_loading() -> None:
+    path = VECTORS / "x509" / "cryptography.io.chain.pem"
+    many = load_certificates(path.read_bytes())
+    assert len(many) == 2
+    assert load_certificates(many[0].der) == many[:1]
+    for data in (b"", b"garbage", b"-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----", b"-----BEGIN X-----"):
+        with pytest.raises(ParseError):
+            load_certificates(data)
+
+
+PROPERTIES = [
+    *("public_key", "spki_sha1", "key_id", "authority_key_id", "path_len", "is_ca", "key_usage", "extended_key_usage"),
+    *("alt_names", "identities", "name_constraints", "policies", "crl_uris", "ocsp_uris", "fingerprint", "self_issued"),
+]
+
+
+def read_all(certificate: Certificate) -> None:
+    for name in PROPERTIES:
+        try:
+            getattr(certificate, name)
+        except ParseError:
+            continue
+    certificate.has_identity(parse_identity("x"))
+    assert isinstance(repr(certificate), str)
+
+
+def test_vectors_of_cryptography() -> None:
+    """Whatever lies in the vectors is read or refused, and never with a warning."""
+    count = 0
+    for pattern in ("*.pem", "*.der", "*.crt"):
+        for path in (VECTORS / "x509").rglob(pattern):
+            try:
+                for certificate in load_certificates(path.read_bytes()):
+                    read_all(certificate)
+                    count += 1
+            except ParseError:
+                continue
+    assert count > 450
+
+
+def test_every_octet_changed() -> None:
+    """No change of a certificate raises anything but ParseError, and none leaves it valid."""
+    ca = Ca()
+    sans = (cx.DNSName("a.b"), cx.IPAddress(ip_address("10.0.0.1")))
+    good = ca.issue(sans=sans, extensions=[(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)])
+    verify_chain(good, [], [ca.certificate], wall=WALL)
+    for position in range(len(good.der)):
+        for value in (0, 0xFF, good.der[position] ^ 1, good.der[position] ^ 0x80):
+            changed = good.der[:position] + bytes((value,)) + good.der[position + 1 :]
+            if changed == good.der:
+                continue
+            try:
+                certificate = Certificate(changed)
+                read_all(certificate)
+                verify_chain(certificate, [], [ca.certificate], wall=WALL)
+            except (ParseError, CertificateError):
+                continue
+            pytest.fail(f"octet {position} does not count")
+    for length in range(len(good.der)):
+        with pytest.raises(ParseError):
+            Certificate(good.der[:length])
+    with pytest.raises(ParseError):
+        Certificate(good.der + b"\0")
+    with pytest.raises(ParseError):
+        Certificate(bytes(70000))
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "year"),
+    [
+        (der.UTC_TIME, b"500101000000Z", 1950),
+        (der.UTC_TIME, b"491231235959Z", 2049),
+        (der.GENERALIZED_TIME, b"20500101000000Z", 2050),
+    ],
+)
+def test_times(tag: int, value: bytes, year: int) -> None:
+    assert parse_time(tag, value).year == year
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"5001010000Z", b"500101000000+0100", b"501301000000Z", b"5001010000001", b"50010100000\xb2Z"]
+)
+def test_bad_times(value: bytes) -> None:
+    with pytest.raises(ParseError):
+        parse_time(der.UTC_TIME, value)
+
+
+# Chains
+
+
+def verify(end: Certificate, anchors: list[Ca], between: tuple[Certificate, ...] = (), **more: Any) -> Chain:
+    return verify_chain(end, between, [ca.certificate for ca in anchors], wall=more.pop("wall", WALL), **more)
+
+
+def test_good_chains() -> None:
+    root = Ca()
+    sub = Ca("Sub", root, path_length=0)
+    end = sub.issue()
+    chain = verify(end, [root], (sub.certificate,))
+    assert chain.certificates == (end, sub.certificate, root.certificate)
+    assert (chain.end, chain.anchor) == (end, root.certificate)
+    assert chain.authorities == (sub.certificate, root.certificate)
+    assert str(chain) == "O=x, CN=peer <- O=x, CN=Sub <- O=x, CN=Root"
+    assert verify(end, [sub]).certificates == (end, sub.certificate)
+    assert verify(root.certificate, [root]).certificates == (root.certificate,)
+
+
+def test_untrusted() -> None:
+    """CVE-T-18: a self-signed or foreign certificate is trusted in no shape of chain."""
+    root, other = Ca(), Ca()
+    assert root.certificate.subject == other.certificate.subject
+    end = other.issue()
+    for chain in ((end,), (end, other.certificate), (other.certificate,), (other.certificate, other.certificate)):
+        with pytest.raises(CertificateError):
+            verify(chain[0], [root], chain[1:])
+    with pytest.raises(CertificateError, match="no trusted issuer"):
+        verify(end, [])
+    with pytest.raises(CertificateError, match="no trusted issuer"):
+        verify(Ca("Lone").issue(), [root])
+
+
+@pytest.mark.parametrize("key", [RSA_KEY, ED25519_KEY, ED448_KEY], ids=lambda key: type(key).__name__)
+def test_kinds_of_keys(key: Any) -> None:
+    root = Ca(key=key)
+    assert verify(root.issue(key=key), [root])
+
+
+def test_validity() -> None:
+    """OB-88."""
+    root = Ca()
+    end = root.issue(not_before=WALL, not_after=WALL + DAY)
+    early, late = (WALL - DAY / 24, "not valid before"), (WALL + 2 * DAY, "expired")
+    for wall, why in ((WALL, None), (WALL + DAY, None), early, late):
+        if why is None:
+            verify(end, [root], wall=wall)
+        else:
+            with pytest.raises(CertificateError, match=why):
+                verify(end, [root], wall=wall)
+    with pytest.raises(CertificateError, match="expired"):
+        verify(root.issue(not_after=WALL + 99 * DAY), [root], wall=WALL + 11 * DAY)
+
+
+USAGE = dict.fromkeys(
+    (
+        *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+        *("key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+    ),
+    False,
+)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "why"),
+    [
+        ([(cx.KeyUsage(**{**USAGE, "digital_signature": True}), True)], None),
+        ([(cx.KeyUsage(**{**USAGE, "content_commitment": True}), True)], None),
+        ([(cx.KeyUsage(**{**USAGE, "key_encipherment": True}), True)], "not for signatures"),
+        ([(cx.KeyUsage(**{**USAGE, "key_cert_sign": True}), False)], "not for signatures"),
+        ([(cx.ExtendedKeyUsage([ObjectIdentifier("1.3.6.1.5.5.7.3.17")]), True)], None),
+        ([(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]), False)], None),
+        ([(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)], None),
+        ([(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), False)], "purposes"),
+        ([(cx.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"\5\0"), False)], None),
+        ([(cx.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"\5\0"), True)], "critical"),
+        ([(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.15"), b"\5\0"), True)], "DER"),
+        ([(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.37"), b"\x30\0"), True)], "malformed"),
+        ([(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.32"), b"\x30\x02\x30\0"), True)], "malformed"),
+    ],
+)
+def test_extensions_of_the_end(extensions: list[tuple[Any, bool]], why: str | None) -> None:
+    """OB-86."""
+    root = Ca()
+    end = root.issue(extensions=extensions)
+    if why is None:
+        verify(end, [root])
+    else:
+        with pytest.raises(CertificateError, match=why):
+            verify(end, [root])
+
+
+def test_who_may_issue() -> None:
+    root = Ca()
+    middle = root.issue("Middle", RSA_KEY)  # an end entity that issues
+    fake = Ca("Middle", key=RSA_KEY)
+    with pytest.raises(CertificateError, match="no certificate authority"):
+        verify(fake.issue(), [root], (middle,))
+    no_sign = Ca("No sign", root, extensions=[(cx.KeyUsage(**{**USAGE, "crl_sign": True}), True)])
+    with pytest.raises(CertificateError, match="not for signing certificates"):
+        verify(no_sign.issue(), [root], (no_sign.certificate,))
+    short = Ca("Short", root, path_length=0)
+    under = Ca("Under", short)
+    with pytest.raises(CertificateError, match="more authorities"):
+        verify(under.issue(), [root], (short.certificate, under.certificate))
+    with pytest.raises(CertificateError, match="more authorities"):
+        verify(under.issue(), [short, root], (under.certificate, short.certificate))
+
+
+def test_long_chains_and_loops_end() -> None:
+    """The work that a peer can cause is bounded."""
+    root = Ca()
+    line = [root]
+    for number in range(CHAIN_MAX):
+        line.append(Ca(f"Sub {number}", line[-1]))
+    ends = [ca.issue() for ca in line]
+    between = tuple(ca.certificate for ca in line[1:])
+    assert len(verify(ends[CHAIN_MAX - 2], [root], between).certificates) == CHAIN_MAX
+    with pytest.raises(CertificateError, match="no trusted issuer"):
+        verify(ends[CHAIN_MAX - 1], [root], between)
+    one, two = Ca("One"), Ca("Two")
+    crossed = (Ca("One", two, one.key).certificate, Ca("Two", one, two.key).certificate)
+    with pytest.raises(CertificateError, match="no trusted issuer"):
+        verify(one.issue(), [root], crossed)
+    same = tuple(Ca("Root", key=EC_KEY if n else None).certificate for n in range(40))
+    with pytest.raises(CertificateError):
+        verify(Ca("Root").issue(), [Ca("Other")], same * 10)
+
+
+def test_several_issuers_of_one_name() -> None:
+    """A CA that changed its key, and junk of the same name: the right one is found."""
+    root = Ca()
+    old, new = Ca("Sub", root), Ca("Sub", root)
+    junk = tuple(Ca("Sub").certificate for _ in range(10))
+    end = new.issue()
+    assert verify(end, [root], (*junk, old.certificate, new.certificate)).authorities[0] == new.certificate
+
+
+def test_constraints_on_keys() -> None:
+    root = Ca(key=RSA_KEY)
+    end = root.issue()
+    for text in ("rsa-2048-sha256-ecdsa-256-sha256", "pubkey-sha256", "rsa-ecdsa"):
+        verify(end, [root], constraints=parse_constraints(text))
+    for text in ("ecdsa", "rsa-sha384-ecdsa", "rsa-4096-ecdsa-256", "pubkey-sha512", "rsa"):
+        with pytest.raises(CertificateError, match="not allowed"):
+            verify(end, [root], constraints=parse_constraints(text))
+    short = Ca(key=rsa.generate_private_key(65537, 1024))
+    with pytest.raises(CertificateError, match="RSA 1024"):
+        verify(short.issue(), [short])
+
+
+def test_weak_signatures_are_refused() -> None:
+    for name in ("verisign_md2_root.pem", "custom/ca/rsa_ca.pem", "ee-pss-sha1-cert.pem", "custom/rsa_pss_cert.pem"):
+        path = VECTORS / "x509" / name
+        if not path.exists():
+            continue
+        certificate = load_certificates(path.read_bytes())[0]
+        root = Ca()
+        fake = Certificate(root.certificate.der)
+        fake.subject_key = certificate.issuer_key
+        try:
+            verify_chain(certificate, [], [fake], wall=certificate.not_before)
+        except CertificateError:
+            continue
+        pytest.fail(name)
+
+
+def test_required_policies() -> None:
+    def policies(*oids: str) -> list[tuple[Any, bool]]:
+        return [(cx.CertificatePolicies([cx.PolicyInformation(ObjectIdentifier(oid), None) for oid in oids]), False)]
+
+    root = Ca()
+    sub = Ca("Sub", root, extensions=policies("1.2.3", "1.2.4"))
+    end = sub.issue(extensions=policies("1.2.3", "1.2.5"))
+    chain = verify(end, [root], (sub.certificate,), required_policies=("1.2.3",))
+    assert chain.policies == {"1.2.3"}
+    for required in (("1.2.4",), ("1.2.5",), ("1.2.3", "1.2.4")):
+        with pytest.raises(CertificateError, match="policies"):
+            verify(end, [root], (sub.certificate,), required_policies=required)
+    with pytest.raises(CertificateError, match="policies"):
+        verify(root.issue(), [root], required_policies=("1.2.3",))
+
+
+def test_accept_makes_the_search_go_on() -> None:
+    one, two = Ca("One"), Ca("Two")
+    key = EC_KEY
+    subs = Ca("Sub", one, key), Ca("Sub", two, key)
+    end = subs[0].issue()
+
+    def only_two(chain: Chain) -> None:
+        if chain.anchor != two.certificate:
+            raise CertificateError("not that one")
+
+    between = tuple(sub.certificate for sub in subs)
+    assert verify(end, [one, two], between, accept=only_two).anchor == two.certificate
+    with pytest.raises(CertificateError, match="not that one"):
+        verify(end, [one], between, accept=only_two)
+
+
+# Name constraints
+
+
+URL = cx.UniformResourceIdentifier
+
+
+def constrained(permitted: list[Any] | None, excluded: list[Any] | None) -> Ca:
+    return Ca(extensions=[(cx.NameConstraints(permitted, excluded), True)])
+
+
+DNS, MAIL, IP, DN = cx.DNSName, cx.RFC822Name, cx.IPAddress, cx.DirectoryName
+
+
+@pytest.mark.parametrize(
+    ("permitted", "excluded", "name", "ok"),
+    [
+        (None, [DNS("strongswan.org")], DNS("vpn.strongSwan.org"), False),  # CVE-2026-35331
+        (None, [DNS("StrongSwan.ORG")], DNS("strongswan.org"), False),
+        (None, [DNS("strongswan.org")], DNS("notstrongswan.org"), True),
+        (None, [DNS("strongswan.org")], DNS("strongswan.org."), False),
+        ([DNS("example.org")], None, DNS("EXAMPLE.org"), True),
+        ([DNS("example.org")], None, DNS("a.b.example.org"), True),
+        ([DNS("example.org")], None, DNS("example.org.evil"), False),
+        ([DNS("example.org")], None, DNS("badexample.org"), False),
+        ([DNS(".example.org")], None, DNS("a.example.org"), True),
+        ([DNS(".example.org")], None, DNS("example.org"), False),
+        ([DNS("example.org")], None, MAIL("a@b"), True),
+        ([MAIL("example.org")], None, MAIL("a@Example.ORG"), True),
+        ([MAIL("example.org")], None, MAIL("a@sub.example.org"), False),
+        ([MAIL(".example.org")], None, MAIL("a@sub.example.org"), True),
+        (None, [MAIL("a@example.org")], MAIL("A@EXAMPLE.org"), False),
+        (None, [MAIL("a@example.org")], MAIL("b@example.org"), True),
+        ([IP(ip_network("10.0.0.0/8"))], None, IP(ip_address("10.1.2.3")), True),
+        ([IP(ip_network("10.0.0.0/8"))], None, IP(ip_address("11.1.2.3")), False),
+        ([IP(ip_network("10.0.0.0/8"))], None, IP(ip_address("::a00:1")), False),
+        (None, [IP(ip_network("2001:db8::/32"))], IP(ip_address("2001:db8::1")), False),
+        (None, [IP(ip_network("0.0.0.0/0"))], IP(ip_address("1.2.3.4")), False),
+        ([DN(dn("peer"))], None, DNS("a"), True),
+        ([DN(dn("PEER"))], None, DNS("a"), True),
+        ([DN(dn("other"))], None, DNS("a"), False),
+        (None, [DN(dn("Peer"))], DNS("a"), False),
+        (None, [DN(cx.Name([cx.NameAttribute(NameOID.ORGANIZATION_NAME, "X")]))], DNS("a"), False),
+        (
+            None,
+            [URL("evil.org")],
+            URL("http://u@EVIL.org:8/x"),
+            False,
+        ),
+        ([URL("a.org")], None, URL("urn:x"), False),
+        ([URL("a.org")], None, URL("http://10.0.0.1/"), False),
+        (None, [cx.RegisteredID(ObjectIdentifier("1.2.3"))], cx.RegisteredID(ObjectIdentifier("1.2.4")), False),
+        (None, [cx.RegisteredID(ObjectIdentifier("1.2.3"))], DNS("a"), True),
+    ],
+)
+def test_name_constraints(permitted: list[Any] | None, excluded: list[Any] | None, name: Any, ok: bool) -> None:
+    """CVE-T-26, OB-86; of the root and, as they are inherited, of a CA in the middle."""
+    root = constrained(permitted, excluded)
+    above = Ca("Above")
+    middle = Ca("Middle", above, extensions=[(cx.NameConstraints(permitted, excluded), True)])
+    below = (middle.certificate,)
+    for end, anchors in ((root.issue(sans=(name,)), [root]), (middle.issue(sans=(name,)), [above])):
+        if ok:
+            verify(end, anchors, below)
+        else:
+            with pytest.raises(CertificateError):
+                verify(end, anchors, below)
+
+
+def test_email_in_the_subject_is_constrained() -> None:
+    root = constrained(None, [MAIL("evil.org")])
+    name = cx.Name([cx.NameAttribute(NameOID.EMAIL_ADDRESS, "x@EVIL.org")])
+    with pytest.raises(CertificateError, match="e-mail"):
+        verify(root.issue(name=name), [root])
+
+
+@pytest.mark.parametrize("body", [b"\x30\0", b"\xa2\0", b"\xa0\x02\x30\0", b"\xa0\x05\x30\x03\x82\x01a\xa0\0"])
+def test_malformed_name_constraints(body: bytes) -> None:
+    value = body if body == b"\x30\0" else der.emit(der.SEQUENCE, body)
+    root = Ca(extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.30"), value), True)])
+    with pytest.raises(CertificateError):
+        verify(root.issue(), [root])
+
+
+def test_variants_of_a_certificate_do_not_pile_up() -> None:
+    """CVE-T-16: what is remembered is bounded."""
+    from ipsec.crypto import chain, x509
+
+    for cached in (x509._cached_certificate, chain._cached_verification):
+        assert cached.cache_info().maxsize is not None
