@@ -1,0 +1,334 @@
+"""IKE_AUTH (RFC 7296 sections 1.2, 2.15): both ends prove who they are, and the first CHILD_SA comes with it.
+
+The peer learns nothing but AUTHENTICATION_FAILED, whether its identity is unknown or its proof is wrong (section
+2.21.2); our log says which. A CHILD_SA that fails leaves the IKE_SA up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ipsec.crypto.auth import AuthenticationError, signed_octets
+from ipsec.crypto.identity import Identity
+from ipsec.ike import config_payload
+from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, new_child, offer, shown, take_answer
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Childless, Connection, Unique
+from ipsec.ike.create_child import CreateChild, log_up
+from ipsec.ike.delete import DeleteIke
+from ipsec.ike.errors import PeerError, SaFailedError
+from ipsec.ike.events import AddressesAssigned, ChildUp
+from ipsec.ike.init import AuthProgress, note_certreqs
+from ipsec.ike.mobike import mobike_payloads, take_addresses
+from ipsec.ike.proof import make_proof, verify_proof
+from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.status import StatusUnknownError
+from ipsec.wire.iana import CfgType, ExchangeType, NotifyType, PayloadType, name_of
+from ipsec.wire.payloads import (
+    AuthPayload,
+    CertPayload,
+    CpPayload,
+    IdPayload,
+    NotifyPayload,
+    Payload,
+    SaPayload,
+)
+
+if TYPE_CHECKING:
+    from ipsec.ike.init import InitProgress
+
+log = logging.getLogger(__name__)
+
+
+def _identity(payload: IdPayload) -> Identity:
+    return Identity(payload.id_type, payload.data)
+
+
+def _id_payload(kind: int, identity: Identity) -> IdPayload:
+    return IdPayload(kind, identity.type, identity.data)
+
+
+def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool) -> bytes:
+    """What the AUTH payload of one side covers (section 2.15)."""
+    progress, prf, keys = sa.init, sa.prf, sa.keys
+    assert progress is not None
+    assert prf is not None
+    assert keys is not None
+    if of_initiator:
+        return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body))
+    return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body))
+
+
+def local_identity(sa: IkeSa, connection: Connection) -> Identity:
+    """Who we are: as configured, else our address."""
+    return connection.local.id or Identity.of_address(sa.path.local)
+
+
+# -- initiator
+
+
+class AuthRequest(Request):
+    """IKE_AUTH, as initiator."""
+
+    exchange = ExchangeType.IKE_AUTH
+    __slots__ = ()
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """IDi, CERT, CERTREQ, IDr, AUTH, CP, SA, TSi, TSr and notifications."""
+        auth, connection, core = sa.auth, sa.connection, sa.core
+        assert auth is not None
+        identity = sa.our_id = local_identity(sa, connection)
+        mine = _id_payload(PayloadType.IDI, identity)
+        proof = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=True), auth.certreqs)
+        payloads: list[Payload] = [mine, *proof.certificates]
+        if connection.unique is not Unique.NEVER and core.first_contact(sa):
+            payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
+        payloads += core.certificate_requests(connection)
+        wanted = connection.remote.id.exact
+        if wanted is not None:
+            payloads.append(_id_payload(PayloadType.IDR, wanted))
+        payloads.append(proof.payload)
+        if connection.vips:
+            payloads.append(config_payload.build_request(connection.vips))
+        if auth.configs and not self._childless(sa):
+            config, reqid = auth.configs.pop(0)
+            auth.child = new_child(sa, config, reqid=reqid)
+            payloads += offer(sa, auth.child, first=True)
+        payloads += mobike_payloads(sa)
+        payloads += core.token_payloads(sa)
+        return payloads
+
+    def _childless(self, sa: IkeSa) -> bool:
+        """RFC 6023: leave the first CHILD_SA to CREATE_CHILD_SA, if the responder can."""
+        wish = sa.connection.childless
+        can = sa.init is not None and sa.init.childless
+        if wish is Childless.FORCE and not can:
+            raise SaFailedError("childless = force, and the peer does not support that (RFC 6023)")
+        return can and wish in (Childless.PREFER, Childless.FORCE)
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The responder proves who it is, or refuses us."""
+        proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
+        identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
+        if proof is None or identity is None:
+            errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < 16384]
+            why = name_of(NotifyType, errors[0]) if errors else "an answer without IDr and AUTH"
+            raise SaFailedError(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
+        peer_id = _identity(identity)
+        octets = _octets(sa, identity.body(), of_initiator=False)
+        certificates = [p for p in payloads if isinstance(p, CertPayload)]
+
+        def verify(now: float) -> None:
+            try:
+                if not sa.connection.remote.id.matches(peer_id):
+                    raise AuthenticationError(f"the peer is {peer_id}, we want {sa.connection.remote.id}")
+                assert sa.our_id is not None
+                verify_proof(sa, sa.connection, sa.our_id, peer_id, proof, certificates, octets)
+            except AuthenticationError as error:
+                log.warning("%s: cannot authenticate %s as %s: %s", sa, sa.path.remote, peer_id, error)
+                # section 2.21.2: tell it, for it takes the IKE_SA to be up
+                failed = NotifyPayload(NotifyType.AUTHENTICATION_FAILED)
+                sa.queue.clear()
+                sa.ask(DeleteIke(f"authentication failed: {error}", failed), now)
+                return
+            sa.peer_id = peer_id
+            self._finish(sa, payloads, now)
+
+        _verify_or_wait(sa, verify, now)
+
+    def _finish(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        assert sa.auth is not None
+        assert sa.init is not None
+        child, nonces = sa.auth.child, sa.init
+        sa.core.take_redirect(sa, payloads, now)
+        take_addresses(sa, payloads)
+        sa.core.note_token(sa, payloads)
+        if sa.connection.vips:
+            _take_addresses(sa, payloads)
+        configs = sa.auth.configs
+        sa.core.established(sa, now)
+        if child is not None:
+            _take_first_child(sa, child, nonces, payloads, now)
+        for config, reqid in configs:
+            sa.ask(CreateChild(config, reqid=reqid), now)
+
+    def lost(self, sa: IkeSa, now: float) -> None:
+        """The SPI of the first CHILD_SA is free again."""
+        if sa.auth is not None and sa.auth.child is not None and not sa.auth.child.has_in:
+            sa.core.host.free_spi(sa.auth.child.spi_in)
+
+
+def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:
+    reply = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REPLY), None)
+    if reply is None:
+        log.warning("%s: the peer gives us no virtual address", sa)
+        return
+    assigned = config_payload.parse_reply(reply)
+    sa.addresses = assigned.addresses
+    if sa.addresses:
+        log.info("%s: our virtual addresses are %s", sa, ", ".join(map(str, sa.addresses)))
+        sa.core.emit(AddressesAssigned(sa, assigned.addresses, assigned.dns))
+
+
+def _take_first_child(sa: IkeSa, child: ChildSa, nonces: InitProgress, payloads: list[Payload], now: float) -> None:
+    core = sa.core
+    try:
+        # errors that are about something else are not the CHILD_SA's
+        about = [p for p in payloads if not (isinstance(p, NotifyPayload) and p.notify not in CHILD_ERRORS)]
+        about += [p for p in payloads if isinstance(p, NotifyPayload) and p.notify >= 16384]
+        take_answer(sa, child, about, first=True)
+    except ChildRefusedError as error:
+        name = name_of(NotifyType, error.notify) if error.notify else "our refusal"
+        offered = f"{', '.join(map(str, child.config.esp_proposals))} for {shown(child.local_ts)}"
+        log.warning("%s: child %s: %s (%s); offered %s === %s", sa, child.name, name, error, offered,
+                    shown(child.remote_ts))  # fmt: skip
+        core.host.free_spi(child.spi_in)
+        core.child_not_made(sa, child.config, name, now)
+        return
+    install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=True)
+    log_up(sa, child)
+    core.emit(ChildUp(child))
+
+
+def _verify_or_wait(sa: IkeSa, verify: Callable[[float], None], now: float) -> None:
+    """Run ``verify``; if the status of a certificate is not known yet, once more when it is."""
+    try:
+        verify(now)
+    except StatusUnknownError as unknown:
+        sa.core.ask_status(sa, unknown, lambda later: _verify_or_wait(sa, verify, later))
+
+
+# -- responder
+
+
+def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload] | None:
+    """The initiator proves who it is; None if the answer has to wait for something outside."""
+    identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDI), None)
+    proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
+    if identity is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
+    if proof is None:
+        why = "the peer wants EAP (no AUTH payload), which we do not do"
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True)
+    sa.auth = AuthProgress()
+    note_certreqs(sa, payloads)
+    asked = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
+    peer_id = _identity(identity)
+    wanted = _identity(asked) if asked is not None else None
+    octets = _octets(sa, identity.body(), of_initiator=True)
+    certificates = [p for p in payloads if isinstance(p, CertPayload)]
+    path = sa.path
+
+    def verify(now: float) -> list[Payload]:
+        connection = _authenticate(sa, peer_id, wanted, proof, certificates, octets)
+        sa.connection = connection
+        sa.peer_id = peer_id
+        return _answer(sa, payloads, now)
+
+    try:
+        return verify(now)
+    except StatusUnknownError as unknown:
+        sa.core.ask_status(sa, unknown, lambda later: _answer_later(sa, verify, path, later))
+        return None
+
+
+def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: object, now: float) -> None:
+    fatal = False
+    try:
+        reply = verify(now)
+    except PeerError as error:
+        log.warning("%s: IKE_AUTH from %s refused: %s", sa, sa.path.remote, error)
+        reply, fatal = [error.payload()], error.fatal
+    sa.respond(ExchangeType.IKE_AUTH, reply, sa.path, now)
+    if fatal:
+        sa.destroy("refused", now)
+
+
+def _authenticate(
+    sa: IkeSa,
+    peer_id: Identity,
+    asked: Identity | None,
+    proof: AuthPayload,
+    certificates: list[CertPayload],
+    octets: bytes,
+) -> Connection:
+    """The connection whose peer this is. PeerError if there is none, or the proof does not hold for any."""
+    reasons: list[str] = []
+    for connection in sa.core.connections_for(sa, peer_id, asked):
+        local = asked or local_identity(sa, connection)
+        try:
+            verify_proof(sa, connection, local, peer_id, proof, certificates, octets)
+        except AuthenticationError as error:
+            reasons.append(f"{connection.name}: {error}")
+            continue
+        return connection
+    if not reasons:
+        reasons = [f"no connection has a peer {peer_id}" + (f" and is {asked}" if asked else "")]
+    text = "; ".join(dict.fromkeys(reasons))
+    raise PeerError(NotifyType.AUTHENTICATION_FAILED, f"{peer_id}: {text}", fatal=True)
+
+
+def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
+    core, connection = sa.core, sa.connection
+    assert sa.peer_id is not None
+    assert sa.auth is not None
+    identity = sa.our_id = local_identity(sa, connection)
+    mine = _id_payload(PayloadType.IDR, identity)
+    try:
+        own = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=False), sa.auth.certreqs)
+    except AuthenticationError as error:
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, f"we cannot prove who we are: {error}", fatal=True) from None
+    contact = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.INITIAL_CONTACT for p in payloads)
+    core.check_unique(sa, contact, now)
+    nonces = sa.init
+    assert nonces is not None
+    reply: list[Payload] = [mine, *own.certificates, own.payload]
+    wants_child = any(isinstance(p, SaPayload) for p in payloads)
+    try:
+        reply += _assign(sa, payloads)
+        core.established(sa, now)
+        take_addresses(sa, payloads)
+        core.note_token(sa, payloads)
+        if wants_child:
+            reply += _first_child(sa, nonces, payloads, now)
+        elif connection.childless is Childless.NEVER:
+            raise PeerError(NotifyType.INVALID_SYNTAX, "childless = never, and the peer asks for no CHILD_SA")
+    except PeerError as error:
+        # section 1.3: the IKE_SA stays up without it
+        log.warning("%s: no first CHILD_SA: %s", sa, error)
+        core.established(sa, now)
+        reply.append(error.payload())
+    reply += mobike_payloads(sa, payloads)
+    reply += core.token_payloads(sa)
+    return reply
+
+
+def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: float) -> list[Payload]:
+    if sa.connection.childless is Childless.FORCE:
+        raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, "childless = force (RFC 6023)")
+    child, out, _, _ = answer(sa, payloads, first=True)
+    install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=False)
+    log_up(sa, child)
+    sa.core.emit(ChildUp(child))
+    return out
+
+
+def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
+    """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
+    request = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REQUEST), None)
+    if request is None or not sa.connection.pools:
+        return []
+    assert sa.peer_id is not None
+    wanted = config_payload.parse_request(request)
+    pools = [sa.core.pools[name] for name in sa.connection.pools if name in sa.core.pools]
+    found = config_payload.assign(
+        pools, sa.peer_id, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port)
+    )
+    if wanted.addresses and not found:
+        raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, "no virtual address is free")
+    sa.leases = found
+    if found:
+        log.info("%s: %s gets %s", sa, sa.peer_id, ", ".join(str(address) for _, address in found))
+    return [config_payload.build_reply(request, found)]

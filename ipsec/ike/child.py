@@ -1,0 +1,340 @@
+"""CHILD_SAs: what is offered and answered in IKE_AUTH and CREATE_CHILD_SA (RFC 7296 sections 1.2, 1.3.1, 2.9, 2.17).
+
+Rekeying one is here too (section 1.3.3); what happens when both ends do so at once is in ``rekey``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+
+from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.crypto.proposals import esp_suite_of
+from ipsec.errors import ParseError
+from ipsec.ike import negotiate
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import ChildConfig, ChildMode, SelectorTemplate
+from ipsec.ike.errors import PeerError
+from ipsec.ike.events import ChildKeys, InstallChild, IpAddress
+from ipsec.ike.keymat import child_keys
+from ipsec.ike.lifetimes import arm_child
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import ChildState
+from ipsec.wire.iana import NotifyType, PayloadType, Protocol, TransformType
+from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
+from ipsec.wire.proposal import Proposal
+from ipsec.wire.selector import TrafficSelector
+
+log = logging.getLogger(__name__)
+
+ANY_V4 = (IPv4Address(0), IPv4Address(0xFFFFFFFF))
+ANY_V6 = (IPv6Address(0), IPv6Address((1 << 128) - 1))
+
+#: errors that mean this CHILD_SA alone (RFC 7296 section 1.2)
+CHILD_ERRORS = frozenset(
+    {
+        NotifyType.NO_PROPOSAL_CHOSEN,
+        NotifyType.TS_UNACCEPTABLE,
+        NotifyType.SINGLE_PAIR_REQUIRED,
+        NotifyType.INTERNAL_ADDRESS_FAILURE,
+        NotifyType.FAILED_CP_REQUIRED,
+        NotifyType.NO_ADDITIONAL_SAS,
+        NotifyType.INVALID_KE_PAYLOAD,
+        NotifyType.TEMPORARY_FAILURE,
+        NotifyType.CHILD_SA_NOT_FOUND,
+    }
+)
+
+
+class ChildRefusedError(Exception):
+    """The peer made no CHILD_SA of our offer, or one that we cannot take; ``notify`` is 0 in the second case."""
+
+    def __init__(self, notify: int, reason: str, data: bytes = b"") -> None:
+        self.notify = notify
+        self.data = data
+        super().__init__(reason)
+
+
+# -- selectors
+
+
+def resolve(templates: Sequence[SelectorTemplate], dynamic: tuple[IpAddress, ...]) -> list[TrafficSelector]:
+    """What a configuration's selectors mean with these addresses; what another one contains is left out."""
+    found = [selector for template in templates for selector in template.resolve(dynamic)]
+    return [s for i, s in enumerate(found) if not any(_covers(o, s, j < i) for j, o in enumerate(found) if j != i)]
+
+
+def _covers(other: TrafficSelector, selector: TrafficSelector, earlier: bool) -> bool:
+    return other.contains(selector) and (earlier or other != selector)
+
+
+def local_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
+    """Our side; while we do not know the virtual address that we have asked for, all of its family."""
+    if sa.addresses or not sa.connection.vips:
+        return resolve(config.local_ts, sa.addresses or (sa.path.local,))
+    found: list[TrafficSelector] = []
+    for template in config.local_ts:
+        if template.network is not None:
+            found += template.resolve(())
+            continue
+        for first, last in (ANY_V4, ANY_V6):
+            if any(vip.version == first.version for vip in sa.connection.vips):
+                found.append(TrafficSelector(first, last, template.protocol, template.ports))
+    return found
+
+
+def remote_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
+    """The peer's side."""
+    leases = tuple(address for _, address in sa.leases)
+    return resolve(config.remote_ts, leases or (sa.path.remote,))
+
+
+def shown(selectors: Sequence[TrafficSelector]) -> str:
+    """For logs."""
+    return " ".join(map(str, selectors)) or "nothing"
+
+
+# -- the initiator's side
+
+
+def offer(sa: IkeSa, child: ChildSa, *, first: bool) -> list[Payload]:
+    """SA, TSi and TSr and what goes with them. ``first``: in IKE_AUTH, where no key is exchanged (section 1.2)."""
+    if not child.spi_in:
+        child.spi_in = sa.core.host.allocate_spi()
+    payloads: list[Payload] = []
+    if child.config.mode is ChildMode.TRANSPORT:
+        payloads.append(NotifyPayload(NotifyType.USE_TRANSPORT_MODE))
+    spi = child.spi_in.to_bytes(4, "big")
+    proposals = [
+        Proposal(Protocol.ESP, _without_ke(p) if first else p.transforms, number, spi)
+        for number, p in enumerate(child.config.esp_proposals, 1)
+    ]
+    payloads.append(SaPayload(_distinct(proposals) if first else proposals))
+    payloads.append(TsPayload(PayloadType.TSI, child.local_ts))
+    payloads.append(TsPayload(PayloadType.TSR, child.remote_ts))
+    return payloads
+
+
+def _without_ke(proposal: Proposal) -> list:  # type: ignore[type-arg]
+    return [t for t in proposal.transforms if t.type != TransformType.KE]
+
+
+def _distinct(proposals: list[Proposal]) -> list[Proposal]:
+    found: list[Proposal] = []
+    for proposal in proposals:
+        if not any(other.transforms == proposal.transforms for other in found):
+            found.append(Proposal(proposal.protocol, proposal.transforms, len(found) + 1, proposal.spi))
+    return found
+
+
+def new_child(sa: IkeSa, config: ChildConfig, *, reqid: int = 0) -> ChildSa:
+    """A CHILD_SA to negotiate, with the selectors that its configuration means now."""
+    child = ChildSa(sa.core.next_uid(), sa, config, reqid or sa.core.reqid_for(sa.connection, config))
+    child.local_ts = local_selectors(sa, config)
+    child.remote_ts = remote_selectors(sa, config)
+    return child
+
+
+def take_answer(
+    sa: IkeSa, child: ChildSa, payloads: Sequence[Payload], *, first: bool, kex: KeyExchange | None = None
+) -> bytes:
+    """Fill in what the responder chose; the shared secret of a new key exchange, or nothing.
+
+    ChildRefusedError if it refused or chose what we did not offer.
+    """
+    for payload in payloads:
+        if isinstance(payload, NotifyPayload) and payload.notify < 16384:
+            raise ChildRefusedError(payload.notify, "the peer refuses", payload.data)
+    answer = next((p for p in payloads if isinstance(p, SaPayload)), None)
+    ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
+    theirs = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSR), None)
+    if answer is None or ours is None or theirs is None:
+        raise ChildRefusedError(0, "the answer lacks SA, TSi or TSr")
+    offered = next(p for p in offer(sa, child, first=first) if isinstance(p, SaPayload)).proposals
+    try:
+        proposal = negotiate.check_answer(offered, answer.proposals)
+        shared = _finish_key_exchange(proposal, payloads, kex)
+    except ParseError as error:
+        raise ChildRefusedError(0, str(error)) from None
+    if len(proposal.spi) != 4 or int.from_bytes(proposal.spi, "big") < 256:
+        raise ChildRefusedError(0, "the answer has no usable SPI")
+    for name, chosen, limits in (
+        ("TSi", ours.selectors, child.local_ts),
+        ("TSr", theirs.selectors, child.remote_ts),
+    ):
+        # RFC 7296 section 2.9: a subset of what was offered, and not empty
+        if not chosen or not all(any(limit.contains(s) for limit in limits) for s in chosen):
+            raise ChildRefusedError(0, f"{name} {shown(chosen)} is not within what we offered, {shown(limits)}")
+    transport = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.USE_TRANSPORT_MODE for p in payloads)
+    if transport and child.config.mode is not ChildMode.TRANSPORT:
+        raise ChildRefusedError(0, "the peer answers with transport mode, which we did not offer")
+    child.mode = ChildMode.TRANSPORT if transport else ChildMode.TUNNEL
+    child.local_ts, child.remote_ts = list(ours.selectors), list(theirs.selectors)
+    _take(child, proposal, payloads)
+    return shared
+
+
+def _finish_key_exchange(proposal: Proposal, payloads: Sequence[Payload], kex: KeyExchange | None) -> bytes:
+    chosen = proposal.first(TransformType.KE)
+    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    if chosen is None or not chosen.id:
+        return b""
+    if kex is None or ke is None or not chosen.id == ke.method == kex.method:
+        raise ParseError("the key exchange is not the one that was chosen")
+    return kex.shared(ke.data)
+
+
+def _take(child: ChildSa, proposal: Proposal, payloads: Sequence[Payload]) -> None:
+    child.proposal = proposal
+    child.spi_out = int.from_bytes(proposal.spi, "big")
+    child.suite, child.esn = esp_suite_of(proposal)
+    child.tfc = not any(
+        isinstance(p, NotifyPayload) and p.notify == NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED for p in payloads
+    )
+
+
+# -- the responder's side
+
+
+def answer(
+    sa: IkeSa, payloads: Sequence[Payload], *, first: bool, replaces: ChildSa | None = None
+) -> tuple[ChildSa, list[Payload], bytes, KePayload | None]:
+    """A CHILD_SA as the peer asked for it: (child, SA TSi TSr of our answer, shared secret, our KE payload).
+
+    PeerError says what it hears if nothing comes of it.
+    """
+    request = next((p for p in payloads if isinstance(p, SaPayload)), None)
+    theirs = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
+    ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSR), None)
+    if request is None or theirs is None or ours is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "SA, TSi or TSr is missing", fatal=True)
+    transport = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.USE_TRANSPORT_MODE for p in payloads)
+    config, local_ts, remote_ts = _match(sa, theirs.selectors, ours.selectors, replaces)
+    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    proposal = negotiate.choose(
+        config.esp_proposals,
+        [p for p in request.proposals if p.protocol == Protocol.ESP and _spi_ok(p.spi)],
+        ke=ke.method if ke is not None else 0,
+        skip_ke=first,
+    )
+    if proposal is None:
+        why = negotiate.explain_mismatch(config.esp_proposals, request.proposals, skip_ke=first)
+        raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, f"child {config.name}: {why}")
+    shared, ke_answer = _join_key_exchange(sa, proposal, ke)
+    child = ChildSa(sa.core.next_uid(), sa, config, replaces.reqid if replaces else 0)
+    if not child.reqid:
+        child.reqid = sa.core.reqid_for(sa.connection, config)
+    child.local_ts, child.remote_ts = local_ts, remote_ts
+    if transport and config.mode is ChildMode.TRANSPORT:
+        child.mode = ChildMode.TRANSPORT
+    _take(child, proposal, payloads)
+    child.spi_in = sa.core.host.allocate_spi()
+    out: list[Payload] = []
+    if child.mode is ChildMode.TRANSPORT:
+        out.append(NotifyPayload(NotifyType.USE_TRANSPORT_MODE))
+    out.append(
+        SaPayload([Proposal(Protocol.ESP, proposal.transforms, proposal.number, child.spi_in.to_bytes(4, "big"))])
+    )
+    out.append(TsPayload(PayloadType.TSI, remote_ts))
+    out.append(TsPayload(PayloadType.TSR, local_ts))
+    return child, out, shared, ke_answer
+
+
+def _spi_ok(spi: bytes) -> bool:
+    # RFC 4303 section 2.1: 0..255 are reserved
+    return len(spi) == 4 and int.from_bytes(spi, "big") >= 256
+
+
+def _match(
+    sa: IkeSa, theirs: list[TrafficSelector], ours: list[TrafficSelector], replaces: ChildSa | None
+) -> tuple[ChildConfig, list[TrafficSelector], list[TrafficSelector]]:
+    """The child whose selectors fit best, and both sides narrowed to it (RFC 7296 section 2.9)."""
+    if replaces is not None:
+        # section 2.9.2: a successor carries at least what the SA carries that it replaces
+        local_ts = negotiate.narrow(replaces.local_ts, ours)
+        remote_ts = negotiate.narrow(replaces.remote_ts, theirs)
+        if local_ts and remote_ts:
+            return replaces.config, local_ts, remote_ts
+    best: tuple[int, ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
+    for config in sa.connection.children:
+        if config.shunt:
+            continue
+        local_ts = negotiate.narrow(local_selectors(sa, config), ours)
+        remote_ts = negotiate.narrow(remote_selectors(sa, config), theirs)
+        if not local_ts or not remote_ts:
+            continue
+        score = sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
+        if best is None or score > best[0]:
+            best = score, config, local_ts, remote_ts
+    if best is None:
+        have = "; ".join(
+            f"{c.name}: {shown(local_selectors(sa, c))} === {shown(remote_selectors(sa, c))}"
+            for c in sa.connection.children
+        )
+        why = f"they want {shown(ours)} === {shown(theirs)}, we have {have or 'no child'}"
+        raise PeerError(NotifyType.TS_UNACCEPTABLE, why)
+    return best[1:]
+
+
+def _join_key_exchange(sa: IkeSa, proposal: Proposal, ke: KePayload | None) -> tuple[bytes, KePayload | None]:
+    """The responder's half of a key exchange inside CREATE_CHILD_SA, if one was chosen."""
+    chosen = proposal.first(TransformType.KE)
+    if chosen is None or not chosen.id:
+        return b"", None
+    if ke is None or ke.method != chosen.id:
+        raise PeerError(NotifyType.INVALID_KE_PAYLOAD, f"we take key exchange {chosen}", chosen.id.to_bytes(2, "big"))
+    kex = key_exchange(chosen.id, sa.core.rng)
+    return kex.shared(ke.data), KePayload(kex.method, kex.public)
+
+
+# -- into the data path
+
+
+def install(
+    sa: IkeSa,
+    child: ChildSa,
+    ni: bytes,
+    nr: bytes,
+    shared: bytes,
+    now: float,
+    *,
+    initiator: bool,
+    outbound: bool = True,
+) -> None:
+    """Derive keys (RFC 7296 section 2.17) and put the SAs in place; without ``outbound`` that one waits."""
+    assert sa.prf is not None
+    assert sa.keys is not None
+    assert child.suite is not None
+    keys = child_keys(sa.prf, sa.keys.sk_d, child.suite, ni, nr, shared)
+    to_responder = ChildKeys(keys.encr_i, keys.integ_i)
+    to_initiator = ChildKeys(keys.encr_r, keys.integ_r)
+    inbound, out = (to_initiator, to_responder) if initiator else (to_responder, to_initiator)
+    child.encap = sa.core.encapsulates(sa)
+    child.installed_at = now
+    sa.children[child.uid] = child
+    child.has_in = True
+    child.has_out = outbound
+    child.outbound = None if outbound else out
+    child.change(ChildState.INSTALLED if outbound else ChildState.INSTALLING)
+    sa.core.emit(InstallChild(child, child.suite, child.esn, inbound, out if outbound else None, sa.path, child.encap))
+    arm_child(sa.core, child, now)
+
+
+def install_outbound(child: ChildSa, now: float) -> None:
+    """The initiator of the rekeying uses the new SA: so do we."""
+    out = child.outbound
+    if out is None or child.suite is None:
+        return
+    child.outbound = None
+    child.has_out = True
+    child.change(ChildState.INSTALLED)
+    child.ike.core.emit(InstallChild(child, child.suite, child.esn, None, out, child.ike.path, child.encap))
+
+
+def nonce_of(payloads: Sequence[Payload], minimum: int) -> bytes:
+    """The nonce of an exchange; ParseError if there is not exactly one of sufficient size (section 2.10)."""
+    found = [p for p in payloads if isinstance(p, NoncePayload)]
+    if len(found) != 1 or len(found[0].data) < minimum:
+        raise ParseError("the nonce is missing, double or too short")
+    return found[0].data

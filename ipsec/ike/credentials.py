@@ -1,0 +1,244 @@
+"""What IKEv2 authenticates with: shared secrets, private keys, certificates, trust anchors; finding the right one.
+
+A ``Credentials`` is a value: to change what is loaded make another one. It keeps indexes, so that a lookup costs the
+same for one secret and for many thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
+from ipsec.crypto.chain import CertificateError, Chain, verify_chain
+from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern
+from ipsec.crypto.revocation import Crl
+from ipsec.crypto.x509 import Certificate
+from ipsec.errors import ParseError
+from ipsec.ike.config import LocalAuth, RemoteAuth
+
+ISSUERS_MAX = 9
+"certificates above our own that are looked at and sent"
+
+
+@dataclass(frozen=True)
+class SharedSecret:
+    """A PSK and whose it is; without owners it is anybody's. ``name`` is what the configuration calls it."""
+
+    secret: bytes = field(repr=False)
+    owners: tuple[IdentityPattern, ...] = ()
+    name: str = ""
+
+    def match(self, identity: Identity | None) -> int:
+        """How exactly ``identity`` is one of the owners, 0 if it is none."""
+        if not self.owners:
+            return MATCH_ANY
+        if identity is None:
+            return max(MATCH_ANY if owner.any else MATCH_NONE for owner in self.owners)
+        return max(owner.matches(identity) for owner in self.owners)
+
+
+class PrivateKey:
+    """A private key and the DER SubjectPublicKeyInfo of its public half, by which it is found."""
+
+    __slots__ = ("key", "name", "spki")
+
+    def __init__(self, key: PrivateKeyObject, name: str = "") -> None:
+        self.key = key
+        self.spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<PrivateKey {type(self.key).__name__} {self.name}>"
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A trust anchor with what ``authorities { }`` says of it."""
+
+    certificate: Certificate
+    crl_uris: tuple[str, ...] = ()
+    ocsp_uris: tuple[str, ...] = ()
+    name: str = ""
+
+
+class Credentials:
+    """Everything that is loaded. ``certificates`` are our own and those of peers that are trusted as they are."""
+
+    def __init__(
+        self,
+        *,
+        secrets: Iterable[SharedSecret] = (),
+        private_keys: Iterable[PrivateKey] = (),
+        certificates: Iterable[Certificate] = (),
+        authorities: Iterable[Authority] = (),
+        crls: Iterable[Crl] = (),
+    ) -> None:
+        self.secrets = tuple(secrets)
+        self.private_keys = tuple(private_keys)
+        self.certificates = tuple(dict.fromkeys(certificates))
+        self.authorities = tuple(authorities)
+        self.crls = tuple(crls)
+        self.anchors = tuple(dict.fromkeys(authority.certificate for authority in self.authorities))
+        self._trusted = frozenset(self.certificates)
+        self._secrets_of: dict[Identity, list[SharedSecret]] = {}
+        self._loose_secrets: list[SharedSecret] = []
+        "those that have an owner which is no single identity, or none"
+        for secret in self.secrets:
+            self._add_secret(secret)
+        self._keys = {key.spki: key for key in self.private_keys}
+        self._by_subject: dict[object, list[Certificate]] = {}
+        for certificate in (*self.certificates, *self.anchors):
+            self._by_subject.setdefault(certificate.subject_key, []).append(certificate)
+        self._issuers: dict[bytes, tuple[Certificate, ...]] = {}
+        self._certreq = b"".join(anchor.spki_sha1 for anchor in self.anchors)
+        self.revocation_uris: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        "configured CRL and OCSP URIs by the DER of the authority, as ``ipsec.crypto.revocation`` takes them"
+        for authority in self.authorities:
+            if authority.crl_uris or authority.ocsp_uris:
+                self.revocation_uris[authority.certificate.der] = (authority.crl_uris, authority.ocsp_uris)
+
+    def _add_secret(self, secret: SharedSecret) -> None:
+        exact = [owner.exact for owner in secret.owners if owner.exact is not None]
+        for identity in dict.fromkeys(exact):
+            self._secrets_of.setdefault(identity, []).append(secret)
+        if len(exact) != len(secret.owners) or not exact:
+            self._loose_secrets.append(secret)
+
+    def find_psk(self, local: Identity, remote: Identity | None) -> bytes | None:
+        """The shared key between two identities, None if there is none.
+
+        One that names both is better than one that names one, and that better than one for anybody; among equals the
+        peer's identity decides, then how exact the matches are, then the order in which they were loaded.
+        """
+        best: SharedSecret | None = None
+        best_score = (-1, 0, 0)
+        of_local = self._secrets_of.get(local, [])
+        of_remote = self._secrets_of.get(remote, []) if remote is not None else []
+        # What names the peer by a pattern is among the loose ones, so of the rest that name us the first will do:
+        # there may be very many
+        for secret in (*of_remote, *self._loose_secrets, *of_local[:1]):
+            ours, theirs = secret.match(local), secret.match(remote)
+            if ours == theirs == MATCH_NONE:
+                continue
+            score = ((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours)
+            if score > best_score:
+                best, best_score = secret, score
+        return best.secret if best else None
+
+    def private_key_for(self, certificate_or_spki: Certificate | bytes) -> PrivateKey | None:
+        """The private key of a certificate or of a DER SubjectPublicKeyInfo."""
+        spki = certificate_or_spki if isinstance(certificate_or_spki, bytes) else certificate_or_spki.spki
+        return self._keys.get(spki)
+
+    def local_certificate(
+        self, auth: LocalAuth, certreqs: Collection[bytes] = frozenset()
+    ) -> tuple[Certificate, tuple[Certificate, ...]] | None:
+        """The certificate to authenticate with and the intermediates to send with it; None if there is none.
+
+        Candidates are those of the configuration, else all that vouch for our identity; they need their private key.
+        The first that a CA named in ``certreqs`` (SHA-1 of its SubjectPublicKeyInfo) stands above, else the first.
+        """
+        candidates = auth.certs or self._certificates_of(auth.id)
+        candidates = tuple(candidate for candidate in candidates if candidate.spki in self._keys)
+        if len(candidates) > 1 and auth.id is not None:
+            identity = auth.id
+            candidates = tuple(one for one in candidates if one.has_identity(identity)) or candidates
+        if not candidates:
+            return None
+        chosen = candidates[0]
+        if certreqs and len(candidates) > 1:
+            chosen = next((one for one in candidates if self._is_asked_for(one, certreqs)), chosen)
+        return chosen, tuple(issuer for issuer in self.issuers_of(chosen) if not issuer.self_issued)
+
+    def _certificates_of(self, identity: Identity | None) -> tuple[Certificate, ...]:
+        if identity is None:
+            return ()
+        return tuple(one for one in self.certificates if one.spki in self._keys and one.has_identity(identity))
+
+    def _is_asked_for(self, certificate: Certificate, certreqs: Collection[bytes]) -> bool:
+        return any(issuer.spki_sha1 in certreqs for issuer in self.issuers_of(certificate))
+
+    def issuers_of(self, certificate: Certificate) -> tuple[Certificate, ...]:
+        """The loaded certificates above one of ours, its issuer first. Found by name and key id, not verified."""
+        known = self._issuers.get(certificate.der)
+        if known is None:
+            found: list[Certificate] = []
+            current = certificate
+            while len(found) < ISSUERS_MAX and not current.self_issued:
+                issuers = [one for one in self._by_subject.get(current.issuer_key, []) if one not in found]
+                if not issuers:
+                    break
+                agreeing = [one for one in issuers if current.authority_key_id in (None, one.key_id)]
+                current = (agreeing or issuers)[0]
+                found.append(current)
+            known = self._issuers[certificate.der] = tuple(found)
+        return known
+
+    def certreq_data(self, remote: RemoteAuth | None = None) -> bytes:
+        """Contents of our CERTREQ (RFC 7296 section 3.7): the authorities that ``remote`` names, else all loaded."""
+        if remote is not None and remote.cacerts:
+            return b"".join(certificate.spki_sha1 for certificate in remote.cacerts)
+        return self._certreq
+
+    def verify_peer(
+        self,
+        end: Certificate,
+        received: Iterable[Certificate],
+        remote: RemoteAuth,
+        identity: Identity,
+        wall: datetime,
+    ) -> Chain:
+        """The chain from the peer's certificate to what we trust, held against all that ``remote`` asks for but
+        revocation. CertificateError, also if the certificate does not vouch for ``identity`` (RFC 4945 section 3.1).
+
+        AUTH is to be verified with the key of ``chain.end`` and ``remote.constraints``.
+        """
+        try:
+            if not end.has_identity(identity):
+                raise CertificateError(f"the certificate of {end.subject} is not one of {identity}")
+        except ParseError as error:
+            raise CertificateError(str(error)) from None
+        if remote.certs and end not in remote.certs:
+            raise CertificateError(f"the certificate of {end.subject} is not one of those configured")
+        trusted = (end,) if end in remote.certs or end in self._trusted else ()
+
+        def accept(chain: Chain) -> None:
+            _check_authorities(chain, remote)
+
+        return verify_chain(
+            end,
+            received,
+            (*self.anchors, *remote.cacerts, *trusted),
+            wall=wall,
+            constraints=remote.constraints,
+            required_policies=remote.cert_policy,
+            accept=accept if remote.cacerts or remote.ca_id else None,
+        )
+
+    def peer_key(self, spki: bytes, remote: RemoteAuth) -> PublicKey:
+        """The raw public key (RFC 7670) of a peer, if the configuration trusts it. AuthenticationError."""
+        if spki not in remote.pubkeys:
+            raise CertificateError("the raw public key of the peer is not one of those configured")
+        try:
+            key = load_spki(spki)
+        except ParseError as error:
+            raise CertificateError(str(error)) from None
+        remote.constraints.check_key(key)
+        return key
+
+    def __repr__(self) -> str:
+        return (
+            f"<Credentials {len(self.secrets)} secrets, {len(self.private_keys)} keys, "
+            f"{len(self.certificates)} certificates, {len(self.anchors)} authorities>"
+        )
+
+
+def _check_authorities(chain: Chain, remote: RemoteAuth) -> None:
+    if remote.cacerts and not any(certificate in remote.cacerts for certificate in chain.authorities):
+        raise CertificateError(f"none of the authorities configured stands above {chain.end.subject}")
+    if remote.ca_id and not any(certificate.has_identity(remote.ca_id) for certificate in chain.authorities):
+        raise CertificateError(f"no authority {remote.ca_id} stands above {chain.end.subject}")

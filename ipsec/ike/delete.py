@@ -1,0 +1,77 @@
+"""INFORMATIONAL exchanges that close SAs or ask whether the peer lives (RFC 7296 sections 1.4, 2.4)."""
+
+from __future__ import annotations
+
+import logging
+
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.state import ChildState, IkeState
+from ipsec.wire.iana import Protocol
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
+
+log = logging.getLogger(__name__)
+
+
+class DeleteChild(Request):
+    """Close one CHILD_SA at both ends."""
+
+    __slots__ = ("child", "reason")
+
+    def __init__(self, child: ChildSa, reason: str = "") -> None:
+        self.child = child
+        self.reason = reason
+        "for an SA that is not replaced: why it goes"
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """D with the SPI of our inbound SA, by which the peer knows it."""
+        if self.child.state in (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING):
+            return None
+        self.child.change(ChildState.DELETING)
+        return [DeletePayload(Protocol.ESP, [self.child.spi_in.to_bytes(4, "big")])]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The peer sends no more through it; what is on its way is still taken for a while."""
+        if self.child.state is ChildState.DELETING:
+            sa.core.child_deleted(self.child, self.reason, now)
+
+
+class DeleteIke(Request):
+    """Close the IKE_SA. ``notify`` says what was wrong, in place of a Delete payload, before it was established."""
+
+    __slots__ = ("notify", "reason")
+
+    def __init__(self, reason: str, notify: NotifyPayload | None = None) -> None:
+        self.reason = reason
+        self.notify = notify
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """D for the IKE_SA itself."""
+        if sa.state is IkeState.DELETING:
+            return None
+        sa.change(IkeState.DELETING)
+        return [self.notify if self.notify is not None else DeletePayload(Protocol.IKE, [])]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The peer knows."""
+        sa.destroy(self.reason, now)
+
+    def lost(self, sa: IkeSa, now: float) -> None:
+        """The peer may not know; its liveness check will tell it."""
+
+
+class Liveness(Request):
+    """An empty request: does the peer still have this IKE_SA (RFC 7296 section 2.4)?"""
+
+    __slots__ = ("payloads",)
+
+    def __init__(self, payloads: list[Payload] | None = None) -> None:
+        self.payloads = payloads or []
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """Nothing, or what MOBIKE adds."""
+        return self.payloads
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """It does."""
+        sa.core.alive(sa, payloads, now)

@@ -1,0 +1,125 @@
+"""What the timers of IKE_SAs and CHILD_SAs do when they come due."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ipsec.ike.create_child import superseded
+from ipsec.ike.delete import DeleteChild, Liveness
+from ipsec.ike.events import KEEPALIVE
+from ipsec.ike.lifetimes import Timer
+from ipsec.ike.mobike import detection
+from ipsec.ike.state import CHILD_UP, ChildState, IkeState
+
+if TYPE_CHECKING:
+    from ipsec.ike.child_sa import ChildSa
+    from ipsec.ike.engine import IkeEngine
+    from ipsec.ike.sa import IkeSa
+
+log = logging.getLogger(__name__)
+
+
+def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: float) -> None:
+    """A timer of an IKE_SA, or of one of its CHILD_SAs, has come due."""
+    if child is not None:
+        _handle_child(core, kind, sa, child, now)
+        return
+    match kind:
+        case Timer.RETRANSMIT:
+            if not sa.retransmit(now):
+                _unanswered(core, sa, now)
+        case Timer.HALF_OPEN:
+            log.warning("%s: %s has not authenticated itself in time", sa, sa.path.remote)
+            sa.destroy("not authenticated in time", now)
+        case Timer.GIVE_UP:
+            sa.destroy(f"{sa.path.remote} answers {sa.unauthenticated_error}", now)
+        case Timer.DPD:
+            _check_liveness(core, sa, now)
+        case Timer.KEEPALIVE:
+            _keep_alive(core, sa, now)
+        case Timer.REKEY:
+            core.rekey_ike_sa(sa, now)
+        case Timer.REAUTH:
+            core.reauthenticate(sa, now)
+        case Timer.OVER:
+            log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
+            core.terminate_ike(sa, now, "expired")
+        case Timer.REPLACED:
+            core.terminate_ike(sa, now, "replaced")
+        case Timer.RETRY:
+            for request in core.retries(sa):
+                sa.ask(request, now)
+
+
+def _handle_child(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa, now: float) -> None:
+    match kind:
+        case Timer.CHILD_REKEY:
+            core.rekey_child(child, now)
+        case Timer.CHILD_LIFE:
+            _expire(core, child, now)
+        case Timer.CHILD_IDLE:
+            _check_idle(core, child, now)
+        case Timer.CHILD_GONE:
+            core.forget_child(child)
+            sa.remove_child(child)
+
+
+def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """The peer is dead as far as we can tell (RFC 7296 section 2.4)."""
+    if sa.state is IkeState.DELETING or sa.quiet:
+        sa.destroy("no answer to our Delete", now)
+    elif sa.established:
+        core.failed(sa, "no answer", now)
+    else:
+        why = sa.unauthenticated_error or "no answer"
+        log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
+        sa.destroy(why, now)
+
+
+def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Ask only if nothing came for long enough, neither IKE nor ESP (section 2.4)."""
+    delay = sa.connection.dpd_delay
+    used = [core.host.last_use(child) for child in sa.children.values() if child.has_in]
+    last = max([sa.last_in, *(when for when in used if when is not None)])
+    if now - last >= delay:
+        if sa.pending is None and sa.established:
+            sa.ask(Liveness(detection(sa) if sa.mobike and sa.initiator else None), now)
+        last = now
+    core.timers.set((Timer.DPD, sa.uid), last + delay)
+
+
+def _keep_alive(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    interval = core.settings.keep_alive
+    if not sa.nat_local:
+        return
+    last = sa.last_out
+    for child in sa.children.values():
+        used = core.host.last_traffic(child)
+        last = max(last, used) if used is not None else last
+    if now - last >= interval:
+        core.send(KEEPALIVE, sa.path)
+        sa.last_out = last = now
+    core.timers.set((Timer.KEEPALIVE, sa.uid), last + interval)
+
+
+def _expire(core: IkeEngine, child: ChildSa, now: float) -> None:
+    if child.state in CHILD_UP:
+        log.warning("%s: CHILD_SA %s has reached its end without being rekeyed", child.ike, child)
+        # a successor whose Delete for this one never came takes over
+        replaced = superseded(child, now)
+        if child.state is ChildState.REKEYING:
+            child.change(ChildState.REKEYED)
+        child.ike.ask(DeleteChild(child, "" if replaced else "expired"), now)
+
+
+def _check_idle(core: IkeEngine, child: ChildSa, now: float) -> None:
+    if child.state not in CHILD_UP:
+        return
+    used = core.host.last_traffic(child)
+    since = now - max(child.installed_at, used if used is not None else 0.0)
+    if since >= child.config.inactivity:
+        log.info("%s: CHILD_SA %s was idle for %d s", child.ike, child, since)
+        core.terminate_child(child, now, "inactive")
+    else:
+        core.timers.set((Timer.CHILD_IDLE, child.uid), now + child.config.inactivity - since)

@@ -1,0 +1,570 @@
+"""The IKEv2 engine: all IKE_SAs of a host, without sockets, clock or randomness of its own.
+
+Five verbs move it: ``receive_datagram``, ``handle_timer``, ``next_timer``, ``datagrams_to_send``, ``next_event``;
+commands start and end things. After any call: handle all events, then send the datagrams, then arm the timer. Nothing
+blocks.
+What waits for the outside (certificate status) is an event out and a command in.
+
+An exception that should not be costs the IKE_SA it happens in, never the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from ipsec.crypto.revocation import Crl, OcspResponse
+from ipsec.errors import ParseError
+from ipsec.ike import due, lifetimes, natd, qcd, redirect
+from ipsec.ike.auth import AuthRequest, handle_auth
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig, Unique
+from ipsec.ike.config_payload import Pool
+from ipsec.ike.create_child import CreateChild, handle_create_child
+from ipsec.ike.credentials import Credentials
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
+from ipsec.ike.errors import PeerError, SaFailedError
+from ipsec.ike.events import (
+    ChildDown,
+    ChildNotMade,
+    IkeMoved,
+    IkeUp,
+    Initiate,
+    IpAddress,
+    MoveChild,
+    Path,
+    RevocationNeeded,
+    TrapWanted,
+)
+from ipsec.ike.informational import handle_informational
+from ipsec.ike.init import AuthProgress, handle_init_request, handle_init_response, start_init
+from ipsec.ike.lifetimes import Timer
+from ipsec.ike.mobike import UpdateAddresses, behind_nat
+from ipsec.ike.proof import certificate_requests
+from ipsec.ike.redirect import Gateway, LoopGuard
+from ipsec.ike.registry import Registry
+from ipsec.ike.rekey import RekeyIke, handle_rekey
+from ipsec.ike.sa import IkeSa, digest
+from ipsec.ike.state import CHILD_UP, ChildState, IkeState
+from ipsec.ike.status import StatusUnknownError
+from ipsec.ike.table import ConnectionTable
+from ipsec.wire.iana import ExchangeType, NotifyType, Protocol
+from ipsec.wire.ike import (
+    FLAG_INITIATOR,
+    FLAG_RESPONSE,
+    HEADER_LEN,
+    Header,
+    emit_header,
+    emit_payloads,
+    parse_header,
+    parse_payloads,
+)
+from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
+
+log = logging.getLogger(__name__)
+
+
+class IkeEngine(Registry):
+    """See the module's text."""
+
+    # -- the five verbs
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """A datagram that is not ESP, without its non-ESP marker."""
+        self.now = now
+        sa: IkeSa | None = None
+        try:
+            header = parse_header(data)
+            sa = self.by_spi.get(header.spi_r if header.initiator else header.spi_i)
+            if header.major != 2:
+                self._answer_stranger(header, path, NotifyPayload(NotifyType.INVALID_MAJOR_VERSION))
+            elif header.exchange == ExchangeType.IKE_SA_INIT:
+                self._receive_init(sa, header, data, path, now)
+            elif sa is None or not (header.spi_i == sa.spi_i and header.spi_r == sa.spi_r):
+                self._receive_unknown(header, data, path)
+            elif header.next_payload == 41 and header.exchange == ExchangeType.INFORMATIONAL:
+                self._receive_token(sa, header, data, now)
+            else:
+                sa.receive(header, data, path, now)
+        except ParseError as error:
+            if self.may_speak(now):
+                log.debug("dropped %d octets from %s: %s", len(data), path.remote, error)
+        except Exception:
+            self._contain(sa, now)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what has come due."""
+        self.now = now
+        for key in self.timers.due(now):
+            assert isinstance(key, tuple)
+            kind, uid = key
+            child = self.children.get(uid)
+            sa = child.ike if child is not None else self.sas.get(uid)
+            if sa is None or sa.state is IkeState.DESTROYING:
+                continue
+            try:
+                due.handle(self, kind, sa, child, now)
+            except SaFailedError as error:
+                sa.destroy(str(error), now)
+            except Exception:
+                self._contain(sa, now)
+
+    def _contain(self, sa: IkeSa | None, now: float) -> None:
+        """A bug of ours: the IKE_SA at hand pays for it. The traceback names code, never contents."""
+        log.exception("this is a bug%s", f"; giving up {sa}" if sa is not None else "")
+        if sa is not None and sa.state is not IkeState.DESTROYING:
+            try:
+                sa.destroy("internal error", now)
+            except Exception:
+                log.exception("this is a bug, too")
+                self.forget(sa, now)
+
+    # -- datagrams
+
+    def _receive_init(self, sa: IkeSa | None, header: Header, data: bytes, path: Path, now: float) -> None:
+        if not header.response:
+            handle_init_request(self, header, data, path, now)
+        elif sa is not None and sa.initiator and sa.spi_i == header.spi_i:
+            try:
+                handle_init_response(sa, header, data, path, now)
+            except SaFailedError as error:
+                sa.destroy(str(error), now)
+
+    def _receive_unknown(self, header: Header, data: bytes, path: Path) -> None:
+        """Somebody uses SPIs that we do not have (RFC 7296 section 2.21.4, RFC 6290 section 4.3)."""
+        ours = header.spi_r if header.initiator else header.spi_i
+        closed = self.closed.get(ours)
+        if closed is not None:
+            if not header.response and digest(data) == closed[0]:
+                for datagram in closed[1]:
+                    self.send(datagram, path)
+            return
+        if header.response or header.spi_r == bytes(8) or ours in self.by_spi:
+            return
+        payloads: list[Payload] = [NotifyPayload(NotifyType.INVALID_IKE_SPI)]
+        if self.settings.qcd_secret:
+            token = qcd.make(self.settings.qcd_secret, header.spi_i, header.spi_r)
+            payloads.append(NotifyPayload(NotifyType.QUICK_CRASH_DETECTION, token))
+        self._answer_stranger(header, path, *payloads)
+
+    def _receive_token(self, sa: IkeSa, header: Header, data: bytes, now: float) -> None:
+        """An unprotected message about an IKE_SA of ours: only the peer's token makes it more than noise."""
+        for payload in parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False):
+            if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.QUICK_CRASH_DETECTION:
+                if qcd.verify(sa.peer_token, payload.data):
+                    log.warning("%s: %s has lost its state (RFC 6290)", sa, sa.path.remote)
+                    self.failed(sa, "the peer has restarted", now)
+                return
+
+    def _answer_stranger(self, header: Header, path: Path, *payloads: Payload) -> None:
+        """One unprotected response to a request, as long as there are not too many of them."""
+        if header.response or not self.may_speak(self.now):
+            return
+        first, content = emit_payloads(payloads)
+        flags = FLAG_RESPONSE | (0 if header.initiator else FLAG_INITIATOR)
+        size = HEADER_LEN + len(content)
+        head = emit_header(header.spi_i, header.spi_r, first, header.exchange, flags, header.message_id, size)
+        self.send(head + content, path)
+
+    def handle_request(
+        self, sa: IkeSa, exchange: int, payloads: list[Payload], path: Path, now: float
+    ) -> list[Payload] | None:
+        """The one place where requests of an IKE_SA are told apart; state.ACCEPTED_REQUESTS has been heeded."""
+        if exchange == ExchangeType.IKE_AUTH:
+            return handle_auth(sa, payloads, now)
+        if exchange == ExchangeType.INFORMATIONAL:
+            return handle_informational(sa, payloads, path, now)
+        offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
+        if offer is None:
+            raise ParseError("CREATE_CHILD_SA without SA")
+        if any(p.protocol == Protocol.IKE for p in offer.proposals):
+            return handle_rekey(sa, payloads, now)
+        return handle_create_child(sa, payloads, now)
+
+    def heard(self, sa: IkeSa, header: Header, path: Path, now: float) -> None:
+        """An authentic message came. Without MOBIKE, a peer behind a NAT is where it sends from (section 2.23)."""
+        if header.response or path == sa.path:
+            return
+        if sa.state is IkeState.CONNECTING:
+            # section 2.23: the initiator floats to the NAT-T port, and the responder answers and stays there
+            sa.path = path
+            return
+        if sa.mobike or not sa.established or sa.nat_local:
+            return
+        if sa.nat_remote and path.remote_port != 0:
+            log.info("%s: the peer is at %s[%d] now", sa, path.remote, path.remote_port)
+            self.move_ike(sa, path, now)
+            self.move_children(sa, now)
+
+    # -- commands
+
+    def load(
+        self,
+        connections: Iterable[Connection],
+        credentials: Credentials,
+        pools: Iterable[PoolConfig] = (),
+    ) -> None:
+        """Replace the configuration. IKE_SAs that are up keep theirs; pools that did not change keep their leases."""
+        self.credentials = credentials
+        self.table = ConnectionTable(connections, self.host.resolved)
+        found = {}
+        for config in pools:
+            pool = self.pools.get(config.name)
+            found[config.name] = pool if pool is not None and pool.config == config else Pool(config)
+        self.pools = found
+
+    def initiate(
+        self,
+        connection: Connection,
+        children: Sequence[tuple[ChildConfig, int]],
+        path: Path,
+        now: float,
+        *,
+        replaces: int = 0,
+        redirected_from: IpAddress | None = None,
+    ) -> IkeSa:
+        """Bring up children, each with the reqid of its trap or 0: through an IKE_SA that is there, or a new one.
+
+        ``replaces`` is an IKE_SA that goes when the new one is up, whose CHILD_SAs are made again.
+        """
+        self.now = now
+        old = self.sas.get(replaces)
+        wanted = [(child, reqid) for child, reqid in children if not child.shunt]
+        if old is not None:
+            wanted += [(child.config, child.reqid) for child in old.children_up()]
+        else:
+            for sa in self.sas.values():
+                if sa.connection is connection and sa.initiator and not sa.quiet and self._joins(sa, wanted, now):
+                    return sa
+        sa = self.new_sa(connection, initiator=True, path=path)
+        sa.spi_i = self.new_spi()
+        self.by_spi[sa.spi_i] = sa
+        sa.replaces = old.uid if old is not None else 0
+        sa.auth = AuthProgress()
+        sa.auth.configs = wanted
+        log.info("%s: connecting to %s", sa, path.remote)
+        start_init(sa, now, redirected_from=redirected_from)
+        return sa
+
+    def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:
+        """Whether these children can come up through an IKE_SA that is there (``reuse_ikesa``)."""
+        if sa.established:
+            for config, reqid in wanted:
+                sa.ask(CreateChild(config, reqid=reqid), now)
+            return True
+        if sa.state is IkeState.CONNECTING and sa.auth is not None:
+            sa.auth.configs += [item for item in wanted if item not in sa.auth.configs]
+            return True
+        return False
+
+    def terminate_ike(self, sa: IkeSa, now: float, reason: str = "terminated") -> None:
+        """Close an IKE_SA at both ends."""
+        self.now = now
+        if sa.established or sa.state is IkeState.REKEYED:
+            sa.queue.clear()
+            sa.ask(DeleteIke(reason), now)
+        elif sa.state is not IkeState.DELETING:
+            sa.destroy(reason, now)
+
+    def terminate_child(self, child: ChildSa, now: float, reason: str = "terminated") -> None:
+        """Close a CHILD_SA at both ends."""
+        self.now = now
+        child.ike.ask(DeleteChild(child, reason), now)
+
+    def rekey_ike_sa(self, sa: IkeSa, now: float) -> None:
+        """Replace the keys of an IKE_SA."""
+        self.now = now
+        sa.ask(RekeyIke(), now)
+
+    def rekey_child(self, child: ChildSa, now: float) -> None:
+        """Replace a CHILD_SA."""
+        self.now = now
+        if child.state is ChildState.INSTALLED and child.peer_rekey is None:
+            child.ike.ask(CreateChild(child.config, replaces=child), now)
+
+    def reauthenticate(self, sa: IkeSa, now: float) -> None:
+        """Make the IKE_SA anew, from IKE_SA_INIT on, and let the old one go when the new one is up."""
+        if self.settings.make_before_break:
+            self.emit(Initiate(sa.name, None, replaces=sa.uid))
+            return
+        for child in sa.children_up():
+            self.emit(Initiate(sa.name, child.name))
+        self.terminate_ike(sa, now, "re-authenticating")
+
+    def update_address(self, sa: IkeSa, local: IpAddress, now: float) -> None:
+        """Our own address changed (RFC 4555); without MOBIKE the peer finds out from where our next request comes."""
+        self.now = now
+        if sa.established and local != sa.path.local and local.version == sa.path.remote.version:
+            path = sa.path._replace(local=local)
+            if sa.mobike and sa.initiator:
+                sa.ask(UpdateAddresses(path), now, first=True)
+                return
+            self.move_ike(sa, path, now)
+            self.move_children(sa, now)
+            sa.ask(Liveness(), now)
+
+    def peer_moved(self, child: ChildSa, path: Path, now: float) -> None:
+        """ESP came from another address (RFC 7296 section 2.23); the data path has followed already."""
+        sa = child.ike
+        if sa.established and sa.nat_remote and not sa.nat_local:
+            self.move_ike(sa, path, now)
+
+    def expire_child(self, child: ChildSa, now: float, *, hard: bool) -> None:
+        """A lifetime by volume ended."""
+        self.now = now
+        if not hard:
+            self.rekey_child(child, now)
+        elif child.state in CHILD_UP:
+            log.warning("%s: CHILD_SA %s is used up", child.ike, child)
+            self.terminate_child(child, now, "expired")
+
+    def child_failed(self, child: ChildSa, reason: str, now: float) -> None:
+        """The data path did not take the SAs that InstallChild asked for."""
+        self.now = now
+        log.error("%s: CHILD_SA %s cannot be installed: %s", child.ike, child, reason)
+        if child.uid in child.ike.children:
+            child.has_in = child.has_out = False
+            self.terminate_child(child, now, f"cannot be installed: {reason}")
+
+    def redirect_peer(self, sa: IkeSa, gateway: Gateway, now: float) -> None:
+        """Ask an initiator to go to another gateway (RFC 5685 section 5)."""
+        if sa.established and not sa.initiator:
+            sa.ask(Liveness([redirect.redirect(gateway)]), now)
+
+    def stop(self, now: float) -> None:
+        """Close everything; when ``sas`` is empty, or patience is at its end, it is done."""
+        self.now = now
+        for sa in list(self.sas.values()):
+            self.terminate_ike(sa, now, "shutting down")
+
+    def status_known(
+        self, ticket: int, now: float, crls: Iterable[Crl] = (), responses: Iterable[OcspResponse] = ()
+    ) -> None:
+        """What RevocationNeeded asked for is there, as far as it could be had."""
+        self.now = now
+        waiting = self._waiting.pop(ticket, None)
+        if waiting is None:
+            return
+        sa, go_on, unknown = waiting
+        if sa.state is IkeState.DESTROYING:
+            return
+        sa.deferred = None
+        try:
+            self.status.add(unknown.sources, crls, responses, self.host.wall())
+            go_on(now)
+            sa.ask_next(now)
+        except SaFailedError as error:
+            sa.destroy(str(error), now)
+        except Exception:
+            self._contain(sa, now)
+
+    # -- what the exchanges need
+
+    def certificate_requests(self, connection: Connection) -> list[Payload]:
+        """CERTREQ, if we want a certificate and may ask."""
+        return certificate_requests(connection, self.credentials)
+
+    def fakes_nat(self, connection: Connection) -> bool:
+        """Whether both ends are to believe in a NAT, so that ESP comes in UDP."""
+        return connection.encap or self.settings.force_encapsulation
+
+    def encapsulates(self, sa: IkeSa) -> bool:
+        """ESP in UDP (RFC 3948)."""
+        return sa.nat_local or sa.nat_remote or self.fakes_nat(sa.connection)
+
+    def may_fragment(self, sa: IkeSa) -> bool:
+        """Whether the peer takes fragments and we send them."""
+        return sa.fragmentation and sa.connection.fragmentation is Fragmentation.YES
+
+    def redirect_to(self, path: Path) -> Gateway | None:
+        """Another gateway for initiators, if this one is to take none."""
+        return self.settings.redirect_to or None
+
+    def redirected(self, sa: IkeSa, gateway: Gateway, now: float) -> None:
+        """We are to go elsewhere (RFC 5685)."""
+        guard = self._guards.setdefault(sa.name, LoopGuard())
+        if not self.settings.follow_redirects or not guard.follow(now):
+            log.warning("%s: %s sends us to %s, not followed", sa, sa.path.remote, gateway)
+            return
+        log.info("%s: %s sends us to %s", sa, sa.path.remote, gateway)
+        names: list[str | None] = [c.name for c in sa.children_up()]
+        if sa.auth is not None:
+            names += [config.name for config, _ in sa.auth.configs]
+        for name in names or [None]:
+            self.emit(Initiate(sa.name, name, remote=gateway, redirected_from=sa.path.remote))
+        self.terminate_ike(sa, now, "redirected")
+
+    def take_redirect(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
+        """REDIRECT under protection."""
+        for payload in payloads:
+            if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.REDIRECT and sa.initiator:
+                self.redirected(sa, redirect.parse_redirect(payload.data), now)
+                return
+
+    def token_payloads(self, sa: IkeSa) -> list[Payload]:
+        """Our QUICK_CRASH_DETECTION token (RFC 6290 section 4.2)."""
+        if not self.settings.qcd or not self.settings.qcd_secret:
+            return []
+        token = qcd.make(self.settings.qcd_secret, sa.spi_i, sa.spi_r)
+        return [NotifyPayload(NotifyType.QUICK_CRASH_DETECTION, token)]
+
+    def note_token(self, sa: IkeSa, payloads: Sequence[Payload]) -> None:
+        """The peer's token."""
+        for payload in payloads:
+            if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.QUICK_CRASH_DETECTION:
+                sa.peer_token = qcd.parse(payload.data)
+
+    def ask_status(self, sa: IkeSa, unknown: StatusUnknownError, go_on: Callable[[float], None]) -> None:
+        """Put an authentication off until the status of certificates is known."""
+        ticket = self.next_uid()
+        self._waiting[ticket] = sa, go_on, unknown
+        sa.deferred = go_on
+        self.emit(RevocationNeeded(ticket, unknown.sources))
+
+    # -- an IKE_SA's way
+
+    def init_done(self, sa: IkeSa, now: float) -> None:
+        """The initiator has keys: authenticate, from the NAT-T port if there is one (RFC 7296 section 2.23)."""
+        settings = self.settings
+        if sa.path.local_port == settings.port and sa.path.remote_port == sa.connection.remote_port == 500:
+            nat = sa.nat_local or sa.nat_remote or self.fakes_nat(sa.connection)
+            if nat or sa.connection.mobike:
+                sa.path = sa.path._replace(local_port=settings.port_nat_t, remote_port=4500)
+        self.timers.cancel((Timer.GIVE_UP, sa.uid))
+        sa.ask(AuthRequest(), now)
+
+    def established(self, sa: IkeSa, now: float) -> None:
+        """Both ends are authenticated. A second call does nothing."""
+        if sa.established_at:
+            return
+        sa.change(IkeState.ESTABLISHED)
+        sa.established_at = now
+        sa.init = None
+        sa.auth = None
+        if sa.keys is not None:
+            sa.keys.keep_sk_d()
+        self.close_half_open(sa)
+        self.by_peer.setdefault((sa.our_id, sa.peer_id), {})[sa.uid] = sa
+        lifetimes.arm_ike(self, sa, now)
+        log.info("%s: established between %s[%s]...%s[%s]", sa, sa.path.local, sa.our_id, sa.path.remote, sa.peer_id)
+        self.emit(IkeUp(sa))
+        old = self.sas.get(sa.replaces)
+        if old is not None:
+            old.quiet = True
+            old.queue.clear()
+            lifetimes.disarm(self, old)
+            self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
+
+    def check_unique(self, sa: IkeSa, contact: bool, now: float) -> None:
+        """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
+        policy = sa.connection.unique
+        others = [o for o in self.by_peer.get((sa.our_id, sa.peer_id), {}).values() if o is not sa and o.established]
+        if policy is Unique.NEVER or not others:
+            return
+        if contact:
+            for other in others:
+                log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
+                other.destroy("INITIAL_CONTACT", now)
+        elif policy is Unique.KEEP:
+            why = f"{sa.peer_id} is connected already and unique = keep"
+            raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True)
+        elif policy is Unique.REPLACE:
+            for other in others:
+                log.info("%s: replaces %s", sa, other)
+                self.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
+
+    def succeeded(self, old: IkeSa, new: IkeSa, now: float) -> None:
+        """A rekeyed IKE_SA has a successor that is in use."""
+        lifetimes.disarm(self, old)
+        peers = self.by_peer.setdefault((new.our_id, new.peer_id), {})
+        peers.pop(old.uid, None)
+        peers[new.uid] = new
+        new.established_at = now
+        lifetimes.arm_ike(self, new, now, reauth=False)
+        self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
+
+    def failed(self, sa: IkeSa, reason: str, now: float) -> None:
+        """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
+        actions = [(child.config, child.config.dpd_action) for child in sa.children_up()]
+        log.warning("%s: %s is lost: %s", sa, sa.path.remote, reason)
+        sa.destroy(reason, now)
+        for config, action in actions:
+            self.act(sa.connection, config, action)
+
+    def closed_by_peer(self, sa: IkeSa, now: float) -> None:
+        """The peer closed an IKE_SA with everything in it."""
+        for child in sa.children_up():
+            self.act(sa.connection, child.config, child.config.close_action)
+
+    def act(self, connection: Connection, config: ChildConfig, action: Action) -> None:
+        """Bring a child up again, or let it wait for traffic."""
+        if Action.START in action:
+            self.emit(Initiate(connection.name, config.name))
+        if Action.TRAP in action:
+            self.emit(TrapWanted(connection.name, config.name))
+
+    def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
+        """Another way to the peer; CHILD_SAs follow with ``move_children``."""
+        if path != sa.path:
+            old, sa.path = sa.path, path
+            self.emit(IkeMoved(sa, old))
+
+    def move_children(self, sa: IkeSa, now: float) -> None:
+        """CHILD_SAs go the way of their IKE_SA."""
+        for child in sa.children.values():
+            child.encap = self.encapsulates(sa)
+            if child.has_in:
+                self.emit(MoveChild(child, sa.path, child.encap))
+
+    def alive(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
+        """A liveness check was answered. With MOBIKE it also shows whether a NAT gave us another address."""
+        nats = behind_nat(sa, payloads, sa.path) if sa.mobike and sa.initiator else None
+        if nats is None:
+            return
+        seen = [p.data for p in payloads if isinstance(p, NotifyPayload)
+                and p.notify == NotifyType.NAT_DETECTION_DESTINATION_IP]  # fmt: skip
+        mapped = natd.hash(sa.spi_i, sa.spi_r, sa.path.local, sa.path.local_port)
+        fingerprint = seen[0] if seen[0] != mapped else b""
+        if sa.seen_as is not None and sa.seen_as != fingerprint:
+            sa.ask(UpdateAddresses(), now)
+        sa.seen_as = fingerprint
+
+    # -- a CHILD_SA's way
+
+    def busy_with_children(self, sa: IkeSa) -> bool:
+        """Whether a CHILD_SA is being created, rekeyed or closed by us (section 2.25.2)."""
+        request = sa.pending.request if sa.pending is not None else None
+        return isinstance(request, CreateChild | DeleteChild)
+
+    def child_not_made(self, sa: IkeSa, config: ChildConfig, why: str, now: float) -> None:
+        """A CHILD_SA that we asked for did not come to be."""
+        self.emit(ChildNotMade(sa, config, why))
+
+    def child_deleted(self, child: ChildSa, reason: str, now: float) -> None:
+        """Both ends know that a CHILD_SA is closed."""
+        sa = child.ike
+        if not child.has_in and not child.has_out:
+            self.forget_child(child)
+            self.host.free_spi(child.spi_in)
+            sa.children.pop(child.uid, None)
+            child.change(ChildState.DESTROYING)
+        elif reason:
+            self.emit(ChildDown(child, reason))
+            self.forget_child(child)
+            sa.remove_child(child)
+        else:
+            self.linger(child, now)
+
+    def linger(self, child: ChildSa, now: float) -> None:
+        """Take packets that are on their way for a while, then remove the SAs."""
+        child.change(ChildState.DELETED)
+        self.forget_child(child)
+        self.children[child.uid] = child
+        self.timers.set((Timer.CHILD_GONE, child.uid), now + self.settings.delete_rekeyed_delay)
+
+    def drop_child(self, child: ChildSa, reason: str, now: float) -> None:
+        """The IKE_SA of a CHILD_SA ends."""
+        if child.state in CHILD_UP:
+            self.emit(ChildDown(child, reason))
+        self.forget_child(child)
+        child.ike.remove_child(child)

@@ -1,0 +1,34 @@
+"""What the engine asks of whoever runs it: the data path's SPIs and counters, the calendar, and addresses."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.events import IpAddress
+
+
+class Host(Protocol):
+    """Every call returns at once."""
+
+    def allocate_spi(self) -> int:
+        """An SPI that no inbound SA of ours has."""
+
+    def free_spi(self, spi: int) -> None:
+        """That SPI was not used after all."""
+
+    def last_use(self, child: ChildSa) -> float | None:
+        """``now`` of the last packet that came in through a CHILD_SA; None if none did."""
+
+    def last_traffic(self, child: ChildSa) -> float | None:
+        """The same for either direction."""
+
+    def wall(self) -> datetime:
+        """The calendar's time, UTC, for the validity of certificates only."""
+
+    def resolved(self, name: str) -> tuple[IpAddress, ...]:
+        """The addresses of a host as far as they are known."""
+
+    def local_addresses(self) -> tuple[IpAddress, ...]:
+        """Our addresses that a peer may use instead of the one in use (RFC 4555 section 3.4)."""

@@ -1,0 +1,107 @@
+"""INFORMATIONAL requests of the peer: deletes, liveness, MOBIKE, redirection (RFC 7296 section 1.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.create_child import superseded
+from ipsec.ike.events import ChildDown, Path
+from ipsec.ike.mobike import behind_nat, detection, handle_update, take_addresses
+from ipsec.ike.rekey import closed_by_peer
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import CHILD_UP, ChildState
+from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, name_of
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
+
+log = logging.getLogger(__name__)
+
+
+def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
+    """Do what the peer says; None if the response is on its way already."""
+    deletes = [p for p in payloads if isinstance(p, DeletePayload)]
+    if any(p.protocol == Protocol.IKE for p in deletes):
+        _close_ike(sa, path, now)
+        return None
+    reply: list[Payload] = []
+    for payload in payloads:
+        if isinstance(payload, NotifyPayload):
+            answer = _heed(sa, payload, payloads, path, now)
+            if answer is None:
+                return None
+            reply += answer
+    spis = [spi for p in deletes if p.protocol == Protocol.ESP for spi in p.spis]
+    gone = close_children(sa, spis, now)
+    if gone:
+        # section 1.4.1: the paired SAs, except those that our own Delete in flight names
+        reply.append(DeletePayload(Protocol.ESP, gone))
+    take_addresses(sa, payloads)
+    return reply
+
+
+def _close_ike(sa: IkeSa, path: Path, now: float) -> None:
+    """The response to a Delete of the IKE_SA is empty, and the last message under its keys (section 1.4.1)."""
+    closed_by_peer(sa, now)
+    sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
+    if not sa.quiet:
+        log.info("%s: closed by the peer", sa)
+        sa.core.closed_by_peer(sa, now)
+    sa.destroy("closed by the peer", now)
+
+
+def _heed(
+    sa: IkeSa, notify: NotifyPayload, payloads: Sequence[Payload], path: Path, now: float
+) -> list[Payload] | None:
+    number = notify.notify
+    if number == NotifyType.UPDATE_SA_ADDRESSES:
+        return handle_update(sa, list(payloads), path, now)
+    if number == NotifyType.COOKIE2:
+        return [NotifyPayload(NotifyType.COOKIE2, notify.data)] if len(notify.data) <= 64 else []
+    if number == NotifyType.NAT_DETECTION_SOURCE_IP and sa.mobike:
+        updates = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.UPDATE_SA_ADDRESSES for p in payloads)
+        # RFC 4555 section 3.8: a liveness check that also looks for changes of a NAT
+        return [] if updates or behind_nat(sa, payloads, path) is None else detection(sa)
+    if number == NotifyType.REDIRECT and sa.initiator:
+        sa.core.take_redirect(sa, [notify], now)
+        return []
+    if number == NotifyType.AUTHENTICATION_FAILED:
+        # section 2.21.2: the initiator could not authenticate us, and has dropped its end
+        log.warning("%s: the peer does not believe that we are %s", sa, sa.our_id)
+        sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
+        sa.destroy("the peer could not authenticate us", now)
+        return None
+    if number < 16384:
+        log.warning("%s: the peer reports %s", sa, name_of(NotifyType, number))
+    return []
+
+
+def close_children(sa: IkeSa, spis: Sequence[bytes], now: float) -> list[bytes]:
+    """Close CHILD_SAs by the SPIs of the peer's inbound SAs; the SPIs of ours."""
+    gone: list[bytes] = []
+    for spi in spis:
+        child = sa.child_by_spi_out(int.from_bytes(spi, "big")) if len(spi) == 4 else None
+        if child is None or child.state in (ChildState.DELETING, ChildState.DELETED):
+            # section 1.4.1, 2.25.1: unknown, or we have sent a Delete for it ourselves
+            continue
+        gone.append(child.spi_in.to_bytes(4, "big"))
+        _close_child(sa, child, now)
+    return gone
+
+
+def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
+    up = child.state in CHILD_UP
+    if superseded(child, now) is not None or child.state is ChildState.REKEYED:
+        # replaced: packets that are on their way are still taken for a while
+        sa.core.linger(child, now)
+        return
+    if not up:
+        # the redundant successor of a collision, never used
+        sa.core.forget_child(child)
+        sa.remove_child(child)
+        return
+    log.info("%s: CHILD_SA %s closed by the peer", sa, child)
+    sa.core.forget_child(child)
+    sa.core.emit(ChildDown(child, "closed by the peer"))
+    sa.remove_child(child)
+    sa.core.act(sa.connection, child.config, child.config.close_action)

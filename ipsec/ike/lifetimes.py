@@ -1,0 +1,101 @@
+"""All timers of IKE_SAs and CHILD_SAs: what they are for and when they are set. ``due`` says what they do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from ipsec.ike.state import IkeState
+
+if TYPE_CHECKING:
+    from ipsec.ike.child_sa import ChildSa
+    from ipsec.ike.engine import IkeEngine
+    from ipsec.ike.sa import IkeSa
+
+#: an IKE_SA that was replaced and is never deleted by the peer that should
+REPLACED_S = 60.0
+
+
+class Timer(IntEnum):
+    """Kinds of timers; the key of one is (kind, unique id of its SA)."""
+
+    RETRANSMIT = 1
+    "send the request under way again (RFC 7296 section 2.1)"
+    HALF_OPEN = 2
+    "responder: the initiator has not authenticated itself"
+    GIVE_UP = 3
+    "initiator: after an unauthenticated error nothing better came"
+    DPD = 4
+    "is the peer alive (section 2.4)?"
+    KEEPALIVE = 5
+    "keep the NAT's mapping (RFC 3948 section 4)"
+    REKEY = 6
+    REAUTH = 7
+    OVER = 8
+    "neither rekeyed nor re-authenticated in time: close"
+    REPLACED = 9
+    "a successor is in use, and the peer has not deleted this one"
+    RETRY = 10
+    "ask for a CHILD_SA again"
+    CHILD_REKEY = 11
+    CHILD_LIFE = 12
+    "hard lifetime of a CHILD_SA"
+    CHILD_IDLE = 13
+    "inactivity"
+    CHILD_GONE = 14
+    "packets that were on their way have come"
+
+
+IKE_TIMERS = tuple(kind for kind in Timer if kind < Timer.CHILD_REKEY)
+CHILD_TIMERS = tuple(kind for kind in Timer if kind >= Timer.CHILD_REKEY)
+
+
+def arm_retransmit(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Exponential back-off, with up to a tenth off so that many do not come at once."""
+    pending, settings = sa.pending, core.settings
+    if pending is not None:
+        wait = settings.retransmit_timeout * settings.retransmit_base ** max(pending.tries, 0)
+        if settings.retransmit_limit:
+            wait = min(wait, settings.retransmit_limit)
+        core.timers.set((Timer.RETRANSMIT, sa.uid), now + wait * (1 - core.fraction() / 10))
+
+
+def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> None:
+    """Start the lifetimes of an IKE_SA. ``reauth`` False: rekeying does not put re-authentication off."""
+    connection = sa.connection
+    spread = connection.rand_time * core.fraction()
+    if connection.rekey_time:
+        sa.rekey_at = now + max(connection.rekey_time - spread, 1.0)
+        core.timers.set((Timer.REKEY, sa.uid), sa.rekey_at)
+    if connection.reauth_time:
+        if reauth:
+            sa.reauth_at = now + max(connection.reauth_time - spread, 1.0)
+        core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)
+    longest = max(connection.rekey_time, connection.reauth_time)
+    if longest:
+        core.timers.set((Timer.OVER, sa.uid), now + longest + connection.over_time)
+    if connection.dpd_delay:
+        core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
+    if sa.nat_local and core.settings.keep_alive:
+        core.timers.set((Timer.KEEPALIVE, sa.uid), now + core.settings.keep_alive)
+
+
+def disarm(core: IkeEngine, sa: IkeSa) -> None:
+    """No more timers for an IKE_SA, but for the request under way."""
+    for kind in IKE_TIMERS:
+        if kind is not Timer.RETRANSMIT or sa.state is IkeState.DESTROYING:
+            core.timers.cancel((kind, sa.uid))
+
+
+def arm_child(core: IkeEngine, child: ChildSa, now: float) -> None:
+    """Start the lifetimes of a CHILD_SA."""
+    config = child.config
+    core.children[child.uid] = child
+    if config.rekey_time:
+        child.rekey_at = now + max(config.rekey_time - config.rand_time * core.fraction(), 1.0)
+        core.timers.set((Timer.CHILD_REKEY, child.uid), child.rekey_at)
+    if config.life_time:
+        child.expires_at = now + config.life_time
+        core.timers.set((Timer.CHILD_LIFE, child.uid), child.expires_at)
+    if config.inactivity:
+        core.timers.set((Timer.CHILD_IDLE, child.uid), now + config.inactivity)

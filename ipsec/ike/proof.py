@@ -1,0 +1,204 @@
+"""The AUTH payload: ours made from our key, the peer's held against what the connection asks for (RFC 7296 2.15)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ipsec.crypto.auth import AuthenticationError, PublicKey, psk_auth, sign, verify, verify_psk
+from ipsec.crypto.chain import CertificateError, Chain
+from ipsec.crypto.identity import Identity
+from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
+from ipsec.crypto.x509 import Certificate, parse_certificate
+from ipsec.errors import ParseError
+from ipsec.ike.config import AuthClass, Connection, SendCert
+from ipsec.ike.credentials import Credentials
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.status import StatusUnknownError
+from ipsec.wire.iana import AuthMethod, CertEncoding
+from ipsec.wire.payloads import AuthPayload, CertPayload, CertReqPayload, Payload
+
+#: what a peer may send; a longer chain is verified no further anyway
+CERTIFICATES_MAX = 10
+
+
+class Proof(NamedTuple):
+    """Our AUTH payload, and the CERT payloads that go with it."""
+
+    payload: AuthPayload
+    certificates: list[CertPayload]
+
+
+def certificate_requests(connection: Connection, credentials: Credentials) -> list[Payload]:
+    """CERTREQ for the authorities that the peer's certificate may come from, if we want one and may ask."""
+    if not connection.send_certreq or connection.remote.method is AuthClass.PSK:
+        return []
+    data = credentials.certreq_data(connection.remote)
+    return [CertReqPayload(CertEncoding.X509_SIGNATURE, data)] if data else []
+
+
+# -- ours
+
+
+def make_proof(
+    sa: IkeSa, connection: Connection, identity: Identity, octets: bytes, certreqs: frozenset[bytes] | None
+) -> Proof:
+    """Prove that we are ``identity``. AuthenticationError if we cannot."""
+    local, credentials = connection.local, sa.core.credentials
+    if local.method is AuthClass.PSK:
+        peer = sa.peer_id or connection.remote.id.exact or Identity.of_address(sa.path.remote)
+        secret = credentials.find_psk(identity, peer)
+        if secret is None:
+            raise AuthenticationError(f"no pre-shared key for {identity} and {peer} (section secrets)")
+        assert sa.prf is not None
+        return Proof(AuthPayload(AuthMethod.SHARED_KEY, psk_auth(sa.prf, secret, octets)), [])
+    if local.pubkeys:
+        spki = local.pubkeys[0]
+        certificates = [CertPayload(CertEncoding.RAW_PUBLIC_KEY, spki)]
+        what: Certificate | bytes = spki
+    else:
+        found = credentials.local_certificate(local, certreqs or frozenset())
+        if found is None:
+            raise AuthenticationError(f"no certificate with a private key for {identity}")
+        what, above = found
+        certificates = [CertPayload(CertEncoding.X509_SIGNATURE, one.der) for one in (what, *above)]
+    key = credentials.private_key_for(what)
+    if key is None:
+        raise AuthenticationError(f"no private key for {identity}")
+    method, data = sign(key.key, octets, peer_hashes=sa.peer_hashes, constraints=local.constraints)
+    send = connection.send_cert
+    if send is SendCert.NEVER or (send is SendCert.IFASKED and certreqs is None):
+        certificates = []
+    return Proof(AuthPayload(method, data), certificates)
+
+
+# -- the peer's
+
+
+def verify_proof(
+    sa: IkeSa,
+    connection: Connection,
+    local_id: Identity,
+    peer_id: Identity,
+    proof: AuthPayload,
+    certificates: Sequence[CertPayload],
+    octets: bytes,
+) -> None:
+    """The peer is ``peer_id``, as the connection wants it proved; AuthenticationError says what is missing.
+
+    StatusUnknownError if everything else is right and the status of its certificates is worth asking for.
+    """
+    wanted = connection.remote.method
+    if proof.method == AuthMethod.SHARED_KEY:
+        if wanted is AuthClass.PUBKEY:
+            raise AuthenticationError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")
+        _verify_psk(sa, local_id, peer_id, proof, octets)
+        return
+    if wanted is AuthClass.PSK:
+        raise AuthenticationError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
+    received = _read(certificates)
+    raw = next((p.data for p in certificates if p.encoding == CertEncoding.RAW_PUBLIC_KEY), None)
+    reasons: list[str] = []
+    for end, key in _keys(sa, connection, peer_id, received, raw, reasons):
+        try:
+            chain = _trust(sa, connection, peer_id, end, received)
+            verify(key, proof.method, proof.data, octets, connection.remote.constraints)
+        except AuthenticationError as error:
+            reasons.append(str(error))
+            continue
+        if chain is not None:
+            _check_status(sa, connection, chain)
+        return
+    raise AuthenticationError("; ".join(dict.fromkeys(reasons)) or f"no certificate or public key of {peer_id}")
+
+
+def _verify_psk(sa: IkeSa, local_id: Identity, peer_id: Identity, proof: AuthPayload, octets: bytes) -> None:
+    assert sa.prf is not None
+    secret = sa.core.credentials.find_psk(local_id, peer_id)
+    # OB-62: an unknown identity takes as long as a wrong key
+    known = secret if secret is not None else sa.core.rng(32)
+    try:
+        verify_psk(sa.prf, known, proof.data, octets)
+    except AuthenticationError:
+        if secret is None:
+            raise AuthenticationError(f"no pre-shared key for {local_id} and {peer_id} (section secrets)") from None
+        raise AuthenticationError("the pre-shared keys differ") from None
+    if secret is None:
+        raise AuthenticationError(f"no pre-shared key for {local_id} and {peer_id} (section secrets)")
+
+
+def _read(payloads: Sequence[CertPayload]) -> list[Certificate]:
+    """Certificates that the peer sent. Other encodings are not looked at, hash and URL least of all."""
+    found = [p.data for p in payloads if p.encoding == CertEncoding.X509_SIGNATURE]
+    if len(found) > CERTIFICATES_MAX:
+        raise AuthenticationError(f"{len(found)} certificates, {CERTIFICATES_MAX} are enough for anyone")
+    try:
+        return [parse_certificate(data) for data in found]
+    except ParseError as error:
+        raise AuthenticationError(f"malformed certificate: {error}") from None
+
+
+def _keys(
+    sa: IkeSa,
+    connection: Connection,
+    peer_id: Identity,
+    received: list[Certificate],
+    raw: bytes | None,
+    reasons: list[str],
+) -> list[tuple[Certificate | None, PublicKey]]:
+    """Public keys that may be the peer's, each with its certificate or None for a raw one."""
+    credentials, remote = sa.core.credentials, connection.remote
+    found: list[tuple[Certificate | None, PublicKey]] = []
+    if received:
+        # the first one is the peer's own (section 3.6)
+        ends = [received[0]]
+    else:
+        ends = [*remote.certs, *(one for one in credentials.certificates if one.has_identity(peer_id))]
+    for end in dict.fromkeys(ends):
+        try:
+            found.append((end, end.public_key))
+        except (AuthenticationError, ParseError) as error:
+            reasons.append(str(error))
+    for spki in remote.pubkeys if raw is None else (raw,):
+        try:
+            found.append((None, credentials.peer_key(spki, remote)))
+        except AuthenticationError as error:
+            reasons.append(str(error))
+    return found
+
+
+def _trust(
+    sa: IkeSa, connection: Connection, peer_id: Identity, end: Certificate | None, received: list[Certificate]
+) -> Chain | None:
+    if end is None:
+        return None
+    credentials, wall = sa.core.credentials, sa.core.host.wall()
+    above = [*received[1:], *credentials.issuers_of(end)]
+    return credentials.verify_peer(end, above, connection.remote, peer_id, wall)
+
+
+def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
+    """Revocation, last: only what is otherwise trusted may make us ask anybody anything (CVE-2022-40617)."""
+    core = sa.core
+    credentials, cache, wall = core.credentials, core.status, core.host.wall()
+    extra = credentials.revocation_uris
+    try:
+        known = check_revocation(
+            chain,
+            [*credentials.crls, *cache.crls],
+            cache.responses,
+            connection.remote.revocation,
+            wall,
+            constraints=connection.remote.constraints,
+            extra=extra,
+        )
+        unknown = [source for source, status in known if status is Status.UNKNOWN]
+    except RevokedError:
+        raise
+    except CertificateError:
+        unknown = revocation_sources(chain, extra)
+        if not any(cache.worth_asking(source, wall) for source in unknown):
+            raise
+    worth = tuple(source for source in unknown if cache.worth_asking(source, wall))
+    if worth:
+        raise StatusUnknownError(chain, worth)

@@ -1,0 +1,244 @@
+"""What the engine keeps: IKE_SAs by every name they have, numbers, timers, what is to go out. No protocol is here."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from ipsec.crypto.identity import Identity
+from ipsec.ike import lifetimes, negotiate
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import ChildConfig, Connection, IkeSettings
+from ipsec.ike.config_payload import Pool
+from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
+from ipsec.ike.credentials import Credentials
+from ipsec.ike.events import AddressesReleased, Event, IpAddress, Outgoing, Path
+from ipsec.ike.host import Host
+from ipsec.ike.lifetimes import Timer
+from ipsec.ike.redirect import LoopGuard
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.status import StatusCache, StatusUnknownError
+from ipsec.ike.table import ConnectionTable
+from ipsec.ike.timers import Timers
+
+if TYPE_CHECKING:
+    from ipsec.ike.create_child import CreateChild
+    from ipsec.ike.engine import IkeEngine
+
+Rng = Callable[[int], bytes]
+
+#: responses to the last request of IKE_SAs that are gone, for peers that did not get them
+CLOSED_MAX = 1024
+#: unprotected answers and log lines about strangers, per second
+STRANGERS_PER_S = 20
+CONNECTIONS_TRIED_MAX = 8
+
+
+class Registry:
+    """The memory of an engine."""
+
+    def __init__(self, settings: IkeSettings, host: Host, rng: Rng) -> None:
+        """``rng`` gives that many random octets, good enough for keys."""
+        self.settings = settings
+        self.host = host
+        self.rng = rng
+        self.credentials = Credentials()
+        self.table = ConnectionTable((), host.resolved)
+        self.pools: dict[str, Pool] = {}
+        self.sas: dict[int, IkeSa] = {}
+        self.children: dict[int, ChildSa] = {}
+        self.timers = Timers()
+        self.status = StatusCache()
+        self.cookies = CookieJar(rng)
+        self.half_open = HalfOpenLimiter(
+            settings.cookie_threshold, settings.cookie_threshold_ip, settings.half_open_limit
+        )
+        self.init_requests: dict[bytes, IkeSa] = {}
+        "half-open IKE_SAs as responder, by their first message"
+        self._half_open: dict[int, tuple[bytes, IpAddress]] = {}
+        self.by_spi: dict[bytes, IkeSa] = {}
+        self.by_peer: dict[tuple[Identity | None, Identity | None], dict[int, IkeSa]] = {}
+        self.closed: OrderedDict[bytes, tuple[bytes, list[bytes]]] = OrderedDict()
+        self._reqids: dict[tuple[str, str], int] = {}
+        "of children with a trap, by connection and child"
+        self._retries: dict[int, list[CreateChild]] = {}
+        self._waiting: dict[int, tuple[IkeSa, Callable[[float], None], StatusUnknownError]] = {}
+        self._guards: dict[str, LoopGuard] = {}
+        self._events: deque[Event] = deque()
+        self._outbox: list[Outgoing] = []
+        self._uid = 0
+        self._reqid = 0
+        self._stranger_second = 0
+        self._strangers = 0
+        self.now = 0.0
+
+    # -- what goes out
+
+    def next_timer(self) -> float | None:
+        """When ``handle_timer`` wants to be called, None for never."""
+        return self.timers.next()
+
+    def datagrams_to_send(self) -> list[Outgoing]:
+        """What is to be sent, each once."""
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def next_event(self) -> Event | None:
+        """What has happened, in order; None when there is nothing more."""
+        return self._events.popleft() if self._events else None
+
+    def send(self, data: bytes, path: Path) -> None:
+        """For ``datagrams_to_send``."""
+        self._outbox.append(Outgoing(data, path))
+
+    def emit(self, event: Event) -> None:
+        """For ``next_event``."""
+        self._events.append(event)
+
+    def may_speak(self, now: float) -> bool:
+        """Whether one more answer to, or log line about, somebody unknown is within reason."""
+        if int(now) != self._stranger_second:
+            self._stranger_second, self._strangers = int(now), 0
+        self._strangers += 1
+        return self._strangers <= STRANGERS_PER_S
+
+    # -- numbers
+
+    def next_uid(self) -> int:
+        """Unique ids are shared by IKE_SAs and CHILD_SAs."""
+        self._uid += 1
+        return self._uid
+
+    def _next_reqid(self) -> int:
+        self._reqid += 1
+        return self._reqid
+
+    def trap_reqid(self, connection: str, child: ChildConfig) -> int:
+        """The reqid of a child that waits for traffic: SAs made for it later carry what its policy matches."""
+        return self._reqids.setdefault((connection, child.name), child.reqid or self._next_reqid())
+
+    def untrap(self, connection: str, child: str) -> None:
+        """That child waits for traffic no longer."""
+        self._reqids.pop((connection, child), None)
+
+    def reqid_for(self, connection: Connection, config: ChildConfig) -> int:
+        """What ties a new CHILD_SA to its policies."""
+        return config.reqid or self._reqids.get((connection.name, config.name)) or self._next_reqid()
+
+    def new_spi(self) -> bytes:
+        """An SPI for an IKE_SA, unpredictable and not zero."""
+        while True:
+            spi = self.rng(8)
+            if spi != bytes(8) and spi not in self.by_spi and spi not in self.closed:
+                return spi
+
+    def fraction(self) -> float:
+        """Random in 0..1."""
+        return int.from_bytes(self.rng(4), "big") / 0x100000000
+
+    # -- who is there
+
+    def new_sa(self, connection: Connection, *, initiator: bool, path: Path) -> IkeSa:
+        """An IKE_SA without keys and SPIs."""
+        sa = IkeSa(cast("IkeEngine", self), self.next_uid(), connection, initiator=initiator, path=path)
+        self.sas[sa.uid] = sa
+        return sa
+
+    def new_responder(self, connection: Connection, spi_i: bytes, path: Path, digest: bytes, now: float) -> IkeSa:
+        """Half-open from now on."""
+        sa = self.new_sa(connection, initiator=False, path=path)
+        sa.spi_i = spi_i
+        sa.spi_r = self.new_spi()
+        self.by_spi[sa.spi_r] = sa
+        self.half_open.add(path.remote)
+        self._half_open[sa.uid] = digest, path.remote
+        self.init_requests[digest] = sa
+        self.timers.set((Timer.HALF_OPEN, sa.uid), now + self.settings.half_open_timeout)
+        return sa
+
+    def new_successor(self, old: IkeSa, *, initiator: bool, spi_i: bytes, spi_r: bytes) -> IkeSa:
+        """An IKE_SA made by rekeying another one; until it takes over, its end is nobody's concern."""
+        sa = self.new_sa(old.connection, initiator=initiator, path=old.path)
+        sa.quiet = True
+        sa.spi_i, sa.spi_r = spi_i, spi_r
+        self.by_spi[sa.spi_ours] = sa
+        for name in ("our_id", "peer_id", "fragmentation", "mobike", "nat_local", "nat_remote", "peer_hashes",
+                     "peer_addresses", "established_at", "reauth_at", "last_in", "last_out"):  # fmt: skip
+            setattr(sa, name, getattr(old, name))
+        return sa
+
+    def close_half_open(self, sa: IkeSa) -> None:
+        """An IKE_SA is authenticated, or gone."""
+        known = self._half_open.pop(sa.uid, None)
+        if known is not None:
+            self.half_open.remove(known[1])
+            self.init_requests.pop(known[0], None)
+            self.timers.cancel((Timer.HALF_OPEN, sa.uid))
+
+    def forget(self, sa: IkeSa, now: float) -> None:
+        """An IKE_SA is no more; its last response stays for a while."""
+        self.close_half_open(sa)
+        lifetimes.disarm(cast("IkeEngine", self), sa)
+        if sa.response and sa.established_at:
+            self.closed[sa.spi_ours] = sa.request_digest, sa.response
+            if len(self.closed) > CLOSED_MAX:
+                self.closed.popitem(last=False)
+        if self.by_spi.get(sa.spi_ours) is sa:
+            del self.by_spi[sa.spi_ours]
+        self.sas.pop(sa.uid, None)
+        self._retries.pop(sa.uid, None)
+        peers = self.by_peer.get((sa.our_id, sa.peer_id))
+        if peers is not None:
+            peers.pop(sa.uid, None)
+            if not peers:
+                del self.by_peer[sa.our_id, sa.peer_id]
+        for pool, address in sa.leases:
+            pool.release(sa.peer_id, address)
+        sa.leases = []
+        if sa.addresses:
+            self.emit(AddressesReleased(sa, sa.addresses))
+            sa.addresses = ()
+
+    def first_contact(self, sa: IkeSa) -> bool:
+        """Whether we know of no other IKE_SA with this peer."""
+        return not any(
+            other.connection.name == sa.name and other.established for other in self.sas.values() if other is not sa
+        )
+
+    def forget_child(self, child: ChildSa) -> None:
+        """No more timers for it."""
+        self.children.pop(child.uid, None)
+        for kind in lifetimes.CHILD_TIMERS:
+            self.timers.cancel((kind, child.uid))
+
+    def retry_child(self, sa: IkeSa, request: CreateChild, at: float) -> None:
+        """Ask for a CHILD_SA again later."""
+        self._retries.setdefault(sa.uid, []).append(request)
+        self.timers.set((Timer.RETRY, sa.uid), at)
+
+    def retries(self, sa: IkeSa) -> list[CreateChild]:
+        """What is to be asked again, each once."""
+        return self._retries.pop(sa.uid, [])
+
+    # -- which connection
+
+    def candidates(self, path: Path) -> list[Connection]:
+        """Connections that a stranger's first message may be for."""
+        if 0 < self.settings.ike_sa_limit <= len(self.sas):
+            return []
+        return self.table.candidates(path)
+
+    def connections_for(self, sa: IkeSa, peer_id: Identity, asked: Identity | None) -> list[Connection]:
+        """Connections that an authenticated initiator may mean, the best first (RFC 4301 section 4.4.3: the PAD)."""
+        assert sa.proposal is not None
+        found: list[tuple[int, Connection]] = []
+        for connection in self.table.candidates(sa.path):
+            fits = connection.remote.id.matches(peer_id)
+            own = connection.local.id or Identity.of_address(sa.path.local)
+            if not fits or (asked is not None and asked != own):
+                continue
+            if connection is sa.connection or negotiate.choose(connection.proposals, [sa.proposal]) is not None:
+                found.append((-fits, connection))
+        found.sort(key=lambda item: item[0])
+        return [connection for _, connection in found[:CONNECTIONS_TRIED_MAX]]

@@ -1,0 +1,229 @@
+"""Rekeying an IKE_SA (RFC 7296 sections 1.3.2, 2.8.2, 2.18): a new one with new keys takes over the CHILD_SAs.
+
+When both ends do it at once there are two successors for a moment, neither with CHILD_SAs. The one made with the lowest
+of the four nonces is deleted by whoever asked for it; the other end deletes the IKE_SA that both replace.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.errors import ParseError
+from ipsec.ike import negotiate
+from ipsec.ike.child import nonce_of
+from ipsec.ike.delete import DeleteIke
+from ipsec.ike.errors import PeerError
+from ipsec.ike.events import IkeRekeyed
+from ipsec.ike.init import NONCE_LEN, algorithms
+from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
+from ipsec.ike.lifetimes import Timer
+from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.state import ChildState, IkeState
+from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, TransformType, name_of
+from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload
+from ipsec.wire.proposal import Proposal
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 2.0
+RETRY_FAILED_S = 30.0
+
+
+class IkeRekey:
+    """What goes on about the successor of an IKE_SA."""
+
+    __slots__ = ("ours", "ours_nonce", "peer_nonce", "peers", "postponed")
+
+    def __init__(self) -> None:
+        self.ours: IkeSa | None = None
+        "the successor that we asked for, once the peer has answered"
+        self.ours_nonce = b""
+        self.peers: IkeSa | None = None
+        "the successor that the peer asked for"
+        self.peer_nonce = b""
+        "the lower nonce of the exchange that made it"
+        self.postponed: list[Request] = []
+        "what was to be asked meanwhile; the successor asks it"
+
+
+class RekeyIke(Request):
+    """Ask for a successor of the IKE_SA."""
+
+    exchange = ExchangeType.CREATE_CHILD_SA
+    __slots__ = ("kex", "methods", "nonce", "spi")
+
+    def __init__(self) -> None:
+        self.kex: KeyExchange | None = None
+        self.nonce = b""
+        self.spi = b""
+        self.methods: list[int] = []
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """SA with our new SPI, Ni, KEi."""
+        if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None:
+            return None
+        if any(c.state in (ChildState.REKEYING, ChildState.DELETING) for c in sa.children.values()):
+            sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S)
+            return None
+        sa.change(IkeState.REKEYING)
+        sa.rekey = IkeRekey()
+        self.nonce = sa.core.rng(NONCE_LEN)
+        self.spi = self.spi or sa.core.new_spi()
+        if not self.methods:
+            self.methods.append(_method(sa))
+        self.kex = key_exchange(self.methods[-1], sa.core.rng)
+        proposals = [Proposal(Protocol.IKE, p.transforms, n, self.spi) for n, p in enumerate(_offer(sa), 1)]
+        return [SaPayload(proposals), NoncePayload(self.nonce), KePayload(self.kex.method, self.kex.public)]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The responder made it, or says why not."""
+        error = next((p for p in payloads if isinstance(p, NotifyPayload) and p.notify < 16384), None)
+        if error is not None:
+            self._refused(sa, error, now)
+            return
+        assert self.kex is not None
+        offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
+        ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+        if offer is None or ke is None:
+            raise ParseError("the answer to rekeying lacks SA or KE")
+        nonce = nonce_of(payloads, 16)
+        offered = [Proposal(Protocol.IKE, p.transforms, n, self.spi) for n, p in enumerate(_offer(sa), 1)]
+        proposal = negotiate.check_answer(offered, offer.proposals)
+        transform = proposal.first(TransformType.KE)
+        if transform is None or not transform.id == ke.method == self.kex.method:
+            raise ParseError("the key exchange is not the one that was chosen")
+        if len(proposal.spi) != 8 or proposal.spi == bytes(8):
+            raise ParseError("the successor has no usable SPI")
+        shared = self.kex.shared(ke.data)
+        new = sa.core.new_successor(sa, initiator=True, spi_i=self.spi, spi_r=proposal.spi)
+        _key(sa, new, proposal, self.nonce, nonce, shared)
+        rekey = sa.rekey
+        assert rekey is not None
+        rekey.ours = new
+        rekey.ours_nonce = min(self.nonce, nonce)
+        if rekey.peers is not None and rekey.ours_nonce < rekey.peer_nonce:
+            # section 2.8.2: ours is the redundant one; the peer deletes the IKE_SA that both replace
+            log.info("%s: rekeyed by both ends at once, the peer's successor %s stays", sa, rekey.peers)
+            new.change(IkeState.ESTABLISHED)
+            new.ask(DeleteIke("redundant"), now)
+            return
+        take_over(sa, new, now)
+        sa.ask(DeleteIke("rekeyed"), now, first=True)
+
+    def _refused(self, sa: IkeSa, error: NotifyPayload, now: float) -> None:
+        name = name_of(NotifyType, error.notify)
+        rekey = sa.rekey
+        if rekey is not None and rekey.peers is not None:
+            log.info("%s: rekeying: %s, which the peer has done itself", sa, name)
+            return
+        sa.rekey = None
+        if sa.state is IkeState.REKEYING:
+            sa.change(IkeState.ESTABLISHED)
+        for request in rekey.postponed if rekey else ():
+            sa.queue.append(request)
+        if error.notify == NotifyType.INVALID_KE_PAYLOAD and len(error.data) == 2:
+            method = int.from_bytes(error.data, "big")
+            offered = {t.id for p in _offer(sa) for t in p.of_type(TransformType.KE)}
+            if method in offered and method not in self.methods:
+                self.methods.append(method)
+                sa.ask(self, now, first=True)
+                return
+        if error.notify == NotifyType.TEMPORARY_FAILURE:
+            sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S * (1 + sa.core.fraction()))
+            return
+        log.warning("%s: rekeying failed: %s; we offered %s", sa, name, negotiate.describe(_offer(sa)))
+        sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_FAILED_S * (1 + sa.core.fraction()))
+
+
+def _offer(sa: IkeSa) -> list[Proposal]:
+    """What is in use first, then whatever else the connection allows."""
+    assert sa.proposal is not None
+    return [sa.proposal, *sa.connection.proposals]
+
+
+def _method(sa: IkeSa) -> int:
+    assert sa.proposal is not None
+    transform = sa.proposal.first(TransformType.KE)
+    assert transform is not None
+    return transform.id
+
+
+def _key(sa: IkeSa, new: IkeSa, proposal: Proposal, ni: bytes, nr: bytes, shared: bytes) -> None:
+    """Keys of the successor, from the old SK_d with the old PRF (section 2.18)."""
+    assert sa.prf is not None
+    assert sa.keys is not None
+    prf, suite = algorithms(proposal)
+    seed = rekeyed_skeyseed(sa.prf, sa.keys.sk_d, shared, ni, nr)
+    new.proposal = proposal
+    new.install_keys(prf, suite, ike_keys(prf, suite, seed, ni, nr, new.spi_i, new.spi_r))
+
+
+def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
+    """CHILD_SAs, addresses and what is left to do go to the successor (section 2.8)."""
+    core = sa.core
+    if new.state is IkeState.CREATED:
+        new.change(IkeState.ESTABLISHED)
+    sa.change(IkeState.REKEYED)
+    sa.quiet, new.quiet = True, False
+    for child in sa.children.values():
+        child.ike = new
+        new.children[child.uid] = child
+    sa.children = {}
+    new.addresses, sa.addresses = sa.addresses, ()
+    new.leases, sa.leases = sa.leases, []
+    waiting = list(sa.queue) + (sa.rekey.postponed if sa.rekey else [])
+    sa.queue.clear()
+    core.succeeded(sa, new, now)
+    core.emit(IkeRekeyed(sa, new))
+    log.info("%s: rekeyed, %s takes over", sa, new)
+    for request in waiting:
+        if not isinstance(request, DeleteIke):
+            new.ask(request, now)
+
+
+# -- the responder's side
+
+
+def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
+    """A CREATE_CHILD_SA request whose SA payload is for IKE."""
+    # section 2.25.2
+    if sa.state not in (IkeState.ESTABLISHED, IkeState.REKEYING) or (sa.rekey and sa.rekey.peers):
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
+    if sa.core.busy_with_children(sa):
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, "a CHILD_SA is being created, rekeyed or closed")
+    offer = next(p for p in payloads if isinstance(p, SaPayload))
+    theirs = [p for p in offer.proposals if p.protocol == Protocol.IKE and len(p.spi) == 8 and p.spi != bytes(8)]
+    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    assert sa.prf is not None
+    nonce_i = nonce_of(payloads, max(16, sa.prf.key_len // 2))
+    proposal = negotiate.choose(_offer(sa), theirs, ke=ke.method if ke else None)
+    if proposal is None:
+        why = negotiate.explain_mismatch(_offer(sa), theirs)
+        raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, f"rekeying: {why}")
+    transform = proposal.first(TransformType.KE)
+    if transform is None or ke is None or ke.method != transform.id:
+        method = transform.id if transform is not None else 0
+        raise PeerError(NotifyType.INVALID_KE_PAYLOAD, f"we take {transform}", method.to_bytes(2, "big"))
+    kex = key_exchange(transform.id, sa.core.rng)
+    shared = kex.shared(ke.data)
+    nonce_r = sa.core.rng(NONCE_LEN)
+    spi_r = sa.core.new_spi()
+    new = sa.core.new_successor(sa, initiator=False, spi_i=proposal.spi, spi_r=spi_r)
+    _key(sa, new, proposal, nonce_i, nonce_r, shared)
+    answer = Proposal(Protocol.IKE, proposal.transforms, proposal.number, spi_r)
+    if sa.rekey is None:
+        # nobody else's successor is in question: this one takes over at once
+        take_over(sa, new, now)
+    else:
+        new.change(IkeState.ESTABLISHED)
+        sa.rekey.peers = new
+        sa.rekey.peer_nonce = min(nonce_i, nonce_r)
+    return [SaPayload([answer]), NoncePayload(nonce_r), KePayload(kex.method, kex.public)]
+
+
+def closed_by_peer(sa: IkeSa, now: float) -> None:
+    """The peer deletes an IKE_SA that both ends were replacing: its successor is the one that stays."""
+    rekey = sa.rekey
+    if rekey is not None and rekey.peers is not None and sa.state in (IkeState.REKEYING, IkeState.ESTABLISHED):
+        take_over(sa, rekey.peers, now)

@@ -1,0 +1,516 @@
+"""An IKE_SA: message IDs, protection, fragments, retransmission, and the queue of what we have to ask the peer.
+
+One request of ours is under way at a time, and one of the peer's (window size 1, RFC 7296 section 2.3). What requests
+and responses mean is in init, auth, child, rekey, informational and mobike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, ClassVar
+
+from ipsec.crypto.identity import Identity
+from ipsec.crypto.prf import PrfAlgorithm
+from ipsec.crypto.sk import SkCipher, SkSuite
+from ipsec.errors import ParseError
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Connection
+from ipsec.ike.errors import PeerError, SaFailedError
+from ipsec.ike.events import IkeDown, Path, RemoveChild
+from ipsec.ike.fragment import Reassembly, split
+from ipsec.ike.keymat import IkeKeys
+from ipsec.ike.lifetimes import Timer, arm_retransmit
+from ipsec.ike.state import ACCEPTED_REQUESTS, CHILD_UP, ChildState, IkeState, check_ike
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
+from ipsec.wire.ike import (
+    FLAG_INITIATOR,
+    FLAG_RESPONSE,
+    HEADER_LEN,
+    Encrypted,
+    Header,
+    UnsupportedCriticalPayload,
+    emit_header,
+    emit_payloads,
+    find_encrypted,
+    parse_payloads,
+)
+from ipsec.wire.payloads import NotifyPayload, Payload
+from ipsec.wire.proposal import Proposal
+from ipsec.wire.show import show_message
+
+if TYPE_CHECKING:
+    from ipsec.ike.config_payload import Pool
+    from ipsec.ike.engine import IkeEngine
+    from ipsec.ike.init import AuthProgress, InitProgress
+    from ipsec.ike.rekey import IkeRekey
+
+log = logging.getLogger(__name__)
+
+IpAddress = IPv4Address | IPv6Address
+
+#: what may wait to be asked; a peer or a user who makes more than that gets the oldest done first and the rest refused
+QUEUE_MAX = 256
+#: RFC 7296 section 2.2: message IDs do not wrap; the IKE_SA is replaced long before
+MESSAGE_ID_MAX = 0xFFFFFFFF
+MESSAGE_ID_SOFT = 0xFFFF0000
+
+_UDP_AND_MARKER = 8 + 4
+_IP_HEADER = {4: 20, 6: 40}
+_GENERIC = 4
+_SKF_FIELDS = 4
+
+
+class Request:
+    """One exchange that we start. ``build`` is called when its turn has come."""
+
+    exchange: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
+    __slots__ = ()
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """The request's payloads; None if there is nothing to ask any more."""
+        raise NotImplementedError
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The response. ParseError or SaFailedError ends the IKE_SA."""
+        raise NotImplementedError
+
+    def lost(self, sa: IkeSa, now: float) -> None:
+        """The IKE_SA ends before the response came."""
+
+
+class Pending:
+    """A request under way."""
+
+    __slots__ = ("datagrams", "exchange", "message_id", "request", "sent_at", "tries")
+
+    def __init__(self, request: Request, exchange: int, message_id: int, datagrams: list[bytes], now: float) -> None:
+        self.request = request
+        self.exchange = exchange
+        self.message_id = message_id
+        self.datagrams = datagrams
+        self.tries = 0
+        self.sent_at = now
+
+
+class Collected:
+    """Fragments of one message on their way in (RFC 7383)."""
+
+    __slots__ = ("digest", "message_id", "reassembly", "response")
+
+    def __init__(self, message_id: int, response: bool) -> None:
+        self.message_id = message_id
+        self.response = response
+        self.reassembly = Reassembly()
+        self.digest = b""
+
+
+class IkeSa:
+    """One IKE_SA of ours, in either role."""
+
+    __slots__ = (
+        "addresses",
+        "auth",
+        "children",
+        "collected",
+        "connection",
+        "core",
+        "deferred",
+        "established_at",
+        "fragmentation",
+        "in_cipher",
+        "init",
+        "initiator",
+        "keys",
+        "last_in",
+        "last_out",
+        "leases",
+        "message_id_in",
+        "message_id_out",
+        "mobike",
+        "nat_local",
+        "nat_remote",
+        "our_id",
+        "out_cipher",
+        "path",
+        "peer_addresses",
+        "peer_hashes",
+        "peer_id",
+        "peer_token",
+        "pending",
+        "prf",
+        "proposal",
+        "queue",
+        "quiet",
+        "reauth_at",
+        "rekey",
+        "rekey_at",
+        "replaces",
+        "request_digest",
+        "response",
+        "sealed",
+        "seen_as",
+        "spi_i",
+        "spi_r",
+        "state",
+        "tries_left",
+        "uid",
+        "unauthenticated_error",
+    )
+
+    def __init__(self, core: IkeEngine, uid: int, connection: Connection, *, initiator: bool, path: Path) -> None:
+        self.core = core
+        self.uid = uid
+        self.connection = connection
+        self.initiator = initiator
+        "we started the IKE_SA (the I flag of our messages)"
+        self.path = path
+        self.state = IkeState.CREATED
+        self.spi_i = bytes(8)
+        self.spi_r = bytes(8)
+        self.proposal: Proposal | None = None
+        self.prf: PrfAlgorithm | None = None
+        self.keys: IkeKeys | None = None
+        self.in_cipher: SkCipher | None = None
+        self.out_cipher: SkCipher | None = None
+        self.sealed = 0
+        "how many messages the key of ours has sealed: the counter in their IVs, never given out twice"
+        self.message_id_out = 0
+        self.message_id_in = 0
+        self.pending: Pending | None = None
+        self.queue: deque[Request] = deque()
+        self.request_digest = b""
+        "of the peer's last request, to know it again"
+        self.response: list[bytes] = []
+        "what we answered to it"
+        self.collected: Collected | None = None
+        self.deferred: Callable[[float], None] | None = None
+        "waits for something outside to go on (certificate status)"
+        self.init: InitProgress | None = None
+        self.auth: AuthProgress | None = None
+        self.rekey: IkeRekey | None = None
+        self.children: dict[int, ChildSa] = {}
+        self.our_id: Identity | None = None
+        self.peer_id: Identity | None = None
+        self.fragmentation = False
+        self.mobike = False
+        self.nat_local = False
+        self.nat_remote = False
+        self.peer_hashes: tuple[int, ...] = ()
+        self.peer_addresses: tuple[IpAddress, ...] = ()
+        "other addresses of the peer (RFC 4555 section 3.4)"
+        self.peer_token = b""
+        "proof that the peer lost this IKE_SA, once it shows it (RFC 6290)"
+        self.seen_as: bytes | None = None
+        "how the peer sees our address through a NAT (RFC 4555 section 3.8)"
+        self.addresses: tuple[IpAddress, ...] = ()
+        "virtual addresses that we have from the peer"
+        self.leases: list[tuple[Pool, IpAddress]] = []
+        "virtual addresses that the peer has from us"
+        self.quiet = False
+        "another IKE_SA stands for this one: its end is nobody's concern"
+        self.replaces = 0
+        "the IKE_SA that goes when this one is up (re-authentication)"
+        self.established_at = 0.0
+        self.rekey_at = 0.0
+        self.reauth_at = 0.0
+        self.last_in = 0.0
+        self.last_out = 0.0
+        self.tries_left = max(connection.keyingtries, 0) or -1
+        self.unauthenticated_error = ""
+
+    # -- what it is
+
+    @property
+    def spi_ours(self) -> bytes:
+        """The SPI by which the peer's messages find us."""
+        return self.spi_i if self.initiator else self.spi_r
+
+    @property
+    def name(self) -> str:
+        """Name of its connection."""
+        return self.connection.name
+
+    @property
+    def established(self) -> bool:
+        """Both ends are authenticated and neither has given up."""
+        return self.state in (IkeState.ESTABLISHED, IkeState.REKEYING)
+
+    def __str__(self) -> str:
+        return f"{self.connection.name}[{self.uid}]"
+
+    def __repr__(self) -> str:
+        return f"<IkeSa {self} {self.state.value} {self.path}>"
+
+    def change(self, new: IkeState) -> None:
+        """Go to another state."""
+        if new is not self.state:
+            old, self.state = self.state, check_ike(self.state, new)
+            log.debug("%s %s -> %s", self, old.value, new.value)
+
+    def install_keys(self, prf: PrfAlgorithm, suite: SkSuite, keys: IkeKeys) -> None:
+        """Protect from now on; message IDs and the IV counter belong to the keys."""
+        self.prf = prf
+        self.keys = keys
+        initiators = SkCipher(suite, keys.sk_ei, keys.sk_ai)
+        responders = SkCipher(suite, keys.sk_er, keys.sk_ar)
+        self.out_cipher, self.in_cipher = (initiators, responders) if self.initiator else (responders, initiators)
+
+    # -- sending
+
+    def ask(self, request: Request, now: float, *, first: bool = False) -> None:
+        """Put a request into the queue, and send it if it is its turn."""
+        if len(self.queue) >= QUEUE_MAX:
+            log.warning("%s: too many requests wait, %s is left out", self, type(request).__name__)
+            return
+        if first:
+            self.queue.appendleft(request)
+        else:
+            self.queue.append(request)
+        self.ask_next(now)
+
+    def ask_next(self, now: float) -> None:
+        """Send the next request, if none is under way and we may."""
+        while self.pending is None and self.queue and self.state is not IkeState.DESTROYING:
+            request = self.queue.popleft()
+            payloads = request.build(self, now)
+            if payloads is not None:
+                datagrams = self.protect(request.exchange, payloads, self.message_id_out, response=False)
+                self.start(request, datagrams, now)
+
+    def start(self, request: Request, datagrams: list[bytes], now: float) -> None:
+        """Send a request and mind that it is answered."""
+        self.pending = Pending(request, request.exchange, self.message_id_out, datagrams, now)
+        self.message_id_out += 1
+        self.transmit(datagrams, self.path, now)
+        arm_retransmit(self.core, self, now)
+        if self.message_id_out == MESSAGE_ID_SOFT:
+            self.core.rekey_ike_sa(self, now)
+
+    def transmit(self, datagrams: Sequence[bytes], path: Path, now: float) -> None:
+        """Give datagrams to the caller."""
+        self.last_out = now
+        for datagram in datagrams:
+            self.core.send(datagram, path)
+
+    def retransmit(self, now: float) -> bool:
+        """Send the request under way once more, bit by bit the same (RFC 7296 section 2.1); False: enough is enough."""
+        pending = self.pending
+        if pending is None:
+            return True
+        settings = self.core.settings
+        if pending.tries >= settings.retransmit_tries:
+            if self.state is not IkeState.CONNECTING or self.tries_left == 1:
+                return False
+            # keyingtries: another sequence for the first contact
+            self.tries_left -= self.tries_left > 0
+            pending.tries = -1
+            log.info("%s: no answer from %s, trying again", self, self.path.remote)
+        pending.tries += 1
+        pending.sent_at = now
+        log.info("%s: no answer yet, sending request %d again (%d)", self, pending.message_id, pending.tries)
+        self.transmit(pending.datagrams, self.path, now)
+        arm_retransmit(self.core, self, now)
+        return True
+
+    def protect(self, exchange: int, payloads: Sequence[Payload], message_id: int, *, response: bool) -> list[bytes]:
+        """A message in its Encrypted payload, or in several fragments if it is too large for one datagram."""
+        assert self.out_cipher is not None
+        first, content = emit_payloads(payloads)
+        flags = (FLAG_INITIATOR if self.initiator else 0) | (FLAG_RESPONSE if response else 0)
+        if log.isEnabledFor(logging.DEBUG):
+            header = Header(self.spi_i, self.spi_r, 0, 2, 0, exchange, flags, message_id, 0)
+            log.debug("%s: sending %s", self, show_message(header, payloads))
+        cipher = self.out_cipher
+        size = HEADER_LEN + _GENERIC + cipher.overhead(len(content)) + len(content)
+        room = self.core.settings.fragment_size - _IP_HEADER[self.path.remote.version] - _UDP_AND_MARKER
+        if size <= room or not self.core.may_fragment(self):
+            head = emit_header(self.spi_i, self.spi_r, PayloadType.SK, exchange, flags, message_id, size)
+            aad = head + bytes((first, 0)) + (size - HEADER_LEN).to_bytes(2, "big")
+            return [aad + self._seal(aad, content)]
+        fixed = HEADER_LEN + _GENERIC + _SKF_FIELDS
+        # padding up to a block and its length octet can only be less than overhead() says for the whole room
+        parts = split(content, room - fixed - cipher.overhead(0) - cipher.suite.block)
+        datagrams = []
+        for number, part in enumerate(parts, 1):
+            size = fixed + cipher.overhead(len(part)) + len(part)
+            head = emit_header(self.spi_i, self.spi_r, PayloadType.SKF, exchange, flags, message_id, size)
+            # RFC 7383 section 2.5: the first fragment alone says which payload comes first
+            generic = bytes((first if number == 1 else 0, 0)) + (size - HEADER_LEN).to_bytes(2, "big")
+            aad = head + generic + number.to_bytes(2, "big") + len(parts).to_bytes(2, "big")
+            datagrams.append(aad + self._seal(aad, part))
+        return datagrams
+
+    def _seal(self, aad: bytes, content: bytes) -> bytes:
+        assert self.out_cipher is not None
+        self.sealed += 1
+        return self.out_cipher.seal(aad, content, self.sealed, self.core.rng)
+
+    # -- receiving
+
+    def receive(self, header: Header, data: bytes, path: Path, now: float) -> None:
+        """A protected message that names our SPIs. What does not authenticate changes nothing."""
+        if header.initiator == self.initiator:
+            return  # our own message, sent back
+        if header.response:
+            self._receive_response(header, data, path, now)
+        else:
+            self._receive_request(header, data, path, now)
+
+    def _receive_request(self, header: Header, data: bytes, path: Path, now: float) -> None:
+        if header.message_id != self.message_id_in:
+            self._answer_again(header, data, path, now)
+            return
+        if header.exchange not in ACCEPTED_REQUESTS[self.state] or self.deferred is not None:
+            return
+        opened = self._open(header, data)
+        if opened is None:
+            return
+        first, content, self.request_digest = opened
+        self.message_id_in += 1
+        self.response = []
+        self.last_in = now
+        self.core.heard(self, header, path, now)
+        answer: list[Payload] | None
+        fatal = False
+        try:
+            payloads = parse_payloads(first, content, header.exchange, True)
+            self._show("received", header, payloads)
+            answer = self.core.handle_request(self, header.exchange, payloads, path, now)
+        except UnsupportedCriticalPayload as error:
+            # RFC 7296 section 2.5
+            answer = [NotifyPayload(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((error.payload_type,)))]
+            fatal = header.exchange == ExchangeType.IKE_AUTH
+            log.warning("%s: %s refused: %s", self, ExchangeType(header.exchange).name, error)
+        except ParseError as error:
+            # RFC 7296 section 2.21.3: authentic and yet malformed ends the IKE_SA
+            answer = [NotifyPayload(NotifyType.INVALID_SYNTAX)]
+            fatal = True
+            log.warning("%s: %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
+        except PeerError as error:
+            answer = [error.payload()]
+            fatal = error.fatal
+            log.warning("%s: %s from %s refused: %s", self, ExchangeType(header.exchange).name, path.remote, error)
+        if answer is not None:
+            self.respond(header.exchange, answer, path, now)
+        if fatal:
+            self.destroy("refused", now)
+
+    def _answer_again(self, header: Header, data: bytes, path: Path, now: float) -> None:
+        """A retransmission gets what it got before, never anything computed anew (RFC 7296 section 2.1)."""
+        if header.message_id == self.message_id_in - 1 and self.response and digest(data) == self.request_digest:
+            self.transmit(self.response, path, now)
+
+    def respond(self, exchange: int, payloads: Sequence[Payload], path: Path, now: float) -> None:
+        """Answer the peer's last request, to where it came from."""
+        self.response = self.protect(exchange, payloads, self.message_id_in - 1, response=True)
+        self.transmit(self.response, path, now)
+
+    def _receive_response(self, header: Header, data: bytes, path: Path, now: float) -> None:
+        pending = self.pending
+        if pending is None or (header.message_id, header.exchange) != (pending.message_id, pending.exchange):
+            return
+        if self.deferred is not None:
+            return
+        opened = self._open(header, data)
+        if opened is None:
+            return
+        first, content, _ = opened
+        self.last_in = now
+        self.answered_by(pending, header, path, now)
+        try:
+            payloads = parse_payloads(first, content, header.exchange, True)
+            self._show("received", header, payloads)
+            pending.request.answered(self, payloads, now)
+        except ParseError as error:
+            # an answer that makes no sense leaves both ends with different ideas (RFC 7296 section 2.21.3)
+            log.warning("%s: the answer to %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
+            self.destroy(f"malformed answer: {error}", now)
+        except SaFailedError as error:
+            log.warning("%s: %s", self, error)
+            self.destroy(str(error), now)
+        if self.deferred is None:
+            self.ask_next(now)
+
+    def answered_by(self, pending: Pending, header: Header, path: Path, now: float) -> None:
+        """The request under way is over."""
+        self.pending = None
+        self.core.timers.cancel((Timer.RETRANSMIT, self.uid))
+        self.core.heard(self, header, path, now)
+
+    def _open(self, header: Header, data: bytes) -> tuple[int, bytes, bytes] | None:
+        """First payload, content and digest of a message, once it is whole and authentic; ParseError if it is not."""
+        if self.in_cipher is None:
+            return None
+        part = find_encrypted(header, data)
+        content = self.in_cipher.open(data[: part.offset], data[part.offset :])
+        if part.type != PayloadType.SKF:
+            self.collected = None
+            return part.first, content, digest(data)
+        return self._collect(header, data, part, content)
+
+    def _collect(self, header: Header, data: bytes, part: Encrypted, content: bytes) -> tuple[int, bytes, bytes] | None:
+        if not self.fragmentation:
+            raise ParseError("a fragment, although fragmentation was not agreed")
+        collected = self.collected
+        if collected is None or (collected.message_id, collected.response) != (header.message_id, header.response):
+            collected = self.collected = Collected(header.message_id, header.response)
+        if part.number == 1:
+            # RFC 7383 section 2.6.1: the first fragment alone is answered when it comes again
+            collected.digest = digest(data)
+        whole = collected.reassembly.add(part.number, part.total, part.first, content)
+        if whole is None:
+            return None
+        self.collected = None
+        return whole[0], whole[1], collected.digest
+
+    def _show(self, what: str, header: Header, payloads: Sequence[Payload]) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s %s", self, what, show_message(header, payloads))
+
+    # -- the end
+
+    def destroy(self, reason: str, now: float) -> None:
+        """Forget the IKE_SA with its CHILD_SAs."""
+        if self.state is IkeState.DESTROYING:
+            return
+        up = self.established_at > 0
+        pending, queue = self.pending, list(self.queue)
+        self.pending = None
+        self.queue.clear()
+        self.deferred = None
+        self.change(IkeState.DESTROYING)
+        for child in list(self.children.values()):
+            self.core.drop_child(child, reason, now)
+        if pending is not None:
+            pending.request.lost(self, now)
+        for request in queue:
+            request.lost(self, now)
+        self.core.forget(self, now)
+        self.in_cipher = self.out_cipher = self.keys = None
+        if not self.quiet:
+            self.core.emit(IkeDown(self, reason, up))
+
+    def remove_child(self, child: ChildSa) -> None:
+        """Take a CHILD_SA out of the data path and off our list."""
+        child.change(ChildState.DESTROYING)
+        child.outbound = None
+        self.children.pop(child.uid, None)
+        self.core.emit(RemoveChild(child, child.has_in, child.has_out))
+        child.has_in = child.has_out = False
+
+    def child_by_spi_out(self, spi: int) -> ChildSa | None:
+        """The CHILD_SA that a peer means by an SPI, which is that of its inbound SA (RFC 7296 section 1.4.1)."""
+        return next((child for child in self.children.values() if child.spi_out == spi), None)
+
+    def children_up(self) -> list[ChildSa]:
+        """CHILD_SAs that carry traffic and were not replaced."""
+        return [child for child in self.children.values() if child.state in CHILD_UP]
+
+
+def digest(data: bytes) -> bytes:
+    """By which a message is known again."""
+    return blake2b(data, digest_size=16).digest()

@@ -1,0 +1,54 @@
+"""Tokens of quick crash detection (RFC 6290)."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipsec.errors import ParseError
+from ipsec.ike import qcd
+
+SECRET, SPI_I, SPI_R = bytes(range(32)), b"initiato", b"responde"
+
+
+def test_a_token_needs_no_memory() -> None:
+    token = qcd.make(SECRET, SPI_I, SPI_R)
+    assert qcd.parse(token) == token
+    assert qcd.verify(token, qcd.make(bytes(SECRET), SPI_I, SPI_R))
+
+
+def test_it_is_of_one_secret_and_one_ike_sa() -> None:
+    token = qcd.make(SECRET, SPI_I, SPI_R)
+    for other in (
+        qcd.make(SECRET[::-1], SPI_I, SPI_R),
+        qcd.make(SECRET, SPI_R, SPI_I),
+        qcd.make(SECRET, SPI_I, bytes(8)),
+        token[:-1],
+        token + b"\0",
+        b"",
+    ):
+        assert not qcd.verify(token, other)
+        assert not qcd.verify(other, token)
+
+
+def test_who_gave_no_token_is_not_believed() -> None:
+    assert not qcd.verify(b"", b"")
+    assert not qcd.verify(b"x", b"x")
+
+
+@pytest.mark.parametrize("length", [16, 32, 256])
+def test_tokens_of_others(length: int) -> None:
+    token = bytes(range(256))[:length]
+    assert qcd.verify(qcd.parse(token), token)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 257, 65535])
+def test_what_cannot_be_a_token(length: int) -> None:
+    with pytest.raises(ParseError):
+        qcd.parse(bytes(length))
+
+
+@pytest.mark.parametrize("length", [0, 15])
+def test_a_short_secret_makes_no_token(length: int) -> None:
+    with pytest.raises(ValueError, match="secret") as error:
+        qcd.make(b"q" * length, SPI_I, SPI_R)
+    assert "qqq" not in str(error.value)
