@@ -1,20 +1,31 @@
 """A whole configuration: ``load(path)`` reads swanctl.conf into frozen values, or says what is wrong where.
 
-This version has the sections ``ipsecd { }`` and ``sas { }``. Other top-level sections exist only to be inherited from.
+The sections are ``connections``, ``secrets``, ``pools`` and ``authorities``, as strongSwan has them, and our own
+``ipsecd`` and ``sas``. Other top-level sections exist only to be inherited from. The directories of certificates and
+keys are next to the file, or in SWANCTL_DIR.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+from ipsec.config.authorities import read_authorities
+from ipsec.config.checks import Checker
+from ipsec.config.connections import read_connection
+from ipsec.config.credentials import load_credentials
+from ipsec.config.directories import CredentialFiles, base_directory
 from ipsec.config.grammar import Section, parse_file, parse_text
+from ipsec.config.pools import read_pools
 from ipsec.config.sas import ManualSa, read_sa
+from ipsec.config.secrets import read_secrets, secret_warnings
 from ipsec.config.settings import DaemonSettings, read_settings
 from ipsec.config.values import error_at, read_keys
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Policy
+from ipsec.ike.config import Connection, PoolConfig
+from ipsec.ike.credentials import Credentials
 
 DEFAULT_FILE = "/etc/swanctl/swanctl.conf"
 
@@ -34,6 +45,12 @@ class Config:
     "section sas, in order of appearance"
     warnings: tuple[str, ...] = ()
     "what is allowed but questionable, with file and line; to be logged at start"
+    connections: tuple[Connection, ...] = ()
+    "section connections, in order of appearance; one that did not change equals what it was"
+    credentials: Credentials = field(default_factory=Credentials)
+    "sections secrets and authorities, and the directories of certificates and keys"
+    pools: tuple[PoolConfig, ...] = ()
+    "section pools"
 
     def policies(self) -> tuple[Policy, ...]:
         """All SPD entries, in the order in which they are matched; equal ones only once."""
@@ -52,22 +69,15 @@ class Config:
 
 def load(path: str = DEFAULT_FILE) -> Config:
     """The configuration in a file and what it includes. ConfigError names file, line and key."""
-    return _read(parse_file(path))
+    return _read(parse_file(path), base_directory(path))
 
 
-def load_text(text: str, file: str = "<text>") -> Config:
-    """The same for a string."""
-    return _read(parse_text(text, file))
+def load_text(text: str, file: str = "<text>", directory: str | None = None) -> Config:
+    """The same for a string; ``directory`` has the directories of certificates and keys, None if there are none."""
+    return _read(parse_text(text, file), directory)
 
 
-def _read(root: Section) -> Config:
-    for name, section in root.sections.items():
-        if name in _IKE_SECTIONS and (section.values or section.sections):
-            raise error_at(
-                root,
-                name,
-                "IKEv2 is not part of this version yet: it carries manually keyed SAs only, see the section sas",
-            )
+def _read(root: Section, directory: str | None) -> Config:
     templates = [name for name, section in root.sections.items() if section.referenced]
     read_keys(root, {}, sections=["ipsecd", "sas", *_IKE_SECTIONS, *templates])
     empty = Section("", root.file, 1)
@@ -75,8 +85,32 @@ def _read(root: Section) -> Config:
     top = root.sections.get("sas", empty)
     read_keys(top, {}, sections=top.sections)
     sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
-    warnings = [*_check_together(sas, top), *_warn(sas, top), *_warn_readable(top)]
-    return Config(root.file, settings, tuple(sas), tuple(warnings))
+    warnings = [*_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
+    config = Config(root.file, settings, tuple(sas))
+    config = _read_ike(root, config, CredentialFiles(directory), warnings)
+    return replace(config, warnings=tuple(warnings))
+
+
+def _read_ike(root: Section, config: Config, files: CredentialFiles, warnings: list[str]) -> Config:
+    """``config`` with what IKEv2 needs; adds to ``warnings``."""
+    empty = Section("", root.file, 1)
+    connections, secrets, pools, authorities = (root.sections.get(name, empty) for name in _IKE_SECTIONS)
+    read_keys(connections, {}, sections=connections.sections)
+    assigned = read_pools(pools)
+    allow_weak = config.settings.allow_weak
+    # first all that names a file, so that the credentials have what was read
+    found = [
+        (section, read_connection(section, name, files, allow_weak=allow_weak))
+        for name, section in connections.sections.items()
+    ]
+    credentials, notes = load_credentials(files, read_secrets(secrets), read_authorities(authorities, files))
+    checker = Checker(files, credentials, [pool.name for pool in assigned])
+    done = []
+    for section, connection in found:
+        done.append(checker.complete(section, connection))
+        warnings += checker.warnings(section, done[-1])
+    warnings += [*notes, *secret_warnings(secrets), *_warn_readable(secrets, ("secret",))]
+    return replace(config, connections=tuple(done), credentials=credentials, pools=assigned)
 
 
 def _number(sas: list[ManualSa]) -> list[ManualSa]:
@@ -137,11 +171,11 @@ def _warn(sas: list[ManualSa], top: Section) -> Iterator[str]:
                 yield _warning(section, "replay_window", "esn without a window loses step after heavy loss")
 
 
-def _warn_readable(top: Section) -> Iterator[str]:
+def _warn_readable(top: Section, keys: Sequence[str]) -> Iterator[str]:
     """One warning for each file that shows keys to everyone."""
     seen: set[str] = set()
     for section in top.sections.values():
-        for key in _SECRET_KEYS:
+        for key in keys:
             value = section.values.get(key)
             if value is None or value.text is None or value.file in seen:
                 continue

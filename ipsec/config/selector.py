@@ -26,6 +26,7 @@ from ipsec.wire.selector import (
     UDP,
     SelectorPair,
     TrafficSelector,
+    agreeing_pairs,
 )
 
 _FORM = re.compile(r"([^\[\]\s]+)(?:\[([^\[\]\s/]*)(?:/([^\[\]\s]+))?\])?")
@@ -51,13 +52,7 @@ def selector_pairs(local: Sequence[TrafficSelector], remote: Sequence[TrafficSel
 
     ConfigError if that leaves nothing.
     """
-    pairs = tuple(
-        SelectorPair(ours, theirs)
-        for ours in local
-        for theirs in remote
-        if ours.version == theirs.version
-        and (0 in (ours.protocol, theirs.protocol) or ours.protocol == theirs.protocol)
-    )
+    pairs = tuple(agreeing_pairs(local, remote))
     if not pairs:
         raise ConfigError("no selector of local_ts goes with one of remote_ts: families or protocols differ")
     return pairs

@@ -22,6 +22,7 @@ from ipsec.config.values import (
     parse_bool,
     parse_interface,
     parse_switch,
+    parse_time,
     quoted,
     read_keys,
 )
@@ -56,6 +57,13 @@ class ProviderKind(Enum):
     VAES = "vaes"
     COPY = "copy"
     "no cipher at all, for benchmarks: the engine refuses it outside of one"
+
+
+class LogFormat(Enum):
+    """What a line of the log looks like."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class LogLevel(Enum):
@@ -133,6 +141,42 @@ class DaemonSettings:
     "directory where sequence numbers of manual SAs survive restarts, so that no IV comes twice (RFC 4106 section 10)"
     log_level: LogLevel = LogLevel.INFO
     "debug, info, warning or error"
+    log_format: LogFormat = LogFormat.TEXT
+    "text for people, json for programs: one object per line"
+    port: int = 500
+    "UDP port for IKE, 0 for none: then IKE uses port_nat_t from the first message on"
+    retransmit_tries: int = 5
+    "how often a request is sent again before the peer is given up"
+    retransmit_timeout: float = 4.0
+    "seconds before a request is sent again for the first time"
+    retransmit_base: float = 1.8
+    "each wait is this many times the one before"
+    retransmit_limit: float = 0.0
+    "seconds that no wait exceeds, 0 for no limit"
+    half_open_timeout: float = 30.0
+    "seconds for an initiator to authenticate itself"
+    cookie_threshold: int = 30
+    "half-open IKE_SAs in all from which on initiators have to show a cookie; 0: always"
+    cookie_threshold_ip: int = 3
+    "the same for one address"
+    half_open_limit: int = 2000
+    "half-open IKE_SAs at any time"
+    ike_sa_limit: int = 0
+    "IKE_SAs in all, 0 for no limit"
+    keep_alive: float = 20.0
+    "seconds between NAT keepalives while nothing else is sent, 0 for none (RFC 3948 section 4)"
+    fragment_size: int = 1280
+    "octets of the largest IP packet with a part of an IKE message (RFC 7383)"
+    delete_rekeyed_delay: float = 5.0
+    "seconds that a replaced inbound SA still takes packets which are on their way"
+    make_before_break: bool = True
+    "re-authentication makes the new IKE_SA before it closes the old one"
+    follow_redirects: bool = True
+    "go where a gateway sends us (RFC 5685)"
+    redirect_to: str = ""
+    "another gateway, address or name, that all initiators are sent to"
+    keylog: str = ""
+    "directory for Wireshark's key files: whoever reads them reads all traffic"
     offload: OffloadSettings = OffloadSettings()
     "a section: which kernel offloads to use"
 
@@ -158,6 +202,24 @@ def _parse_listen(text: str) -> tuple[IpAddress, ...]:
         if not address.is_unspecified and ANY_ADDRESSES[address.version == 6] in addresses:
             raise ConfigError(f"{ANY_ADDRESSES[address.version == 6]} includes {address}, remove one of them")
     return addresses
+
+
+def _parse_seconds(low: float, high: float) -> Callable[[str], float]:
+    """A parser for seconds, with a fraction or a unit."""
+
+    def parse(text: str) -> float:
+        value = float(text) if re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", text) else float(parse_time(text))
+        if not low <= value <= high:
+            raise ConfigError(f"{quoted(text)} is not in {low:g}..{high:g}")
+        return value
+
+    return parse
+
+
+def _parse_gateway(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", text):
+        raise ConfigError(f"{quoted(text)} is not an address or the name of a host")
+    return text
 
 
 def _parse_directory(text: str) -> str:
@@ -193,6 +255,24 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "fail_closed": parse_bool,
     "state_dir": _parse_directory,
     "log_level": one_of(LogLevel),
+    "log_format": one_of(LogFormat),
+    "port": number_in(0, 65535),
+    "retransmit_tries": number_in(0, 100),
+    "retransmit_timeout": _parse_seconds(0.1, 3600),
+    "retransmit_base": _parse_seconds(1, 10),
+    "retransmit_limit": _parse_seconds(0, 3600),
+    "half_open_timeout": _parse_seconds(1, 3600),
+    "cookie_threshold": number_in(0, 1_000_000),
+    "cookie_threshold_ip": number_in(0, 1_000_000),
+    "half_open_limit": number_in(1, 1_000_000),
+    "ike_sa_limit": number_in(0, 10_000_000),
+    "keep_alive": _parse_seconds(0, 3600),
+    "fragment_size": number_in(256, 65535),
+    "delete_rekeyed_delay": _parse_seconds(0, 3600),
+    "make_before_break": parse_bool,
+    "follow_redirects": parse_bool,
+    "redirect_to": _parse_gateway,
+    "keylog": _parse_directory,
 }
 
 

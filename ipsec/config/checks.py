@@ -1,0 +1,112 @@
+"""What only the whole configuration shows: whether connections have the keys, secrets and pools that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ipsec.config.children import child_warnings
+from ipsec.config.directories import KEY_DIRECTORIES, CredentialFiles, confirms
+from ipsec.config.grammar import Section
+from ipsec.config.refused import numbered, warning_at
+from ipsec.config.values import error_at, quoted, suggestion
+from ipsec.crypto.identity import Identity, IdentityPattern
+from ipsec.crypto.x509 import Certificate
+from ipsec.ike.config import AuthClass, Childless, Connection
+from ipsec.ike.credentials import Credentials
+
+_KEY_PLACES = ", ".join(f"{name}/" for name in KEY_DIRECTORIES)
+
+
+class Checker:
+    """Completes and checks connections against what else the configuration has."""
+
+    def __init__(self, files: CredentialFiles, credentials: Credentials, pools: Collection[str]) -> None:
+        self._files = files
+        self._credentials = credentials
+        self._pools = pools
+        keyless = [one for one in credentials.certificates if credentials.private_key_for(one) is None]
+        self._anchors = bool(credentials.authorities or keyless)
+        self._wall = datetime.now(UTC)
+        self._ours: dict[Identity | None, tuple[Certificate, ...]] = {}
+
+    def complete(self, section: Section, connection: Connection) -> Connection:
+        """The connection with our certificates found where it names none. ConfigError for what it lacks."""
+        for pool in connection.pools:
+            if pool not in self._pools:
+                why = f"there is no pool {quoted(pool)}{suggestion(pool, self._pools)}"
+                raise error_at(section, "pools", why)
+        local = connection.local
+        if local.method is not AuthClass.PUBKEY:
+            return connection
+        part = _part(section, "local")
+        if not local.certs and not local.pubkeys:
+            certs = self._certificates_of(local.id)
+            if not certs:
+                whose = f" for {local.id}" if local.id else ""
+                why = f"there is no certificate with a private key{whose}, name one here or have auth = psk"
+                raise error_at(part, "certs", why)
+            return replace(connection, local=replace(local, certs=certs, id=local.id or certs[0].subject))
+        for certificate in local.certs:
+            if self._credentials.private_key_for(certificate) is None:
+                why = f"{self._files.describe(certificate)} has no private key in {_KEY_PLACES}"
+                raise error_at(part, "certs", why)
+        if local.pubkeys and self._credentials.private_key_for(local.pubkeys[0]) is None:
+            raise error_at(part, "pubkeys", f"the public key has no private key in {_KEY_PLACES}")
+        return connection
+
+    def warnings(self, section: Section, connection: Connection) -> Iterator[str]:
+        """What is allowed but will hardly do what is meant."""
+        if not connection.children and connection.childless is not Childless.FORCE:
+            yield warning_at(section, "children", "there are none: nothing will pass, see childless")
+        for child in connection.children:
+            yield from child_warnings(section.sections["children"].sections[child.name], child)
+        local, remote = connection.local, connection.remote
+        for certificate in local.certs:
+            if certificate.not_after < self._wall:
+                why = f"{self._files.describe(certificate)} expired on {certificate.not_after:%Y-%m-%d}"
+                yield warning_at(_part(section, "local"), "certs", why)
+        if AuthClass.PSK in (local.method, remote.method) and not self._has_psk(local.id, remote.id):
+            ours, theirs = local.id or "our address", remote.id
+            part = _part(section, "local" if local.method is AuthClass.PSK else "remote")
+            yield warning_at(part, "auth", f"the section secrets has no preshared key for {ours} and {theirs}")
+        anchors = remote.certs or remote.cacerts or remote.pubkeys
+        if remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
+            why = "there is no trust anchor in x509ca/ and no peer's certificate in x509/, no peer can be checked"
+            yield warning_at(_part(section, "remote"), "auth", why)
+
+    def _has_psk(self, local: Identity | None, remote: IdentityPattern) -> bool:
+        """Whether a preshared key can be found once both identities are known."""
+        if local is not None and self._credentials.find_psk(local, remote.exact) is not None:
+            return True
+        if local is not None and remote.exact is not None:
+            return False
+        for secret in self._credentials.secrets:
+            for owner in secret.owners:
+                theirs = owner.exact is None or remote.matches(owner.exact)
+                # without an id we are known by our address
+                ours = local is None and owner.exact is not None and owner.exact.address is not None
+                if theirs or ours:
+                    return True
+            if not secret.owners:
+                return True
+        return False
+
+    def _certificates_of(self, identity: Identity | None) -> tuple[Certificate, ...]:
+        """Our certificates that confirm ``identity``, all of ours for None."""
+        if identity not in self._ours:
+            self._ours[identity] = tuple(
+                certificate
+                for certificate in self._credentials.certificates
+                if (identity is None or confirms(certificate, identity))
+                and self._credentials.private_key_for(certificate) is not None
+            )
+        return self._ours[identity]
+
+
+def _part(section: Section, side: str) -> Section:
+    """The section ``local<suffix>`` or ``remote<suffix>``, an empty one in place of none."""
+    names = numbered(section, side)
+    empty = Section(section.child_path(side), section.file, section.line)
+    return section.sections[names[0]] if names else empty

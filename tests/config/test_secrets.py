@@ -1,0 +1,186 @@
+"""``secrets { }``: preshared keys and passphrases; none of them in a message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ipsec.config import Config, load, load_text
+from ipsec.config.secrets import parse_shared_secret
+from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.errors import ConfigError
+from ipsec.ike.credentials import SharedSecret
+from tests.config import pki
+
+SECRET = "correct horse battery"
+
+
+def read(text: str, base: Path | None = None) -> Config:
+    return load_text(f"secrets {{\n{text}\n}}", "f", str(base) if base else None)
+
+
+def refuse(text: str, base: Path | None = None) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        read(text, base)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+    return caught.value
+
+
+def test_none() -> None:
+    assert tuple(load_text("").credentials.secrets) == ()
+    assert tuple(load_text("secrets {\n}").credentials.secrets) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "octets"),
+    [
+        ("a secret", b"a secret"),
+        ("0x0102ff", b"\x01\x02\xff"),
+        ("0X0102FF", b"\x01\x02\xff"),
+        ("0sAQL/", b"\x01\x02\xff"),
+        ("0SAQL/", b"\x01\x02\xff"),
+        ("\u00e4", b"\xc3\xa4"),
+        ("0", b"0"),
+        ("", b""),
+    ],
+)
+def test_forms(text: str, octets: bytes) -> None:
+    assert parse_shared_secret(text) == octets
+
+
+def test_shared_secrets() -> None:
+    config = read(
+        f"""
+        ike {{
+            secret = {SECRET}
+        }}
+        ike-moon {{
+            id = moon.example.org
+            id-a = *@example.org
+            id2 = "C=CH, CN=sun"
+            secret = 0x{SECRET.encode().hex()}
+        }}
+        """
+    )
+    owners = (parse_pattern("moon.example.org"), parse_pattern("*@example.org"), parse_pattern("C=CH, CN=sun"))
+    assert tuple(config.credentials.secrets) == (
+        SharedSecret(SECRET.encode(), (), "ike"),
+        SharedSecret(SECRET.encode(), owners, "ike-moon"),
+    )
+    assert config.warnings == ()
+    assert config.credentials.find_psk(parse_identity("moon.example.org"), None) == SECRET.encode()
+    assert SECRET not in repr(config)
+    assert SECRET.encode().hex() not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("ike {\n id = moon\n}", "secrets.ike.secret", "a preshared key needs this key"),
+        ("ike {\n secret =\n}", "secrets.ike.secret", "a preshared key needs this key"),
+        ('ike {\n secret = ""\n}', "secrets.ike.secret", "the preshared key is empty"),
+        (f"ike {{\n secret = 0x{SECRET}\n}}", "secrets.ike.secret", "not valid hexadecimal"),
+        (f"ike {{\n secret = 0s{SECRET}\n}}", "secrets.ike.secret", "not valid Base64"),
+        (f"ike {{\n sceret = {SECRET}\n}}", "secrets.ike.sceret", "unknown key, did you mean 'secret'?"),
+        (f"ike {{\n secret = {SECRET}\n id {{ }}\n}}", "secrets.ike.id", "unknown section"),
+        (f'ike {{\n secret = {SECRET}\n id = "{{300}}:x"\n}}', "secrets.ike.id", "no identity type"),
+        (f"ike = {SECRET}", "secrets.ike", "unknown key"),
+        (f"eap-carol {{\n secret = {SECRET}\n}}", "secrets.eap-carol", "EAP and XAuth are not supported"),
+        (f"xauth {{\n secret = {SECRET}\n}}", "secrets.xauth", "EAP and XAuth are not supported"),
+        (f"ntlm1 {{\n secret = {SECRET}\n}}", "secrets.ntlm1", "EAP and XAuth are not supported"),
+        (f"ppk {{\n secret = {SECRET}\n}}", "secrets.ppk", "RFC 8784"),
+        (f"token {{\n handle = 12\n pin = {SECRET}\n}}", "secrets.token", "smart cards"),
+        ("psk {\n}", "secrets.psk", "not one of ike, private, rsa, ecdsa, pkcs8, pkcs12"),
+        ("privat {\n}", "secrets.privat", "did you mean 'private'?"),
+        *(
+            (f"{kind}-1 {{\n secret = {SECRET}\n}}", f"secrets.{kind}-1.file", "a passphrase needs this key")
+            for kind in ("private", "rsa", "ecdsa", "pkcs8", "pkcs12")
+        ),
+        *(
+            (f"{kind} {{\n secret = {SECRET}\n file = x.pem\n}}", f"secrets.{kind}.file", f"{kind}/x.pem: No such file")
+            for kind in ("private", "rsa", "ecdsa", "pkcs8", "pkcs12")
+        ),
+        (f"private {{\n file = x\n secret = 0x{SECRET}\n}}", "secrets.private.secret", "not valid hexadecimal"),
+        (f"private {{\n file = x\n pin = {SECRET}\n}}", "secrets.private.pin", "unknown key"),
+    ],
+)
+def test_misuse(tmp_path: Path, text: str, key: str, message: str) -> None:
+    error = refuse(text, tmp_path)
+    assert (error.key, error.file) == (key, "f")
+    assert message in error.message
+
+
+def test_key_files_need_a_directory() -> None:
+    error = refuse("private {\n file = x.pem\n}")
+    assert "there is no directory private/, write an absolute path" in error.message
+    assert error.key == "secrets.private.file"
+
+
+def test_short_secret_is_a_warning() -> None:
+    (warning,) = read("ike {\n secret = abc\n}").warnings
+    assert warning.startswith("f:3: secrets.ike.secret: a preshared key shorter than 8 octets")
+
+
+@pytest.mark.parametrize("kind", ["private", "rsa", "ecdsa", "pkcs8"])
+def test_passphrase(tmp_path: Path, kind: str) -> None:
+    pki.write(tmp_path, f"{kind}/moon.pem", pki.key_pem("moon", SECRET.encode()))
+    config = read(f"{kind}-x {{\n file = moon.pem\n secret = {SECRET}\n}}", tmp_path)
+    (key,) = config.credentials.private_keys
+    assert config.credentials.private_key_for(pki.parsed("moon")) is not None
+    assert (config.warnings, SECRET in repr(key)) == ((), False)
+
+
+def test_passphrase_by_absolute_path(tmp_path: Path) -> None:
+    path = pki.write(tmp_path, "elsewhere/moon.pem", pki.key_pem("moon", SECRET.encode()))
+    config = read(f"private {{\n file = {path}\n secret = 0x{SECRET.encode().hex()}\n}}")
+    assert config.credentials.private_key_for(pki.parsed("moon")) is not None
+
+
+def test_key_without_passphrase(tmp_path: Path) -> None:
+    """A section without a secret, and a secret for a key that needs none, do no harm."""
+    pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon"))
+    assert len(read("private {\n file = moon.pem\n}", tmp_path).credentials.private_keys) == 1
+    text = f"private {{\n file = moon.pem\n secret = {SECRET}\n}}"
+    assert len(read(text, tmp_path).credentials.private_keys) == 1
+
+
+def test_wrong_passphrase(tmp_path: Path) -> None:
+    pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon", b"another"))
+    error = refuse(f"private {{\n file = moon.pem\n secret = {SECRET}\n}}", tmp_path)
+    assert error.key == "secrets.private.file"
+    assert "private/moon.pem" in error.message
+
+
+def test_missing_passphrase(tmp_path: Path) -> None:
+    pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon", b"another"))
+    error = refuse("", tmp_path)
+    assert error.file == str(tmp_path / "private/moon.pem")
+    assert "passphrases are in secrets.private<suffix> { file, secret }" in error.message
+
+
+def test_two_passphrases(tmp_path: Path) -> None:
+    pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon", SECRET.encode()))
+    one = f"{{\n file = moon.pem\n secret = {SECRET}\n}}"
+    error = refuse(f"private-a {one}\nprivate-b {one}", tmp_path)
+    assert error.key == "secrets.private-b.file"
+    assert "has a passphrase in secrets.private-a already" in error.message
+
+
+def test_container(tmp_path: Path) -> None:
+    pki.write(tmp_path, "pkcs12/moon.p12", pki.container("moon", SECRET.encode()))
+    config = read(f"pkcs12 {{\n file = moon.p12\n secret = {SECRET}\n}}", tmp_path)
+    moon, ca = pki.parsed("moon"), pki.parsed("ca", "ca")
+    assert config.credentials.private_key_for(moon) is not None
+    assert {moon, ca} <= set(config.credentials.certificates)
+    error = refuse("pkcs12 {\n file = moon.p12\n secret = wrong\n}", tmp_path)
+    assert error.key == "secrets.pkcs12.file"
+
+
+def test_readable_file_is_a_warning(tmp_path: Path) -> None:
+    file = pki.write(tmp_path, "swanctl.conf", f"secrets {{\n ike {{\n  secret = {SECRET}\n }}\n}}".encode())
+    assert load(str(file)).warnings == ()
+    file.chmod(0o644)
+    (warning,) = load(str(file)).warnings
+    assert warning.startswith(f"{file}:3: secrets.ike.secret: others can read the keys in this file")
