@@ -41,6 +41,7 @@ cdef class Engine:
     cdef tuple taken(self)
     cdef object reason_since(self, list before)
     cdef list drop_counts(self)
+    cdef object outbound_one(self, object packet, object now)
     cdef int alone(self) except -1
     cdef int drain_events(self) except -1
     cdef bint follow(self, object event) except -1

@@ -9,10 +9,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ipsec.fast.address cimport address_to_python
-from ipsec.fast.atomic cimport and_u32, fence, load_u32, load_u64, store_ptr, store_u64
+from ipsec.fast.atomic cimport add_u32, and_u32, fence, load_u32, load_u64, store_ptr, store_u64
 from ipsec.fast.batch cimport BATCH_HEAD, BatchState, batch_open, batch_seal, batch_slot
 from ipsec.fast.collector cimport Collector, collector_free, collector_new, collector_start
 from ipsec.fast.drops cimport *
+from ipsec.fast.held cimport HeldFrame, HeldFrames, held_too_long, held_unlink
 from ipsec.fast.inbound cimport Source, inbound
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
@@ -111,9 +112,11 @@ cdef class Engine:
     Calls hold the GIL; pumps run beside them without it. Packets may be sealed by a call while pumps run: sequence
     numbers are never given twice. Opening packets by a call while a pump runs needs ``workers`` > 1, which makes SAs
     take a lock; otherwise it is refused.
+
+    ``hold_packets``: how many frames of each policy without an SA are kept for the SA to come; 0 drops them at once.
     """
 
-    def __cinit__(self, *, str provider="auto", unsigned int workers=1, bint mss_clamp=True,
+    def __cinit__(self, *, str provider="auto", unsigned int workers=1, bint mss_clamp=True, unsigned int hold_packets=0,
                   icmp_source4=None, icmp_source6=None):
         cdef uint32_t i
         if provider == "copy":
@@ -127,6 +130,7 @@ cdef class Engine:
         self.provider = provider
         self.worker_count = workers
         self.shared.mss_clamp = mss_clamp
+        self.shared.hold = hold_packets
         self.set_icmp_sources(icmp_source4, icmp_source6)
         self.shared.sad = sad_new(64)
         self.shared.spd = spd_table_replace(NULL, NULL, 0)
@@ -240,6 +244,7 @@ cdef class Engine:
         index[key] = id
         if not incoming:
             self.point_policies(params.reqid)
+            add_u32(&self.shared.released, 1)
         return id
 
     cdef int sad_rebuild(self, size_t live) except -1:
@@ -265,7 +270,7 @@ cdef class Engine:
     cdef void point_policy(self, object id, Sa *sa) noexcept:
         cdef SpdPolicy *policy = <SpdPolicy *><uintptr_t>self.policies[id]
         if sa != NULL:
-            policy.acquired = 0
+            store_u64(&policy.acquired_ns, 0)
         spd_set_sa(policy, sa)
 
     def del_sa(self, id):
@@ -340,6 +345,7 @@ cdef class Engine:
         if table == NULL:
             raise MemoryError
         spd_publish(&self.shared.spd, table)
+        add_u32(&self.shared.released, 1)
         self.retire(RETIRED_SPD, old)
         return 0
 
@@ -489,17 +495,61 @@ cdef class Engine:
             seal_packet(w, &sink, target, target.endpoint, seq, self.packet, length, 59, 0, target.df != DF_CLEAR)
         return self.taken()[0] if self.collector.count else self.reason_since(before)
 
+    def rearm(self, id):
+        """Let the next packet of this policy without an SA raise ACQUIRE at once."""
+        address = self.policies.get(id)
+        if address is not None:
+            store_u64(&(<SpdPolicy *><uintptr_t>address).acquired_ns, 0)
+
+    def held(self):
+        """How many frames wait for an SA."""
+        cdef uint32_t i
+        cdef uint32_t total = 0
+        fence()      # what was just changed is seen by whoever keeps a frame that is not counted here
+        for i in range(self.worker_count + 1):
+            total += load_u32(&self.workers[i].held.count)
+        return total
+
+    def release(self, now):
+        """Try the packets again that ``outbound`` kept; what became of those that wait no longer, oldest first."""
+        cdef HeldFrames *held = &self.workers[self.worker_count].held
+        cdef HeldFrame *frame
+        cdef uint32_t n = held.count
+        result = []
+        while n and held.first != NULL:
+            n -= 1
+            frame = held_unlink(held, NULL)
+            packet = PyBytes_FromStringAndSize(<char *>frame.data, frame.length)
+            if held_too_long(frame, <uint64_t>(now * 1e9)):
+                drop(self.workers[self.worker_count], NULL, DROP_OUT_NO_STATES, 1)
+                one = Outbound(DropReason.OUT_NO_STATES)
+            else:
+                held.since_ns = frame.since_ns
+                one = self.outbound_one(packet, now)
+                held.since_ns = 0
+            free(frame)
+            if not one.held:
+                result.append(one)
+        return result
+
     def outbound(self, packet, now):
         """Everything RFC 4301 section 5.1 asks for a packet from the inside (``Outbound``)."""
+        return self.outbound_one(packet, now)
+
+    cdef object outbound_one(self, object packet, object now):
         cdef Sink sink
         cdef Worker *w = self.workers[self.worker_count]
         cdef Collector *c
+        cdef uint64_t ever
         before = self.drop_counts()
         if not self.begin(&sink, now, packet):
             drop(w, NULL, DROP_OUT_HDR_ERROR, 1)
             return Outbound(DropReason.OUT_HDR_ERROR)
         c = self.collector
+        ever = w.held.ever
         outbound_frame(w, self.shared.spd, &sink, NULL, self.packet, <uint32_t>len(packet))
+        if w.held.ever != ever:
+            return Outbound(DropReason.NONE, held=True)
         reason = self.reason_since(before)
         if c.clear_length:
             return Outbound(DropReason.NONE, clear=PyBytes_FromStringAndSize(<char *>self.packet, c.clear_length))

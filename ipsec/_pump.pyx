@@ -8,8 +8,9 @@ from libc.stdlib cimport free
 
 from ipsec._fastpath cimport Engine
 from ipsec.fast.address cimport address_to_python
-from ipsec.fast.atomic cimport add_u32, load_u64, store_u64
+from ipsec.fast.atomic cimport add_u32, store_u8
 from ipsec.fast.coalesce cimport Coalescer, coalesce_init
+from ipsec.fast.inbox cimport INBOX_SIZE, InboxRecord, inbox_next, inbox_oldest
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.pump cimport *
 
@@ -33,6 +34,7 @@ cdef class Pump:
     cdef PumpState *p
     cdef readonly Engine engine
     cdef readonly int event_fd
+    cdef int wake_fd
 
     def __cinit__(self, Engine engine, unsigned int worker, *, int tun_fd, int udp4_fd=-1, int udp6_fd=-1,
                   int raw4_fd=-1, int raw6_fd=-1, int bypass4_fd=-1, int bypass6_fd=-1, bint vnet_hdr=False,
@@ -44,7 +46,7 @@ cdef class Pump:
         if worker >= engine.worker_count:
             raise ValueError(f"worker {worker} is not in 0..{engine.worker_count - 1}")
         self.engine = engine
-        self.event_fd = -1
+        self.event_fd = self.wake_fd = -1
         p = self.p = <PumpState *>aligned_zero(sizeof(PumpState))
         p.worker = engine.workers[worker]
         p.tun_fd = tun_fd
@@ -71,7 +73,7 @@ cdef class Pump:
         p.names = <uint8_t *>aligned_zero(RX_WIDE * 32)
         p.in_control = <uint8_t *>aligned_zero(RX_WIDE * CONTROL_SIZE)
         p.plain = <uint8_t *>aligned_zero(PLAIN_SIZE)
-        p.inbox = <uint8_t *>aligned_zero(INBOX_SIZE)
+        p.inbox.data = <uint8_t *>aligned_zero(INBOX_SIZE)
         p.coalescer = <Coalescer *>aligned_zero(sizeof(Coalescer))
         coalesce_init(p.coalescer, vnet_hdr, coalesce_tcp and tun_tso, coalesce_udp and tun_uso)
         for i in range(RX_WIDE):
@@ -83,14 +85,17 @@ cdef class Pump:
             p.incoming[i].msg_hdr.msg_control = p.in_control + i * CONTROL_SIZE
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         p.event_fd = self.event_fd
+        p.wake_fd = self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __dealloc__(self):
         cdef PumpState *p = self.p
         if self.event_fd >= 0:
             os.close(self.event_fd)
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
         if p != NULL:
             for memory in (<uintptr_t>p.frame, <uintptr_t>p.train, <uintptr_t>p.out_control, <uintptr_t>p.slots,
-                           <uintptr_t>p.names, <uintptr_t>p.in_control, <uintptr_t>p.plain, <uintptr_t>p.inbox,
+                           <uintptr_t>p.names, <uintptr_t>p.in_control, <uintptr_t>p.plain, <uintptr_t>p.inbox.data,
                            <uintptr_t>p.coalescer, <uintptr_t>p):
                 free(<void *><uintptr_t>memory)
 
@@ -122,30 +127,38 @@ cdef class Pump:
             pump_forever(self.p, stop_fd, <uint64_t>busy_poll_us * 1000)
         add_u32(&self.engine.running, <uint32_t>-1)
 
+    def wake(self):
+        """Let ``run_forever`` look at once at what waits for an SA; without it the next ``run_tun`` does."""
+        os.eventfd_write(self.wake_fd, 1)
+
     def blocked_fd(self):
         """The socket that had no room for the last message, or -1."""
         return self.p.sockets[self.p.blocked - 1] if self.p.blocked else -1
 
-    def datagrams(self):
-        """What is not ESP, oldest first: (data, (source address, port) or None, local address or None, descriptor)."""
+    def datagrams(self, unsigned int limit=0xFFFFFFFF):
+        """What is not ESP, oldest first, at most ``limit``: (data, (source address, port) or None, local address or None,
+        descriptor)."""
         cdef PumpState *p = self.p
         cdef InboxRecord *r
-        cdef uint64_t at
-        cdef uint64_t head = load_u64(&p.inbox_head)
         result = []
-        while p.inbox_tail != head:
-            at = p.inbox_tail % INBOX_SIZE
-            r = <InboxRecord *>(p.inbox + at)
-            if at + sizeof(InboxRecord) > INBOX_SIZE or r.size == 0:
-                store_u64(&p.inbox_tail, p.inbox_tail + INBOX_SIZE - at)
-                continue
+        while limit:
+            r = inbox_oldest(&p.inbox)
+            if r == NULL:
+                break
+            limit -= 1
             source = None
             if r.version:
                 source = (str(address_to_python(r.source, r.version)), r.port)
             local = str(address_to_python(r.local, r.local_version)) if r.local_version else None
             result.append((PyBytes_FromStringAndSize(<char *>r + sizeof(InboxRecord), r.length), source, local, r.fd))
-            store_u64(&p.inbox_tail, p.inbox_tail + r.size)
+            inbox_next(&p.inbox, r)
         return result
+
+    def forget_df(self):
+        """Somebody else has changed DF of the sockets: it is set anew before the next packet."""
+        cdef int i
+        for i in range(SOCKETS):
+            store_u8(&self.p.df_state[i], 0)
 
     def counters(self):
         """Counters since the pump was made, by name."""

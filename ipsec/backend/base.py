@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
-from ipaddress import IPv4Address, IPv6Address
-from typing import Protocol
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import NamedTuple, Protocol
 
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Lifetime, Policy, SaParams
 
 IpAddress = IPv4Address | IPv6Address
+IpInterface = IPv4Interface | IPv6Interface
 
 
 class Feature(Flag):
@@ -40,7 +41,12 @@ class Feature(Flag):
 
 @dataclass(frozen=True)
 class Acquire:
-    """A packet met a PROTECT policy without an SA."""
+    """A packet met a PROTECT policy without an SA (RFC 4301 section 5.1).
+
+    The backend keeps the newest few packets of each such policy and sends them once an outbound SA with that reqid is
+    added. While packets keep coming and no SA has, the event repeats every ten seconds for a policy, and with the next
+    packet after ``Backend.rearm``.
+    """
 
     policy: int
     reqid: int
@@ -79,17 +85,20 @@ class DeviceLost:
 BackendEvent = Acquire | Expire | Mapping | DeviceLost
 
 
-@dataclass(frozen=True)
-class Datagram:
-    """A datagram on an ESP port that is not ESP: IKE, its non-ESP marker (RFC 3948 section 2.2) cut off."""
+class Datagram(NamedTuple):
+    """An IKE datagram; the non-ESP marker (RFC 3948 section 2.2) of those that came to the ESP port is cut off.
+
+    To answer, swap the ends: ``send_datagram(answer, local, local_port, source, port)``.
+    """
 
     data: bytes
+    "not empty; nothing in it was looked at"
     source: IpAddress
     port: int
-    local: IpAddress | None
-    "the address it was sent to, where known"
-    fd: int
-    "of the socket it came through, to answer from the same one"
+    local: IpAddress
+    "the address it was sent to, with wildcard sockets too"
+    local_port: int
+    "the IKE port or the ESP port of this host, as bound: tells whether a marker was cut off"
 
 
 class Backend(Protocol):
@@ -108,13 +117,24 @@ class Backend(Protocol):
     def get_spi(self) -> int:
         """A free SPI for an inbound SA."""
 
+    def free_spi(self, spi: int) -> None:
+        """An SPI of ``get_spi`` that no SA was added with is not needed any more."""
+
     def add_sa(self, params: SaParams) -> int:
-        """Install an SA; its id. SaError if that cannot be."""
+        """Install an SA; its id. SaError if that cannot be.
+
+        With an outbound SA, packets that waited for its reqid are sent, and ACQUIRE of its policies may come again.
+        Of several outbound SAs with one reqid the one added last is used.
+        """
 
     def update_sa(
         self, sa: int, *, local: IpAddress, remote: IpAddress, encap: tuple[int, int] | None, path_mtu: int
     ) -> None:
-        """Move an SA to other outer addresses."""
+        """Move an SA to other outer addresses; keys, counters and replay window stay (RFC 4555, RFC 7296 section 2.23).
+
+        ``encap`` may appear, change or vanish; the family may change. SaError, with nothing changed, for what
+        ``add_sa`` would refuse: no such socket, protocol 50 switched off, another local UDP port than that in use.
+        """
 
     def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
         """Other limits by volume, counted since the SA was added; both lifetime events may come again."""
@@ -134,8 +154,55 @@ class Backend(Protocol):
     def del_policy(self, policy: int) -> None:
         """Remove a policy."""
 
+    def rearm(self, policy: int) -> None:
+        """Let the next packet without an SA raise ACQUIRE at once: the negotiation for it failed, or was given up.
+
+        A policy that is gone meanwhile is ignored.
+        """
+
     async def sync_routes(self) -> None:
-        """Bring routes in line with the SAs and policies that are installed now."""
+        """Return when routes are in line with the SAs and policies installed at the time of the call.
+
+        Nobody has to call it: changes are carried out by themselves, those of 20 ms together. A caller that has to know
+        that routes are there, before it reports a tunnel as up, waits for this. BackendError says what the kernel
+        refused first; the rest is done all the same, and what was refused is tried again with the next change. Without
+        a caller it is logged.
+        """
+
+    async def add_address(self, address: IpInterface) -> None:
+        """Give the device an address (a virtual IP of ours, RFC 7296 section 2.19). BackendError if the kernel refuses.
+
+        From then on it is the source of routes whose policies have it as their local selector. It goes with ``stop``
+        or ``del_address``, and what a killed daemon left of them with the next start. Counted: as many
+        ``del_address`` undo it.
+        """
+
+    async def del_address(self, address: IpInterface) -> None:
+        """Take an address away that ``add_address`` gave; one that is not there is ignored."""
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """Local UDP port for ESP and for IKE behind a marker, by IP version; versions without sockets are missing."""
+
+    @property
+    def ike_ports(self) -> dict[int, int]:
+        """Local UDP port for IKE without a marker, by IP version; empty without such sockets."""
+
+    def send_datagram(
+        self, data: bytes, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int
+    ) -> None:
+        """Send IKE from ``local``, or from the address the kernel picks for None or the unspecified address.
+
+        ``local_port`` chooses the socket: the one in ``ports`` puts the non-ESP marker (RFC 3948 section 2.2) in front,
+        any other means the IKE socket, which does not. Never blocks, never raises: what cannot be sent is counted
+        (``ike_tx_errors`` in ``counters``) and logged, at most once a second. Retransmission is IKE's.
+        """
+
+    def send_keepalive(self, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int) -> None:
+        """Send a NAT keepalive: the octet 0xFF without a marker (RFC 3948 section 2.3). Like ``send_datagram``."""
+
+    def counters(self) -> dict[str, int]:
+        """Counters since the start, by name: packets and octets of the data path, ``ike_...`` of the IKE datagrams."""
 
     def drops(self) -> dict[DropReason, int]:
         """All drops by reason."""
@@ -144,4 +211,7 @@ class Backend(Protocol):
         """Who hears of events, called in the event loop."""
 
     def on_datagram(self, handler: Callable[[Datagram], None]) -> None:
-        """Who gets datagrams that are not ESP."""
+        """Who gets IKE datagrams, called in the event loop.
+
+        At most 64 in one turn of the loop from each socket, so that timers and commands have theirs in a flood.
+        """

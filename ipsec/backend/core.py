@@ -39,14 +39,20 @@ class CorePump(Protocol):
     def run_sockets(self, budget: int) -> int:
         """Read the sockets up to ``budget`` times each; MORE and DEVICE_LOST."""
 
+    def wake(self) -> None:
+        """Let ``run_forever`` look at what waits for an SA; without it the next ``run_tun`` does."""
+
     def blocked_fd(self) -> int:
         """The socket that had no room for the last message, -1 if none."""
 
     def run_forever(self, stop_fd: int, busy_poll_us: int = 0) -> None:
         """Do both on this thread, without the GIL, until ``stop_fd`` is readable."""
 
-    def datagrams(self) -> list[RawDatagram]:
-        """What came in and is not ESP, oldest first."""
+    def datagrams(self, limit: int = ...) -> list[RawDatagram]:
+        """What came in and is not ESP, oldest first, at most ``limit`` of them."""
+
+    def forget_df(self) -> None:
+        """Somebody else has changed DF of the sockets."""
 
     def counters(self) -> dict[str, int]:
         """Packets and octets at both ends, batches, system calls, fall-backs."""

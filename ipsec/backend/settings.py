@@ -37,11 +37,15 @@ class UserspaceSettings:
     listen: tuple[IpAddress, ...] = ()
     "at most one address per family; () is both wildcards, IPv6 only where the kernel has it"
     port: int = 4500
-    "UDP port for ESP and IKE; 0 picks a free one"
+    "UDP port for ESP, and for IKE behind a marker; 0 picks a free one"
+    ike_port: int | None = 500
+    "UDP port for IKE; 0 picks a free one, None is for those who speak none"
     raw_esp: bool = False
     "IP protocol 50 as well; needs CAP_NET_RAW"
     bypass: bool = False
     "BYPASS policies send packets around the tunnel; needs CAP_NET_RAW and ``fwmark``"
+    hold_packets: int = 8
+    "frames of each policy without an SA that wait for it; 0 drops them"
     install_routes: bool = True
     "False: the operator prepared device and routes, and netlink is left alone"
     routing_table: int = 220

@@ -17,21 +17,23 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeVar, assert_never
 
-from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
+from ipsec.backend import outside
+from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
 from ipsec.backend.core import Core, CoreEngine, compiled_core
-from ipsec.backend.settings import OFFLOADS, UserspaceSettings
+from ipsec.backend.datagrams import BUDGET as DATAGRAMS
+from ipsec.backend.datagrams import Datagrams
+from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes
+from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Worker, socket_name
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
-from ipsec.esp.pmtu import inner_mtu
-from ipsec.esp.sa import Action, Direction, IpAddress, Lifetime, Policy, SaParams
+from ipsec.esp.sa import Direction, IpAddress, Lifetime, Policy, SaParams
 from ipsec.net import udp
 from ipsec.net.monitor import Change, LinkMonitor
-from ipsec.net.route import RoutePlan, Router, plan_routes
+from ipsec.net.route import Router
 from ipsec.net.tun import Tun, device_exists, open_tun, tun_from_fd
 
 log = logging.getLogger(__name__)
@@ -40,11 +42,6 @@ T = TypeVar("T")
 
 #: a worker looks at its stop descriptor at least once per batch, so this is generous
 JOIN_SECONDS = 0.8
-#: until SAs say what fits (RFC 8200 section 5 wants 1280 for IPv6)
-DEFAULT_MTU = 1400
-#: octets in front of IKE on an ESP port (RFC 3948 section 2.2)
-NON_ESP_MARKER = 4
-MIN_MTU = 1280
 
 
 class UserspaceBackend:
@@ -71,20 +68,19 @@ class UserspaceBackend:
         self._mtu = 0
         self._past: dict[str, int] = {}
         self._handler: Callable[[BackendEvent], None] = lambda event: None
-        self._datagram_handler: Callable[[Datagram], None] = lambda datagram: None
+        self._datagrams = Datagrams()
         self._tasks: set[asyncio.Task[None]] = set()
         self._helper: ThreadPoolExecutor | None = None
         self._running = False
         self._recovering = False
-        self._routed = False
-        "routes were applied: what protects now is ours, no longer a predecessor's"
         self._lost = False
+        self._routes = Routes(lambda: self._helper, fail_closed=settings.fail_closed, mtu=settings.mtu)
 
     # -- start and stop
 
     async def start(self) -> None:
         """Acquire everything, or release it again and raise BackendError."""
-        self._routed = self._lost = False
+        self._lost = False
         try:
             await self._start()
         except BaseException:
@@ -101,16 +97,19 @@ class UserspaceBackend:
             # No icmp_source: the kernel takes no packet from the device that claims to come from one of its own
             # addresses, so "packet too big" comes from the packet's destination.
             mss_clamp=settings.mss_clamp,
+            hold_packets=settings.hold_packets,
         )
         if settings.install_routes and settings.memory is None:
             self._router = await self._blocking(self._make_router)
-        self._probe()
+        self._verdicts = outside.probe(settings)
         try:
             self._open_tun()
             self._open_sockets()
         except OSError as error:
             raise BackendError(f"cannot open the device or its sockets: {error.strerror}") from error
-        await self._configure_device(settings.mtu or DEFAULT_MTU, path_mtu=1500)
+        await self._configure_device(self._routes.mtu, path_mtu=DEFAULT_PATH_MTU)
+        if self._router is not None:
+            self._routes.attach(self._router, self.device, self._adjust_mtu)
         self._make_pumps()
         self._log_start()
         self._go()
@@ -130,14 +129,6 @@ class UserspaceBackend:
                 settings.routing_table,
             )
         return router
-
-    def _probe(self) -> None:
-        if self._settings.memory is not None:
-            self._verdicts = {name: udp.Verdict(name, False, "links are in memory") for name in OFFLOADS[:4]}
-            return
-        for name, probe in (("udp_gso", udp.probe_gso), ("udp_gro", udp.probe_gro)):
-            wanted = self._settings.offload.get(name, True)
-            self._verdicts[name] = probe() if wanted else udp.Verdict(name, False, "switched off")
 
     def _open_tun(self) -> None:
         settings = self._settings
@@ -164,32 +155,19 @@ class UserspaceBackend:
 
     def _open_sockets(self) -> None:
         settings = self._settings
-        workers = max(1, settings.workers)
         if settings.memory is not None:
-            self._sockets = [socket.socket(fileno=os.dup(settings.memory.wire.fd(settings.memory.side)))]
+            self._sockets = [outside.memory_socket(settings)]
             self._ports = {4: settings.port}
             return
-        gro = self._verdicts["udp_gro"].on
-        for address in self._listen():
-            group = udp.open_udp(address, settings.port, workers=workers, gro=gro, fwmark=settings.fwmark)
-            self._sockets += group
-            self._ports[address.version] = group[0].getsockname()[1]
-            if settings.raw_esp:
-                self._sockets += udp.open_raw_esp(address, workers=workers, fwmark=settings.fwmark)
-            if settings.bypass:
-                for _ in range(workers):
-                    self._sockets.append(udp.open_bypass(address.version, fwmark=settings.fwmark))
-
-    def _listen(self) -> list[IpAddress]:
-        listen = self._settings.listen
-        versions = [address.version for address in listen]
-        if len(set(versions)) != len(versions):
-            raise BackendError(
-                "ipsecd.listen names two addresses of one family", remedy="name one, or leave it out for the wildcard"
-            )
-        if listen:
-            return list(listen)
-        return [IPv4Address(0), *([IPv6Address(0)] if _has_ipv6() else [])]
+        listen = outside.listen_addresses(settings)
+        for address in listen:
+            groups = outside.open_group(address, settings, gro=self._verdicts["udp_gro"].on)
+            for group in groups:
+                self._sockets += group
+            self._ports[address.version] = groups[0][0].getsockname()[1]
+            self._datagrams.share(groups[0], df_lost=self._df_lost)
+        if settings.ike_port is not None:
+            self._datagrams.open(listen, settings.ike_port, fwmark=settings.fwmark)
 
     async def _configure_device(self, mtu: int, *, path_mtu: int) -> None:
         router, tun = self._router, self._tun
@@ -203,7 +181,7 @@ class UserspaceBackend:
             notes = router.configure(
                 tun.name,
                 mtu=mtu,
-                addresses=settings.addresses,
+                addresses=(*settings.addresses, *self._routes.addresses),
                 queue_length=settings.queue_length,
                 gso_max_size=superframe_size(mtu, path_mtu),
             )
@@ -251,6 +229,7 @@ class UserspaceBackend:
                 worker.start_thread(f"ipsec-worker-{index}", self._stop_fd, self._settings.busy_poll_us)
             else:
                 worker.start()
+        self._datagrams.start()
         self._running = True
 
     async def quiesce(self) -> None:
@@ -258,6 +237,7 @@ class UserspaceBackend:
         if not self._running:
             return
         self._running = False
+        self._datagrams.pause()
         for worker in self._workers:
             worker.detach()
         threads = [worker.thread for worker in self._workers if worker.thread is not None]
@@ -286,6 +266,7 @@ class UserspaceBackend:
             return
         self._drop_pumps()
         self._unwatch()
+        await self._routes.detach()
         if self._router is not None:
             router, keep_closed = self._router, self._stays_closed(self._router)
             await self._blocking(lambda: router.close(keep_closed=keep_closed))
@@ -293,10 +274,13 @@ class UserspaceBackend:
         if self._tun is not None:
             self._tun.close()
             self._tun = None
+        self._datagrams.close()
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
         self._engine = None
+        settings = self._settings
+        self._routes = Routes(lambda: self._helper, fail_closed=settings.fail_closed, mtu=settings.mtu)
         self._sas.clear()
         self._policies.clear()
         self._spis.clear()
@@ -309,10 +293,10 @@ class UserspaceBackend:
         """Whether unreachable routes outlive this stop, because nobody asked for it: see ``fail_closed``."""
         if not self._settings.fail_closed:
             return False
-        return self._lost or (router.inherited and not self._routed)
+        return self._lost or (router.inherited and not self._routes.applied)
 
     def _drop_pumps(self) -> None:
-        self._past = self.counters()
+        self._past = self._pump_counters()
         self._workers.clear()
 
     async def _blocking(self, work: Callable[[], T]) -> T:
@@ -321,11 +305,17 @@ class UserspaceBackend:
     # -- what the data path has to say
 
     def _drain(self, worker: Worker) -> None:
-        for data, source, local, fd in worker.pump.datagrams():
-            if source is not None:
-                to = ip_address(local) if local is not None else None
-                self._datagram_handler(Datagram(data[NON_ESP_MARKER:], ip_address(source[0]), source[1], to, fd))
+        found = worker.pump.datagrams(DATAGRAMS)
+        if len(found) == DATAGRAMS:
+            # the rest in the loop's next turn: others wait too
+            worker.drain_again()
+        # first what the data path has to say: a datagram may be handled for long
         self._drain_engine()
+        self._datagrams.deliver(found)
+
+    def _df_lost(self) -> None:
+        for worker in self._workers[:1]:
+            worker.pump.forget_df()
 
     def _drain_engine(self) -> None:
         if self._engine is not None:
@@ -359,7 +349,7 @@ class UserspaceBackend:
         inbound = self._sas.get(sa)
         if inbound is None:
             return
-        self._sas[sa] = _moved(inbound, address, port)
+        self._remember(sa, _moved(inbound, address, port))
         for number in list(self._outbound.get(inbound.reqid, ())):
             params = self._sas[number]
             if (params.remote, params.encap) != (inbound.remote, inbound.encap):
@@ -369,9 +359,12 @@ class UserspaceBackend:
                 self.update_sa(number, local=moved.local, remote=address, encap=moved.encap, path_mtu=moved.path_mtu)
             except SaError as error:
                 log.warning("SA 0x%08x cannot follow its peer: %s", params.spi, error)
-        if address != inbound.remote:
-            # a peer inside a protected network has a throw route of its own
-            self._spawn(self.sync_routes())
+
+    def _remember(self, sa: int, params: SaParams) -> None:
+        """The SA is another one to us than it was; a peer inside a protected network has a throw route of its own."""
+        old = self._sas[sa]
+        self._sas[sa] = params
+        self._routes.move_sa(old, params)
 
     # -- the device under us
 
@@ -400,7 +393,8 @@ class UserspaceBackend:
             log.warning("device %s went %s", self._tun.name, change.value)
             if change is Change.UP:
                 # the kernel dropped the routes with the link
-                self._spawn(self.sync_routes())
+                self._routes.forget()
+                self._routes.changed()
 
     def _device_gone(self) -> None:
         if self._running and not self._recovering:
@@ -423,7 +417,8 @@ class UserspaceBackend:
             self._tun.close()
             self._check_ours()
             self._open_tun()
-            await self._configure_device(self._mtu, path_mtu=self._path_mtu())
+            await self._configure_device(self._mtu, path_mtu=self._routes.path_mtu)
+            self._routes.forget()
             self._make_pumps()
             await self.sync_routes()
             self._go()
@@ -469,8 +464,25 @@ class UserspaceBackend:
                 self._spis.add(spi)
                 return spi
 
+    def free_spi(self, spi: int) -> None:
+        """An SPI of ``get_spi`` that no SA was added with is not needed any more."""
+        self._spis.discard(spi)
+
     def add_sa(self, params: SaParams) -> int:
         """Install an SA; its id. SaError if it cannot be, also because this daemon has no socket that fits it."""
+        self._check_sockets(params)
+        engine = self._need_engine()
+        sa = engine.add_sa(params)
+        self._sas[sa] = params
+        self._routes.add_sa(params)
+        if params.direction is Direction.IN:
+            self._spis.add(params.spi)
+        else:
+            self._outbound.setdefault(params.reqid, set()).add(sa)
+            self._release(engine)
+        return sa
+
+    def _check_sockets(self, params: SaParams) -> None:
         version = params.local.version
         name = f"SA 0x{params.spi:08x}"
         if version not in self._ports:
@@ -480,20 +492,24 @@ class UserspaceBackend:
         if params.encap is not None and params.encap[0] != self._ports[version]:
             port = self._ports[version]
             raise SaError(f"{name}: local UDP port {params.encap[0]} is not the one in use, {port} (ipsecd.port_nat_t)")
-        sa = self._need_engine().add_sa(params)
-        self._sas[sa] = params
-        if params.direction is Direction.IN:
-            self._spis.add(params.spi)
-        else:
-            self._outbound.setdefault(params.reqid, set()).add(sa)
-        return sa
+
+    def _release(self, engine: CoreEngine) -> None:
+        """Packets that wait for an SA are tried once more."""
+        if engine.held():
+            for worker in self._workers:
+                worker.wake()
 
     def update_sa(
         self, sa: int, *, local: IpAddress, remote: IpAddress, encap: tuple[int, int] | None, path_mtu: int
     ) -> None:
         """Move an SA to other outer addresses in place."""
-        self._need_engine().update_sa(sa, local=local, remote=remote, encap=encap, path_mtu=path_mtu)
-        self._sas[sa] = replace(self._sas[sa], local=local, remote=remote, encap=encap, path_mtu=path_mtu)
+        engine = self._need_engine()
+        if sa not in self._sas:
+            raise SaError(f"there is no SA with id {sa}")
+        moved = replace(self._sas[sa], local=local, remote=remote, encap=encap, path_mtu=path_mtu)
+        self._check_sockets(moved)
+        engine.update_sa(sa, local=local, remote=remote, encap=encap, path_mtu=path_mtu)
+        self._remember(sa, moved)
 
     def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
         """Other limits by volume, counted since the SA was added; both lifetime events may come again."""
@@ -508,6 +524,7 @@ class UserspaceBackend:
         """Remove an SA and wipe its keys."""
         self._need_engine().del_sa(sa)
         params = self._sas.pop(sa)
+        self._routes.del_sa(params)
         if params.direction is Direction.IN:
             self._spis.discard(params.spi)
             return
@@ -518,20 +535,36 @@ class UserspaceBackend:
 
     def add_policy(self, policy: Policy) -> int:
         """Add a policy; its id."""
-        number = self._need_engine().add_policy(policy)
+        engine = self._need_engine()
+        number = engine.add_policy(policy)
         self._policies[number] = policy
+        self._routes.add_policy(policy)
+        self._release(engine)
         return number
 
     def set_policies(self, policies: Sequence[Policy]) -> list[int]:
         """Replace all policies at once."""
-        numbers = self._need_engine().set_policies(policies)
+        engine = self._need_engine()
+        numbers = engine.set_policies(policies)
+        # those that stay are not gone in between
+        for policy in policies:
+            self._routes.add_policy(policy)
+        for policy in self._policies.values():
+            self._routes.del_policy(policy)
         self._policies = dict(zip(numbers, policies, strict=True))
+        self._release(engine)
         return numbers
 
     def del_policy(self, policy: int) -> None:
         """Remove a policy."""
-        self._need_engine().del_policy(policy)
-        del self._policies[policy]
+        engine = self._need_engine()
+        engine.del_policy(policy)
+        self._routes.del_policy(self._policies.pop(policy))
+        self._release(engine)
+
+    def rearm(self, policy: int) -> None:
+        """Let the next packet of a policy without an SA raise ACQUIRE at once."""
+        self._need_engine().rearm(policy)
 
     def drops(self) -> dict[DropReason, int]:
         """All drops by reason."""
@@ -543,43 +576,33 @@ class UserspaceBackend:
 
     def on_datagram(self, handler: Callable[[Datagram], None]) -> None:
         """Who gets datagrams that are not ESP."""
-        self._datagram_handler = handler
+        self._datagrams.handler = handler
+
+    def send_datagram(
+        self, data: bytes, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int
+    ) -> None:
+        """Send IKE, with the non-ESP marker if ``local_port`` is that of ESP."""
+        self._datagrams.send(data, local, local_port, remote, remote_port)
+
+    def send_keepalive(self, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int) -> None:
+        """Send a NAT keepalive (RFC 3948 section 2.3)."""
+        self._datagrams.keepalive(local, local_port, remote, remote_port)
 
     async def sync_routes(self) -> None:
-        """Bring the device's MTU and the routes in line with the SAs and policies installed now."""
-        router, tun = self._router, self._tun
-        if router is None or tun is None:
-            return
-        mtu = self._settings.mtu or self._fitting_mtu()
-        if mtu != self._mtu:
-            await self._configure_device(mtu, path_mtu=self._path_mtu())
-        own = await self._blocking(router.local_addresses)
-        plan = self._plan(own)
-        await self._blocking(lambda: router.apply(tun.name, plan))
-        self._routed = True
+        """Return when the device's MTU and the routes are in line with what is installed. BackendError if not."""
+        await self._routes.sync()
 
-    def _plan(self, own: list[IpAddress]) -> RoutePlan:
-        pairs = [(p.action, s) for p in self._policies.values() for s in p.selectors]
-        return plan_routes(
-            [(s.local.networks(), s.remote.networks()) for action, s in pairs if action is Action.PROTECT],
-            peers=[p.remote for p in self._sas.values()],
-            # A BYPASS policy for some ports only must not take the whole network out of the tunnel.
-            bypass=[
-                network
-                for action, s in pairs
-                if action is Action.BYPASS and not (s.remote.protocol or s.local.protocol)
-                for network in s.remote.networks()
-            ],
-            own=own,
-            fail_closed=self._settings.fail_closed,
-        )
+    async def _adjust_mtu(self) -> None:
+        if self._routes.mtu != self._mtu:
+            await self._configure_device(self._routes.mtu, path_mtu=self._routes.path_mtu)
 
-    def _fitting_mtu(self) -> int:
-        fits = [inner_mtu(p) for p in self._sas.values() if p.direction is Direction.OUT]
-        return max(min(fits), MIN_MTU) if fits else DEFAULT_MTU
+    async def add_address(self, address: IpInterface) -> None:
+        """Give the device an address; counted."""
+        await self._routes.add_address(address)
 
-    def _path_mtu(self) -> int:
-        return min((p.path_mtu for p in self._sas.values()), default=1500)
+    async def del_address(self, address: IpInterface) -> None:
+        """Take away an address that was added as often as this is called."""
+        await self._routes.del_address(address)
 
     def _need_engine(self) -> CoreEngine:
         if self._engine is None:
@@ -595,8 +618,13 @@ class UserspaceBackend:
 
     @property
     def ports(self) -> dict[int, int]:
-        """UDP port in use, by IP version."""
+        """UDP port of ESP in use, by IP version."""
         return dict(self._ports)
+
+    @property
+    def ike_ports(self) -> dict[int, int]:
+        """UDP port of IKE without a marker, by IP version."""
+        return self._datagrams.ports
 
     def providers(self) -> dict[str, str]:
         """Suite name -> crypto provider."""
@@ -615,7 +643,10 @@ class UserspaceBackend:
         return found
 
     def counters(self) -> dict[str, int]:
-        """Counters of all pumps since the start, pumps of an earlier device included."""
+        """Counters of all pumps since the start, pumps of an earlier device included, and of IKE datagrams."""
+        return self._pump_counters() | self._datagrams.counts
+
+    def _pump_counters(self) -> dict[str, int]:
         total = dict(self._past)
         for worker in self._workers:
             for name, value in worker.pump.counters().items():
@@ -652,12 +683,3 @@ def _moved(params: SaParams, address: IpAddress, port: int) -> SaParams:
 def _join(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join(JOIN_SECONDS)
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::", 0))
-    except OSError:
-        return False
-    return True

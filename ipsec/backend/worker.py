@@ -40,6 +40,7 @@ class Worker:
         "the descriptor that the event loop waits for to become writable"
         self._again = False
         "a further call is already scheduled"
+        self._drain_soon = False
 
     def start(self) -> None:
         """Move packets in the event loop."""
@@ -67,6 +68,25 @@ class Worker:
             loop.remove_writer(fd)
         self._waiting = -1
         loop.remove_reader(self.pump.event_fd)
+
+    def wake(self) -> None:
+        """Let the pump try what waits for an SA once more."""
+        if self.thread is not None:
+            self.pump.wake()
+        elif self._running and not self._again:
+            self._again = True
+            asyncio.get_running_loop().call_soon(self._run_again, self.pump.run_tun)
+
+    def drain_again(self) -> None:
+        """Drain once more in the loop's next turn: more waits than one turn takes."""
+        if self._running and not self._drain_soon:
+            self._drain_soon = True
+            asyncio.get_running_loop().call_soon(self._drain_rest)
+
+    def _drain_rest(self) -> None:
+        self._drain_soon = False
+        if self._running:
+            self._drain(self)
 
     def _listen(self) -> None:
         self._running = True

@@ -30,7 +30,7 @@ class Sealed(NamedTuple):
 
 
 class Outbound(NamedTuple):
-    """What became of a packet that the inside sent. Exactly one of the fields says so."""
+    """What became of a packet that the inside sent. Exactly one of the fields says so, ``drop`` unless it is NONE."""
 
     drop: DropReason
     sealed: tuple[Sealed, ...] = ()
@@ -39,6 +39,8 @@ class Outbound(NamedTuple):
     "an ICMP error for the inner sender, with drop OUT_TOO_BIG"
     clear: bytes | None = None
     "the packet itself, under a BYPASS policy"
+    held: bool = False
+    "kept until there is an SA: ``EspEngine.release`` tells what became of it"
 
 
 class Inbound(NamedTuple):
@@ -62,7 +64,7 @@ class EventKind(IntEnum):
     SEQUENCE_HARD = 4
     "sequence numbers are used up"
     ACQUIRE = 5
-    "a PROTECT policy matched a packet but has no SA; ``value`` is the reqid"
+    "a PROTECT policy matched a packet but has no SA; ``value`` is the reqid. Again after ``ACQUIRE_SECONDS``"
     MAPPING = 6
     "an authenticated packet came from a new address or port"
     DEVICE_LOST = 7
@@ -100,6 +102,15 @@ class SaStats:
 #: SEQUENCE_SOFT comes this many packets before the end (RFC 4303 section 3.3.3)
 SEQUENCE_SOFT_MARGIN = 1 << 20
 
+#: ACQUIRE repeats after so long for one policy, while packets come and no SA does; charon waits as long for a reqid
+ACQUIRE_SECONDS = 10
+#: packets that wait for SAs in all, frames of up to 64 KiB each: the oldest make room. Each worker has so many
+HELD_FRAMES = 128
+#: and so many octets of them
+HELD_OCTETS = 1 << 19
+#: nobody wants a packet that is older (the kernel's xfrm_acq_expires)
+HELD_SECONDS = 30
+
 
 class EspEngine(Protocol):
     """SAD, SPD and ESP processing. ``now`` is monotonic seconds. Nothing here blocks or raises for a packet."""
@@ -129,6 +140,19 @@ class EspEngine(Protocol):
 
     def del_policy(self, policy: int) -> None:
         """Remove a policy. PolicyError if it is not there."""
+
+    def rearm(self, policy: int) -> None:
+        """Let the next packet of this policy without an SA raise ACQUIRE at once. A policy that is gone is ignored."""
+
+    def held(self) -> int:
+        """How many packets (frames, of pumps) wait for an SA: ``hold_packets`` for each policy at most."""
+
+    def release(self, now: float) -> list[Outbound]:
+        """Try packets again that ``outbound`` kept; what became of those that wait no longer, oldest first.
+
+        The SPD decides anew, as if they had come now. What waited too long, or had to make room for a newer one, is
+        dropped as OUT_NO_STATES. What a pump kept it sends itself: ``Pump.wake``.
+        """
 
     def encapsulate(self, sa: int, packet: bytes, now: float) -> Sealed | DropReason:
         """Protect one IP packet with this SA, without asking the SPD, the MTU or the clamp."""

@@ -24,7 +24,17 @@ from ipaddress import ip_address
 
 from ipsec.errors import ParseError, SaError
 from ipsec.esp.drops import DropReason
-from ipsec.esp.engine import Event, EventKind, Inbound, Outbound, SaStats, Sealed
+from ipsec.esp.engine import (
+    ACQUIRE_SECONDS,
+    HELD_SECONDS,
+    Event,
+    EventKind,
+    Inbound,
+    Outbound,
+    SaStats,
+    Sealed,
+)
+from ipsec.esp.held import HeldPackets
 from ipsec.esp.pmtu import ESP_HEADER, clamp_mss, fragment_ipv4, packet_limit, too_big
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, IpAddress, Lifetime, Mode, Policy, SaParams
 from ipsec.esp.sad import Sad, SaEntry
@@ -56,10 +66,16 @@ class ReferenceEngine:
 
     ``mss_clamp`` lowers the MSS of TCP SYNs both ways to what fits the SA. ``icmp_source4`` and ``icmp_source6``, in
     network byte order, are where ICMP errors to inner senders come from; without, from the packet's destination.
+    ``hold_packets`` is how many packets of each policy without an SA are kept for the SA to come; 0 drops them at once.
     """
 
     def __init__(
-        self, *, mss_clamp: bool = True, icmp_source4: bytes | None = None, icmp_source6: bytes | None = None
+        self,
+        *,
+        mss_clamp: bool = True,
+        hold_packets: int = 0,
+        icmp_source4: bytes | None = None,
+        icmp_source6: bytes | None = None,
     ) -> None:
         for source, version in ((icmp_source4, 4), (icmp_source6, 6)):
             if source is not None and ip_address(source).version != version:
@@ -71,8 +87,9 @@ class ReferenceEngine:
         self._spd = Spd()
         self._fragments_out = FragmentTable()
         self._fragments_in = FragmentTable()
-        self._acquired: dict[int, int] = {}
-        "policy -> reqid of those whose ACQUIRE is still unanswered"
+        self._acquired: dict[int, tuple[int, float]] = {}
+        "policy -> reqid and time of those whose ACQUIRE is still unanswered"
+        self._waiting = HeldPackets(hold_packets)
         self._events: list[Event] = []
         self._drops: dict[DropReason, int] = {}
 
@@ -82,7 +99,7 @@ class ReferenceEngine:
         """Install an SA; its id. SaError if an inbound SA has that SPI, or an outbound one has (SPI, remote)."""
         entry = self._sad.add(params)
         if params.direction is Direction.OUT:
-            self._acquired = {policy: reqid for policy, reqid in self._acquired.items() if reqid != params.reqid}
+            self._acquired = {policy: asked for policy, asked in self._acquired.items() if asked[0] != params.reqid}
         return entry.sa
 
     def del_sa(self, sa: int) -> None:
@@ -115,6 +132,10 @@ class ReferenceEngine:
     def del_policy(self, policy: int) -> None:
         """Remove a policy. PolicyError if it is not there."""
         self._spd.remove(policy)
+        self._acquired.pop(policy, None)
+
+    def rearm(self, policy: int) -> None:
+        """Let the next packet of this policy without an SA raise ACQUIRE at once. A policy that is gone is ignored."""
         self._acquired.pop(policy, None)
 
     def events(self) -> list[Event]:
@@ -172,13 +193,38 @@ class ReferenceEngine:
             return Outbound(DropReason.NONE, clear=inner.data)
         entry = self._sad.newest(policy.reqid)
         if entry is None:
-            if policy_id not in self._acquired:
-                self._acquired[policy_id] = policy.reqid
-                self._events.append(Event(EventKind.ACQUIRE, policy_id, policy.reqid))
-            return Outbound(self._drop(DropReason.OUT_NO_STATES))
+            return self._without_sa(policy_id, policy.reqid, inner.data, now)
         if not _fits_mode(entry.params, inner):
             return Outbound(self._drop(DropReason.OUT_STATE_MODE_ERROR, entry))
         return self._send(entry, inner, now)
+
+    def held(self) -> int:
+        """How many packets wait for an SA."""
+        return len(self._waiting)
+
+    def release(self, now: float) -> list[Outbound]:
+        """Try packets again that ``outbound`` kept; what became of those that wait no longer, oldest first."""
+        results = []
+        for since, packet in self._waiting.take():
+            if now - since > HELD_SECONDS:
+                results.append(Outbound(self._drop(DropReason.OUT_NO_STATES)))
+                continue
+            self._waiting.since = since
+            results.append(self.outbound(packet, now))
+            self._waiting.since = None
+        return [result for result in results if not result.held]
+
+    def _without_sa(self, policy: int, reqid: int, packet: bytes, now: float) -> Outbound:
+        """Ask for an SA, and keep the packet for it."""
+        _, asked = self._acquired.get(policy, (0, float("-inf")))
+        if now - asked >= ACQUIRE_SECONDS:
+            self._acquired[policy] = (reqid, now)
+            self._events.append(Event(EventKind.ACQUIRE, policy, reqid))
+        if not self._waiting.limit:
+            return Outbound(self._drop(DropReason.OUT_NO_STATES))
+        for _ in range(self._waiting.put(policy, packet, now)):
+            self._drop(DropReason.OUT_NO_STATES)
+        return Outbound(DropReason.NONE, held=True)
 
     def _send(self, entry: SaEntry, inner: IpPacket, now: float) -> Outbound:
         mtu = entry.inner_mtu

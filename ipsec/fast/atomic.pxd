@@ -1,5 +1,5 @@
 # The few atomic operations the data path needs, as compiler built-ins.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from * nogil:
     """
@@ -12,6 +12,7 @@ cdef extern from * nogil:
     #define fast_add_u32(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
     #define fast_load_u32(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define fast_store_u32(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define fast_store_u8(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define fast_swap_u32(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQUIRE)
     #if defined(__x86_64__) || defined(__i386__)
     #define fast_pause() __builtin_ia32_pause()
@@ -35,6 +36,7 @@ cdef extern from * nogil:
     uint64_t add_u64 "fast_add_u64"(uint64_t *p, uint64_t v)
     uint32_t load_u32 "fast_load_u32"(uint32_t *p)
     void store_u32 "fast_store_u32"(uint32_t *p, uint32_t v)
+    void store_u8 "fast_store_u8"(uint8_t *p, uint8_t v)
     uint32_t swap_u32 "fast_swap_u32"(uint32_t *p, uint32_t v)
     void fence "fast_fence"()
     uint32_t add_u32 "fast_add_u32"(uint32_t *p, uint32_t v)

@@ -3,14 +3,15 @@
 #
 # The same code serves the pump, which gathers datagrams into trains, and the library, which returns them: both give a
 # Sink that provides room for a datagram and takes it.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from ipsec.fast.atomic cimport add_u64, cas_u64, load_ptr, load_u64
+from ipsec.fast.atomic cimport add_u64, cas_u64, load_ptr, load_u64, store_u64
 from ipsec.fast.drops cimport *
 from ipsec.fast.header cimport clamp_mss, outer_tos
 from ipsec.fast.icmp cimport build_too_big
 from ipsec.fast.fragment cimport FragmentPlan, fragment_next, fragment_start
+from ipsec.fast.held cimport held_put
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
 from ipsec.fast.sa cimport *
@@ -25,6 +26,7 @@ cdef enum:
     ACTION_PROTECT = 0
     ACTION_BYPASS = 1
     ACTION_DISCARD = 2
+    ACQUIRE_SECONDS = 10     # the same number as in ipsec/esp/engine.py
     TRAILER_SAVED = 32       # octets after a segment that its trailer may overwrite: 15 of padding and 2
 
 # Takes what comes out. room() gives `length` octets to write a datagram to, NULL if there is none for now;
@@ -208,8 +210,22 @@ cdef inline void protect_segments(Worker *w, Sink *sink, Sa *sa, uint8_t *packet
             seal_packet(w, sink, sa, endpoint, seq + k, payload - plan.header_len, length, next_header, tos, df)
         memcpy(end, saved, TRAILER_SAVED)
 
-# The policy for a packet, with its SA in *sa when it is to be protected. The action, or -1 when it was dropped.
-cdef inline int outbound_policy(Worker *w, SpdTable *spd, PacketInfo *info, uint32_t count, Sa **sa) noexcept nogil:
+# Asks for an SA: at once, then again every ACQUIRE_SECONDS while packets come and no SA does. Of workers that find it due
+# together, one.
+cdef inline void acquire_once(Worker *w, SpdPolicy *policy) noexcept nogil:
+    cdef uint64_t before = load_u64(&policy.acquired_ns)
+    cdef uint64_t now = w.now_ns | 1
+    # signed: another worker's clock may be a batch ahead
+    if before and <int64_t>(now - before) < <int64_t>ACQUIRE_SECONDS * 1000000000:
+        return
+    if cas_u64(&policy.acquired_ns, &before, now) and not event_push(w, EVENT_ACQUIRE, policy.id, policy.reqid, 0, NULL, 0):
+        # the ring is full: the next packet tries again
+        store_u64(&policy.acquired_ns, 0)
+
+# The policy for a packet, with its SA in *sa when it is to be protected. The action, or -1 when it was dropped or kept for
+# later, as the frame that it is: vnet (NULL if there is nothing in it) and packet.
+cdef inline int outbound_policy(Worker *w, SpdTable *spd, PacketInfo *info, const VnetHdr *vnet, const uint8_t *packet,
+                                uint32_t count, Sa **sa) noexcept nogil:
     cdef SpdPolicy *policy
     cdef int result = 0
     sa[0] = NULL
@@ -231,9 +247,12 @@ cdef inline int outbound_policy(Worker *w, SpdTable *spd, PacketInfo *info, uint
         return ACTION_BYPASS
     sa[0] = <Sa *>load_ptr(&policy.sa)
     if sa[0] == NULL:
-        if not policy.acquired and event_push(w, EVENT_ACQUIRE, policy.id, policy.reqid, 0, NULL, 0):
-            policy.acquired = 1
-        drop(w, NULL, DROP_OUT_NO_STATES, count)
+        acquire_once(w, policy)
+        if w.shared.hold:
+            drop(w, NULL, DROP_OUT_NO_STATES,
+                 held_put(&w.held, policy.id, w.shared.hold, vnet, packet, info.length, count, w.now_ns))
+        else:
+            drop(w, NULL, DROP_OUT_NO_STATES, count)
         return -1
     return ACTION_PROTECT
 
@@ -291,7 +310,9 @@ cdef inline uint32_t outbound_frame(Worker *w, SpdTable *spd, Sink *sink, const 
                          or (plan.kind == SEGMENT_SINGLE and finish_checksum(packet, &info, vnet) != 0)):
         drop(w, NULL, DROP_OUT_HDR_ERROR, 1)
         return 1
-    action = outbound_policy(w, spd, &info, plan.count, &sa)
+    if plan.kind == SEGMENT_SINGLE:
+        vnet = NULL      # a checksum that was left open is finished by now
+    action = outbound_policy(w, spd, &info, vnet, packet, plan.count, &sa)
     if action < 0:
         return plan.count
     if action == ACTION_BYPASS:

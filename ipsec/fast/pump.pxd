@@ -5,57 +5,23 @@
 # Nothing waits for more: only what is queued already is put together.
 from libc.errno cimport EAGAIN, EBADF, EBADFD, EINTR, EINVAL, EIO, EMSGSIZE, ENODEV, EPIPE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.uio cimport iovec, writev
 
-from ipsec.fast.atomic cimport load_ptr, load_u64, store_u64
+from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
 from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
+from ipsec.fast.held cimport HeldFrame, held_too_long, held_unlink
 from ipsec.fast.inbound cimport INBOUND_ROOM, Source, inbound
+from ipsec.fast.inbox cimport *
+from ipsec.fast.message cimport *
 from ipsec.fast.outbound cimport Sink, outbound_frame
 from ipsec.fast.packet cimport PacketInfo, be16, be32
 from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
 from ipsec.fast.spd cimport SpdTable
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
 from ipsec.fast.worker cimport *
-
-cdef extern from "fast/message.h" nogil:
-    struct msghdr:
-        void *msg_name
-        uint32_t msg_namelen
-        iovec *msg_iov
-        size_t msg_iovlen
-        void *msg_control
-        size_t msg_controllen
-        int msg_flags
-    struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    struct message_facts:
-        uint32_t segment
-        uint8_t tos
-        uint8_t local_known
-        uint8_t local[16]
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long n, int timeout)
-    int sched_yield()
-    int POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int n, int flags)
-    ssize_t sendmsg(int fd, const msghdr *message, int flags)
-    ssize_t send_to(int fd, const void *data, size_t n, const uint8_t *address, uint32_t length)
-    int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, void *timeout)
-    ssize_t read(int fd, void *data, size_t n)
-    ssize_t write(int fd, const void *data, size_t n)
-    int MSG_DONTWAIT, MSG_TRUNC, MSG_NOSIGNAL
-    int AF_INET, AF_INET6
-    void message_read(const msghdr *message, message_facts *facts)
-    size_t message_write(uint8_t *control, uint16_t segment, int version, uint8_t tos, const uint8_t *source)
-    void socket_set_df(int fd, int version, int df)
-    uint32_t path_mtu_to(const uint8_t *address, uint32_t length, int version, uint32_t mark)
-    uint64_t monotonic_ns()
 
 cdef enum:
     FRAME_HEAD = 320                 # room before a frame read from the TUN device; keeps the packet on a cache line
@@ -71,7 +37,6 @@ cdef enum:
     PLAIN_SIZE = 393216              # decrypted packets that wait to be written
     PLAIN_FLUSH = 98304
     CONTROL_SIZE = 128               # control data of a message
-    INBOX_SIZE = 262144
     SOCKETS = 4
     UDP4 = 0
     UDP6 = 1
@@ -108,17 +73,6 @@ cdef struct Message:
     uint8_t socket
     uint8_t closed
 
-# A datagram for the event loop, in the inbox; `length` octets follow.
-cdef struct InboxRecord:
-    uint32_t size                    # of record and datagram, rounded up to 8; 0: go on at the start
-    uint32_t length
-    int fd
-    uint8_t version                  # 0: no source
-    uint8_t local_version
-    uint16_t port
-    uint8_t source[16]
-    uint8_t local[16]
-
 cdef struct PumpState:
     Worker *worker
     Sink sink
@@ -126,6 +80,7 @@ cdef struct PumpState:
     int sockets[SOCKETS]
     int bypass[2]
     int event_fd
+    int wake_fd                      # readable when the control plane wants run_tun to be called
     uint32_t mark
     uint8_t vnet_hdr
     uint8_t udp_gso
@@ -155,9 +110,7 @@ cdef struct PumpState:
     uint8_t *plain
     uint32_t plain_used
     Coalescer *coalescer
-    uint8_t *inbox
-    uint64_t inbox_head              # octets written since the start
-    uint64_t inbox_tail
+    Inbox inbox
     uint64_t counters[COUNTERS]
 
 # Where message i is received.
@@ -309,8 +262,8 @@ cdef inline bint message_failed(PumpState *p, Message *m, int error) noexcept no
 cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexcept nogil:
     cdef uint8_t wanted = 2 if m.df else 1
     if p.df_state[m.socket] != wanted and not p.connected:
+        store_u8(&p.df_state[m.socket], wanted)      # before: Pump.forget_df may come in between
         socket_set_df(fd, m.to.version, m.df)
-        p.df_state[m.socket] = wanted
 
 # Sends what waits. If the socket is full, the rest stays and p.blocked says which socket.
 cdef inline void pump_flush(PumpState *p) noexcept nogil:
@@ -414,6 +367,31 @@ cdef inline void lose_device(PumpState *p) noexcept nogil:
         p.device_lost = True
         event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
 
+# Tries what waits for an SA once more, if there was a change since. The SPD decides anew.
+cdef inline void pump_held(PumpState *p) noexcept nogil:
+    cdef Worker *w = p.worker
+    cdef uint8_t *packet = p.frame + FRAME_HEAD
+    cdef uint32_t released = load_u32(&w.shared.released)
+    cdef uint32_t n = w.held.count
+    cdef HeldFrame *frame
+    if w.held.released == released:
+        return
+    while n and w.held.first != NULL and not p.blocked:
+        n -= 1
+        frame = held_unlink(&w.held, NULL)
+        if held_too_long(frame, w.now_ns):
+            drop(w, NULL, DROP_OUT_NO_STATES, frame.packets)
+        else:
+            w.held.since_ns = frame.since_ns
+            memcpy(packet, frame.data, frame.length)
+            outbound_frame(w, <SpdTable *>load_ptr(&w.shared.spd), &p.sink, &frame.vnet, packet, frame.length)
+            w.held.since_ns = 0
+        free(frame)
+        if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
+            pump_flush(p)
+    if n == 0 or w.held.first == NULL:
+        w.held.released = released
+
 # Reads the TUN device up to `budget` times. RUN_* bits.
 cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
     cdef uint8_t *packet = p.frame + FRAME_HEAD
@@ -432,6 +410,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         p.gso_retry_ns = 0
     if p.n_messages:
         pump_flush(p)
+    pump_held(p)
     if p.device_lost:
         result = RUN_DEVICE_LOST
     while not p.blocked and not p.device_lost:
@@ -463,6 +442,10 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         p.counters[TUN_RX_PACKETS] += outbound_frame(w, spd, &p.sink, vnet, packet, <uint32_t>n)
         if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
             pump_flush(p)
+    if w.held.count:
+        # an SA may have come between the look at its policy and the keeping: whoever added it saw nothing to wake us for
+        fence()
+        pump_held(p)
     if p.n_messages and not p.blocked:
         pump_flush(p)
     pump_keep(p)
@@ -524,30 +507,19 @@ cdef inline void pump_write(PumpState *p) noexcept nogil:
 # Not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker).
 cdef inline void inbox_put(PumpState *p, const uint8_t *data, uint32_t length, int fd, const Source *source,
                            const message_facts *facts) noexcept nogil:
-    cdef uint32_t size = (<uint32_t>sizeof(InboxRecord) + length + 7) & ~<uint32_t>7
-    cdef uint64_t at = p.inbox_head % INBOX_SIZE
-    cdef uint64_t skip = 0
-    cdef uint32_t end = 0
-    cdef InboxRecord *r
-    if at + size > INBOX_SIZE:
-        skip = INBOX_SIZE - at
-    if p.inbox_head + skip + size - load_u64(&p.inbox_tail) > INBOX_SIZE:
+    cdef uint64_t head = 0
+    cdef InboxRecord *r = inbox_reserve(&p.inbox, length, &head)
+    if r == NULL:
         p.counters[CONTROL_LOST] += 1
         return
-    if skip:
-        memcpy(p.inbox + at, &end, 4)
-        at = 0
-    r = <InboxRecord *>(p.inbox + at)
-    r.size = size
-    r.length = length
     r.fd = fd
     r.version = source.version
     r.port = source.port
     memcpy(r.source, source.address, 16)
     r.local_version = facts.local_known
     memcpy(r.local, facts.local, 16)
-    memcpy(p.inbox + at + sizeof(InboxRecord), data, length)
-    store_u64(&p.inbox_head, p.inbox_head + skip + size)
+    memcpy(<uint8_t *>r + sizeof(InboxRecord), data, length)
+    inbox_publish(&p.inbox, head)
     p.counters[CONTROL_DATAGRAMS] += 1
 
 cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, const uint8_t *data, uint32_t length,
@@ -687,7 +659,7 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
 
 # Wakes the event loop if there is something new for it.
 cdef inline void pump_announce(PumpState *p) noexcept nogil:
-    cdef uint64_t now = p.worker.events.head + p.inbox_head
+    cdef uint64_t now = p.worker.events.head + p.inbox.head
     cdef uint64_t one = 1
     if now != p.told and p.event_fd >= 0:
         p.told = now
@@ -696,9 +668,10 @@ cdef inline void pump_announce(PumpState *p) noexcept nogil:
 # A worker thread: runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
 # again for so long after the last packet before it sleeps.
 cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) noexcept nogil:
-    cdef pollfd fds[SOCKETS + 2]
-    cdef int which[SOCKETS + 2]
+    cdef pollfd fds[SOCKETS + 3]
+    cdef int which[SOCKETS + 3]
     cdef int n, i, flags, ready
+    cdef uint64_t woken
     cdef bint more = False
     cdef uint64_t quiet_since = 0
     cdef uint64_t before
@@ -706,6 +679,10 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
         n = 0
         fds[n].fd = stop_fd
         fds[n].events = <short>POLLIN
+        n += 1
+        fds[n].fd = p.wake_fd
+        fds[n].events = <short>POLLIN
+        which[n] = -1
         n += 1
         for i in range(SOCKETS):
             if p.sockets[i] >= 0 and (i < RAW4 or p.read_raw or p.blocked == i + 1):
@@ -730,6 +707,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
         for i in range(1, n):
             if not fds[i].revents:
                 continue
+            if i == 1:
+                read(p.wake_fd, &woken, 8)
             if which[i] < 0:
                 flags = pump_tun(p, 16)
             else:

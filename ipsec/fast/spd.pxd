@@ -47,11 +47,11 @@ cdef enum:
 
 cdef struct SpdPolicy:
     void *sa              # current outbound SA: spd_set_sa
+    uint64_t acquired_ns  # when ACQUIRE was raised for it; 0: not since it had an SA. Atomic
     uint32_t id
     uint32_t reqid
     uint8_t action        # ipsec.esp.sa.Action
     uint8_t dead          # deleted, but still in a shared index; atomic
-    uint8_t acquired      # an ACQUIRE event was raised for it, and no SA has come since
     # the writer's own
     uint8_t in_index
     uint32_t references   # indexes that hold it, and items in overlays

@@ -4,6 +4,7 @@ from libc.stdlib cimport calloc, free
 
 from ipsec.fast.atomic cimport store_ptr, store_u64
 from ipsec.fast.fragment_ports cimport FragmentTable
+from ipsec.fast.held cimport held_free
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.sa cimport Sa
 from ipsec.fast.spd cimport flow_cache_free, flow_cache_new
@@ -14,6 +15,7 @@ cdef inline void worker_free(Worker *w) noexcept:
     free(w.fragments_in)
     free(w.fragments_out)
     free(w.scratch)
+    held_free(&w.held)
     free(w)
 
 cdef inline Worker *worker_new(Shared *shared, uint32_t index) except NULL:

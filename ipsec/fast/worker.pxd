@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
 from ipsec.fast.drops cimport DROP_REASONS
 from ipsec.fast.fragment_ports cimport FragmentTable
+from ipsec.fast.held cimport HeldFrames
 from ipsec.fast.packet cimport be32
 from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
 from ipsec.fast.spd cimport FlowCache, SpdTable
@@ -50,6 +51,8 @@ cdef struct SadTable:
 cdef struct Shared:
     SadTable *sad            # load with load_ptr
     SpdTable *spd            # load with load_ptr
+    uint32_t hold            # frames to keep for each policy without an SA
+    uint32_t released        # changes that may let frames go that were kept
     uint8_t mss_clamp
     uint8_t has_source4      # of our ICMP errors
     uint8_t has_source6
@@ -67,6 +70,7 @@ cdef struct Worker:
     uint8_t *scratch         # 2 * SCRATCH octets
     uint64_t drops[DROP_REASONS]
     uint64_t fragments_made  # packets that inner fragmentation added
+    HeldFrames held
     EventRing events
 
 cdef inline void worker_enter(Worker *w) noexcept nogil:

@@ -17,19 +17,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from types import TracebackType
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
 from ipsec.errors import BackendError
+from ipsec.net.routebook import Change, Entry, RouteBook
+from ipsec.net.rtnetlink import RouteWriter
 
 IpAddress = IPv4Address | IPv6Address
-IpNetwork = IPv4Network | IPv6Network
 IpInterface = IPv4Interface | IPv6Interface
 
 #: rtm_protocol and FRA_PROTOCOL of all we add; not assigned in /etc/iproute2/rt_protos
@@ -39,17 +39,6 @@ FAIL_CLOSED_METRIC = 0xFF000000
 
 _FIB_RULE_INVERT = 2
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-
-
-@dataclass(frozen=True)
-class RoutePlan:
-    """What the table should hold."""
-
-    protected: tuple[tuple[IpNetwork, IpAddress | None], ...] = ()
-    "networks behind the tunnel, each with the source address to prefer"
-    excluded: tuple[IpNetwork, ...] = ()
-    "networks that must not enter the tunnel: peers, and what BYPASS policies name"
-    fail_closed: bool = False
 
 
 class Router:
@@ -67,6 +56,7 @@ class Router:
         "unreachable routes of a predecessor were found and kept"
         try:
             self._netlink: Any = IPRoute()
+            self._writer = RouteWriter(table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC)
         except OSError as error:
             raise BackendError(f"netlink socket: {error.strerror}") from error
 
@@ -81,7 +71,8 @@ class Router:
     def claim(self, *, keep_closed: bool = False) -> int:
         """Claim the table and remove what a killed predecessor left in it; how many entries it left.
 
-        With ``keep_closed`` its unreachable routes stay, and the rules that lead to them, until ``apply``.
+        With ``keep_closed`` its unreachable routes stay, and the rules that lead to them, until ``carry_out`` and
+        ``set_rules``.
         BackendError if another daemon in this network namespace has the table.
         """
         self._claim = self._take_table()
@@ -110,7 +101,7 @@ class Router:
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
-        return len(self._present()) + len(list(self._our_rules()))
+        return len(self.present()) + len(list(self._our_rules()))
 
     def try_rule(self) -> None:
         """Add a rule for an empty table and remove it again, to see whether that is permitted. BackendError if not."""
@@ -129,7 +120,7 @@ class Router:
     ) -> list[str]:
         """Bring ``device`` up with these settings; notes about settings the kernel has not (old kernels)."""
         notes: list[str] = []
-        index = self._index(device)
+        index = self.index(device)
         self._do(f"set the MTU of {device} to {mtu}", "link", "set", index=index, mtu=mtu)
         for key, value in (("txqlen", queue_length), ("gso_max_size", gso_max_size)):
             if value is None:
@@ -138,27 +129,28 @@ class Router:
                 self._do(f"set {key} of {device} to {value}", "link", "set", index=index, **{key: value})
             except BackendError as error:
                 notes.append(error.message)
+        self._drop_stale(index)
         for address in addresses:
             self._add_address(device, index, address)
         self._do(f"bring {device} up", "link", "set", index=index, state="up")
         return notes
 
-    def apply(self, device: str, plan: RoutePlan) -> None:
-        """Make the table hold exactly ``plan``: add what is missing first, then remove what is no longer wanted."""
-        index = self._index(device)
-        wanted = _entries(plan)
-        present = self._present()
-        versions = {network.version for kind, network in wanted}
+    def carry_out(self, index: int, changes: Sequence[Change]) -> list[tuple[Change, BackendError]]:
+        """Change routes, those to the device being to interface ``index``; what the kernel refused, and why."""
+        try:
+            failed = self._writer.carry_out(changes, index)
+        except OSError as error:
+            raise BackendError(f"netlink socket: {error.strerror}") from error
+        return [(change, self._refused(change, number)) for change, number in failed]
+
+    def _refused(self, change: Change, number: int) -> BackendError:
+        do = "add" if change.add else "remove"
+        return self._explain(f"{do} the {change.entry.kind} route to {change.entry.prefix}", number)
+
+    def set_rules(self, versions: Set[int]) -> None:
+        """Look the table up for these IP versions, and for no others."""
         for version in versions:
             self._add_rule(version)
-        # Exclusions go in first: between the two a peer's packets would enter the tunnel they carry.
-        for kind, network in sorted(wanted, key=lambda entry: (entry[0] != "throw", entry[0], str(entry[1]))):
-            source = wanted[kind, network]
-            if kind == "unicast" or (kind, network) not in present:
-                self._add_route(kind, network, index, source)
-        for kind, network in present:
-            if (kind, network) not in wanted:
-                self._del_route(kind, network)
         for family, priority, mark in list(self._our_rules()):
             wrong = (priority, mark) != (self._priority, self._fwmark)
             if wrong or not any(_FAMILIES[version] == family for version in versions):
@@ -186,65 +178,35 @@ class Router:
         for index, address in self._addresses:
             # gone with the device if that was ours
             with suppress(NetlinkError, OSError):
-                self._netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+                self._del_address(index, address)
         self._addresses.clear()
         if self._claim is not None:
             self._claim.close()
             self._claim = None
         with suppress(NetlinkError, OSError):
+            self._writer.close()
             self._netlink.close()
 
     def _sweep(self, *, keep_closed: bool) -> bool:
         """Remove our routes and rules; whether unreachable ones were kept."""
-        present = self._present()
-        kept = {entry for entry in present if keep_closed and entry[0] == "unreachable"}
-        for kind, network in present - kept:
-            self._del_route(kind, network)
+        book = RouteBook()
+        present = self.present()
+        kept = {entry for entry in present if keep_closed and entry.kind == "unreachable"}
+        book.adopt(present - kept)
+        while book.pending:
+            self._writer.carry_out(book.changes(1024), 0)
         if not kept:
             for rule in list(self._our_rules()):
                 self._del_rule(*rule)
         self._rules.clear()
         return bool(kept)
 
-    def _present(self) -> set[tuple[str, IpNetwork]]:
-        """Our entries in the table now, as (type, network)."""
-        kinds = {1: "unicast", 7: "unreachable", 9: "throw"}
-        found: set[tuple[str, IpNetwork]] = set()
-        for version, family in _FAMILIES.items():
-            # The kernel filters the dump by table and protocol, so that a full BGP table costs us nothing.
-            for message in self._netlink.get_routes(family=family, table=self._table, proto=PROTOCOL):
-                if message["proto"] != PROTOCOL or message.get_attr("RTA_TABLE") != self._table:
-                    continue
-                default = "0.0.0.0" if version == 4 else "::"
-                text = f"{message.get_attr('RTA_DST') or default}/{message['dst_len']}"
-                if message["type"] in kinds:
-                    found.add((kinds[message["type"]], ip_network(text)))
-        return found
-
-    def _add_route(self, kind: str, network: IpNetwork, index: int, source: IpAddress | None) -> None:
-        spec = self._route(kind, network)
-        if kind == "unicast":
-            spec["oif"] = index
-            if source is not None:
-                spec["prefsrc"] = str(source)
-        self._do(f"add the {kind} route to {network}", "route", "replace", **spec)
-
-    def _del_route(self, kind: str, network: IpNetwork) -> None:
-        # a route to the device may have gone with the device meanwhile
-        with suppress(NetlinkError):
-            self._netlink.route("del", **self._route(kind, network))
-
-    def _route(self, kind: str, network: IpNetwork) -> dict[str, Any]:
-        spec: dict[str, Any] = {
-            "family": _FAMILIES[network.version],
-            "dst": str(network),
-            "table": self._table,
-            "proto": PROTOCOL,
-            "type": kind,
-        }
-        if kind == "unreachable":
-            spec["priority"] = FAIL_CLOSED_METRIC
-        return spec
+    def present(self) -> set[Entry]:
+        """Our entries in the table now. BackendError if the kernel does not say."""
+        try:
+            return self._writer.present()
+        except OSError as error:
+            raise BackendError(f"netlink socket: {error.strerror}") from error
 
     def _add_rule(self, version: int) -> None:
         if version in self._rules:
@@ -254,7 +216,7 @@ class Router:
             self._netlink.rule("add", **self._rule(family, self._priority, self._fwmark))
         except NetlinkError as error:
             if error.code != errno.EEXIST:
-                raise self._explain(f"add the IPv{version} rule for table {self._table}", error) from error
+                raise self._explain(f"add the IPv{version} rule for table {self._table}", error.code) from error
         self._rules.add(version)
 
     def _del_rule(self, family: int, priority: int, mark: int) -> None:
@@ -273,16 +235,49 @@ class Router:
             spec.update(fwmark=mark, fwmask=0xFFFFFFFF, flags=_FIB_RULE_INVERT)
         return spec
 
+    def add_address(self, device: str, address: IpInterface) -> None:
+        """Give the device an address until ``del_address`` or ``close``. BackendError."""
+        self._add_address(device, self.index(device), address)
+
+    def del_address(self, address: IpInterface) -> None:
+        """Take away an address that ``add_address`` or ``configure`` gave. BackendError."""
+        for entry in [entry for entry in self._addresses if entry[1] == address]:
+            self._addresses.remove(entry)
+            try:
+                self._del_address(*entry)
+            except NetlinkError as error:
+                if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+                    raise self._explain(f"remove {address}", error.code) from error
+
     def _add_address(self, device: str, index: int, address: IpInterface) -> None:
         try:
-            self._netlink.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+            # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)
+            self._netlink.addr(
+                "add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, proto=PROTOCOL
+            )
         except NetlinkError as error:
             if error.code == errno.EEXIST:
                 return
-            raise self._explain(f"add {address} to {device}", error) from error
+            raise self._explain(f"add {address} to {device}", error.code) from error
         self._addresses.append((index, address))
 
-    def _index(self, device: str) -> int:
+    def _del_address(self, index: int, address: IpInterface) -> None:
+        self._netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+
+    def _drop_stale(self, index: int) -> None:
+        """Addresses that a killed predecessor left on a device that outlived it."""
+        ours = {address for _, address in self._addresses}
+        for family in _FAMILIES.values():
+            for message in self._netlink.get_addr(family=family, index=index):
+                text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+                address = ip_interface(f"{text}/{message['prefixlen']}")
+                # the kernel may have filtered by index, or not
+                if (message["index"], message.get_attr("IFA_PROTO")) == (index, PROTOCOL) and address not in ours:
+                    with suppress(NetlinkError):
+                        self._del_address(index, address)
+
+    def index(self, device: str) -> int:
+        """The number of a device. BackendError if there is none of that name."""
         try:
             return socket.if_nametoindex(device)
         except OSError as error:
@@ -292,59 +287,12 @@ class Router:
         try:
             getattr(self._netlink, method)(*args, **spec)
         except NetlinkError as error:
-            raise self._explain(what, error) from error
+            raise self._explain(what, error.code) from error
 
-    def _explain(self, what: str, error: NetlinkError) -> BackendError:
+    def _explain(self, what: str, number: int) -> BackendError:
         remedies = {
             errno.EPERM: "grant CAP_NET_ADMIN, or set ipsecd.install_routes to no and let the operator do it",
             errno.EAFNOSUPPORT: "this network namespace has no such address family",
             errno.EACCES: "IPv6 is switched off here (net.ipv6.conf.all.disable_ipv6)",
         }
-        return BackendError(f"cannot {what}: {os.strerror(error.code)}", remedy=remedies.get(error.code))
-
-
-def plan_routes(
-    protect: Iterable[tuple[Sequence[str], Sequence[str]]],
-    *,
-    peers: Iterable[IpAddress],
-    bypass: Iterable[str] = (),
-    own: Sequence[IpAddress] = (),
-    fail_closed: bool = False,
-) -> RoutePlan:
-    """Work out the routes of a set of policies. Networks are CIDR text.
-
-    ``protect`` are (local networks, remote networks) of each PROTECT policy, ``peers`` the outer remote addresses,
-    ``bypass`` the remote networks of BYPASS policies, ``own`` this host's addresses: the first one inside a policy's
-    local networks becomes the source address, without which our own packets would not match that policy.
-    """
-    routes: dict[IpNetwork, IpAddress | None] = {}
-    for local, remote in protect:
-        inside = [ip_network(text) for text in local]
-        source = next((a for a in own if any(a.version == n.version and a in n for n in inside)), None)
-        for text in remote:
-            network = ip_network(text)
-            fits = source if source is not None and source.version == network.version else None
-            routes[network] = routes.get(network) or fits
-    excluded = {ip_network(peer) for peer in peers} | {ip_network(text) for text in bypass}
-    # A peer that is the whole of a protected network (host to host) cannot be told apart by routes: the mark does it.
-    covered = sorted(
-        (n for n in excluded if n not in routes and any(_within(n, r) for r in routes)), key=lambda n: (n.version, n)
-    )
-    return RoutePlan(tuple(routes.items()), tuple(covered), fail_closed)
-
-
-def _within(network: IpNetwork, other: IpNetwork) -> bool:
-    if isinstance(network, IPv4Network) and isinstance(other, IPv4Network):
-        return network.subnet_of(other)
-    if isinstance(network, IPv6Network) and isinstance(other, IPv6Network):
-        return network.subnet_of(other)
-    return False
-
-
-def _entries(plan: RoutePlan) -> dict[tuple[str, IpNetwork], IpAddress | None]:
-    wanted: dict[tuple[str, IpNetwork], IpAddress | None] = {("throw", network): None for network in plan.excluded}
-    for network, source in plan.protected:
-        wanted["unicast", network] = source
-        if plan.fail_closed:
-            wanted["unreachable", network] = None
-    return wanted
+        return BackendError(f"cannot {what}: {os.strerror(number)}", remedy=remedies.get(number))

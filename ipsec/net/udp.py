@@ -101,7 +101,7 @@ def open_udp(
     except OSError as error:
         for sock in group:
             sock.close()
-        raise _explain(f"UDP {address} port {port}", error) from error
+        raise explain(f"UDP {address} port {port}", error) from error
     return group
 
 
@@ -122,7 +122,7 @@ def open_raw_esp(address: IpAddress, *, workers: int = 1, fwmark: int = 0) -> li
     except OSError as error:
         for sock in group:
             sock.close()
-        raise _explain(f"raw ESP socket on {address}", error) from error
+        raise explain(f"raw ESP socket on {address}", error) from error
     return group
 
 
@@ -138,12 +138,12 @@ def open_bypass(version: int, *, fwmark: int) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
-            _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+            _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER_BYTES)
         except OSError:
             sock.close()
             raise
     except OSError as error:
-        raise _explain(f"IPv{version} bypass socket", error) from error
+        raise explain(f"IPv{version} bypass socket", error) from error
     return sock
 
 
@@ -308,16 +308,21 @@ def _set_common(sock: socket.socket, address: IpAddress, fwmark: int) -> None:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
     if fwmark:
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
-    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
-    _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
+    set_buffers(sock, BUFFER_BYTES)
 
 
-def _set_buffer(sock: socket.socket, force: int, plain: int) -> None:
+def set_buffers(sock: socket.socket, size: int) -> None:
+    """Ask for ``size`` octets in each direction."""
+    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size)
+    _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
+
+
+def _set_buffer(sock: socket.socket, force: int, plain: int, size: int) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, force, BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, force, size)
     except PermissionError:
         # without CAP_NET_ADMIN the kernel gives what net.core.{r,w}mem_max allow
-        sock.setsockopt(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def _raw_filter(version: int, index: int, workers: int) -> list[Instruction]:
@@ -339,9 +344,10 @@ def _attach(sock: socket.socket, option: int, program: list[Instruction]) -> Non
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(program), ctypes.addressof(buffer)))
 
 
-def _explain(what: str, error: OSError) -> BackendError:
+def explain(what: str, error: OSError, *, setting: str = "ipsecd.port_nat_t") -> BackendError:
+    """Why a socket could not be opened, and how to mend it; ``setting`` chooses its port."""
     known = {
-        errno.EADDRINUSE: "stop the other IPsec daemon on this port, or choose another port (ipsecd.port_nat_t)",
+        errno.EADDRINUSE: f"stop the other IPsec daemon on this port, or choose another port ({setting})",
         errno.EADDRNOTAVAIL: "listen on an address of this host (ipsecd.listen)",
         errno.EACCES: "grant CAP_NET_BIND_SERVICE for ports below 1024, CAP_NET_ADMIN for marks",
         errno.EPERM: "grant CAP_NET_RAW for raw ESP and bypass (docker: --cap-add NET_RAW), CAP_NET_ADMIN for marks",

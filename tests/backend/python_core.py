@@ -47,6 +47,7 @@ class Pump:
         self.vnet_hdr = vnet_hdr
         self.options = options
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._blocked = -1
         self._lost = False
         self._connected = options.get("connected", False)
@@ -62,8 +63,13 @@ class Pump:
         for sock in self._sockets.values():
             sock.close()
         os.close(self.event_fd)
+        os.close(self._wake_fd)
 
     def run_tun(self, budget: int) -> int:
+        with self.engine.lock:
+            for result in self.engine.release(time.monotonic()):
+                for sealed in result.sealed:
+                    self._send(sealed.sa, sealed.datagram)
         for _ in range(budget):
             try:
                 frame = os.read(self.tun_fd, 65546)
@@ -87,7 +93,7 @@ class Pump:
                     except BlockingIOError:
                         self._blocked = next(iter(self._sockets.values())).fileno()
                         return BLOCKED
-            if result.drop is not DropReason.NONE:
+            if result.drop is not DropReason.NONE or result.held:
                 os.eventfd_write(self.event_fd, 1)
         return MORE
 
@@ -118,23 +124,31 @@ class Pump:
 
     def run_forever(self, stop_fd: int, busy_poll_us: int = 0) -> None:
         poll = select.poll()
-        for fd in (stop_fd, self.tun_fd, *(sock.fileno() for sock in self._sockets.values())):
+        for fd in (stop_fd, self._wake_fd, self.tun_fd, *(sock.fileno() for sock in self._sockets.values())):
             poll.register(fd, select.POLLIN)
         while True:
             ready = dict(poll.poll())
             if stop_fd in ready:
                 return
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
             if not self._lost and self.run_tun(16) & DEVICE_LOST:
                 poll.unregister(self.tun_fd)
             self.run_sockets(16)
             os.eventfd_write(self.event_fd, 1)
 
+    def wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
     def blocked_fd(self) -> int:
         return self._blocked
 
-    def datagrams(self) -> list[RawDatagram]:
-        found, self._datagrams = self._datagrams, []
+    def datagrams(self, limit: int = 1 << 32) -> list[RawDatagram]:
+        found, self._datagrams = self._datagrams[:limit], self._datagrams[limit:]
         return found
+
+    def forget_df(self) -> None:
+        pass
 
     def counters(self) -> dict[str, int]:
         return dict(self._counters)

@@ -157,10 +157,95 @@ def test_a_packet_without_an_sa_asks_for_one(core: ModuleType) -> None:
             a.tun.send(packet(0))
             await until(lambda: a.events)
             assert a.events == [Acquire(number, 1)]
-            assert a.backend.drops() == {DropReason.OUT_NO_STATES: 1}
+            assert a.backend.drops() == {}
             a.backend.del_policy(number)
             a.tun.send(packet(0))
-            await until(lambda: DropReason.OUT_NO_POLS in a.backend.drops())
+            # the one that waited has no policy any more
+            await until(lambda: a.backend.drops() == {DropReason.OUT_NO_POLS: 2})
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_packets_wait_for_their_sa(core: ModuleType, workers: int) -> None:
+    """The newest eight, in order; the older ones are counted."""
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            inbound, outbound = pair(0)
+            b.backend.add_sa(pair(1)[0])
+            number = a.backend.add_policy(policy(0))
+            for size in range(12):
+                a.tun.send(packet(0, bytes(size)))
+            await until(lambda: a.backend.drops() == {DropReason.OUT_NO_STATES: 4})
+            await until(lambda: a.events)
+            assert b.tun.receive() == []
+            a.backend.add_sa(replace(outbound, spi=0x7777, reqid=2))
+            a.backend.add_sa(inbound)
+            sa = a.backend.add_sa(outbound)
+            assert await arrives(b, 8) == [packet(0, bytes(size)) for size in range(4, 12)]
+            assert a.backend.drops() == {DropReason.OUT_NO_STATES: 4}
+            assert a.events == [Acquire(number, 1)]
+            # and again, when the SA has gone
+            a.backend.del_sa(sa)
+            a.tun.send(packet(0))
+            await until(lambda: len(a.events) == 2)
+            a.backend.add_sa(replace(outbound, initial_seq=100))
+            assert await arrives(b) == [packet(0)]
+
+    asyncio.run(main())
+
+
+def test_acquire_comes_again_after_rearm(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            number = a.backend.add_policy(policy(0))
+            for asked in (1, 2):
+                for _ in range(3):
+                    a.tun.send(packet(0))
+                await until(lambda asked=asked: len(a.events) >= asked)  # type: ignore[misc]
+                await asyncio.sleep(0.01)
+                assert a.events == [Acquire(number, 1)] * asked
+                a.backend.rearm(number)
+            a.backend.rearm(12345)
+
+    asyncio.run(main())
+
+
+def test_nothing_waits_if_it_is_not_to(core: ModuleType) -> None:
+    async def main() -> None:
+        async with ends(core, hold_packets=0) as (a, _):
+            a.backend.add_policy(policy(0))
+            a.tun.send(packet(0))
+            await until(lambda: a.backend.drops() == {DropReason.OUT_NO_STATES: 1})
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_sa_moves_in_place(core: ModuleType, workers: int) -> None:
+    """To another local and remote address, another port, and back (RFC 4555); what no socket fits is refused."""
+    elsewhere = ip_address("203.0.113.1"), ip_address("203.0.113.2")
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            a.backend.set_policies([policy(0)])
+            b.backend.add_sa(pair(1)[0])
+            inbound, outbound = (a.backend.add_sa(params) for params in pair(0))
+            for local, remote, port in ((OUTER[0], elsewhere[1], 4500), (*elsewhere, 9999), (*OUTER, 4500)):
+                for sa in (inbound, outbound):
+                    a.backend.update_sa(sa, local=local, remote=remote, encap=(4500, port), path_mtu=1400)
+                    stats = a.backend.query_sa(sa)
+                    assert (stats.remote, stats.encap) == (remote, (4500, port))
+                a.tun.send(packet(0))
+                assert await arrives(b) == [packet(0)]
+            with pytest.raises(SaError, match="protocol 50 is off"):
+                a.backend.update_sa(outbound, local=OUTER[0], remote=OUTER[1], encap=None, path_mtu=1400)
+            with pytest.raises(SaError, match="is not the one in use"):
+                a.backend.update_sa(outbound, local=OUTER[0], remote=OUTER[1], encap=(1, 1), path_mtu=1400)
+            with pytest.raises(SaError, match="no SA with id"):
+                a.backend.update_sa(12345, local=OUTER[0], remote=OUTER[1], encap=(4500, 1), path_mtu=1400)
+            assert a.backend.query_sa(outbound).packets == 3
 
     asyncio.run(main())
 

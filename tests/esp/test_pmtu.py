@@ -149,7 +149,7 @@ def test_icmp_queries_and_first_fragments_get_icmp(engine_class):
     first = packet[:6] + b"\x60\0" + packet[8:]
     later = packet[:6] + b"\x60\x10" + packet[8:]
     assert engine.outbound(first, NOW).reply
-    assert engine.outbound(later, NOW) == (DropReason.OUT_TOO_BIG, (), None, None)
+    assert engine.outbound(later, NOW) == Outbound(DropReason.OUT_TOO_BIG)
 
 
 def reassemble(parts):

@@ -1,47 +1,20 @@
-"""ipsec.net.route: what belongs into the table by pure thought, and the table itself in a namespace."""
+"""ipsec.net.route: the table itself, in a namespace. What belongs into it is test_routebook's."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
 import pytest
 
 from ipsec.errors import BackendError
-from ipsec.net import netns
+from ipsec.net import netns, routebook
 from ipsec.net.monitor import Change, LinkMonitor
-from ipsec.net.route import RoutePlan, Router, plan_routes
+from ipsec.net.route import Router
+from ipsec.net.routebook import RouteBook
 from ipsec.net.tun import Tun, open_tun
-
-
-def test_plan_prefers_a_source_inside_the_local_networks() -> None:
-    plan = plan_routes(
-        [(["10.1.0.0/16"], ["10.2.0.0/16"]), (["fd01::/16"], ["fd02::/16"]), (["10.9.0.0/16"], ["10.3.0.0/16"])],
-        peers=[ip_address("192.0.2.2")],
-        own=[ip_address("192.0.2.1"), ip_address("10.1.0.1"), ip_address("fd01::1")],
-    )
-    assert dict(plan.protected) == {
-        ip_network("10.2.0.0/16"): ip_address("10.1.0.1"),
-        ip_network("fd02::/16"): ip_address("fd01::1"),
-        ip_network("10.3.0.0/16"): None,
-    }
-    assert plan.excluded == ()
-
-
-def test_plan_excludes_peers_and_bypassed_networks_that_a_route_covers() -> None:
-    plan = plan_routes(
-        [(["0.0.0.0/0"], ["0.0.0.0/0"])],
-        peers=[ip_address("192.0.2.2"), ip_address("2001:db8::2")],
-        bypass=["198.51.100.0/24", "fd00::/8"],
-    )
-    assert plan.excluded == (ip_network("192.0.2.2"), ip_network("198.51.100.0/24"))
-
-
-def test_plan_does_not_exclude_the_very_network_it_protects() -> None:
-    plan = plan_routes([(["192.0.2.1"], ["192.0.2.2/32"])], peers=[ip_address("192.0.2.2")])
-    assert plan.excluded == ()
 
 
 @pytest.fixture
@@ -67,11 +40,33 @@ def table(*family: str) -> list[str]:
     return sorted(line.strip() for line in done.stdout.splitlines())
 
 
-PLAN = RoutePlan(
-    protected=((ip_network("10.2.0.0/16"), ip_address("10.1.0.1")), (ip_network("fd02::/16"), None)),
-    excluded=(ip_network("10.2.0.9"),),
-    fail_closed=True,
-)
+def between(text: str) -> tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]:
+    network = ip_network(text)
+    return network[0], network[-1]
+
+
+def book(*protected: str, source: str = "", excluded: str = "", fail_closed: bool = False) -> RouteBook:
+    """What belongs into the table, everything local to any address."""
+    made = RouteBook(fail_closed=fail_closed)
+    for text in protected:
+        made.protect(between("::/0" if ":" in text else "0.0.0.0/0"), between(text))
+    if excluded:
+        made.exclude(between(excluded))
+    if source:
+        made.set_own([ip_address(source)])
+    return made
+
+
+def plan() -> RouteBook:
+    return book("10.2.0.0/16", "fd02::/16", source="10.1.0.1", excluded="10.2.0.9", fail_closed=True)
+
+
+def apply(router: Router, wanted: RouteBook) -> None:
+    """Make the table hold exactly this."""
+    router.set_rules(wanted.versions)
+    wanted.adopt(router.present())
+    while wanted.pending:
+        assert router.carry_out(router.index("ipsec0"), wanted.changes(100)) == []
 
 
 @pytest.mark.e2e
@@ -79,7 +74,7 @@ def test_apply_makes_the_table_what_the_plan_says(tun: Tun) -> None:
     with Router() as router:
         assert router.claim() == 0
         router.configure("ipsec0", mtu=1438, addresses=[ip_interface("10.1.0.1/32")], queue_length=1234)
-        router.apply("ipsec0", PLAN)
+        apply(router, plan())
         assert table() == [
             "10.2.0.0/16 dev ipsec0 proto 205 src 10.1.0.1",
             "throw 10.2.0.9 proto 205",
@@ -88,9 +83,9 @@ def test_apply_makes_the_table_what_the_plan_says(tun: Tun) -> None:
         assert any("fd02::/16 dev ipsec0" in line for line in table("-6"))
         assert "mtu 1438" in ip("link", "show", "ipsec0")
         assert "qlen 1234" in ip("link", "show", "ipsec0")
-        router.apply("ipsec0", PLAN)
+        apply(router, plan())
         assert ip("rule").count("lookup 220") == 1
-        router.apply("ipsec0", RoutePlan(protected=((ip_network("10.3.0.0/16"), None),)))
+        apply(router, book("10.3.0.0/16"))
         assert table() == ["10.3.0.0/16 dev ipsec0 proto 205"]
         assert table("-6") == []
         assert ip_address("10.1.0.1") in router.local_addresses()
@@ -108,8 +103,9 @@ def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
     killed = Router()
     killed.claim()
     killed.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
-    killed.apply("ipsec0", PLAN)
+    apply(killed, plan())
     killed._netlink.close()  # as the kernel does for a process that is killed
+    killed._writer.close()
     assert killed._claim is not None
     killed._claim.close()
     with Router() as router:
@@ -126,7 +122,7 @@ def test_there_is_no_gap_between_two_that_fail_closed(tun: Tun) -> None:
     first.claim(keep_closed=True)
     assert not first.inherited
     first.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
-    first.apply("ipsec0", PLAN)
+    apply(first, plan())
     first.close(keep_closed=True)
     assert table() == closed
     assert ip("rule").count("lookup 220") == 1
@@ -135,7 +131,7 @@ def test_there_is_no_gap_between_two_that_fail_closed(tun: Tun) -> None:
     assert second.inherited
     assert table() == closed
     assert "220:" in ip("rule")
-    second.apply("ipsec0", RoutePlan(protected=((ip_network("10.3.0.0/16"), None),), fail_closed=True))
+    apply(second, book("10.3.0.0/16", fail_closed=True))
     assert [line for line in table() if "unreachable" in line] == [closed[0].replace("10.2", "10.3")]
     assert "220:" not in ip("rule")
     assert "99:" in ip("rule")
@@ -150,7 +146,7 @@ def test_a_mark_skips_the_table(tun: Tun) -> None:
     with Router(fwmark=0x42) as router:
         router.claim()
         router.configure("ipsec0", mtu=1400)
-        router.apply("ipsec0", RoutePlan(protected=((ip_network("10.2.0.0/16"), None),)))
+        apply(router, book("10.2.0.0/16"))
         assert "not from all fwmark 0x42 lookup 220" in ip("rule")
         assert "ipsec0" in ip("route", "get", "10.2.0.1")
         marked = subprocess.run(["ip", "route", "get", "10.2.0.1", "mark", "0x42"], capture_output=True, text=True)
@@ -194,3 +190,55 @@ def test_monitor_tells_up_down_and_gone(tun: Tun) -> None:
     ip("link", "del", "ipsec0")
     assert monitor.changes() == [Change.UP, Change.DOWN, Change.GONE]
     monitor.close()
+
+
+@pytest.mark.e2e
+def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
+    ip("addr", "add", "10.7.0.1/32", "dev", "ipsec0")
+    killed = Router()
+    killed.configure("ipsec0", mtu=1400)
+    for text in ("10.1.0.1/32", "fd01::1/128"):
+        killed.add_address("ipsec0", ip_interface(text))
+    killed._netlink.close()
+    killed._writer.close()
+    with Router() as router:
+        router.configure("ipsec0", mtu=1400)
+        addresses = ip("addr", "show", "dev", "ipsec0")
+        assert "10.7.0.1" in addresses
+        assert "10.1.0.1" not in addresses
+        assert "fd01::1" not in addresses
+        address = ip_interface("10.1.0.2/32")
+        router.add_address("ipsec0", address)
+        assert "10.1.0.2" in ip("addr")
+        router.del_address(address)
+        assert "10.1.0.2" not in ip("addr")
+        router.del_address(address)
+        router.add_address("ipsec0", address)
+    assert "10.1.0.2" not in ip("addr")
+    assert "10.7.0.1" in ip("addr")
+
+
+@pytest.mark.e2e
+def test_what_the_kernel_refuses_is_told_and_the_rest_done(tun: Tun) -> None:
+    with Router() as router:
+        router.configure("ipsec0", mtu=1400)
+        wanted = book("10.2.0.0/16", "10.3.0.0/16", source="192.0.2.1")
+        wanted.set_own([])
+        good = wanted.changes(10)
+        # not an address of this host
+        bad = routebook.Change(True, good[0].entry, ip_address("192.0.2.1"))
+        ((change, error),) = router.carry_out(router.index("ipsec0"), [bad, good[1]])
+        assert change == bad
+        assert "cannot add the unicast route to 10.2.0.0/16: Invalid argument" in str(error)
+        assert table() == ["10.3.0.0/16 dev ipsec0 proto 205"]
+
+
+@pytest.mark.e2e
+def test_many_routes_at_once(tun: Tun) -> None:
+    with Router() as router:
+        router.configure("ipsec0", mtu=1400)
+        many = book(*(f"10.{n >> 8}.{n & 255}.0/24" for n in range(1000)))
+        apply(router, many)
+        assert len(table()) == 1000
+        apply(router, book())
+        assert table() == []

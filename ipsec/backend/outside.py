@@ -1,0 +1,69 @@
+"""The sockets of the outside, and what start-up probes find out about them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address
+
+from ipsec.backend.base import IpAddress
+from ipsec.backend.settings import OFFLOADS, UserspaceSettings
+from ipsec.errors import BackendError
+from ipsec.net import udp
+
+
+def probe(settings: UserspaceSettings) -> dict[str, udp.Verdict]:
+    """Which offloads of UDP sockets work here."""
+    if settings.memory is not None:
+        return {name: udp.Verdict(name, False, "links are in memory") for name in OFFLOADS[:4]}
+    found = {}
+    for name, work in (("udp_gso", udp.probe_gso), ("udp_gro", udp.probe_gro)):
+        wanted = settings.offload.get(name, True)
+        found[name] = work() if wanted else udp.Verdict(name, False, "switched off")
+    return found
+
+
+def open_group(address: IpAddress, settings: UserspaceSettings, *, gro: bool) -> list[list[socket.socket]]:
+    """All sockets of the data path on one address, by kind, UDP first: one for each worker. BackendError."""
+    workers = max(1, settings.workers)
+    groups = [udp.open_udp(address, settings.port, workers=workers, gro=gro, fwmark=settings.fwmark)]
+    try:
+        if settings.raw_esp:
+            groups.append(udp.open_raw_esp(address, workers=workers, fwmark=settings.fwmark))
+        if settings.bypass:
+            groups.append([])
+            for _ in range(workers):
+                groups[-1].append(udp.open_bypass(address.version, fwmark=settings.fwmark))
+    except BackendError:
+        for sock in (sock for group in groups for sock in group):
+            sock.close()
+        raise
+    return groups
+
+
+def memory_socket(settings: UserspaceSettings) -> socket.socket:
+    """Our end of a wire in memory."""
+    assert settings.memory is not None
+    return socket.socket(fileno=os.dup(settings.memory.wire.fd(settings.memory.side)))
+
+
+def listen_addresses(settings: UserspaceSettings) -> list[IpAddress]:
+    """Where to listen: at most one address of each family. BackendError."""
+    listen = settings.listen
+    versions = [address.version for address in listen]
+    if len(set(versions)) != len(versions):
+        raise BackendError(
+            "ipsecd.listen names two addresses of one family", remedy="name one, or leave it out for the wildcard"
+        )
+    if listen:
+        return list(listen)
+    return [IPv4Address(0), *([IPv6Address(0)] if _has_ipv6() else [])]
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::", 0))
+    except OSError:
+        return False
+    return True

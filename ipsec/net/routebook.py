@@ -1,0 +1,281 @@
+"""What belongs into the routing table, kept up to date change by change: a change costs its own entries, not all.
+
+One route to the device for each protected network. A throw route for each excluded network (a peer, or what BYPASS
+policies name) that lies inside a protected one: its packets must not enter the tunnel they carry. With ``fail_closed``
+an unreachable route for each protected network, which takes over if the device goes away.
+
+Nothing here does I/O: ``changes`` says what to do next, and is told what came of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Literal, NamedTuple
+
+IpAddress = IPv4Address | IPv6Address
+Kind = Literal["unicast", "throw", "unreachable"]
+#: first and last address of a range, both included
+Range = tuple[IpAddress, IpAddress]
+
+_BITS = {4: 32, 6: 128}
+
+
+class Prefix(NamedTuple):
+    """A network; ``value`` is its first address."""
+
+    version: int
+    length: int
+    value: int
+
+    def __str__(self) -> str:
+        make = IPv4Address if self.version == 4 else IPv6Address
+        return f"{make(self.value)}/{self.length}"
+
+
+class Entry(NamedTuple):
+    """A route in the table."""
+
+    kind: Kind
+    prefix: Prefix
+
+
+class Change(NamedTuple):
+    """One thing to do to the table."""
+
+    add: bool
+    "or remove"
+    entry: Entry
+    source: IpAddress | None = None
+    "to prefer, of a route to the device"
+
+
+def prefixes(first: IpAddress, last: IpAddress) -> Iterator[Prefix]:
+    """The networks that make up a range, in order."""
+    bits, start, end = _BITS[first.version], int(first), int(last)
+    while start <= end:
+        size = (end - start + 1).bit_length() - 1
+        if start:
+            size = min(size, (start & -start).bit_length() - 1)
+        yield Prefix(first.version, bits - size, start)
+        start += 1 << size
+
+
+class RouteBook:
+    """Counts who wants which route, and knows what the table holds."""
+
+    def __init__(self, *, fail_closed: bool = False) -> None:
+        self._fail_closed = fail_closed
+        self._protected: dict[Prefix, dict[Range, int]] = {}
+        "network -> local ranges of the policies that protect it, first come first"
+        self._excluded: dict[Prefix, int] = {}
+        self._lengths: dict[tuple[int, int], int] = {}
+        "(version, length) -> how many protected networks are of it"
+        self._inside: dict[tuple[int, int], dict[int, set[Prefix]]] = {}
+        "(version, length) -> value -> excluded networks that lie in it, for lengths in use"
+        self._own: dict[int, tuple[list[int], dict[int, tuple[int, IpAddress]]]] = {4: ([], {}), 6: ([], {})}
+        "by version: addresses sorted, and each with its rank in the kernel's order"
+        self._installed: dict[Entry, IpAddress | None] = {}
+        self._unsure: set[Entry] = set()
+        "in the table, but perhaps with another source, or not there any more"
+        self._dirty: dict[Prefix, None] = {}
+        self._removals: dict[Entry, None] = {}
+        "throw routes that go when the networks around them are gone"
+
+    # -- who wants what
+
+    def protect(self, local: Range, remote: Range) -> None:
+        """A policy protects what goes from ``local`` to ``remote``."""
+        for prefix in prefixes(*remote):
+            locals_ = self._protected.get(prefix)
+            if locals_ is None:
+                locals_ = self._protected[prefix] = {}
+                self._count_length(prefix, 1)
+                self._touch_inside(prefix)
+            locals_[local] = locals_.get(local, 0) + 1
+            self._dirty[prefix] = None
+
+    def unprotect(self, local: Range, remote: Range) -> None:
+        """Undo one ``protect``."""
+        for prefix in prefixes(*remote):
+            locals_ = self._protected[prefix]
+            locals_[local] -= 1
+            if not locals_[local]:
+                del locals_[local]
+            if not locals_:
+                self._touch_inside(prefix)
+                del self._protected[prefix]
+                self._count_length(prefix, -1)
+            self._dirty[prefix] = None
+
+    def exclude(self, remote: Range) -> None:
+        """Packets to ``remote`` are to stay outside."""
+        for prefix in prefixes(*remote):
+            count = self._excluded[prefix] = self._excluded.get(prefix, 0) + 1
+            if count == 1:
+                for key in self._inside:
+                    self._index(key, prefix)
+                self._dirty[prefix] = None
+
+    def include(self, remote: Range) -> None:
+        """Undo one ``exclude``."""
+        for prefix in prefixes(*remote):
+            self._excluded[prefix] -= 1
+            if self._excluded[prefix]:
+                continue
+            del self._excluded[prefix]
+            for (version, length), known in self._inside.items():
+                if version == prefix.version and length <= prefix.length:
+                    value = _cut(prefix, length)
+                    known[value].discard(prefix)
+                    if not known[value]:
+                        del known[value]
+            self._dirty[prefix] = None
+
+    def set_own(self, addresses: Sequence[IpAddress]) -> None:
+        """This host's addresses in the kernel's order: sources to prefer."""
+        own: dict[int, tuple[list[int], dict[int, tuple[int, IpAddress]]]] = {}
+        for version in (4, 6):
+            ranks = {int(a): (rank, a) for rank, a in enumerate(addresses) if a.version == version}
+            own[version] = (sorted(ranks), ranks)
+        if own != self._own:
+            self._own = own
+            self._dirty.update(dict.fromkeys(self._protected))
+
+    def _count_length(self, prefix: Prefix, change: int) -> None:
+        key = (prefix.version, prefix.length)
+        count = self._lengths[key] = self._lengths.get(key, 0) + change
+        if not count:
+            del self._lengths[key]
+            del self._inside[key]
+        elif key not in self._inside:
+            self._inside[key] = {}
+            for excluded in self._excluded:
+                self._index(key, excluded)
+
+    def _index(self, key: tuple[int, int], prefix: Prefix) -> None:
+        version, length = key
+        if version == prefix.version and length <= prefix.length:
+            self._inside[key].setdefault(_cut(prefix, length), set()).add(prefix)
+
+    def _touch_inside(self, prefix: Prefix) -> None:
+        """Whether these are covered may be another matter now."""
+        for excluded in self._inside[prefix.version, prefix.length].get(prefix.value, ()):
+            self._dirty[excluded] = None
+
+    # -- what the table should hold
+
+    def _covered(self, prefix: Prefix) -> bool:
+        return any(
+            version == prefix.version
+            and length <= prefix.length
+            and Prefix(version, length, _cut(prefix, length)) in self._protected
+            for version, length in self._lengths
+        )
+
+    def _source(self, version: int, locals_: Iterable[Range]) -> IpAddress | None:
+        """The first of this host's addresses inside local networks: without, our own packets match no policy."""
+        values, ranks = self._own[version]
+        for first, last in locals_:
+            if first.version != version:
+                continue
+            at, end = bisect_left(values, int(first)), bisect_left(values, int(last) + 1)
+            if at < end:
+                return min(ranks[value] for value in values[at:end])[1]
+        return None
+
+    def _wanted(self, prefix: Prefix) -> dict[Entry, IpAddress | None]:
+        locals_ = self._protected.get(prefix)
+        if locals_ is not None:
+            found: dict[Entry, IpAddress | None] = {
+                Entry("unicast", prefix): self._source(prefix.version, locals_),
+            }
+            if self._fail_closed:
+                found[Entry("unreachable", prefix)] = None
+            return found
+        # A peer that is the whole of a protected network (host to host) no route can tell apart: the mark does it.
+        if prefix in self._excluded and self._covered(prefix):
+            return {Entry("throw", prefix): None}
+        return {}
+
+    @property
+    def versions(self) -> set[int]:
+        """IP versions of the routes wanted."""
+        return {version for version, _ in self._lengths}
+
+    # -- what to do about it
+
+    @property
+    def pending(self) -> bool:
+        """Whether ``changes`` has something."""
+        return bool(self._dirty or self._removals)
+
+    def changes(self, limit: int) -> list[Change]:
+        """What to do next, in this order, after a look at ``limit`` networks. Call again while ``pending``.
+
+        A network that is excluded is so before the one around it is protected, and until that is gone: in between its
+        packets would enter the tunnel. What replaces another route of the same network comes before that is removed.
+        """
+        exclusions = [prefix for prefix in self._dirty if prefix in self._excluded][:limit]
+        todo: list[Change] = []
+        for prefix in exclusions:
+            self._settle(prefix, todo)
+        if not exclusions:
+            for prefix in list(self._dirty)[:limit]:
+                self._settle(prefix, todo)
+        if not todo and not self._dirty:
+            for entry in list(self._removals)[:limit]:
+                del self._removals[entry]
+                # meanwhile it may be wanted again
+                if entry in self._installed and entry not in self._wanted(entry.prefix):
+                    todo.append(self._remove(entry))
+        todo.sort(key=lambda change: not change.add)
+        return todo
+
+    def _settle(self, prefix: Prefix, todo: list[Change]) -> None:
+        self._dirty.pop(prefix, None)
+        wanted = self._wanted(prefix)
+        kinds: tuple[Kind, ...] = ("throw", "unreachable", "unicast")
+        for entry in (Entry(kind, prefix) for kind in kinds):
+            if entry in wanted:
+                source = wanted[entry]
+                if entry not in self._installed or self._installed[entry] != source or entry in self._unsure:
+                    self._installed[entry] = source
+                    self._unsure.discard(entry)
+                    todo.append(Change(True, entry, source))
+            elif entry in self._installed:
+                if entry.kind == "throw" and prefix not in self._protected:
+                    self._removals[entry] = None
+                else:
+                    todo.append(self._remove(entry))
+
+    def _remove(self, entry: Entry) -> Change:
+        del self._installed[entry]
+        self._unsure.discard(entry)
+        return Change(False, entry)
+
+    def failed(self, change: Change) -> None:
+        """A change was refused: it is tried again with the next one, or the next ``adopt``."""
+        if change.add:
+            self._installed.pop(change.entry, None)
+        else:
+            self._installed[change.entry] = None
+
+    def retry(self, entries: Iterable[Entry]) -> None:
+        """Look at these again."""
+        self._dirty.update((entry.prefix, None) for entry in entries)
+
+    def adopt(self, present: Iterable[Entry]) -> None:
+        """The table holds just these of ours, with whatever source: forget what was known of it."""
+        self._installed = dict.fromkeys(present)
+        self._unsure = {entry for entry in self._installed if entry.kind == "unicast"}
+        self._removals.clear()
+        for known in (self._protected, self._excluded, (entry.prefix for entry in self._installed)):
+            self._dirty.update(dict.fromkeys(known))
+
+
+def _cut(prefix: Prefix, length: int) -> int:
+    """First address of the network of ``length`` around a prefix."""
+    shift = _BITS[prefix.version] - length
+    return prefix.value >> shift << shift

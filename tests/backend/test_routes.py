@@ -1,0 +1,159 @@
+"""Routes and addresses of a running backend, in a network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_interface
+
+import pytest
+
+from ipsec.backend.settings import UserspaceSettings
+from ipsec.backend.userspace import UserspaceBackend
+from ipsec.crypto.suites import esp_suite
+from ipsec.errors import BackendError
+from ipsec.esp.sa import Action, Direction, Policy, SaParams
+from ipsec.net import netns
+from ipsec.wire.selector import SelectorPair, TrafficSelector
+from tests.backend.test_userspace import until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    """A fresh network namespace; the test's thread is inside, and so are threads that it starts."""
+    name = f"backend-routes-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with netns.inside(name):
+            yield
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def table() -> list[str]:
+    done = subprocess.run(["ip", "route", "show", "table", "220"], capture_output=True, text=True)
+    return sorted(line.strip() for line in done.stdout.splitlines())
+
+
+@asynccontextmanager
+async def running(**settings: object) -> AsyncIterator[UserspaceBackend]:
+    backend = UserspaceBackend(replace(UserspaceSettings(port=0, ike_port=0), **settings))  # type: ignore[arg-type]
+    try:
+        await backend.start()
+        yield backend
+    finally:
+        await backend.stop()
+
+
+def one(text: str) -> TrafficSelector:
+    return TrafficSelector(ip_address(text), ip_address(text))
+
+
+def protect(local: TrafficSelector, remote: TrafficSelector, reqid: int = 1) -> Policy:
+    return Policy(Action.PROTECT, (SelectorPair(local, remote),), reqid=reqid)
+
+
+EVERYWHERE = TrafficSelector(ip_address("0.0.0.0"), ip_address("255.255.255.255"))
+
+
+def sa(backend: UserspaceBackend, remote: str, spi: int = 0x1000) -> SaParams:
+    return SaParams(
+        spi=spi,
+        direction=Direction.OUT,
+        suite=esp_suite("aes128gcm16"),
+        local=ip_address("192.0.2.1"),
+        remote=ip_address(remote),
+        encr_key=spi.to_bytes(20, "big"),
+        encap=(backend.ports[4], 4500),
+        reqid=1,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_changes_are_carried_out_by_themselves(namespace: None, workers: int) -> None:
+    async def main() -> None:
+        async with running(workers=workers) as backend:
+            assert set(backend.ike_ports) == set(backend.ports)
+            number = backend.add_policy(protect(EVERYWHERE, EVERYWHERE))
+            ids = [backend.add_sa(sa(backend, "198.51.100.7"))]
+            await until(lambda: table() == ["default dev ipsec0 proto 205", "throw 198.51.100.7 proto 205"])
+            # the peer moves, as MOBIKE lets it
+            backend.update_sa(
+                ids[0],
+                local=ip_address("192.0.2.1"),
+                remote=ip_address("198.51.100.8"),
+                encap=(backend.ports[4], 4501),
+                path_mtu=1400,
+            )
+            await until(lambda: "throw 198.51.100.8 proto 205" in table())
+            assert "throw 198.51.100.7 proto 205" not in table()
+            backend.del_sa(ids[0])
+            backend.del_policy(number)
+            await until(lambda: table() == [])
+            # back at once: nothing stands in the way of those who wait for it
+            backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+            await backend.sync_routes()
+            assert table() == ["10.2.0.1 dev ipsec0 proto 205"]
+
+    asyncio.run(main())
+
+
+def test_a_virtual_address_is_the_source_of_its_routes(namespace: None) -> None:
+    address = ip_interface("10.99.0.1/32")
+
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(one("10.99.0.1"), one("10.2.0.1")))
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"])
+            await backend.add_address(address)
+            await backend.add_address(address)
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"])
+            await backend.del_address(address)
+            await backend.sync_routes()
+            assert table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"]
+            await backend.del_address(address)
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"])
+            await backend.del_address(address)
+            with pytest.raises(BackendError, match="cannot add"):
+                await backend.add_address(ip_interface("ff02::1/128"))
+
+    asyncio.run(main())
+
+
+def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(one("10.99.0.1"), one("10.2.0.1")))
+            await backend.add_address(ip_interface("10.99.0.1/32"))
+            await backend.sync_routes()
+            subprocess.run(["ip", "link", "del", "ipsec0"], check=True)
+            await until(lambda: table() == [])
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"])
+            subprocess.run(["ip", "link", "set", "ipsec0", "down"], check=True)
+            subprocess.run(["ip", "link", "set", "ipsec0", "up"], check=True)
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"])
+
+    asyncio.run(main())
+
+
+def test_two_thousand_policies(namespace: None) -> None:
+    async def main() -> None:
+        async with running() as backend:
+            ids = []
+            for n in range(2000):
+                remote = IPv4Address(0x0A000000 + n)
+                ids.append(backend.add_policy(protect(EVERYWHERE, TrafficSelector(remote, remote), reqid=n + 1)))
+            await backend.sync_routes()
+            assert len(table()) == 2000
+            for number in ids[:1999]:
+                backend.del_policy(number)
+            await backend.sync_routes()
+            assert table() == ["10.0.7.207 dev ipsec0 proto 205"]
+
+    asyncio.run(main())
