@@ -168,7 +168,7 @@ def test_auto_workers(
     processors: int, limit: str | None, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(processors)))
-    monkeypatch.setattr(daemon, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr("ipsec.daemon.settings.CPU_MAX", tmp_path / "cpu.max")
     if limit is not None:
         (tmp_path / "cpu.max").write_text(limit + "\n")
     assert backend_settings(load_text(sas(ipsecd_keys="workers = auto"))).workers == workers

@@ -1,0 +1,195 @@
+"""CHILD_SAs in the data path: what the IKE engine negotiated becomes SAs and policies of a backend.
+
+One policy for each pair of selectors and reqid, however many CHILD_SAs come and go under it by rekeying.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipsec.backend.base import Backend
+from ipsec.config.sas import automatic_priority
+from ipsec.errors import BackendError, PolicyError, SaError, SuiteError
+from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import ChildConfig, ChildMode
+from ipsec.ike.events import ChildKeys, InstallChild, MoveChild, Path, RemoveChild
+from ipsec.wire.selector import SelectorPair
+
+log = logging.getLogger(__name__)
+
+Encap = tuple[int, int] | None
+
+
+@dataclass
+class _Installed:
+    """What the backend has of one CHILD_SA."""
+
+    child: ChildSa
+    inbound: int | None = None
+    outbound: int | None = None
+    policies: tuple[tuple[SelectorPair, int], ...] = ()
+    "keys of Policies"
+
+
+@dataclass
+class _Shared:
+    """A policy, and how many use it."""
+
+    policy: int
+    users: int = 1
+
+
+class Children:
+    """All CHILD_SAs that are installed. Everything belongs to the event loop's thread."""
+
+    def __init__(self, backend: Backend, *, path_mtu: int, fraction: Callable[[], float]) -> None:
+        """``fraction`` is a random number in 0..1, for limits by volume that are not all reached at once."""
+        self._backend = backend
+        self._path_mtu = path_mtu
+        self._fraction = fraction
+        self._installed: dict[int, _Installed] = {}
+        self._by_sa: dict[int, ChildSa] = {}
+        self._policies: dict[tuple[SelectorPair, int], _Shared] = {}
+
+    def __len__(self) -> int:
+        return len(self._installed)
+
+    def of_sa(self, sa: int) -> ChildSa | None:
+        """The CHILD_SA that an SA of the backend belongs to."""
+        return self._by_sa.get(sa)
+
+    def last_use(self, child: ChildSa, *, outbound: bool = False) -> float | None:
+        """When the last packet came in, or with ``outbound`` went either way."""
+        known = self._installed.get(child.uid)
+        if known is None:
+            return None
+        used: list[float] = []
+        for sa in (known.inbound, known.outbound if outbound else None):
+            last = self._backend.query_sa(sa).last_use if sa is not None else None
+            if last is not None:
+                used.append(last)
+        return max(used, default=None)
+
+    def install(self, event: InstallChild) -> str | None:
+        """Put SAs in place; why that cannot be, or None."""
+        child = event.child
+        known = self._installed.setdefault(child.uid, _Installed(child))
+        try:
+            if event.inbound is not None:
+                known.inbound = self._add(event, Direction.IN, event.inbound)
+                if child.config.policies:
+                    self._add_policies(known)
+            if event.outbound is not None:
+                known.outbound = self._add(event, Direction.OUT, event.outbound)
+        except (SaError, SuiteError, PolicyError, BackendError) as error:
+            self._remove(known, inbound=True, outbound=True)
+            return str(error)
+        return None
+
+    def remove(self, event: RemoveChild) -> None:
+        """Take SAs out, and policies with the last of those that share them."""
+        known = self._installed.get(event.child.uid)
+        if known is None:
+            if event.child.spi_in and not event.inbound:
+                self._backend.free_spi(event.child.spi_in)
+            return
+        self._remove(known, inbound=event.inbound, outbound=event.outbound)
+
+    def move(self, event: MoveChild) -> None:
+        """Other outer addresses."""
+        known = self._installed.get(event.child.uid)
+        if known is None:
+            return
+        path = event.path
+        encap = self._encap(path, event.encap)
+        for sa in (known.inbound, known.outbound):
+            if sa is not None:
+                try:
+                    self._backend.update_sa(
+                        sa, local=path.local, remote=path.remote, encap=encap, path_mtu=self._path_mtu
+                    )
+                except (SaError, BackendError) as error:
+                    log.error("CHILD_SA %s cannot move to %s: %s", event.child, path, error)
+
+    def _encap(self, path: Path, wanted: bool) -> Encap:
+        if not wanted:
+            return None
+        return self._backend.ports.get(path.local.version, path.local_port), path.remote_port
+
+    def _add(self, event: InstallChild, direction: Direction, keys: ChildKeys) -> int:
+        child, config = event.child, event.child.config
+        inbound = direction is Direction.IN
+        params = SaParams(
+            spi=child.spi_in if inbound else child.spi_out,
+            direction=direction,
+            suite=event.suite,
+            local=event.path.local,
+            remote=event.path.remote,
+            encr_key=keys.encr,
+            integ_key=keys.integ,
+            mode=Mode.TRANSPORT if child.mode is ChildMode.TRANSPORT else Mode.TUNNEL,
+            encap=self._encap(event.path, event.encap),
+            # RFC 4301 section 5.2: what comes out must be what was negotiated
+            selectors=child.pairs(),
+            esn=event.esn,
+            replay_window=config.replay_window,
+            df=DfPolicy.COPY if config.copy_df else DfPolicy.CLEAR,
+            copy_dscp=DscpPolicy[config.copy_dscp.name],
+            copy_ecn=config.copy_ecn,
+            tfc=config.tfc_padding if child.tfc and not inbound and child.mode is ChildMode.TUNNEL else 0,
+            path_mtu=self._path_mtu,
+            lifetime=self._lifetime(config),
+            reqid=child.reqid,
+        )
+        sa = self._backend.add_sa(params)
+        self._by_sa[sa] = child
+        return sa
+
+    def _lifetime(self, config: ChildConfig) -> Lifetime:
+        return Lifetime(
+            bytes_soft=self._soft(config.rekey_bytes, config.rand_bytes),
+            bytes_hard=config.life_bytes,
+            packets_soft=self._soft(config.rekey_packets, config.rand_packets),
+            packets_hard=config.life_packets,
+        )
+
+    def _soft(self, limit: int, spread: int) -> int:
+        return max(limit - int(spread * self._fraction()), 1) if limit else 0
+
+    def _add_policies(self, known: _Installed) -> None:
+        child = known.child
+        keys = []
+        for pair in child.pairs():
+            key = (pair, child.reqid)
+            shared = self._policies.get(key)
+            if shared is not None:
+                shared.users += 1
+            else:
+                priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
+                policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
+                self._policies[key] = _Shared(self._backend.add_policy(policy))
+            keys.append(key)
+        known.policies = tuple(keys)
+
+    def _remove(self, known: _Installed, *, inbound: bool, outbound: bool) -> None:
+        if outbound and known.outbound is not None:
+            self._del(known.outbound)
+            known.outbound = None
+        if inbound and known.inbound is not None:
+            self._del(known.inbound)
+            known.inbound = None
+        if known.inbound is None and known.outbound is None:
+            del self._installed[known.child.uid]
+            for key in known.policies:
+                shared = self._policies[key]
+                shared.users -= 1
+                if not shared.users:
+                    del self._policies[key]
+                    self._backend.del_policy(shared.policy)
+
+    def _del(self, sa: int) -> None:
+        self._by_sa.pop(sa, None)
+        self._backend.del_sa(sa)

@@ -1,0 +1,376 @@
+"""IKEv2 at work: the engine between the backend, the clock, and what the configuration wants to be up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_interface
+
+from ipsec.backend.base import Acquire, Backend, BackendEvent, Datagram, Expire, Mapping
+from ipsec.config import Config
+from ipsec.daemon.children import Children
+from ipsec.daemon.fetch import Fetcher
+from ipsec.daemon.guards import Guards
+from ipsec.daemon.reach import Resolver, names_of, source_address, specific
+from ipsec.daemon.settings import ike_settings
+from ipsec.errors import BackendError
+from ipsec.esp.sa import IpAddress
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike.engine import IkeEngine
+from ipsec.ike.events import (
+    KEEPALIVE,
+    AddressesAssigned,
+    AddressesReleased,
+    ChildNotMade,
+    Event,
+    IkeDown,
+    Initiate,
+    InstallChild,
+    MoveChild,
+    Path,
+    RemoveChild,
+    RevocationNeeded,
+    TrapWanted,
+)
+from ipsec.ike.sa import IkeSa
+
+log = logging.getLogger(__name__)
+
+#: how long ``stop`` waits for peers to acknowledge, and how soon it asks them again
+STOP_S = 3.0
+STOP_RETRANSMIT_S = 0.5
+#: a child that is to be up and cannot be is tried again after this, doubled each time up to the second
+RETRY_S = 10.0
+RETRY_MAX_S = 300.0
+#: names are looked up again
+RESOLVE_S = 60.0
+
+
+class IkeControl:
+    """The IKE engine of one daemon. Everything belongs to the event loop's thread."""
+
+    def __init__(self, config: Config, backend: Backend, *, fwmark: int, qcd_secret: bytes = b"") -> None:
+        self._config = config
+        self._backend = backend
+        self._fwmark = fwmark
+        self._resolver = Resolver()
+        self._fetcher = Fetcher()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retries: dict[tuple[str, str], float] = {}
+        self._handled = False
+        self._stopping = False
+        ports = backend.ike_ports or backend.ports
+        settings = ike_settings(
+            config,
+            port=next(iter(ports.values()), 0),
+            port_nat_t=next(iter(backend.ports.values()), 0),
+            qcd_secret=qcd_secret,
+        )
+        self.engine = IkeEngine(settings, self, secrets.token_bytes)
+        self.children = Children(backend, path_mtu=config.settings.path_mtu, fraction=self.engine.fraction)
+        self._guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
+
+    # -- start, reload, stop
+
+    async def start(self) -> None:
+        """Take the configuration, put traps and shunts in place, and bring up what is to be up."""
+        await self._load(self._config)
+
+    async def reload(self, config: Config) -> None:
+        """Another configuration: what did not change goes on undisturbed."""
+        old = {connection.name: connection for connection in self._config.connections}
+        new = {connection.name: connection for connection in config.connections}
+        gone = [connection for name, connection in old.items() if new.get(name) != connection]
+        for connection in gone:
+            log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
+            self._guards.remove_all(connection)
+            for sa in list(self.engine.sas.values()):
+                if sa.connection == connection:
+                    self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
+        self._config = config
+        self.turn()
+        await self._load(config, unless=[connection for name, connection in new.items() if old.get(name) == connection])
+
+    async def _load(self, config: Config, unless: list[Connection] | None = None) -> None:
+        for connection in config.connections:
+            for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
+                self._spawn(self._keep_resolved(name))
+        self.engine.load(config.connections, config.credentials, config.pools)
+        for connection in config.connections:
+            if unless is not None and connection in unless:
+                continue
+            for child in connection.children:
+                await self._begin(connection, child)
+        self.turn()
+
+    async def _begin(self, connection: Connection, child: ChildConfig) -> None:
+        """The start action of one child."""
+        path = await self._path(connection)
+        self._guards.add(connection, child, path)
+        if Action.START in child.start_action and not child.shunt:
+            self._spawn(self._connect(connection, child))
+
+    async def stop(self) -> None:
+        """Close everything at the peers, within STOP_S."""
+        self._stopping = True
+        if self._handled:
+            return
+        self._handled = True
+        for task in list(self._tasks):
+            task.cancel()
+        engine = self.engine
+        engine.settings = replace(engine.settings, retransmit_timeout=STOP_RETRANSMIT_S, retransmit_tries=4)
+        engine.stop(self._loop.time())
+        self.turn()
+        deadline = self._loop.time() + STOP_S
+        while engine.sas and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for sa in list(engine.sas.values()):
+            log.warning("%s: %s has not acknowledged that it is closed", sa, sa.path.remote)
+            sa.destroy("shutting down", self._loop.time())
+        self.turn()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fetcher.close()
+
+    # -- what comes in
+
+    def on_datagram(self, datagram: Datagram) -> None:
+        """IKE from outside."""
+        path = Path(datagram.local, datagram.local_port, datagram.source, datagram.port)
+        self.engine.receive_datagram(datagram.data, path, self._loop.time())
+        self.turn()
+
+    def on_event(self, event: BackendEvent) -> None:
+        """What the data path has to say."""
+        now = self._loop.time()
+        if isinstance(event, Acquire):
+            self._acquire(event)
+        elif isinstance(event, Expire):
+            child = self.children.of_sa(event.sa)
+            if child is not None:
+                self.engine.expire_child(child, now, hard=event.hard)
+        elif isinstance(event, Mapping):
+            child = self.children.of_sa(event.sa)
+            if child is not None:
+                path = child.ike.path._replace(remote=event.address, remote_port=event.port)
+                self.engine.peer_moved(child, path, now)
+        self.turn()
+
+    def _acquire(self, event: Acquire) -> None:
+        found = self._guards.wanted(event.policy)
+        if found is not None:
+            connection, child = found
+            log.info("%s: traffic for %s", connection.name, child.name)
+            self._spawn(self._connect(connection, child))
+
+    def turn(self) -> None:
+        """Act on events, send, arm the timer: in this order (see ``ipsec.ike.engine``)."""
+        engine = self.engine
+        while (event := engine.next_event()) is not None:
+            self._handle(event)
+        for data, path in engine.datagrams_to_send():
+            if data == KEEPALIVE:
+                self._backend.send_keepalive(path.local, path.local_port, path.remote, path.remote_port)
+            else:
+                self._backend.send_datagram(data, path.local, path.local_port, path.remote, path.remote_port)
+        when = engine.next_timer()
+        if self._timer is not None:
+            if when is not None and self._timer.when() == when and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._tick) if when is not None else None
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.engine.handle_timer(self._loop.time())
+        self.turn()
+
+    # -- what the engine wants
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case InstallChild():
+                refused = self.children.install(event)
+                if refused is not None:
+                    self.engine.child_failed(event.child, refused, self._loop.time())
+                else:
+                    self._retries.pop((event.child.ike.name, event.child.name), None)
+            case RemoveChild():
+                self.children.remove(event)
+            case MoveChild():
+                self.children.move(event)
+            case AddressesAssigned():
+                for address in event.addresses:
+                    self._spawn(self._add_address(address))
+            case AddressesReleased():
+                for address in event.addresses:
+                    self._spawn(self._backend.del_address(ip_interface(address)))
+            case RevocationNeeded():
+                self._spawn(self._fetch(event))
+            case Initiate():
+                self._initiate(event)
+            case TrapWanted():
+                self._trap(event.connection, event.child)
+            case IkeDown():
+                self._lost(event)
+            case ChildNotMade():
+                self._guards.rearm(event.sa.name, event.config.name)
+                self._retry(event.sa.connection, event.config)
+
+    async def _add_address(self, address: IpAddress) -> None:
+        try:
+            await self._backend.add_address(ip_interface(address))
+        except BackendError as error:
+            log.error("cannot take the virtual address %s: %s", address, error)
+
+    async def _fetch(self, event: RevocationNeeded) -> None:
+        crls, responses = await self._fetcher.fetch(event.sources)
+        self.engine.status_known(event.ticket, self._loop.time(), crls, responses)
+        self.turn()
+
+    def _initiate(self, event: Initiate) -> None:
+        connection = self.engine.table.by_name.get(event.connection)
+        if connection is None or self._stopping:
+            return
+        child = connection.child(event.child) if event.child is not None else None
+        if event.remote is not None:
+            connection = replace(connection, remote_addrs=(str(event.remote),))
+        self._spawn(self._connect(connection, child, event))
+
+    def _trap(self, name: str, child: str) -> None:
+        connection = self.engine.table.by_name.get(name)
+        config = connection.child(child) if connection is not None else None
+        if connection is not None and config is not None:
+            self._spawn(self._add_trap(connection, config))
+
+    async def _add_trap(self, connection: Connection, child: ChildConfig) -> None:
+        self._guards.add(connection, child, await self._path(connection), trap=True)
+
+    def _lost(self, event: IkeDown) -> None:
+        """An IKE_SA that is gone: what it should have brought up is tried again."""
+        connection = event.sa.connection
+        for child in connection.children:
+            self._guards.rearm(connection.name, child.name)
+        if event.established or not event.sa.initiator:
+            return
+        log.warning("%s: not established: %s", event.sa, event.reason)
+        for child in connection.children:
+            self._retry(connection, child)
+
+    def _retry(self, connection: Connection, child: ChildConfig) -> None:
+        if self._stopping or Action.START not in child.start_action:
+            return
+        key = connection.name, child.name
+        wait = min(self._retries.get(key, RETRY_S / 2) * 2, RETRY_MAX_S)
+        self._retries[key] = wait
+        log.info("%s: trying %s again in %d s", connection.name, child.name, wait)
+        self._spawn(self._connect_later(connection, child, wait))
+
+    async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
+        await asyncio.sleep(wait)
+        # a reload may have changed it, or the peer may have come by itself
+        if self.engine.table.by_name.get(connection.name) == connection and not self._is_up(connection, child):
+            await self._connect(connection, child)
+
+    def _is_up(self, connection: Connection, child: ChildConfig) -> bool:
+        return any(
+            other.name == child.name
+            for sa in self.engine.sas.values()
+            if sa.connection == connection
+            for other in sa.children_up()
+        )
+
+    async def _connect(self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None) -> None:
+        path = await self._path(connection)
+        if path is None:
+            log.warning("%s: no way to %s", connection.name, ", ".join(connection.remote_addrs))
+            if child is not None:
+                self._guards.rearm(connection.name, child.name)
+                self._retry(connection, child)
+            return
+        wanted = []
+        if child is not None:
+            wanted.append((child, self._guards.reqid(connection.name, child.name)))
+        self.engine.initiate(
+            connection,
+            wanted,
+            path,
+            self._loop.time(),
+            replaces=event.replaces if event is not None else 0,
+            redirected_from=event.redirected_from if event is not None else None,
+        )
+        self.turn()
+
+    async def _path(self, connection: Connection) -> Path | None:
+        """The way to a connection's peer; None if it has no fixed address or there is no route."""
+        remote = await self._resolver.first_of(connection.remote_addrs)
+        if remote is None:
+            return None
+        local = specific(connection.local_addrs, remote.version) or source_address(remote, self._fwmark)
+        ports = self._backend.ports
+        if local is None or remote.version not in ports:
+            return None
+        if connection.remote_port == 500 and connection.local_port == 500:
+            ike_port = self._backend.ike_ports.get(remote.version)
+            if ike_port is not None:
+                return Path(local, ike_port, remote, 500)
+            return Path(local, ports[remote.version], remote, 4500)
+        # swanctl.conf: with other ports than 500 everything goes, with a marker, over that one
+        return Path(local, ports[remote.version], remote, connection.remote_port)
+
+    async def _keep_resolved(self, name: str) -> None:
+        while True:
+            await self._resolver.resolve(name)
+            await asyncio.sleep(RESOLVE_S)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("this is a bug", exc_info=task.exception())
+
+    # -- ipsec.ike.host.Host
+
+    def allocate_spi(self) -> int:
+        """See Host."""
+        return self._backend.get_spi()
+
+    def free_spi(self, spi: int) -> None:
+        """See Host."""
+        self._backend.free_spi(spi)
+
+    def last_use(self, child: ChildSa) -> float | None:
+        """See Host."""
+        return self.children.last_use(child)
+
+    def last_traffic(self, child: ChildSa) -> float | None:
+        """See Host."""
+        return self.children.last_use(child, outbound=True)
+
+    def wall(self) -> datetime:
+        """See Host."""
+        return datetime.now(UTC)
+
+    def resolved(self, name: str) -> tuple[IpAddress, ...]:
+        """See Host."""
+        return self._resolver.known(name)
+
+    def local_addresses(self) -> tuple[IpAddress, ...]:
+        """See Host."""
+        return ()
+
+    def established(self) -> list[IkeSa]:
+        """IKE_SAs that are up."""
+        return [sa for sa in self.engine.sas.values() if sa.established]

@@ -1,0 +1,99 @@
+"""Where a peer is, and which address of ours leads there: names and routes, off the event loop where that may block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ipsec.esp.sa import IpAddress
+
+_SO_MARK = 36
+_ANYTHING = ("%any", "%any4", "%any6", "0.0.0.0", "::")
+
+
+class Resolver:
+    """Addresses of names; what was found last stays known, for those who cannot wait."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[IpAddress, ...]] = {}
+
+    def known(self, name: str) -> tuple[IpAddress, ...]:
+        """What was found last, without asking anybody."""
+        return self._known.get(name, ())
+
+    async def resolve(self, name: str) -> tuple[IpAddress, ...]:
+        """Ask. An empty answer if there is none; what was known before stays then."""
+        try:
+            return (ip_address(name),)
+        except ValueError:
+            pass
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+        except OSError:
+            return self._known.get(name, ())
+        addresses = tuple(dict.fromkeys(ip_address(item[4][0]) for item in found))
+        self._known[name] = addresses
+        return addresses
+
+    async def first_of(self, texts: Iterable[str]) -> IpAddress | None:
+        """The address of the first entry that is a single address or a name with one; None if there is none."""
+        for text in texts:
+            if text in _ANYTHING or "/" in text or _is_range(text):
+                continue
+            found = await self.resolve(text)
+            if found:
+                return found[0]
+        return None
+
+
+def _is_range(text: str) -> bool:
+    low, dash, _ = text.partition("-")
+    if not dash:
+        return False
+    try:
+        ip_address(low)
+    except ValueError:
+        return False
+    return True
+
+
+def names_of(texts: Iterable[str]) -> list[str]:
+    """Those entries of an address list that are names."""
+    found = []
+    for text in texts:
+        if text in _ANYTHING or "/" in text or _is_range(text):
+            continue
+        try:
+            ip_address(text)
+        except ValueError:
+            found.append(text)
+    return found
+
+
+def source_address(remote: IpAddress, fwmark: int) -> IpAddress | None:
+    """The address that the kernel would send from to ``remote``, outside of the tunnel; None if there is no route."""
+    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            if fwmark:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+            # connecting a UDP socket sends nothing
+            sock.connect((str(remote), 9))
+            found: IpAddress = ip_address(sock.getsockname()[0].partition("%")[0])
+        except OSError:
+            return None
+    return found
+
+
+def specific(texts: Iterable[str], version: int) -> IpAddress | None:
+    """The first single address of that family in an address list."""
+    for text in texts:
+        try:
+            address: IPv4Address | IPv6Address = ip_address(text)
+        except ValueError:
+            continue
+        if address.version == version and not address.is_unspecified:
+            return address
+    return None

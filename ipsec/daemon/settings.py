@@ -1,0 +1,138 @@
+"""What a configuration means for the backend and for IKEv2; exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from enum import IntEnum
+from pathlib import Path
+
+from ipsec.backend.settings import MemoryEnds, UserspaceSettings
+from ipsec.config import Config
+from ipsec.config.settings import ANY_ADDRESSES
+from ipsec.config.values import Switch
+from ipsec.errors import ConfigError
+from ipsec.esp.sa import Action
+from ipsec.ike.config import ChildMode, IkeSettings
+
+log = logging.getLogger(__name__)
+
+#: the mark that is used where one is needed and none is configured
+DEFAULT_FWMARK = 220
+#: cgroup v2, as seen from inside a container
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+#: more have not been measured
+MAX_AUTO_WORKERS = 4
+
+
+class ExitCode(IntEnum):
+    """See the module's text."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    CONFIG = 3
+    REQUIREMENT = 4
+    SA = 5
+    DEVICE_LOST = 6
+
+
+def backend_settings(config: Config, ends: MemoryEnds | None = None) -> UserspaceSettings:
+    """What the configuration means for the user-space backend. ConfigError if it asks for what that cannot do."""
+    settings = config.settings
+    policies = config.policies()
+    bypass = any(policy.action is Action.BYPASS for policy in policies) or any(
+        child.mode is ChildMode.PASS for connection in config.connections for child in connection.children
+    )
+    fwmark = settings.fwmark
+    if not fwmark and ends is None and (bypass or _protects_peer(config)):
+        fwmark = DEFAULT_FWMARK
+        log.info(
+            "our own packets bear mark %d, because policies cover the outer addresses or bypass the tunnel", fwmark
+        )
+    # 0.0.0.0 and :: together mean whatever this host has; IPv6 alone may be missing without harm
+    listen = () if settings.listen == ANY_ADDRESSES else settings.listen
+    return UserspaceSettings(
+        device=settings.device,
+        mtu=settings.mtu,
+        workers=auto_workers() if settings.workers is None else settings.workers,
+        listen=listen,
+        port=_port(config),
+        ike_port=(settings.port or None) if config.connections else None,
+        raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
+        bypass=bypass,
+        install_routes=settings.install_routes,
+        routing_table=settings.routing_table,
+        routing_priority=settings.routing_priority,
+        fwmark=fwmark,
+        queue_length=settings.tun_queue_length,
+        addresses=settings.addresses,
+        fail_closed=settings.fail_closed,
+        crypto_provider=settings.crypto_provider.value,
+        busy_poll_us=settings.busy_poll_us,
+        mss_clamp=settings.mss_clamp,
+        offload={
+            name: value is Switch.YES for name, value in vars(settings.offload).items() if value is not Switch.AUTO
+        },
+        memory=ends,
+    )
+
+
+def auto_workers() -> int:
+    """Worker threads for the processors that this process may use."""
+    processors = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        # a container's limit is a share of time, not a set of processors: "200000 100000" is two of them, "max" all
+        quota, period = CPU_MAX.read_text("ascii").split()
+        processors = min(processors, max(1, round(int(quota) / int(period))))
+    # with one processor a thread would only take turns with the event loop
+    return min(processors, MAX_AUTO_WORKERS) if processors > 1 else 0
+
+
+def _port(config: Config) -> int:
+    ports = {sa.encap[0] for sa in config.sas if sa.encap}
+    if len(ports) > 1:
+        text = ", ".join(map(str, sorted(ports)))
+        raise ConfigError(f"SAs use several local UDP ports ({text}), one is possible", file=config.file, key="sas")
+    return ports.pop() if ports else config.settings.port_nat_t
+
+
+def ike_settings(config: Config, *, port: int, port_nat_t: int, qcd_secret: bytes) -> IkeSettings:
+    """What the configuration means for IKEv2, with the ports that the backend has."""
+    settings = config.settings
+    return IkeSettings(
+        **{name: getattr(settings, name) for name in _IKE_NAMES},
+        port=port,
+        port_nat_t=port_nat_t,
+        qcd_secret=qcd_secret,
+        force_encapsulation=settings.raw_esp is not Switch.YES,
+    )
+
+
+_IKE_NAMES = (
+    *("retransmit_tries", "retransmit_timeout", "retransmit_base", "retransmit_limit", "half_open_timeout"),
+    *("cookie_threshold", "cookie_threshold_ip", "half_open_limit", "ike_sa_limit", "keep_alive", "fragment_size"),
+    *("delete_rekeyed_delay", "make_before_break", "follow_redirects", "redirect_to"),
+)
+
+
+def _protects_peer(config: Config) -> bool:
+    """Whether a remote selector is nothing but its own peer (transport mode, host to host).
+
+    No throw route can keep the outer packets out of the tunnel then; only a mark tells them from inner ones.
+    """
+    for connection in config.connections:
+        if connection.pools:
+            continue
+        for child in connection.children:
+            # dynamic is the peer's own address
+            if not child.shunt and any(template.network is None for template in child.remote_ts):
+                return True
+    return any(
+        pair.remote.start == pair.remote.end == sa.remote
+        for sa in config.sas
+        for policy in sa.policies
+        if policy.action is Action.PROTECT
+        for pair in policy.selectors
+    )
