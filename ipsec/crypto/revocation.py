@@ -227,20 +227,44 @@ def parse_crl(data: bytes) -> Crl:
     return Crl(data)
 
 
+@dataclass(frozen=True)
+class _Single:
+    """A SingleResponse (RFC 6960 section 4.2.1)."""
+
+    serial: int
+    hash: str
+    issuer_name_hash: bytes
+    issuer_key_hash: bytes
+    status: ocsp.OCSPCertStatus
+    reason: str
+    this_update: datetime
+    due: datetime
+
+    def names_issuer(self, issuer: Certificate) -> bool:
+        """Whether the certificate asked for is one of ``issuer``."""
+        if self.hash not in ("sha1", "sha256", "sha384", "sha512"):
+            return False
+        name_hash = hashlib.new(self.hash, issuer.subject.data, usedforsecurity=False).digest()
+        key_hash = hashlib.new(self.hash, issuer.key_octets, usedforsecurity=False).digest()
+        return self.issuer_name_hash == name_hash and self.issuer_key_hash == key_hash
+
+
 class OcspResponse:
     """A successful OCSP response. The constructor takes DER; ParseError. Read by ``cryptography``."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) > OCSP_OCTETS_MAX:
             raise ParseError(f"an OCSP response is longer than {OCSP_OCTETS_MAX} octets")
+        self.singles: list[_Single] = []
+        "one for each certificate that was asked for"
+        self.nonce: bytes | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._response = ocsp.load_der_ocsp_response(data)
-                status = self._response.response_status
-                self.singles = list(self._response.responses) if status == ocsp.OCSPResponseStatus.SUCCESSFUL else []
-                "one for each certificate that was asked for"
-                self.nonce = self._nonce() if self.singles else None
+                response = ocsp.load_der_ocsp_response(data)
+                status = response.response_status
+                if status == ocsp.OCSPResponseStatus.SUCCESSFUL:
+                    self._read(response)
         except ParseError:
             raise
         except Exception as error:  # garbage makes cryptography raise more than it documents
@@ -262,26 +286,41 @@ class OcspResponse:
             found = der.elements(der.contents(der.contents(element, tag), der.SEQUENCE))
             self.certificates += [Certificate(item) for _, item in found[:4]]
 
-    def _nonce(self) -> bytes | None:
-        for extension in self._response.extensions:
+    def _read(self, response: ocsp.OCSPResponse) -> None:
+        """All that ``cryptography`` decodes only when it is asked for, so that nothing raises later."""
+        self._responder_key_hash = response.responder_key_hash
+        name = response.responder_name
+        self._responder_name = None if name is None else name_key(name.public_bytes())
+        for one in response.responses:
+            reason = one.revocation_reason
+            self.singles.append(
+                _Single(
+                    one.serial_number,
+                    one.hash_algorithm.name,
+                    one.issuer_name_hash,
+                    one.issuer_key_hash,
+                    one.certificate_status,
+                    reason.value if reason else "unspecified",
+                    one.this_update_utc,
+                    one.next_update_utc or one.this_update_utc + OCSP_AGE_MAX,
+                )
+            )
+        for extension in response.extensions:
             if isinstance(extension.value, OCSPNonce):
-                return extension.value.nonce
-            if extension.critical:
+                self.nonce = extension.value.nonce
+            elif extension.critical:
                 raise ParseError("OCSP response with an unknown critical extension")
-        return None
 
     def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> tuple[Status, str]:
         """What the response says of ``certificate``, and why; "" if it is about others. It is not verified here."""
         for single in self.singles:
-            if single.serial_number != certificate.serial or not _names_issuer(single, issuer):
+            if single.serial != certificate.serial or not single.names_issuer(issuer):
                 continue
-            if single.certificate_status == ocsp.OCSPCertStatus.REVOKED:
-                reason = single.revocation_reason
-                return Status.REVOKED, reason.value if reason else "unspecified"
-            due = single.next_update_utc or single.this_update_utc + OCSP_AGE_MAX
-            if single.this_update_utc - CLOCK_SKEW > wall or due < wall:
+            if single.status == ocsp.OCSPCertStatus.REVOKED:
+                return Status.REVOKED, single.reason
+            if single.this_update - CLOCK_SKEW > wall or single.due < wall:
                 return Status.UNKNOWN, "the OCSP response is not in force"
-            if single.certificate_status == ocsp.OCSPCertStatus.GOOD:
+            if single.status == ocsp.OCSPCertStatus.GOOD:
                 return Status.GOOD, "OCSP"
             return Status.UNKNOWN, "the OCSP responder does not know the certificate"
         return Status.UNKNOWN, ""
@@ -305,19 +344,9 @@ class OcspResponse:
 
     def _is_responder(self, certificate: Certificate) -> bool:
         """RFC 6960 section 4.2.1: a responder is named by its subject or by the SHA-1 of its key."""
-        if (key_hash := self._response.responder_key_hash) is not None:
-            return key_hash == certificate.key_sha1
-        name = self._response.responder_name
-        return name is not None and name_key(name.public_bytes()) == certificate.subject_key
-
-
-def _names_issuer(single: ocsp.OCSPSingleResponse, issuer: Certificate) -> bool:
-    name = single.hash_algorithm.name
-    if name not in ("sha1", "sha256", "sha384", "sha512"):
-        return False
-    name_hash = hashlib.new(name, issuer.subject.data, usedforsecurity=False).digest()
-    key_hash = hashlib.new(name, issuer.key_octets, usedforsecurity=False).digest()
-    return single.issuer_name_hash == name_hash and single.issuer_key_hash == key_hash
+        if self._responder_key_hash is not None:
+            return self._responder_key_hash == certificate.key_sha1
+        return self._responder_name == certificate.subject_key
 
 
 def _check_delegate(signer: Certificate, issuer: Certificate, wall: datetime, constraints: Constraints) -> None:

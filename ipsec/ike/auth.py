@@ -81,7 +81,10 @@ class AuthRequest(Request):
         assert auth is not None
         identity = sa.our_id = local_identity(sa, connection)
         mine = _id_payload(PayloadType.IDI, identity)
-        proof = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=True), auth.certreqs)
+        try:
+            proof = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=True), auth.certreqs)
+        except AuthenticationError as error:
+            raise SaFailedError(f"we cannot prove who we are: {error}") from None
         payloads: list[Payload] = [mine, *proof.certificates]
         if connection.unique is not Unique.NEVER and core.first_contact(sa):
             payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
@@ -223,7 +226,7 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
 
     def verify(now: float) -> list[Payload]:
         connection = _authenticate(sa, peer_id, wanted, proof, certificates, octets)
-        sa.connection = connection
+        sa.core.rename(sa, connection)
         sa.peer_id = peer_id
         return _answer(sa, payloads, now)
 

@@ -82,7 +82,8 @@ def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:
     delay = sa.connection.dpd_delay
     used = [core.host.last_use(child) for child in sa.children.values() if child.has_in]
     last = max([sa.last_in, *(when for when in used if when is not None)])
-    if now - last >= delay:
+    # as the timer was set: a difference may be rounded to just below the delay, and the timer be due again at once
+    if now >= last + delay:
         if sa.pending is None and sa.established:
             sa.ask(Liveness(detection(sa) if sa.mobike and sa.initiator else None), now)
         last = now
@@ -97,7 +98,7 @@ def _keep_alive(core: IkeEngine, sa: IkeSa, now: float) -> None:
     for child in sa.children.values():
         used = core.host.last_traffic(child)
         last = max(last, used) if used is not None else last
-    if now - last >= interval:
+    if now >= last + interval:
         core.send(KEEPALIVE, sa.path)
         sa.last_out = last = now
     core.timers.set((Timer.KEEPALIVE, sa.uid), last + interval)
@@ -117,9 +118,9 @@ def _check_idle(core: IkeEngine, child: ChildSa, now: float) -> None:
     if child.state not in CHILD_UP:
         return
     used = core.host.last_traffic(child)
-    since = now - max(child.installed_at, used if used is not None else 0.0)
-    if since >= child.config.inactivity:
-        log.info("%s: CHILD_SA %s was idle for %d s", child.ike, child, since)
+    last = max(child.installed_at, used if used is not None else 0.0)
+    if now >= last + child.config.inactivity:
+        log.info("%s: CHILD_SA %s was idle for %d s", child.ike, child, now - last)
         core.terminate_child(child, now, "inactive")
     else:
-        core.timers.set((Timer.CHILD_IDLE, child.uid), now + child.config.inactivity - since)
+        core.timers.set((Timer.CHILD_IDLE, child.uid), last + child.config.inactivity)

@@ -233,8 +233,8 @@ class IkeEngine(Registry):
         if old is not None:
             wanted += [(child.config, child.reqid) for child in old.children_up()]
         else:
-            for sa in self.sas.values():
-                if sa.connection is connection and sa.initiator and not sa.quiet and self._joins(sa, wanted, now):
+            for sa in self.named(connection.name):
+                if not sa.quiet and self._joins(sa, wanted, now):
                     return sa
         sa = self.new_sa(connection, initiator=True, path=path)
         sa.spi_i = self.new_spi()
@@ -249,13 +249,25 @@ class IkeEngine(Registry):
     def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:
         """Whether these children can come up through an IKE_SA that is there (``reuse_ikesa``)."""
         if sa.established:
+            under_way = self._under_way(sa)
             for config, reqid in wanted:
-                sa.ask(CreateChild(config, reqid=reqid), now)
+                if config.name not in under_way:
+                    sa.ask(CreateChild(config, reqid=reqid), now)
             return True
-        if sa.state is IkeState.CONNECTING and sa.auth is not None:
-            sa.auth.configs += [item for item in wanted if item not in sa.auth.configs]
+        if sa.state is IkeState.CONNECTING and sa.initiator and sa.auth is not None:
+            have = {config.name for config, _ in sa.auth.configs}
+            if sa.auth.child is not None:
+                have.add(sa.auth.child.name)
+            sa.auth.configs += [item for item in wanted if item[0].name not in have]
             return True
         return False
+
+    def _under_way(self, sa: IkeSa) -> set[str]:
+        """Names of children that are up, or that we have asked for."""
+        requests = [*sa.queue, *self._retries.get(sa.uid, ()), *([sa.pending.request] if sa.pending else ())]
+        return {child.name for child in sa.children_up()} | {
+            request.config.name for request in requests if isinstance(request, CreateChild)
+        }
 
     def terminate_ike(self, sa: IkeSa, now: float, reason: str = "terminated") -> None:
         """Close an IKE_SA at both ends."""
@@ -453,7 +465,7 @@ class IkeEngine(Registry):
             old.quiet = True
             old.queue.clear()
             lifetimes.disarm(self, old)
-            self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
+            self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REAUTHENTICATED_S)
 
     def check_unique(self, sa: IkeSa, contact: bool, now: float) -> None:
         """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
@@ -462,7 +474,8 @@ class IkeEngine(Registry):
         if policy is Unique.NEVER or not others:
             return
         if contact:
-            for other in others:
+            # those that came up after this one began are no leftovers: both ends may have begun at once
+            for other in [other for other in others if other.established_at < sa.created_at]:
                 log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
                 other.destroy("INITIAL_CONTACT", now)
         elif policy is Unique.KEEP:
@@ -482,6 +495,10 @@ class IkeEngine(Registry):
         new.established_at = now
         lifetimes.arm_ike(self, new, now, reauth=False)
         self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
+        waiting = self.retries(old)
+        if waiting:
+            self._retries[new.uid] = waiting
+            self.timers.set((Timer.RETRY, new.uid), now + 1.0)
 
     def failed(self, sa: IkeSa, reason: str, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: an IKE_SA that was replaced and is never deleted by the peer that should
 REPLACED_S = 60.0
+#: what re-authentication replaces is closed after this, when further CHILD_SAs of the new IKE_SA are up as well
+REAUTHENTICATED_S = 2.0
 
 
 class Timer(IntEnum):

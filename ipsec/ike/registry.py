@@ -47,6 +47,7 @@ class Registry:
         self.table = ConnectionTable((), host.resolved)
         self.pools: dict[str, Pool] = {}
         self.sas: dict[int, IkeSa] = {}
+        self.by_connection: dict[str, dict[int, IkeSa]] = {}
         self.children: dict[int, ChildSa] = {}
         self.timers = Timers()
         self.status = StatusCache()
@@ -143,6 +144,7 @@ class Registry:
         """An IKE_SA without keys and SPIs."""
         sa = IkeSa(cast("IkeEngine", self), self.next_uid(), connection, initiator=initiator, path=path)
         self.sas[sa.uid] = sa
+        self.by_connection.setdefault(connection.name, {})[sa.uid] = sa
         return sa
 
     def new_responder(self, connection: Connection, spi_i: bytes, path: Path, digest: bytes, now: float) -> IkeSa:
@@ -187,6 +189,7 @@ class Registry:
         if self.by_spi.get(sa.spi_ours) is sa:
             del self.by_spi[sa.spi_ours]
         self.sas.pop(sa.uid, None)
+        self._unname(sa)
         self._retries.pop(sa.uid, None)
         peers = self.by_peer.get((sa.our_id, sa.peer_id))
         if peers is not None:
@@ -202,9 +205,23 @@ class Registry:
 
     def first_contact(self, sa: IkeSa) -> bool:
         """Whether we know of no other IKE_SA with this peer."""
-        return not any(
-            other.connection.name == sa.name and other.established for other in self.sas.values() if other is not sa
-        )
+        return not any(other.established for other in self.named(sa.name) if other is not sa)
+
+    def named(self, connection: str) -> list[IkeSa]:
+        """IKE_SAs of a connection."""
+        return list(self.by_connection.get(connection, {}).values())
+
+    def rename(self, sa: IkeSa, connection: Connection) -> None:
+        """The peer's identity has shown which connection an IKE_SA belongs to."""
+        self._unname(sa)
+        sa.connection = connection
+        self.by_connection.setdefault(connection.name, {})[sa.uid] = sa
+
+    def _unname(self, sa: IkeSa) -> None:
+        same = self.by_connection.get(sa.connection.name, {})
+        same.pop(sa.uid, None)
+        if not same:
+            self.by_connection.pop(sa.connection.name, None)
 
     def forget_child(self, child: ChildSa) -> None:
         """No more timers for it."""

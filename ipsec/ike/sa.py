@@ -118,6 +118,7 @@ class IkeSa:
         "collected",
         "connection",
         "core",
+        "created_at",
         "deferred",
         "established_at",
         "fragmentation",
@@ -214,6 +215,7 @@ class IkeSa:
         "another IKE_SA stands for this one: its end is nobody's concern"
         self.replaces = 0
         "the IKE_SA that goes when this one is up (re-authentication)"
+        self.created_at = core.now
         self.established_at = 0.0
         self.rekey_at = 0.0
         self.reauth_at = 0.0
@@ -274,7 +276,7 @@ class IkeSa:
 
     def ask_next(self, now: float) -> None:
         """Send the next request, if none is under way and we may."""
-        while self.pending is None and self.queue and self.state is not IkeState.DESTROYING:
+        while self.pending is None and self.deferred is None and self.queue:
             request = self.queue.popleft()
             payloads = request.build(self, now)
             if payloads is not None:

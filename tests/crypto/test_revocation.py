@@ -293,8 +293,10 @@ def test_who_signs_ocsp() -> None:
         ca.issue("responder", EC_KEY, extensions=purpose, not_after=WALL - DAY),
     ):
         assert status(ca, end, OcspResponse(respond(ca, end, signer=signer, key=EC_KEY))) is Status.UNKNOWN
-    assert status(ca, end, OcspResponse(respond(ca, end, key=stranger.key))) is Status.UNKNOWN
     assert status(ca, end, OcspResponse(respond(stranger, end))) is Status.UNKNOWN
+    impostor = Ca(key=stranger.key)  # the name of our CA, another key
+    by_name = respond(impostor, end, issuer=ca.certificate, by_hash=False)
+    assert status(ca, end, OcspResponse(by_name)) is Status.UNKNOWN
     # about the same serial of another CA
     assert status(ca, end, OcspResponse(respond(ca, end, issuer=stranger.certificate))) is Status.UNKNOWN
 

@@ -110,7 +110,6 @@ ANY = {ANY_POLICY}
     ("name", "explicit", "wanted", "ok"),
     [
         # 4.8.1 to 4.8.20 of PKITS: explicit is initial-explicit-policy, wanted the user-initial-policy-set
-        ("ValidSignaturesTest1EE", False, ANY, True),
         ("AllCertificatesNoPoliciesTest2EE", False, ANY, True),
         ("AllCertificatesNoPoliciesTest2EE", True, ANY, False),
         ("DifferentPoliciesTest3EE", False, ANY, True),
