@@ -1,0 +1,202 @@
+"""strongSwan's vici protocol on the wire: packets of a name and a message; messages of sections, keys and lists.
+
+A message is a dict in order: a value is bytes, a list of bytes, or a dict (a section). What is written may also have
+str, int, float and bool; None is left out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from ipsec.errors import ParseError
+
+SEGMENT_MAX = 512 * 1024
+"octets of one packet"
+DEPTH_MAX = 32
+"sections within sections"
+
+_LENGTH = struct.Struct(">I")
+_VALUE = struct.Struct(">H")
+
+Message = dict[str, Any]
+"as parsed: values are bytes, list[bytes] or Message"
+
+
+class PacketType(IntEnum):
+    """First octet of a packet."""
+
+    CMD_REQUEST = 0
+    CMD_RESPONSE = 1
+    CMD_UNKNOWN = 2
+    EVENT_REGISTER = 3
+    EVENT_UNREGISTER = 4
+    EVENT_CONFIRM = 5
+    EVENT_UNKNOWN = 6
+    EVENT = 7
+
+
+_NAMED = frozenset({PacketType.CMD_REQUEST, PacketType.EVENT_REGISTER, PacketType.EVENT_UNREGISTER, PacketType.EVENT})
+_WITH_MESSAGE = frozenset({PacketType.CMD_REQUEST, PacketType.CMD_RESPONSE, PacketType.EVENT})
+
+
+class _Element(IntEnum):
+    SECTION_START = 1
+    SECTION_END = 2
+    KEY_VALUE = 3
+    LIST_START = 4
+    LIST_ITEM = 5
+    LIST_END = 6
+
+
+class Packet(NamedTuple):
+    """One packet."""
+
+    type: PacketType
+    name: str = ""
+    message: Message = {}  # noqa: RUF012  (never changed)
+
+
+# -- writing
+
+
+def emit_packet(kind: PacketType, name: str = "", message: Mapping[str, Any] | None = None) -> bytes:
+    """A packet with its length in front. ValueError if it is too long, or a name or value does not fit."""
+    parts = [bytes((kind,))]
+    if kind in _NAMED:
+        parts.append(_name(name))
+    if kind in _WITH_MESSAGE and message:
+        _emit_section(parts, message, 0)
+    body = b"".join(parts)
+    if len(body) > SEGMENT_MAX:
+        raise ValueError(f"a vici packet of {len(body)} octets, {SEGMENT_MAX} are possible")
+    return _LENGTH.pack(len(body)) + body
+
+
+def _emit_section(parts: list[bytes], section: Mapping[str, Any], depth: int) -> None:
+    if depth > DEPTH_MAX:
+        raise ValueError("vici sections are nested too deeply")
+    for key, value in section.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            parts.append(bytes((_Element.SECTION_START,)) + _name(key))
+            _emit_section(parts, value, depth + 1)
+            parts.append(bytes((_Element.SECTION_END,)))
+        elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+            parts.append(bytes((_Element.LIST_START,)) + _name(key))
+            parts += [bytes((_Element.LIST_ITEM,)) + _value(item) for item in value]
+            parts.append(bytes((_Element.LIST_END,)))
+        else:
+            parts.append(bytes((_Element.KEY_VALUE,)) + _name(key) + _value(value))
+
+
+def _name(name: str) -> bytes:
+    text = name.encode("utf-8", "surrogateescape")
+    if not text or len(text) > 255:
+        raise ValueError(f"a vici name has 1 to 255 octets, not {len(text)}")
+    return bytes((len(text),)) + text
+
+
+def _value(value: object) -> bytes:
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    if len(data) > 0xFFFF:
+        raise ValueError(f"a vici value of {len(data)} octets, 65535 are possible")
+    return _VALUE.pack(len(data)) + data
+
+
+# -- reading
+
+
+def parse_length(head: bytes) -> int:
+    """The length of a packet from its first four octets. ParseError if it is empty or too long."""
+    (length,) = _LENGTH.unpack(head)
+    if not 0 < length <= SEGMENT_MAX:
+        raise ParseError(f"a vici packet of {length} octets")
+    return int(length)
+
+
+def parse_packet(body: bytes) -> Packet:
+    """A packet without its length. ParseError."""
+    if not body or body[0] > PacketType.EVENT:
+        raise ParseError("a vici packet of an unknown type")
+    kind = PacketType(body[0])
+    offset, name = 1, ""
+    if kind in _NAMED:
+        name, offset = _read_name(body, 1)
+    if kind in _WITH_MESSAGE:
+        return Packet(kind, name, parse_message(body[offset:]))
+    if offset != len(body):
+        raise ParseError(f"octets after a vici packet {kind.name}")
+    return Packet(kind, name, {})
+
+
+def parse_message(data: bytes) -> Message:
+    """Sections, keys and lists. A name that comes twice in one section counts the last time. ParseError."""
+    root: Message = {}
+    stack = [root]
+    items: list[bytes] | None = None
+    offset = 0
+    while offset < len(data):
+        element, offset = data[offset], offset + 1
+        if items is not None:
+            if element == _Element.LIST_ITEM:
+                value, offset = _read_value(data, offset)
+                items.append(value)
+                continue
+            if element != _Element.LIST_END:
+                raise ParseError("a vici list holds items only")
+            items = None
+        elif element == _Element.SECTION_START:
+            name, offset = _read_name(data, offset)
+            if len(stack) > DEPTH_MAX:
+                raise ParseError("vici sections are nested too deeply")
+            section: Message = {}
+            stack[-1][name] = section
+            stack.append(section)
+        elif element == _Element.SECTION_END and len(stack) > 1:
+            stack.pop()
+        elif element == _Element.KEY_VALUE:
+            name, offset = _read_name(data, offset)
+            stack[-1][name], offset = _read_value(data, offset)
+        elif element == _Element.LIST_START:
+            name, offset = _read_name(data, offset)
+            items = stack[-1][name] = []
+        else:
+            raise ParseError(f"a vici element {element} where none can be")
+    if len(stack) != 1 or items is not None:
+        raise ParseError("a vici message ends within a section or list")
+    return root
+
+
+def _read_name(data: bytes, offset: int) -> tuple[str, int]:
+    if offset >= len(data) or not data[offset] or offset + 1 + data[offset] > len(data):
+        raise ParseError("a vici name is cut short or empty")
+    end = offset + 1 + data[offset]
+    return data[offset + 1 : end].decode("utf-8", "surrogateescape"), end
+
+
+def _read_value(data: bytes, offset: int) -> tuple[bytes, int]:
+    if offset + 2 > len(data):
+        raise ParseError("a vici value is cut short")
+    end = offset + 2 + _VALUE.unpack_from(data, offset)[0]
+    if end > len(data):
+        raise ParseError("a vici value is cut short")
+    return data[offset + 2 : end], end
+
+
+def text(message: Mapping[str, Any], key: str, default: str = "") -> str:
+    """A value as text; ``default`` if it is missing or no plain value."""
+    value = message.get(key)
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else default
+
+
+def texts(message: Mapping[str, Any], key: str) -> list[str]:
+    """A list as texts; a plain value is a list of one."""
+    value = message.get(key)
+    values = value if isinstance(value, list) else [value] if isinstance(value, bytes) else []
+    return [item.decode("utf-8", "surrogateescape") for item in values]

@@ -1,0 +1,242 @@
+"""The vici server: a Unix socket, several clients at once, commands and events by name.
+
+A client that does not read, or goes away in the middle, costs its own connection and nothing else: what waits for it is
+bounded, and nobody waits for it for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ipsec.errors import BackendError, IpsecError, ParseError
+from ipsec.vici.codec import Message, Packet, PacketType, emit_packet, parse_length, parse_packet
+
+log = logging.getLogger(__name__)
+
+CLIENTS_MAX = 64
+#: octets of events that may wait for one client
+BACKLOG_MAX = 8 << 20
+#: a client that does not take an answer within this is dropped
+PATIENCE_S = 10.0
+MODE = 0o660
+
+
+class CommandError(IpsecError):
+    """A command fails; the client gets ``success = no`` with this text as ``errmsg``, and ``extra``."""
+
+    def __init__(self, message: str, **extra: Any) -> None:
+        self.extra = extra
+        super().__init__(message)
+
+
+Handler = Callable[["Client", Message], Awaitable[Mapping[str, Any]]]
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.events: set[str] = set()
+        "those that it has registered for"
+
+    def __repr__(self) -> str:
+        return f"<Client {self._writer.get_extra_info('peername')!r}>"
+
+    async def read(self) -> Packet | None:
+        """The next packet, None when the client has gone. ParseError."""
+        try:
+            length = parse_length(await self._reader.readexactly(4))
+            return parse_packet(await self._reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+
+    def send(self, kind: PacketType, name: str = "", message: Mapping[str, Any] | None = None) -> None:
+        """Queue a packet; a client with too much waiting for it is dropped."""
+        if self._writer.is_closing():
+            return
+        self._writer.write(emit_packet(kind, name, message))
+        if self._writer.transport.get_write_buffer_size() > BACKLOG_MAX:
+            log.warning("a vici client does not read what it asked for, dropped")
+            self.close()
+
+    def send_event(self, name: str, message: Mapping[str, Any]) -> None:
+        """An event, if the client wants to hear of it."""
+        if name in self.events:
+            self.send(PacketType.EVENT, name, message)
+
+    async def flush(self) -> None:
+        """Wait until most of what was queued is on its way; for commands that stream a lot."""
+        try:
+            await asyncio.wait_for(self._writer.drain(), PATIENCE_S)
+        except (TimeoutError, ConnectionError):
+            self.close()
+
+    @property
+    def gone(self) -> bool:
+        """Nobody is there any more."""
+        return self._writer.is_closing()
+
+    def close(self) -> None:
+        """Hang up."""
+        transport = self._writer.transport
+        if transport is not None:
+            transport.abort()
+
+
+class ViciServer:
+    """Serves ``commands`` and ``events`` on a socket."""
+
+    def __init__(self, commands: Mapping[str, Handler], events: Collection[str]) -> None:
+        self._commands = commands
+        self._events = frozenset(events)
+        self._clients: set[Client] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._path: Path | None = None
+
+    async def start(self, path: str, *, group: str = "", mode: int = MODE) -> None:
+        """Listen on a Unix socket. BackendError, also if another daemon listens there."""
+        target = Path(path)
+        try:
+            await _clear_stale(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            # nobody may connect between bind and chmod
+            old = os.umask(0o177)
+            try:
+                sock.bind(path)
+            except OSError:
+                sock.close()
+                raise
+            finally:
+                os.umask(old)
+            try:
+                if group:
+                    os.chown(path, -1, grp.getgrnam(group).gr_gid)
+                os.chmod(path, mode)
+                self._server = await asyncio.start_unix_server(self._accept, sock=sock)
+            except BaseException:
+                sock.close()
+                target.unlink(missing_ok=True)
+                raise
+        except KeyError:
+            raise BackendError(f"there is no group {group!r} for the vici socket") from None
+        except OSError as error:
+            raise BackendError(
+                f"cannot listen on {path}: {error.strerror}", remedy="set ipsecd.vici_socket to another path"
+            ) from error
+        self._path = target
+
+    async def stop(self) -> None:
+        """Hang up on everybody."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for client in list(self._clients):
+            client.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._path = None
+
+    def publish(self, event: str, message: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        """Send an event to all who registered for it; a callable is asked for the message only if somebody has."""
+        wanting = [client for client in self._clients if event in client.events]
+        if wanting:
+            content = message() if callable(message) else message
+            for client in wanting:
+                client.send(PacketType.EVENT, event, content)
+
+    def wanted(self, event: str) -> bool:
+        """Whether anybody has registered for an event."""
+        return any(event in client.events for client in self._clients)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = Client(reader, writer)
+        if len(self._clients) >= CLIENTS_MAX:
+            log.warning("more than %d vici clients, one was refused", CLIENTS_MAX)
+            client.close()
+            return
+        self._clients.add(client)
+        task = asyncio.get_running_loop().create_task(self._serve(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, client: Client) -> None:
+        try:
+            while (packet := await client.read()) is not None and not client.gone:
+                await self._answer(client, packet)
+                await client.flush()
+        except ParseError as error:
+            log.warning("a vici client sent something else: %s", error)
+        except Exception:
+            log.exception("this is a bug")
+        finally:
+            self._clients.discard(client)
+            client.close()
+
+    async def _answer(self, client: Client, packet: Packet) -> None:
+        match packet.type:
+            case PacketType.EVENT_REGISTER if packet.name in self._events:
+                client.events.add(packet.name)
+                client.send(PacketType.EVENT_CONFIRM)
+            case PacketType.EVENT_UNREGISTER if packet.name in client.events:
+                client.events.discard(packet.name)
+                client.send(PacketType.EVENT_CONFIRM)
+            case PacketType.EVENT_REGISTER | PacketType.EVENT_UNREGISTER:
+                client.send(PacketType.EVENT_UNKNOWN)
+            case PacketType.CMD_REQUEST if packet.name in self._commands:
+                answer = await self._run(client, packet)
+                client.send(PacketType.CMD_RESPONSE, message=answer)
+            case PacketType.CMD_REQUEST:
+                client.send(PacketType.CMD_UNKNOWN)
+            case _:
+                raise ParseError(f"a packet {packet.type.name} from a client")
+
+    async def _run(self, client: Client, packet: Packet) -> Mapping[str, Any]:
+        try:
+            return await self._commands[packet.name](client, packet.message)
+        except CommandError as error:
+            return {"success": "no", **error.extra, "errmsg": str(error)}
+        except IpsecError as error:
+            return {"success": "no", "errmsg": str(error)}
+        except Exception:
+            log.exception("this is a bug in the command %s", packet.name)
+            return {"success": "no", "errmsg": "internal error, see the log"}
+
+
+async def _clear_stale(path: Path) -> None:
+    """Remove the socket that a killed predecessor left. BackendError if somebody listens, or it is no socket."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise BackendError(f"{path} is there and is no socket", remedy="remove it, or set ipsecd.vici_socket")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(path)), 2)
+    except (ConnectionRefusedError, FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        return
+    except TimeoutError:
+        pass
+    else:
+        writer.close()
+    raise BackendError(
+        f"another daemon listens on {path}", remedy="stop it (charon, or another ipsecd), or set ipsecd.vici_socket"
+    )

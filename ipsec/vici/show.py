@@ -1,0 +1,193 @@
+"""IKE_SAs, CHILD_SAs and connections as vici describes them: the field names and strings that charon uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ipsec.crypto.revocation import Revocation
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.sa import IkeSa
+from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Prf, TransformType, name_of
+from ipsec.wire.proposal import Proposal
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Counters of a CHILD_SA, and when it was used last in seconds ago; None is never."""
+
+    bytes_in: int = 0
+    packets_in: int = 0
+    use_in: float | None = None
+    bytes_out: int = 0
+    packets_out: int = 0
+    use_out: float | None = None
+
+
+def ike_sa(sa: IkeSa, now: float) -> Message:
+    """The fields of an IKE_SA, without its CHILD_SAs."""
+    path = sa.path
+    connection = sa.connection
+    return {
+        "uniqueid": sa.uid,
+        "version": 2,
+        "state": sa.state.value,
+        "local-host": path.local,
+        "local-port": path.local_port,
+        "local-id": sa.our_id or "%any",
+        "remote-host": path.remote,
+        "remote-port": path.remote_port,
+        "remote-id": sa.peer_id or "%any",
+        "initiator": "yes" if sa.initiator else None,
+        "initiator-spi": sa.spi_i.hex(),
+        "responder-spi": sa.spi_r.hex(),
+        "nat-local": "yes" if sa.nat_local else None,
+        "nat-remote": "yes" if sa.nat_remote else None,
+        "nat-fake": "yes" if sa.core.fakes_nat(connection) else None,
+        "nat-any": "yes" if sa.core.encapsulates(sa) else None,
+        **(ike_algorithms(sa.proposal) if sa.proposal is not None else {}),
+        "established": int(now - sa.established_at) if sa.established_at else None,
+        "rekey-time": _until(sa.rekey_at, now) if sa.established and connection.rekey_time else None,
+        "reauth-time": _until(sa.reauth_at, now) if sa.established and connection.reauth_time else None,
+        "local-vips": list(sa.addresses) or None,
+        "remote-vips": [address for _, address in sa.leases] or None,
+        "tasks-queued": [_task(request) for request in sa.queue] or None,
+        "tasks-active": [_task(sa.pending.request)] if sa.pending is not None else None,
+    }
+
+
+def _task(request: object) -> str:
+    return _TASKS.get(type(request).__name__, type(request).__name__)
+
+
+_TASKS = {
+    "InitRequest": "IKE_INIT",
+    "AuthRequest": "IKE_AUTH",
+    "CreateChild": "CHILD_CREATE",
+    "RekeyIke": "IKE_REKEY",
+    "DeleteIke": "IKE_DELETE",
+    "DeleteChild": "CHILD_DELETE",
+    "Liveness": "IKE_DPD",
+    "UpdateAddresses": "IKE_MOBIKE",
+    "Routability": "IKE_MOBIKE",
+}
+
+
+def _until(when: float, now: float) -> int:
+    return max(int(when - now), 0)
+
+
+def _encryption(proposal: Proposal) -> Message:
+    encr, integ = proposal.first(TransformType.ENCR), proposal.first(TransformType.INTEG)
+    found: Message = {}
+    if encr is not None:
+        found["encr-alg"] = name_of(Encr, encr.id)
+        found["encr-keysize"] = encr.key_bits or None
+    if integ is not None and integ.id:
+        found["integ-alg"] = name_of(Integ, integ.id)
+        found["integ-keysize"] = integ.key_bits or None
+    return found
+
+
+def ike_algorithms(proposal: Proposal) -> Message:
+    """What protects an IKE_SA."""
+    prf, ke = proposal.first(TransformType.PRF), proposal.first(TransformType.KE)
+    return {
+        **_encryption(proposal),
+        "prf-alg": f"PRF_{name_of(Prf, prf.id)}" if prf is not None else None,
+        "dh-group": name_of(KeMethod, ke.id) if ke is not None and ke.id else None,
+    }
+
+
+def child_sa(child: ChildSa, traffic: Traffic, now: float) -> Message:
+    """The fields of a CHILD_SA."""
+    algorithms: Message = {}
+    if child.proposal is not None:
+        ke = child.proposal.first(TransformType.KE)
+        esn = child.proposal.first(TransformType.ESN)
+        algorithms = {
+            **_encryption(child.proposal),
+            "dh-group": name_of(KeMethod, ke.id) if ke is not None and ke.id else None,
+            "esn": "1" if esn is not None and esn.id == Esn.YES else None,
+        }
+    return {
+        "name": child.name,
+        "uniqueid": child.uid,
+        "reqid": child.reqid,
+        "state": child.state.value,
+        "mode": child.mode.name,
+        "protocol": "ESP",
+        "encap": "yes" if child.encap else None,
+        "spi-in": f"{child.spi_in:08x}",
+        "spi-out": f"{child.spi_out:08x}",
+        **algorithms,
+        "bytes-in": traffic.bytes_in,
+        "packets-in": traffic.packets_in,
+        "use-in": int(traffic.use_in) if traffic.use_in is not None else None,
+        "bytes-out": traffic.bytes_out,
+        "packets-out": traffic.packets_out,
+        "use-out": int(traffic.use_out) if traffic.use_out is not None else None,
+        "rekey-time": _until(child.rekey_at, now) if child.rekey_at else None,
+        "life-time": _until(child.expires_at, now) if child.expires_at else None,
+        "install-time": int(now - child.installed_at),
+        "local-ts": list(child.local_ts),
+        "remote-ts": list(child.remote_ts),
+    }
+
+
+def connection(config: Connection) -> Message:
+    """A connection as ``list-conn`` has it."""
+    return {
+        "local_addrs": list(config.local_addrs),
+        "remote_addrs": list(config.remote_addrs),
+        "local_port": config.local_port,
+        "remote_port": config.remote_port,
+        "version": "IKEv2",
+        "reauth_time": int(config.reauth_time),
+        "rekey_time": int(config.rekey_time),
+        "unique": f"UNIQUE_{config.unique.name}",
+        "dpd_delay": int(config.dpd_delay) or None,
+        "local-1": _local(config.local),
+        "remote-1": _remote(config.remote),
+        "children": {child.name: child_config(child) for child in config.children},
+    }
+
+
+def _local(auth: LocalAuth) -> Message:
+    return {
+        "class": auth.method.value,
+        "id": auth.id or "%any",
+        "certs": [certificate.subject for certificate in auth.certs] or None,
+    }
+
+
+def _remote(auth: RemoteAuth) -> Message:
+    return {
+        "class": "any" if auth.method is AuthClass.ANY else auth.method.value,
+        "revocation": None if auth.revocation is Revocation.RELAXED else auth.revocation.value,
+        "id": auth.id,
+        "certs": [certificate.subject for certificate in auth.certs] or None,
+        "cacerts": [certificate.subject for certificate in auth.cacerts] or None,
+    }
+
+
+def _action(action: Action) -> str:
+    words = [word for flag, word in ((Action.TRAP, "trap"), (Action.START, "start")) if flag in action]
+    return "|".join(words) or "none"
+
+
+def child_config(config: ChildConfig) -> Message:
+    """A child as ``list-conn`` has it."""
+    return {
+        "mode": config.mode.name,
+        "rekey_time": int(config.rekey_time),
+        "rekey_bytes": config.rekey_bytes,
+        "rekey_packets": config.rekey_packets,
+        "dpd_action": _action(config.dpd_action),
+        "close_action": _action(config.close_action),
+        "local-ts": list(config.local_ts),
+        "remote-ts": list(config.remote_ts),
+    }
