@@ -40,6 +40,10 @@ class SharedSecret:
             return max(MATCH_ANY if owner.any else MATCH_NONE for owner in self.owners)
         return max(owner.matches(identity) for owner in self.owners)
 
+    def names_only(self, identity: Identity) -> bool:
+        """Whether ``identity`` is every owner that it has."""
+        return all(owner.matches(identity) for owner in self.owners)
+
 
 class PrivateKey:
     """A private key and the DER SubjectPublicKeyInfo of its public half, by which it is found."""
@@ -84,11 +88,14 @@ class Credentials:
         self.crls = tuple(crls)
         self.anchors = tuple(dict.fromkeys(authority.certificate for authority in self.authorities))
         self._trusted = frozenset(self.certificates)
-        self._secrets_of: dict[Identity, list[SharedSecret]] = {}
-        self._loose_secrets: list[SharedSecret] = []
+        self._secrets_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
+        "with their places in the order of loading"
+        self._alone_of: dict[Identity, tuple[int, SharedSecret]] = {}
+        "the first that has this one owner"
+        self._loose_secrets: list[tuple[int, SharedSecret]] = []
         "those that have an owner which is no single identity, or none"
-        for secret in self.secrets:
-            self._add_secret(secret)
+        for place, secret in enumerate(self.secrets):
+            self._add_secret(place, secret)
         self._keys = {key.spki: key for key in self.private_keys}
         self._by_subject: dict[object, list[Certificate]] = {}
         for certificate in (*self.certificates, *self.anchors):
@@ -101,30 +108,38 @@ class Credentials:
             if authority.crl_uris or authority.ocsp_uris:
                 self.revocation_uris[authority.certificate.der] = (authority.crl_uris, authority.ocsp_uris)
 
-    def _add_secret(self, secret: SharedSecret) -> None:
+    def _add_secret(self, place: int, secret: SharedSecret) -> None:
         exact = [owner.exact for owner in secret.owners if owner.exact is not None]
+        if len(exact) == len(secret.owners) == 1:
+            self._alone_of.setdefault(exact[0], (place, secret))
         for identity in dict.fromkeys(exact):
-            self._secrets_of.setdefault(identity, []).append(secret)
+            self._secrets_of.setdefault(identity, []).append((place, secret))
         if len(exact) != len(secret.owners) or not exact:
-            self._loose_secrets.append(secret)
+            self._loose_secrets.append((place, secret))
 
     def find_psk(self, local: Identity, remote: Identity | None) -> bytes | None:
         """The shared key between two identities, None if there is none.
 
         One that names both is better than one that names one, and that better than one for anybody; among equals the
-        peer's identity decides, then how exact the matches are, then the order in which they were loaded.
+        peer's identity decides, then how exact the matches are, then the order in which they were loaded. One that
+        names us and others serves nobody but these.
         """
         best: SharedSecret | None = None
-        best_score = (-1, 0, 0)
-        of_local = self._secrets_of.get(local, [])
-        of_remote = self._secrets_of.get(remote, []) if remote is not None else []
-        # What names the peer by a pattern is among the loose ones, so of the rest that name us the first will do:
-        # there may be very many
-        for secret in (*of_remote, *self._loose_secrets, *of_local[:1]):
+        best_score = (-1, 0, 0, 0)
+        if remote is None:
+            candidates = [*self._secrets_of.get(local, []), *self._loose_secrets]
+        else:
+            # of those that name us alone the first will do
+            alone = [self._alone_of[local]] if local in self._alone_of else []
+            candidates = [*self._secrets_of.get(remote, []), *self._loose_secrets, *alone]
+        for place, secret in candidates:
             ours, theirs = secret.match(local), secret.match(remote)
             if ours == theirs == MATCH_NONE:
                 continue
-            score = ((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours)
+            if theirs == MATCH_NONE and remote is not None and not secret.names_only(local):
+                # it is somebody else's: who has it could show it under any identity (RFC 4301 section 4.4.3)
+                continue
+            score = ((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours, -place)
             if score > best_score:
                 best, best_score = secret, score
         return best.secret if best else None

@@ -1,0 +1,243 @@
+"""Finding secrets, keys and certificates, and what a peer's certificate must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cryptography import x509 as cx
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ipsec.crypto.auth import AuthenticationError, parse_constraints, sign, verify
+from ipsec.crypto.chain import CertificateError
+from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.crypto.revocation import Crl
+from ipsec.crypto.x509 import Certificate
+from ipsec.ike.config import LocalAuth, RemoteAuth
+from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
+
+
+def secret(value: str, *owners: str) -> SharedSecret:
+    return SharedSecret(value.encode(), tuple(parse_pattern(owner) for owner in owners), value)
+
+
+SECRETS = (
+    secret("any"),
+    secret("star", "%any"),
+    secret("carol", "carol@x.org"),
+    secret("dave and alice", "dave@x.org", "alice@x.org"),
+    secret("moon", "moon.x.org"),
+    secret("moon-carol2", "moon.x.org", "carol2@x.org"),
+    secret("moon-domain", "moon.x.org", "*@y.org"),
+    secret("moon-bob", "moon.x.org", "bob@y.org"),
+    secret("address", "10.0.0.1", "10.0.0.2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("local", "remote", "found"),
+    [
+        ("moon.x.org", "carol@x.org", "carol"),
+        ("moon.x.org", "carol2@x.org", "moon-carol2"),
+        ("moon.x.org", "dave@x.org", "dave and alice"),
+        ("moon.x.org", "zoe@y.org", "moon-domain"),
+        ("moon.x.org", "bob@y.org", "moon-bob"),
+        ("moon.x.org", "nobody", "moon"),
+        ("MOON.x.org", "nobody", "moon"),
+        ("sun", "carol@x.org", "carol"),
+        ("sun", "nobody", "any"),
+        ("10.0.0.1", "10.0.0.2", "address"),
+        ("10.0.0.2", "10.0.0.1", "address"),
+        ("moon.x.org", None, "moon"),
+        ("sun", None, "any"),
+    ],
+)
+def test_psk(local: str, remote: str | None, found: str) -> None:
+    credentials = Credentials(secrets=SECRETS)
+    identity = parse_identity(remote) if remote else None
+    assert credentials.find_psk(parse_identity(local), identity) == found.encode()
+
+
+@pytest.mark.parametrize("local", ["moon.x.org", "sun", "10.0.0.1", "bob@y.org"])
+@pytest.mark.parametrize("remote", ["carol@x.org", "zoe@y.org", "bob@y.org", "nobody", "10.0.0.2", "moon.x.org"])
+def test_psk_as_a_walk_over_all_would_find_it(local: str, remote: str) -> None:
+    ours, theirs = parse_identity(local), parse_identity(remote)
+
+    def score(one: SharedSecret) -> tuple[int, int, int]:
+        a, b = one.match(ours), one.match(theirs)
+        if not b and not one.names_only(ours):
+            return 0, 0, 0
+        return (a > 1) + (b > 1), b, a
+
+    found = Credentials(secrets=SECRETS).find_psk(ours, theirs)
+    assert found == max((one for one in SECRETS if any(score(one))), key=score).secret
+
+
+def test_a_secret_of_others_serves_nobody_else() -> None:
+    """Carol, who has it, could show it under an identity that has no secret of its own."""
+    credentials = Credentials(secrets=[secret("moon-carol", "moon.x.org", "carol@x.org")])
+    moon = parse_identity("moon.x.org")
+    assert credentials.find_psk(moon, parse_identity("carol@x.org")) is not None
+    assert credentials.find_psk(moon, parse_identity("boss@x.org")) is None
+
+
+def test_no_psk() -> None:
+    assert Credentials().find_psk(parse_identity("a"), parse_identity("b")) is None
+    only = Credentials(secrets=[secret("x", "c", "d")])
+    assert only.find_psk(parse_identity("a"), parse_identity("b")) is None
+    assert only.find_psk(parse_identity("a"), None) is None
+
+
+def test_secrets_are_in_no_repr() -> None:
+    credentials = Credentials(secrets=[SharedSecret(b"hush", (), "n")], private_keys=[PrivateKey(EC_KEY, "file")])
+    text = repr(credentials) + repr(credentials.secrets) + repr(credentials.private_keys)
+    assert "hush" not in text
+    assert "file" in text
+    assert repr(credentials) == "<Credentials 1 secrets, 1 keys, 0 certificates, 0 authorities>"
+
+
+def loaded(*, ends: tuple[Certificate, ...] = (), cas: tuple[Ca, ...] = (), keys: tuple[Any, ...] = ()) -> Credentials:
+    return Credentials(
+        private_keys=[PrivateKey(key) for key in keys],
+        certificates=ends,
+        authorities=[Authority(ca.certificate) for ca in cas],
+    )
+
+
+def test_local_certificate() -> None:
+    one, two = Ca("One"), Ca("Two")
+    sub = Ca("Sub", two)
+    first = one.issue("first", EC_KEY, sans=(cx.DNSName("moon"),))
+    second = sub.issue("second", RSA_KEY, sans=(cx.DNSName("moon"),))
+    foreign = one.issue("foreign", ED25519_KEY, sans=(cx.DNSName("moon"),))
+    credentials = loaded(ends=(foreign, first, second, sub.certificate), cas=(one, two), keys=(EC_KEY, RSA_KEY))
+    auth = LocalAuth(certs=(foreign, first, second))
+    asked = {two.certificate.spki_sha1}
+    assert credentials.local_certificate(auth) == (first, ())
+    assert credentials.local_certificate(auth, {bytes(20)}) == (first, ())
+    assert credentials.local_certificate(auth, asked) == (second, (sub.certificate,))
+    assert credentials.local_certificate(auth, {sub.certificate.spki_sha1}) == (second, (sub.certificate,))
+    by_id = LocalAuth(id=parse_identity("moon"))
+    assert credentials.local_certificate(by_id) == (first, ())
+    assert credentials.local_certificate(by_id, asked) == (second, (sub.certificate,))
+    named = LocalAuth(certs=(first, second), id=second.subject)
+    assert credentials.local_certificate(named) == (second, (sub.certificate,))
+    assert credentials.local_certificate(LocalAuth(certs=(foreign,))) is None
+    assert credentials.local_certificate(LocalAuth(id=parse_identity("sun"))) is None
+    assert credentials.local_certificate(LocalAuth()) is None
+    assert credentials.issuers_of(second) == (sub.certificate, two.certificate)
+    key = credentials.private_key_for(second)
+    assert key is not None
+    assert credentials.private_key_for(second.spki) is key
+    assert credentials.private_key_for(foreign) is None
+    method, data = sign(key.key, b"octets", peer_hashes=(2,))
+    assert verify(second.public_key, method, data, b"octets")
+
+
+def test_issuer_loops_end() -> None:
+    one, two = Ca("One"), Ca("Two")
+    crossed = (Ca("One", two, one.key).certificate, Ca("Two", one, two.key).certificate)
+    end = one.issue()
+    assert len(loaded(ends=(*crossed, end)).issuers_of(end)) == 2
+
+
+def test_certreq() -> None:
+    one, two = Ca("One"), Ca("Two")
+    credentials = loaded(cas=(one, two))
+    assert credentials.certreq_data() == one.certificate.spki_sha1 + two.certificate.spki_sha1
+    assert credentials.certreq_data(RemoteAuth()) == credentials.certreq_data()
+    assert credentials.certreq_data(RemoteAuth(cacerts=(two.certificate,))) == two.certificate.spki_sha1
+    assert Credentials().certreq_data() == b""
+
+
+MOON = parse_identity("moon")
+
+
+def test_peer_certificate() -> None:
+    root, other = Ca(), Ca("Other")
+    sub = Ca("Sub", root)
+    end = sub.issue("moon", sans=(cx.DNSName("moon"),))
+    credentials = loaded(cas=(root, other))
+    chain = credentials.verify_peer(end, [sub.certificate], RemoteAuth(), MOON, WALL)
+    assert chain.certificates == (end, sub.certificate, root.certificate)
+    assert credentials.verify_peer(end, [sub.certificate], RemoteAuth(), end.subject, WALL)
+    good = [
+        RemoteAuth(cacerts=(root.certificate,)),
+        RemoteAuth(cacerts=(sub.certificate,)),
+        RemoteAuth(ca_id=sub.certificate.subject),
+        RemoteAuth(certs=(end,)),
+        RemoteAuth(constraints=parse_constraints("ecdsa-256-sha256")),
+    ]
+    for remote in good:
+        assert credentials.verify_peer(end, [sub.certificate], remote, MOON, WALL)
+    bad = [
+        (RemoteAuth(cacerts=(other.certificate,)), "none of the authorities"),
+        (RemoteAuth(ca_id=parse_identity("CN=nobody")), "no authority"),
+        (RemoteAuth(ca_id=end.subject), "no authority"),
+        (RemoteAuth(certs=(root.certificate,)), "configured"),
+        (RemoteAuth(constraints=parse_constraints("rsa")), "not allowed"),
+        (RemoteAuth(cert_policy=("1.2.3",)), "policies"),
+    ]
+    for remote, why in bad:
+        with pytest.raises(CertificateError, match=why):
+            credentials.verify_peer(end, [sub.certificate], remote, MOON, WALL)
+    with pytest.raises(CertificateError, match="expired"):
+        credentials.verify_peer(end, [sub.certificate], RemoteAuth(), MOON, WALL + 20 * DAY)
+    with pytest.raises(CertificateError, match="no trusted issuer"):
+        credentials.verify_peer(end, [], RemoteAuth(), MOON, WALL)
+    with pytest.raises(CertificateError):
+        Credentials().verify_peer(end, [sub.certificate, root.certificate], RemoteAuth(), MOON, WALL)
+
+
+@pytest.mark.parametrize(
+    "text", ["sun", "moon.x", "x.moon", "10.0.0.1", "moon@x", "O=x, CN=moom", "CN=moon", "keyid:moon"]
+)
+def test_a_certificate_of_somebody_else(text: str) -> None:
+    """OB-84, CVE-T-07: valid, and not of the identity that the peer claims."""
+    root = Ca()
+    end = root.issue("moon", sans=(cx.DNSName("moon"),))
+    with pytest.raises(CertificateError, match="is not one of"):
+        loaded(cas=(root,)).verify_peer(end, [], RemoteAuth(), parse_identity(text), WALL)
+
+
+def test_trusted_without_authority() -> None:
+    lone = Ca("moon").issue("moon", sans=(cx.DNSName("moon"),))
+    for credentials, remote in ((Credentials(), RemoteAuth(certs=(lone,))), (loaded(ends=(lone,)), RemoteAuth())):
+        assert credentials.verify_peer(lone, [], remote, MOON, WALL).certificates == (lone,)
+        with pytest.raises(CertificateError, match="expired"):
+            credentials.verify_peer(lone, [], remote, MOON, WALL + 20 * DAY)
+    with pytest.raises(CertificateError):
+        Credentials().verify_peer(lone, [lone], RemoteAuth(), MOON, WALL)
+
+
+def test_a_certificate_of_ours_is_no_anchor_for_others() -> None:
+    middle = Ca("Middle")
+    end = middle.issue("moon", sans=(cx.DNSName("moon"),))
+    with pytest.raises(CertificateError):
+        loaded(ends=(middle.certificate,)).verify_peer(end, [middle.certificate], RemoteAuth(), MOON, WALL)
+
+
+def test_raw_public_keys() -> None:
+    """RFC 7670: only what the connection names."""
+    spki = EC_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    other = EC384_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    credentials = Credentials()
+    assert credentials.peer_key(spki, RemoteAuth(pubkeys=(spki,))) == EC_KEY.public_key()
+    for presented, remote in (
+        (spki, RemoteAuth()),
+        (other, RemoteAuth(pubkeys=(spki,))),
+        (spki[:-1], RemoteAuth(pubkeys=(spki,))),
+        (b"junk", RemoteAuth(pubkeys=(b"junk",))),
+        (spki, RemoteAuth(pubkeys=(spki,), constraints=parse_constraints("rsa"))),
+    ):
+        with pytest.raises(AuthenticationError):
+            credentials.peer_key(presented, remote)
+
+
+def test_uris_of_authorities() -> None:
+    ca = Ca()
+    authority = Authority(ca.certificate, ("http://crl",), ("http://ocsp",), "name")
+    credentials = Credentials(authorities=[authority, Authority(Ca().certificate)], crls=[Crl(ca.crl())])
+    assert credentials.revocation_uris == {ca.certificate.der: (("http://crl",), ("http://ocsp",))}
+    assert len(credentials.crls) == 1
