@@ -157,11 +157,6 @@ class AuthRequest(Request):
         for config, reqid in configs:
             sa.ask(CreateChild(config, reqid=reqid), now)
 
-    def lost(self, sa: IkeSa, now: float) -> None:
-        """The SPI of the first CHILD_SA is free again."""
-        if sa.auth is not None and sa.auth.child is not None and not sa.auth.child.has_in:
-            sa.core.host.free_spi(sa.auth.child.spi_in)
-
 
 def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:
     reply = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REPLY), None)

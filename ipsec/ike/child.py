@@ -16,7 +16,7 @@ from ipsec.ike import negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, ChildMode, SelectorTemplate
 from ipsec.ike.errors import PeerError
-from ipsec.ike.events import ChildKeys, InstallChild, IpAddress
+from ipsec.ike.events import ChildKeys, ChildUp, InstallChild, IpAddress, RemoveChild
 from ipsec.ike.keymat import child_keys
 from ipsec.ike.lifetimes import arm_child
 from ipsec.ike.sa import IkeSa
@@ -338,3 +338,36 @@ def nonce_of(payloads: Sequence[Payload], minimum: int) -> bytes:
     if len(found) != 1 or len(found[0].data) < minimum:
         raise ParseError("the nonce is missing, double or too short")
     return found[0].data
+
+
+def log_up(sa: IkeSa, child: ChildSa) -> None:
+    """Say that a CHILD_SA carries traffic."""
+    log.info(
+        "%s: CHILD_SA %s up, SPIs %08x_i %08x_o, %s, %s === %s",
+        sa,
+        child,
+        child.spi_in,
+        child.spi_out,
+        child.proposal,
+        shown(child.local_ts),
+        shown(child.remote_ts),
+    )
+
+
+def superseded(old: ChildSa, now: float) -> ChildSa | None:
+    """The peer deletes an SA that it had replaced: its successor takes over. None if there is no successor."""
+    child = old.peer_rekey
+    if child is None or child.state is not ChildState.INSTALLING:
+        return None
+    install_outbound(child, now)
+    child.rekey_of = None
+    log_up(child.ike, child)
+    child.ike.core.emit(ChildUp(child, replaces=old))
+    return child
+
+
+def stop_sending(child: ChildSa) -> None:
+    """The peer may drop what we send through an SA that is closed: not even if nothing else is left (section 1.4.1)."""
+    if child.has_out:
+        child.has_out = False
+        child.ike.core.emit(RemoveChild(child, False, True))

@@ -19,7 +19,6 @@ class ChildSa:
     """One CHILD_SA. SPIs are numbers; times are the engine's ``now``."""
 
     __slots__ = (
-        "announced",
         "config",
         "encap",
         "esn",
@@ -53,8 +52,6 @@ class ChildSa:
         self.config = config
         self.reqid = reqid
         self.state = ChildState.CREATED
-        self.announced = False
-        "ChildUp was told, and neither ChildDown nor a successor's ChildUp since"
         self.mode = ChildMode.TUNNEL
         self.spi_in = 0
         self.spi_out = 0

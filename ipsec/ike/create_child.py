@@ -15,12 +15,14 @@ from ipsec.ike.child import (
     ChildRefusedError,
     answer,
     install,
-    install_outbound,
     new_child,
     nonce_of,
     offer,
     shown,
     take_answer,
+)
+from ipsec.ike.child import (
+    log_up as log_up,
 )
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig
@@ -204,27 +206,13 @@ def _offered(child: ChildSa) -> str:
     return f"we offered {proposals} for {shown(child.local_ts)} === {shown(child.remote_ts)}"
 
 
-def log_up(sa: IkeSa, child: ChildSa) -> None:
-    """Say that a CHILD_SA carries traffic."""
-    log.info(
-        "%s: CHILD_SA %s up, SPIs %08x_i %08x_o, %s, %s === %s",
-        sa,
-        child,
-        child.spi_in,
-        child.spi_out,
-        child.proposal,
-        shown(child.local_ts),
-        shown(child.remote_ts),
-    )
-
-
 # -- the responder's side
 
 
 def handle_create_child(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     """A CREATE_CHILD_SA request for a CHILD_SA."""
     # section 2.25.2: not while the IKE_SA is replaced or closed
-    if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None:
+    if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None or sa.quiet:
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
     old = _replaced(sa, payloads)
     assert sa.prf is not None
@@ -260,15 +248,3 @@ def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
         # section 2.25.1: being closed, or a second rekeying of what the peer has replaced already
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"{old} is {old.state.value}")
     return old
-
-
-def superseded(old: ChildSa, now: float) -> ChildSa | None:
-    """The peer deletes an SA that it had replaced: its successor takes over. None if there is no successor."""
-    child = old.peer_rekey
-    if child is None or child.state is not ChildState.INSTALLING:
-        return None
-    install_outbound(child, now)
-    child.rekey_of = None
-    log_up(child.ike, child)
-    child.ike.core.emit(ChildUp(child, replaces=old))
-    return child

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.events import ChildDown
 from ipsec.ike.sa import IkeSa, Request
-from ipsec.ike.state import ChildState, IkeState
+from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.wire.iana import Protocol
 from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 
@@ -16,24 +18,37 @@ log = logging.getLogger(__name__)
 class DeleteChild(Request):
     """Close one CHILD_SA at both ends."""
 
-    __slots__ = ("child", "reason")
+    __slots__ = ("child", "reason", "was_up")
 
     def __init__(self, child: ChildSa, reason: str = "") -> None:
         self.child = child
         self.reason = reason
         "for an SA that is not replaced: why it goes"
+        self.was_up = False
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """D with the SPI of our inbound SA, by which the peer knows it."""
         if self.child.state in (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING):
             return None
+        self.was_up = self.child.state in CHILD_UP
+        if self.child.state is ChildState.REKEYED:
+            # its successor is in use, and the peer may stop taking this one when it has our Delete
+            stop_sending(self.child)
         self.child.change(ChildState.DELETING)
         return [DeletePayload(Protocol.ESP, [self.child.spi_in.to_bytes(4, "big")])]
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The peer sends no more through it; what is on its way is still taken for a while."""
         if self.child.state is ChildState.DELETING:
-            sa.core.child_deleted(self.child, self.reason, now)
+            # section 2.25.1: the peer had replaced it meanwhile, and its own Delete, if any, counts for nothing
+            replaced = superseded(self.child, now) if self.reason else None
+            sa.core.child_deleted(self.child, "" if replaced else self.reason, now)
+            stop_sending(self.child)
+
+    def lost(self, sa: IkeSa, now: float) -> None:
+        """The IKE_SA ended first, and the CHILD_SA with it."""
+        if self.was_up and self.reason:
+            sa.core.emit(ChildDown(self.child, self.reason))
 
 
 class DeleteIke(Request):
@@ -75,3 +90,9 @@ class Liveness(Request):
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """It does."""
         sa.core.alive(sa, payloads, now)
+
+
+def crossed(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """The peer deletes what our own Delete in flight names: a successor that it has made counts from now on."""
+    if superseded(child, now) is not None and sa.pending is not None and isinstance(sa.pending.request, DeleteChild):
+        sa.pending.request.reason = ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ipsec.ike.create_child import superseded
+from ipsec.ike.child import superseded
 from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.mobike import detection
+from ipsec.ike.rekey import closed_by_peer
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
             log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
             core.terminate_ike(sa, now, "expired")
         case Timer.REPLACED:
+            # the peer's successor stays, and the peer does not say so (RFC 7296 section 2.8.2)
+            closed_by_peer(sa, now)
             core.terminate_ike(sa, now, "replaced")
         case Timer.RETRY:
             for request in core.retries(sa):
@@ -71,6 +74,8 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
         sa.destroy("no answer to our Delete", now)
     elif sa.established:
         core.failed(sa, "no answer", now)
+    elif sa.initiator and sa.state is IkeState.CONNECTING and sa.tries_left != 1:
+        core.restart(sa, now)
     else:
         why = sa.unauthenticated_error or "no answer"
         log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)

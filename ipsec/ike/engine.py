@@ -48,7 +48,7 @@ from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.ike.status import StatusUnknownError
 from ipsec.ike.table import ConnectionTable
-from ipsec.wire.iana import ExchangeType, NotifyType, Protocol
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
     FLAG_RESPONSE,
@@ -82,7 +82,7 @@ class IkeEngine(Registry):
                 self._receive_init(sa, header, data, path, now)
             elif sa is None or not (header.spi_i == sa.spi_i and header.spi_r == sa.spi_r):
                 self._receive_unknown(header, data, path)
-            elif header.next_payload == 41 and header.exchange == ExchangeType.INFORMATIONAL:
+            elif header.next_payload == PayloadType.NOTIFY and header.response:
                 self._receive_token(sa, header, data, now)
             else:
                 sa.receive(header, data, path, now)
@@ -148,7 +148,7 @@ class IkeEngine(Registry):
         self._answer_stranger(header, path, *payloads)
 
     def _receive_token(self, sa: IkeSa, header: Header, data: bytes, now: float) -> None:
-        """An unprotected message about an IKE_SA of ours: only the peer's token makes it more than noise."""
+        """An unprotected answer under SPIs of ours: only the peer's token makes it more than noise (RFC 6290)."""
         for payload in parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False):
             if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.QUICK_CRASH_DETECTION:
                 if qcd.verify(sa.peer_token, payload.data):
@@ -434,6 +434,16 @@ class IkeEngine(Registry):
         self.emit(RevocationNeeded(ticket, unknown.sources))
 
     # -- an IKE_SA's way
+
+    def restart(self, sa: IkeSa, now: float) -> None:
+        """Begin again with IKE_SA_INIT (``keyingtries``): a responder has forgotten what it did not hear the end of."""
+        log.info("%s: no answer from %s, trying again", sa, sa.path.remote)
+        self.free_first_child(sa)
+        del self.by_spi[sa.spi_i]
+        sa.reset()
+        sa.spi_i = self.new_spi()
+        self.by_spi[sa.spi_i] = sa
+        start_init(sa, now)
 
     def init_done(self, sa: IkeSa, now: float) -> None:
         """The initiator has keys: authenticate, from the NAT-T port if there is one (RFC 7296 section 2.23)."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.create_child import superseded
+from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.mobike import behind_nat, detection, handle_update, take_addresses
 from ipsec.ike.rekey import closed_by_peer
@@ -83,6 +84,8 @@ def close_children(sa: IkeSa, spis: Sequence[bytes], now: float) -> list[bytes]:
         child = sa.child_by_spi_out(int.from_bytes(spi, "big")) if len(spi) == 4 else None
         if child is None or child.state in (ChildState.DELETING, ChildState.DELETED):
             # section 1.4.1, 2.25.1: unknown, or we have sent a Delete for it ourselves
+            if child is not None and child.state is ChildState.DELETING:
+                crossed(sa, child, now)
             continue
         gone.append(child.spi_in.to_bytes(4, "big"))
         _close_child(sa, child, now)
@@ -94,6 +97,7 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     if superseded(child, now) is not None or child.state is ChildState.REKEYED:
         # replaced: packets that are on their way are still taken for a while
         sa.core.linger(child, now)
+        stop_sending(child)
         return
     if not up:
         # the redundant successor of a collision, never used

@@ -181,6 +181,7 @@ class Registry:
     def forget(self, sa: IkeSa, now: float) -> None:
         """An IKE_SA is no more; its last response stays for a while."""
         self.close_half_open(sa)
+        self.free_first_child(sa)
         lifetimes.disarm(cast("IkeEngine", self), sa)
         if sa.response and sa.established_at:
             self.closed[sa.spi_ours] = sa.request_digest, sa.response
@@ -202,6 +203,14 @@ class Registry:
         if sa.addresses:
             self.emit(AddressesReleased(sa, sa.addresses))
             sa.addresses = ()
+
+    def free_first_child(self, sa: IkeSa) -> None:
+        """The CHILD_SA that IKE_AUTH was to make did not come to be."""
+        child = sa.auth.child if sa.auth is not None else None
+        if sa.auth is not None and child is not None and not child.has_in:
+            self.host.free_spi(child.spi_in)
+            sa.auth.child = None
+            sa.auth.configs.insert(0, (child.config, child.reqid))
 
     def first_contact(self, sa: IkeSa) -> bool:
         """Whether we know of no other IKE_SA with this peer."""

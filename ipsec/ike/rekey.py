@@ -17,7 +17,7 @@ from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IkeRekeyed
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
-from ipsec.ike.lifetimes import Timer
+from ipsec.ike.lifetimes import REPLACED_S, Timer
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, TransformType, name_of
@@ -107,6 +107,7 @@ class RekeyIke(Request):
             log.info("%s: rekeyed by both ends at once, the peer's successor %s stays", sa, rekey.peers)
             new.change(IkeState.ESTABLISHED)
             new.ask(DeleteIke("redundant"), now)
+            sa.core.timers.set((Timer.REPLACED, sa.uid), now + REPLACED_S)
             return
         take_over(sa, new, now)
         sa.ask(DeleteIke("rekeyed"), now, first=True)
@@ -165,21 +166,28 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     if new.state is IkeState.CREATED:
         new.change(IkeState.ESTABLISHED)
     sa.change(IkeState.REKEYED)
-    sa.quiet, new.quiet = True, False
+    # one that another IKE_SA stands for already, by re-authentication, hands that down
+    replaced, sa.quiet = sa.quiet, True
+    new.quiet = replaced
     for child in sa.children.values():
         child.ike = new
         new.children[child.uid] = child
     sa.children = {}
+    for other in core.sas.values():
+        # a re-authentication under way is to take the place of what there is now
+        if other.replaces == sa.uid:
+            other.replaces = new.uid
     new.addresses, sa.addresses = sa.addresses, ()
     new.leases, sa.leases = sa.leases, []
-    waiting = list(sa.queue) + (sa.rekey.postponed if sa.rekey else [])
+    waiting = [*sa.queue, *(sa.rekey.postponed if sa.rekey else []), *core.retries(sa)]
     sa.queue.clear()
     core.succeeded(sa, new, now)
     core.emit(IkeRekeyed(sa, new))
     log.info("%s: rekeyed, %s takes over", sa, new)
     for request in waiting:
-        if not isinstance(request, DeleteIke):
-            new.ask(request, now)
+        new.ask(request, now)
+    if replaced:
+        new.ask(DeleteIke("replaced"), now)
 
 
 # -- the responder's side
@@ -190,6 +198,9 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload
     # section 2.25.2
     if sa.state not in (IkeState.ESTABLISHED, IkeState.REKEYING) or (sa.rekey and sa.rekey.peers):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
+    if sa.quiet:
+        # section 2.8.2: whether it stays is not settled here yet, or another IKE_SA stands for it
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, "the IKE_SA is not in use yet, or no longer")
     if sa.core.busy_with_children(sa):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, "a CHILD_SA is being created, rekeyed or closed")
     offer = next(p for p in payloads if isinstance(p, SaPayload))
@@ -225,5 +236,5 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload
 def closed_by_peer(sa: IkeSa, now: float) -> None:
     """The peer deletes an IKE_SA that both ends were replacing: its successor is the one that stays."""
     rekey = sa.rekey
-    if rekey is not None and rekey.peers is not None and sa.state in (IkeState.REKEYING, IkeState.ESTABLISHED):
+    if rekey is not None and rekey.peers is not None and rekey.peers.established and sa.established:
         take_over(sa, rekey.peers, now)

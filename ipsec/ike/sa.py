@@ -305,18 +305,22 @@ class IkeSa:
             return True
         settings = self.core.settings
         if pending.tries >= settings.retransmit_tries:
-            if self.state is not IkeState.CONNECTING or self.tries_left == 1:
-                return False
-            # keyingtries: another sequence for the first contact
-            self.tries_left -= self.tries_left > 0
-            pending.tries = -1
-            log.info("%s: no answer from %s, trying again", self, self.path.remote)
+            return False
         pending.tries += 1
         pending.sent_at = now
         log.info("%s: no answer yet, sending request %d again (%d)", self, pending.message_id, pending.tries)
         self.transmit(pending.datagrams, self.path, now)
         arm_retransmit(self.core, self, now)
         return True
+
+    def reset(self) -> None:
+        """Before another IKE_SA_INIT: no keys, no SPIs, no messages."""
+        self.in_cipher = self.out_cipher = self.keys = self.proposal = None
+        self.spi_r = bytes(8)
+        self.sealed = self.message_id_out = 0
+        self.pending = self.collected = None
+        self.unauthenticated_error = ""
+        self.tries_left -= self.tries_left > 0
 
     def protect(self, exchange: int, payloads: Sequence[Payload], message_id: int, *, response: bool) -> list[bytes]:
         """A message in its Encrypted payload, or in several fragments if it is too large for one datagram."""

@@ -9,6 +9,7 @@ import pytest
 
 from ipsec.crypto.suites import all_esp_suites
 from ipsec.esp.drops import DropReason
+from ipsec.esp.engine import Outbound
 from ipsec.esp.framing import outer_packet
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Direction, Mode
@@ -213,7 +214,7 @@ def test_fragments_copy_options_by_their_flag(engine_class):
     assert second[20:24] == b"\x94\x04\x00\x00"
     assert reassemble([first, second]) == packet[20:]
     broken = head[:20] + b"\x94\x00" + head[22:] + packet[20:]
-    assert engine.outbound(broken, NOW) == (DropReason.OUT_TOO_BIG, (), None, None)
+    assert engine.outbound(broken, NOW) == Outbound(DropReason.OUT_TOO_BIG)
 
 
 def test_transport_mode_is_fragmented_after_esp(engine_class):

@@ -1,4 +1,4 @@
-"""Frames that a pump keeps for an SA to come: superframes, open checksums, and threads that race with the control plane."""
+"""Frames that a pump keeps for an SA to come: superframes, open checksums, threads that race with the control plane."""
 
 from __future__ import annotations
 

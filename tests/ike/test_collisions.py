@@ -1,0 +1,215 @@
+"""Exchanges that cross (RFC 7296 sections 2.8, 2.25), each with the order of messages that makes it what it is.
+
+moon (A) and sun (B) have an IKE_SA and one CHILD_SA, ``old``. A script says what happens, word by word:
+
+* ``A:child`` A asks to rekey ``old`` (HDR, SK {N(REKEY_SA), SA, Ni, TSi, TSr}); ``A:ike`` to rekey the IKE_SA
+  (HDR, SK {SA, Ni, KEi}); ``A:del`` to delete ``old`` (HDR, SK {D}); ``A:bye`` to delete the IKE_SA; ``A:new`` for
+  another CHILD_SA (HDR, SK {SA, Ni, TSi, TSr}); ``A:dpd`` whether B lives (HDR, SK {}). The same for B.
+* ``a`` the oldest datagram of A that is under way arrives; ``a1`` the one after it overtakes; ``-a`` the oldest is
+  lost; ``=a`` it arrives, and will arrive again.
+* ``t`` time passes until the next timer.
+
+Then the network is good; both ends must agree, carry traffic, close, and leave nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ipsec.ike.create_child import CreateChild
+from ipsec.ike.delete import Liveness
+from tests.pair import IN_FLIGHT_S, Pair, SimHost, unique_ivs
+
+#: name, script, how many CHILD_SAs there are afterwards (None: any, both ends agree), IKE_SAs
+CASES: list[tuple[str, str, int | None, int]] = [
+    # CHILD_SA rekeying by one end, with each message lost or repeated
+    ("child-rekey", "A:child a b a b", 1, 1),
+    ("child-rekey-by-responder", "B:child b a b a", 1, 1),
+    ("child-rekey-request-lost", "A:child -a t a b", 1, 1),
+    ("child-rekey-request-repeated", "A:child =a a b b", 1, 1),
+    ("child-rekey-response-lost", "A:child a -b t a b", 1, 1),
+    ("child-rekey-response-repeated", "A:child a =b b a b", 1, 1),
+    ("child-rekey-delete-lost", "A:child a b -a t a b", 1, 1),
+    ("child-rekey-delete-repeated", "A:child a b =a a b b", 1, 1),
+    ("child-rekey-delete-response-lost", "A:child a b a -b t a b", 1, 1),
+    ("child-rekey-twice-in-a-row", "A:child a b a b A:child a b a b", 1, 1),
+    ("child-rekey-twice-at-once", "A:child A:child a b a b", 1, 1),
+    ("child-rekey-then-other-end", "A:child a b a b B:child b a b a", 1, 1),
+    # both rekey the CHILD_SA (section 2.8.1)
+    ("child-x-child", "A:child B:child a b a b", 1, 1),
+    ("child-x-child-b-first", "A:child B:child b a b a", 1, 1),
+    ("child-x-child-a-sees-all-first", "A:child B:child b b a a", 1, 1),
+    ("child-x-child-b-sees-all-first", "A:child B:child a a b b", 1, 1),
+    ("child-x-child-a-request-lost", "A:child B:child -a b a b t", 1, 1),
+    ("child-x-child-b-request-lost", "A:child B:child -b a b a t", 1, 1),
+    ("child-x-child-both-requests-lost", "A:child B:child -a -b t t a b", 1, 1),
+    ("child-x-child-a-response-lost", "A:child B:child a b -a b t", 1, 1),
+    ("child-x-child-b-response-lost", "A:child B:child a b a -b t", 1, 1),
+    ("child-x-child-both-responses-lost", "A:child B:child a b -a -b t t", 1, 1),
+    ("child-x-child-response-overtakes", "A:child B:child a b1 b a", 1, 1),
+    ("child-x-child-request-after-response", "A:child a B:child b b a a", 1, 1),
+    ("child-x-child-request-meets-delete", "A:child B:child a b1 a1 b", 1, 1),
+    ("child-x-child-requests-repeated", "A:child B:child =a =b a b a b", 1, 1),
+    ("child-x-child-first-delete-lost", "A:child B:child a b a b -a t", 1, 1),
+    ("child-x-child-second-delete-lost", "A:child B:child a b a b -b t", 1, 1),
+    ("child-x-child-both-deletes-lost", "A:child B:child a b a b -a -b t t", 1, 1),
+    # rekeying and deleting the CHILD_SA (section 2.25.1)
+    ("child-x-delete", "A:child B:del a b a b", None, 1),
+    ("child-x-delete-delete-first", "A:child B:del b a b a", None, 1),
+    ("child-x-delete-request-lost", "A:child B:del -a b a t", None, 1),
+    ("child-x-delete-delete-lost", "A:child B:del -b a b t", None, 1),
+    ("child-x-delete-response-overtakes", "A:child a B:del b1 b a", None, 1),
+    ("child-x-delete-after-response", "A:child a B:del b b a a", None, 1),
+    ("delete-x-child", "A:del B:child a b a b", None, 1),
+    ("delete-x-child-child-first", "A:del B:child b a b a", None, 1),
+    ("child-then-own-delete", "A:child A:del a b a b", None, 1),
+    ("rekey-of-deleted-child", "B:del b A:child a b", 0, 1),
+    # both delete the CHILD_SA (section 1.4.1)
+    ("delete", "A:del a b", 0, 1),
+    ("delete-lost", "A:del -a t a b", 0, 1),
+    ("delete-response-lost", "A:del a -b t a b", 0, 1),
+    ("delete-x-delete", "A:del B:del a b a b", 0, 1),
+    ("delete-x-delete-b-first", "A:del B:del b a b a", 0, 1),
+    ("delete-x-delete-one-lost", "A:del B:del -a b a t", 0, 1),
+    ("delete-x-delete-both-lost", "A:del B:del -a -b t t", 0, 1),
+    ("delete-x-delete-responses-lost", "A:del B:del a b -a -b t t", 0, 1),
+    # IKE_SA rekeying (sections 1.3.2, 2.8.2)
+    ("ike-rekey", "A:ike a b a b", 1, 1),
+    ("ike-rekey-by-responder", "B:ike b a b a", 1, 1),
+    ("ike-rekey-request-lost", "A:ike -a t a b", 1, 1),
+    ("ike-rekey-response-lost", "A:ike a -b t a b", 1, 1),
+    ("ike-rekey-delete-lost", "A:ike a b -a t a b", 1, 1),
+    ("ike-rekey-delete-response-lost", "A:ike a b a -b t a b", 1, 1),
+    ("ike-x-ike", "A:ike B:ike a b a b", 1, 1),
+    ("ike-x-ike-b-first", "A:ike B:ike b a b a", 1, 1),
+    ("ike-x-ike-a-sees-all-first", "A:ike B:ike b b a a", 1, 1),
+    ("ike-x-ike-b-sees-all-first", "A:ike B:ike a a b b", 1, 1),
+    ("ike-x-ike-a-request-lost", "A:ike B:ike -a b a b t", 1, 1),
+    ("ike-x-ike-b-request-lost", "A:ike B:ike -b a b a t", 1, 1),
+    ("ike-x-ike-responses-lost", "A:ike B:ike a b -a -b t t", 1, 1),
+    ("ike-x-ike-deletes-lost", "A:ike B:ike a b a b -a t", 1, 1),
+    ("ike-x-ike-response-overtakes", "A:ike B:ike a b1 b a", 1, 1),
+    # IKE_SA rekeying and CHILD_SAs (section 2.25.2)
+    ("ike-x-child", "A:ike B:child a b a b", 1, 1),
+    ("ike-x-child-child-first", "A:ike B:child b a b a", 1, 1),
+    ("child-x-ike", "A:child B:ike a b a b", 1, 1),
+    ("ike-x-child-response-lost", "A:ike B:child a b -b t", 1, 1),
+    ("ike-x-delete", "A:ike B:del a b a b", None, 1),
+    ("ike-x-delete-delete-first", "A:ike B:del b a b a", None, 1),
+    ("delete-x-ike", "A:del B:ike a b a b", None, 1),
+    ("ike-x-new", "A:ike B:new a b a b", 2, 1),
+    ("ike-x-new-new-first", "A:ike B:new b a b a", 2, 1),
+    ("ike-then-own-child", "A:ike A:child a b", 1, 1),
+    ("ike-then-own-new", "A:ike A:new a b", 2, 1),
+    ("ike-x-dpd", "A:ike B:dpd a b a b", 1, 1),
+    # deleting the IKE_SA, and everything else
+    ("bye", "A:bye a b", 0, 0),
+    ("bye-lost", "A:bye -a t a b", 0, 0),
+    ("bye-response-lost", "A:bye a -b t a b", 0, 0),
+    ("bye-x-bye", "A:bye B:bye a b", 0, 0),
+    ("bye-x-bye-one-lost", "A:bye B:bye -a b t", 0, 0),
+    ("bye-x-child", "A:bye B:child a b", 0, 0),
+    ("bye-x-child-child-first", "A:bye B:child b a", 0, 0),
+    ("bye-x-delete", "A:bye B:del b a", 0, 0),
+    ("bye-x-ike", "A:bye B:ike a b", 0, 0),
+    ("bye-x-ike-ike-first", "A:bye B:ike b a", 0, 0),
+    ("bye-x-new", "A:bye B:new b a", 0, 0),
+    ("bye-x-dpd", "A:bye B:dpd b a", 0, 0),
+    ("ike-then-own-bye", "A:ike A:bye a b", 0, 0),
+    # field failures of others
+    ("strongswan-1896-collision-and-lost-packet", "A:child B:child a b -a b a t", 1, 1),
+    ("strongswan-1458-rekey-x-delete-at-once", "A:child a B:del b b a", None, 1),
+    ("strongswan-3042-link-bounce-in-mid-rekey", "A:ike a -b t -a t -a t a b", 1, 1),
+    ("libreswan-514-ike-rekey-dies-half-way", "A:ike B:child -a -b t t -a t", 1, 1),
+]
+
+
+class Script:
+    def __init__(self, seed: int | str) -> None:
+        self.pair = Pair(seed).up()
+        self.world = self.pair.world
+        self.hosts = {"a": self.pair.a, "b": self.pair.b}
+        self.old = {name: (host.ike, host.child) for name, host in self.hosts.items()}
+        self.world.hold()
+
+    def run(self, text: str) -> None:
+        for word in text.split():
+            if word == "t":
+                self.world.steps = 0
+                timers = [t for h in self.hosts.values() if (t := h.engine.next_timer()) is not None]
+                if timers:
+                    self.world.run(min(timers) - self.world.now + 0.001)
+            elif word[1:2] == ":":
+                self.act(self.hosts[word[0].lower()], word[2:])
+            else:
+                self.packet(word)
+
+    def packet(self, word: str) -> None:
+        how, name = (word[0], word[1:]) if word[0] in "-=" else ("", word)
+        host = self.hosts[name[0]].name
+        which = int(name[1:] or 0)
+        # what a script moves may not exist any more, where both ends have come to an end sooner
+        if which < len(self.world.waiting(host)):
+            self.world.deliver(host, which, keep=how == "=", drop=how == "-")
+
+    def act(self, host: SimHost, what: str) -> None:
+        name = "a" if host is self.pair.a else "b"
+        sa, child = self.old[name]
+        sa, child = (host.ikes or [sa])[0], (host.children or [child])[0]
+        engine = host.engine
+        commands = {
+            "child": lambda: host.do(engine.rekey_child, child),
+            "ike": lambda: host.do(engine.rekey_ike_sa, sa),
+            "del": lambda: host.do(engine.terminate_child, child),
+            "bye": lambda: host.do(engine.terminate_ike, sa),
+            "new": lambda: host.do(sa.ask, CreateChild(child.config)),
+            "dpd": lambda: host.do(sa.ask, Liveness()),
+        }
+        commands[what]()
+
+
+def finish(script: Script, children: int | None, ikes: int) -> None:
+    pair = script.pair
+    if children is None:
+        script.world.settle()
+        children = len(pair.a.children)
+        assert children <= 1
+    if ikes:
+        pair.finish(children, ikes)
+    else:
+        script.world.release()
+        script.world.until(lambda: not (pair.a.engine.sas or pair.b.engine.sas))
+        script.world.run(IN_FLIGHT_S)
+        assert not pair.a.ikes
+        script.world.close()
+
+
+@pytest.mark.parametrize(("text", "children", "ikes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_collision(text: str, children: int | None, ikes: int) -> None:
+    """With several seeds, so that each end has the lowest nonce at times."""
+    for seed in range(4):
+        with unique_ivs():
+            script = Script(seed)
+            script.run(text)
+            finish(script, children, ikes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), list(itertools.combinations_with_replacement(("child", "ike", "del", "new", "bye"), 2))
+)
+def test_every_order_of_the_first_four(one: str, other: str) -> None:
+    """Two operations at once, and the first four datagrams in every order, each arriving or lost."""
+    words = ("a", "b", "-a", "-b")
+    for order in itertools.product(words, repeat=4):
+        script = Script(f"{one}/{other}")
+        script.run(f"A:{one} B:{other} " + " ".join(order))
+        world, pair = script.world, script.pair
+        world.settle()
+        pair.agree(len(pair.a.children))
+        world.close()
+
+
+def test_names_are_unique() -> None:
+    assert len({case[0] for case in CASES}) == len(CASES) >= 60

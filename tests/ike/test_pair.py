@@ -1,0 +1,155 @@
+"""Two engines on a good network, or on none: from the first message to the last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from ipsec.crypto.proposals import parse_proposals
+from ipsec.ike.config import Action, Childless, IkeSettings, Unique
+from ipsec.ike.delete import DeleteChild, Liveness
+from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, TrapWanted
+from ipsec.ike.rekey import RekeyIke
+from ipsec.wire.iana import Protocol
+from tests.pair import IN_FLIGHT_S, Link, Pair, unique_ivs
+
+
+def test_establish_carry_traffic_close() -> None:
+    with unique_ivs():
+        Pair().up().finish()
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_rekey_many_times(who: str) -> None:
+    with unique_ivs():
+        pair = Pair().up()
+        host = getattr(pair, who)
+        for _ in range(20):
+            host.do(host.engine.rekey_child, host.child)
+            pair.world.settle()
+            host.do(host.engine.rekey_ike_sa, host.ike)
+            pair.world.settle()
+            pair.agree()
+        pair.finish()
+
+
+@pytest.mark.parametrize("childless", list(Childless))
+def test_childless(childless: Childless) -> None:
+    Pair(childless=childless, b={"childless": Childless.ALLOW}).up().finish()
+
+
+def test_cookies() -> None:
+    Pair(settings=IkeSettings(cookie_threshold=0)).up().finish()
+
+
+@pytest.mark.parametrize("own", ["a", "b"])
+def test_invalid_ke_payload(own: str) -> None:
+    both = parse_proposals(["aes128gcm16-prfsha256-x25519-ecp256"], Protocol.IKE)
+    one = parse_proposals(["aes128gcm16-prfsha256-ecp256"], Protocol.IKE)
+    pair = Pair(proposals=both, **{own: {"proposals": one}})
+    pair.up(pair.b if own == "a" else pair.a).finish()
+
+
+@pytest.mark.parametrize("size", [120, 200, 576])
+def test_small_fragments(size: int) -> None:
+    pair = Pair(settings=IkeSettings(fragment_size=size), link=Link(mtu=600))
+    pair.up().finish()
+
+
+def test_dead_peer() -> None:
+    child = {"dpd_action": Action.TRAP | Action.START}
+    pair = Pair(dpd_delay=10.0, child=child).up()
+    pair.world.link = replace(pair.world.link, loss=1.0)
+    pair.a.connections.clear()
+    pair.b.connections.clear()
+    pair.world.run(300.0)
+    for host in (pair.a, pair.b):
+        assert not host.ikes
+        assert len(host.events(IkeDown)) == len(host.events(ChildDown)) == 1
+        assert len(host.events(TrapWanted)) == len(host.events(Initiate)) == 1
+
+
+def test_close_action() -> None:
+    pair = Pair(child={"close_action": Action.TRAP}).up()
+    pair.a.do(pair.a.ike.ask, DeleteChild(pair.a.child, "terminated"))
+    pair.world.settle()
+    assert len(pair.b.events(TrapWanted)) == 1
+    assert not pair.a.events(TrapWanted)
+    pair.world.close()
+
+
+def test_inactivity() -> None:
+    pair = Pair(child={"inactivity": 30.0}).up()
+    pair.world.run(20.0)
+    pair.a.send_traffic()
+    pair.world.run(20.0)
+    assert pair.a.children
+    pair.world.run(20.0)
+    assert not pair.a.children
+    pair.world.close()
+
+
+def test_hard_lifetime_without_rekeying() -> None:
+    pair = Pair(child={"life_time": 60.0}).up()
+    pair.world.run(59.0)
+    assert pair.a.children
+    pair.world.run(10.0)
+    assert not pair.a.children
+    assert not pair.b.children
+    pair.world.close()
+
+
+@pytest.mark.parametrize("asks", ["liveness", "rekeying"])
+def test_restart_with_the_same_secret(asks: str) -> None:
+    """RFC 6290: the one that restarted shows its token, and the other does not wait for the dead peer timeout."""
+    pair = Pair().up()
+    pair.b.restart()
+    pair.a.do(pair.a.ike.ask, Liveness() if asks == "liveness" else RekeyIke())
+    pair.world.run(IN_FLIGHT_S)
+    assert not pair.a.ikes
+    pair.up().finish()
+
+
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.REPLACE])
+def test_reauthentication_loses_nothing(unique: Unique) -> None:
+    pair = Pair(unique=unique).up()
+    old = pair.a.ike
+    pair.a.do(pair.a.engine.reauthenticate, old)
+    pair.world.run(30.0)
+    assert pair.a.ike is not old
+    pair.finish()
+
+
+def test_mobike() -> None:
+    pair = Pair(mobike=True).up()
+    moved = ip_address("192.0.2.77")
+    pair.a.addresses.append(moved)
+    pair.a.do(lambda now: pair.a.engine.update_address(pair.a.ike, moved, now))
+    pair.world.settle()
+    assert pair.a.ike.path.local == pair.b.ike.path.remote == moved
+    assert pair.b.events(IkeMoved)
+    pair.finish()
+
+
+def test_nat_rebinds() -> None:
+    pair = Pair(nat=True, dpd_delay=20.0).up()
+    assert pair.nat is not None
+    port = pair.b.ike.path.remote_port
+    pair.nat.rebind()
+    pair.a.send_traffic()
+    pair.world.run(IN_FLIGHT_S)
+    assert pair.b.ike.path.remote_port != port
+    pair.finish()
+
+
+def test_half_open_goes() -> None:
+    pair = Pair()
+    pair.world.filter = lambda host, data: data if data[18] == 34 else None
+    pair.a.initiate()
+    pair.world.run(20.0)
+    assert pair.b.engine.sas
+    pair.world.run(15.0)
+    assert not pair.b.engine.sas
+    assert not len(pair.b.engine.half_open)
