@@ -11,7 +11,6 @@ Packets of the data path are values, not ciphertext: SPI, key and number. The ke
 from __future__ import annotations
 
 import heapq
-import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -851,6 +850,3 @@ class Pair:
         reqids = {c.reqid for c in self.a.children}, {c.reqid for c in self.b.children}
         assert self.world.delivered - before == sum(map(len, reqids))
         self.world.close()
-
-
-logging.getLogger("ipsec").setLevel(logging.ERROR)

@@ -254,4 +254,4 @@ def test_a_configuration_without_sas_is_not_silent(
     monkeypatch.setattr(Daemon, "start", start_and_stop)
     config = load_text(f"ipsecd {{\nbackend = memory\nstate_dir = {tmp_path}\n}}", "empty.conf")
     assert daemon.run(config, core=python_core) == ExitCode.OK
-    assert "empty.conf configures no SA" in caplog.text
+    assert "empty.conf configures neither connections nor SAs" in caplog.text

@@ -1,0 +1,106 @@
+"""Every case of the matrix, with this project's daemon at one end and Debian's strongSwan at the other.
+
+    IPSEC_INTEROP=charon-charon pytest -m interop      the peer against itself: is the case right?
+
+The words of IPSEC_INTEROP are initiator-responder. Whatever a case is about, nothing of what the tunnel is for may
+cross the wire in clear, both daemons have to end when they are asked to, and tshark has to make sense of every packet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.interop import ipsecd
+from tests.interop.cases import CASES, Case
+from tests.interop.charon import CharonGateway
+from tests.interop.gateway import Gateway
+from tests.interop.ipsecd import IpsecdGateway
+from tests.interop.lab import Lab
+from tests.interop.recordings import Recordings
+from tests.interop.steps import Run
+
+pytestmark = [pytest.mark.interop, pytest.mark.e2e]
+
+KINDS: dict[str, type[Gateway]] = {"charon": CharonGateway, "ipsecd": IpsecdGateway}
+PEERS = os.environ.get("IPSEC_INTEROP", "ipsecd-charon charon-ipsecd").split()
+ROLES = ("initiator", "responder")
+
+
+#: cases about one algorithm each, of which there are many that differ in little
+ALGORITHMS = ("ke ", "ike ", "esp ", "certificates ")
+
+
+def _is_slow(index: int, case: Case, place: int) -> bool:
+    """The whole matrix takes eight minutes. Most of what it can find shows with each case in one role, by turns."""
+    if case.name.startswith(ALGORITHMS) and index % 2:
+        return True
+    return len(PEERS) > 1 and (index // 2 if case.name.startswith(ALGORITHMS) else index) % len(PEERS) != place
+
+
+def _matrix() -> list[object]:
+    matrix = []
+    for place, peers in enumerate(PEERS):
+        kinds = peers.split("-")
+        for index, case in enumerate(CASES):
+            unable = [
+                role for role, kind in zip(ROLES, kinds, strict=True) if kind == "charon" and role in case.not_charon
+            ]
+            if not unable:
+                marks = [pytest.mark.slow] if _is_slow(index, case, place) else []
+                name = re.sub("[^a-zA-Z0-9]+", "_", case.name)
+                matrix.append(pytest.param(case, kinds, id=f"{peers}-{name}", marks=marks))
+    return matrix
+
+
+@pytest.mark.parametrize(("case", "kinds"), _matrix())
+def test_case(
+    lab: Lab, credentials: Path, recordings: Recordings, tmp_path: Path, case: Case, kinds: list[str]
+) -> None:
+    if "ipsecd" in kinds and ipsecd.obstacle():
+        pytest.skip(ipsecd.obstacle())
+    lab.reset(one_address=case.one_address)
+    lab.recorder.clear()
+    ends = [
+        KINDS[kind](lab.ends[index], index, tmp_path / "ab"[index], case.sides[index], credentials)
+        for index, kind in enumerate(kinds)
+    ]
+    run = Run(lab, (ends[0], ends[1]), tmp_path)
+    for step in case.steps:
+        step.plan(run.ends)
+    try:
+        # the responder first: an initiator may begin as soon as it runs
+        for end in reversed(ends):
+            end.start()
+        for step in case.steps:
+            step(run)
+        for end in ends:
+            end.stop()
+        for step in case.steps:
+            step.finish(run)
+        assert not run.wire().cleartext
+    except BaseException as error:
+        error.add_note(report(run, lab, tmp_path))
+        raise
+    finally:
+        for end in ends:
+            end.kill()
+        pcap = tmp_path / "wire.pcap"
+        lab.recorder.save(pcap)
+        recordings.add(f"{case.name} ({'-'.join(kinds)})", pcap)
+
+
+def report(run: Run, lab: Lab, folder: Path) -> str:
+    """Both logs and the exchanges, for whoever has to find out."""
+    parts = []
+    for end in run.ends:
+        # without what charon says to the configuration it was given
+        lines = [
+            line for line in end.log().splitlines() if not re.search(r"\[CFG\] .* = |\[CFG\] +\w+:$|vici client", line)
+        ]
+        parts += [f"--- {end.kind} {'ab'[end.index]}", *lines[-80:]]
+    parts += ["--- exchanges", *(str(message) for message in run.wire().ike), f"--- files are in {folder}"]
+    return "\n".join(parts)
