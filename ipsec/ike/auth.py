@@ -145,7 +145,6 @@ class AuthRequest(Request):
         assert sa.auth is not None
         assert sa.init is not None
         child, nonces = sa.auth.child, sa.init
-        sa.core.take_redirect(sa, payloads, now)
         take_addresses(sa, payloads)
         sa.core.note_token(sa, payloads)
         if sa.connection.vips:
@@ -154,6 +153,8 @@ class AuthRequest(Request):
         sa.core.established(sa, now)
         if child is not None:
             _take_first_child(sa, child, nonces, payloads, now)
+        # RFC 5685 section 6: the IKE_SA is up, so it is closed as one that is up
+        sa.core.take_redirect(sa, payloads, now)
         for config, reqid in configs:
             sa.ask(CreateChild(config, reqid=reqid), now)
 
@@ -166,7 +167,8 @@ def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:
     assigned = config_payload.parse_reply(reply)
     sa.addresses = assigned.addresses
     if sa.addresses:
-        log.info("%s: our virtual addresses are %s", sa, ", ".join(map(str, sa.addresses)))
+        dns = f", DNS servers {', '.join(map(str, assigned.dns))}" if assigned.dns else ""
+        log.info("%s: our virtual addresses are %s%s", sa, ", ".join(map(str, sa.addresses)), dns)
         sa.core.emit(AddressesAssigned(sa, assigned.addresses, assigned.dns))
 
 
@@ -316,7 +318,7 @@ def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: 
 def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
     """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
     request = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REQUEST), None)
-    if request is None or not sa.connection.pools:
+    if request is None:
         return []
     assert sa.peer_id is not None
     wanted = config_payload.parse_request(request)
@@ -325,7 +327,10 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
         pools, sa.peer_id, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port)
     )
     if wanted.addresses and not found:
-        raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, "no virtual address is free")
+        why = "no virtual address is free" if pools else "the connection has no pools"
+        raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, why)
+    if not pools:
+        return []
     sa.leases = found
     if found:
         log.info("%s: %s gets %s", sa, sa.peer_id, ", ".join(str(address) for _, address in found))

@@ -38,6 +38,8 @@ NONCE_LEN = 32
 RESTARTS_MAX = 6
 #: after an error that nobody vouches for, how long a better answer may take to come
 HINT_PATIENCE_S = 10.0
+#: octets of both NAT_DETECTION notifies
+NAT_DETECTION_LEN = 2 * (8 + 20)
 
 
 class InitProgress:
@@ -337,7 +339,12 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
     offer, ke, nonce = _mandatory(payloads)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
-    if not _let_in(core, header, nonce, notifies.get(NotifyType.COOKIE), path, now):
+    cookie = notifies.get(NotifyType.COOKIE)
+    proved = cookie is not None and core.cookies.verify(now, cookie.data, nonce.data, path.remote, header.spi_i)
+    if not proved and core.half_open.needs_cookie(path.remote):
+        _ask_cookie(core, header, nonce, path, now)
+        return
+    if not core.half_open.admits(path.remote):
         return
     gateway = core.redirect_to(path)
     if gateway is not None and NotifyType.REDIRECT_SUPPORTED in notifies:
@@ -356,28 +363,25 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
         return
     prf, _ = algorithms(proposal)
     _check_nonce(nonce, prf, other=b"")
-    kex = key_exchange(method.id, core.rng)
+    extras = _extras(core, connection, notifies)
+    if not proved and _answer_size(proposal, ke, extras) > len(data):
+        # section 2.6: an address that nobody vouches for gets no more octets from us than came in its name
+        _ask_cookie(core, header, nonce, path, now)
+        return
     # the costly part comes last, and fails before there is any state
+    kex = key_exchange(method.id, core.rng)
     shared = kex.shared(ke.data)
     sa = core.new_responder(connection, header.spi_i, path, digest, now)
     progress = sa.init = InitProgress()
     progress.nonce_i = nonce.data
     progress.message_1 = data
     sa.proposal = proposal
-    _answer_init(sa, progress, kex, shared, payloads, notifies, path, now)
+    _answer_init(sa, progress, kex, shared, payloads, notifies, extras, path, now)
 
 
-def _let_in(
-    core: IkeEngine, header: Header, nonce: NoncePayload, cookie: NotifyPayload | None, path: Path, now: float
-) -> bool:
-    """Whether to spend memory and a key exchange on this one (RFC 7296 section 2.6)."""
-    if cookie is not None and core.cookies.verify(now, cookie.data, nonce.data, path.remote, header.spi_i):
-        return core.half_open.admits(path.remote)
-    if core.half_open.needs_cookie(path.remote):
-        fresh = core.cookies.make(now, nonce.data, path.remote, header.spi_i)
-        _reply(core, header, NotifyPayload(NotifyType.COOKIE, fresh), path)
-        return False
-    return core.half_open.admits(path.remote)
+def _ask_cookie(core: IkeEngine, header: Header, nonce: NoncePayload, path: Path, now: float) -> None:
+    fresh = core.cookies.make(now, nonce.data, path.remote, header.spi_i)
+    _reply(core, header, NotifyPayload(NotifyType.COOKIE, fresh), path)
 
 
 def _reply(core: IkeEngine, header: Header, notify: NotifyPayload, path: Path) -> None:
@@ -401,6 +405,22 @@ def _choose(core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path) -> tup
     return None
 
 
+def _extras(core: IkeEngine, connection: Connection, notifies: dict[int, NotifyPayload]) -> list[Payload]:
+    """What comes last in our answer."""
+    extras = core.certificate_requests(connection)
+    if NotifyType.IKEV2_FRAGMENTATION_SUPPORTED in notifies or NotifyType.SIGNATURE_HASH_ALGORITHMS in notifies:
+        extras = extras + _announcements(connection)
+    if connection.childless is not Childless.NEVER:
+        extras = [*extras, NotifyPayload(NotifyType.CHILDLESS_IKEV2_SUPPORTED)]
+    return extras
+
+
+def _answer_size(proposal: Proposal, ke: KePayload, extras: list[Payload]) -> int:
+    """Octets of our answer. Our public value is not longer than theirs, with any key exchange method."""
+    fixed: list[Payload] = [SaPayload([proposal]), ke, NoncePayload(bytes(NONCE_LEN))]
+    return HEADER_LEN + len(emit_payloads([*fixed, *extras])[1]) + NAT_DETECTION_LEN
+
+
 def _answer_init(
     sa: IkeSa,
     progress: InitProgress,
@@ -408,6 +428,7 @@ def _answer_init(
     shared: bytes,
     payloads: list[Payload],
     notifies: dict[int, NotifyPayload],
+    extras: list[Payload],
     path: Path,
     now: float,
 ) -> None:
@@ -420,12 +441,8 @@ def _answer_init(
         KePayload(kex.method, kex.public),
         NoncePayload(progress.nonce_r),
         *natd.payloads(sa.spi_i, sa.spi_r, path, fake=core.fakes_nat(sa.connection)),
-        *core.certificate_requests(sa.connection),
+        *extras,
     ]
-    if NotifyType.IKEV2_FRAGMENTATION_SUPPORTED in notifies or NotifyType.SIGNATURE_HASH_ALGORITHMS in notifies:
-        answer += _announcements(sa.connection)
-    if sa.connection.childless is not Childless.NEVER:
-        answer.append(NotifyPayload(NotifyType.CHILDLESS_IKEV2_SUPPORTED))
     _take_announcements(sa, payloads, notifies, path, initiator=False)
     seed = skeyseed(prf, progress.nonce_i, progress.nonce_r, shared)
     sa.install_keys(prf, suite, ike_keys(prf, suite, seed, progress.nonce_i, progress.nonce_r, sa.spi_i, sa.spi_r))

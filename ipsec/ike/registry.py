@@ -213,8 +213,9 @@ class Registry:
             sa.auth.configs.insert(0, (child.config, child.reqid))
 
     def first_contact(self, sa: IkeSa) -> bool:
-        """Whether we know of no other IKE_SA with this peer."""
-        return not any(other.established for other in self.named(sa.name) if other is not sa)
+        """Whether we know of no other IKE_SA between these identities (RFC 7296 section 2.4)."""
+        same = self.by_peer.get((sa.our_id, sa.connection.remote.id.exact), {}).values()
+        return not any(other.established for other in (*self.named(sa.name), *same) if other is not sa)
 
     def named(self, connection: str) -> list[IkeSa]:
         """IKE_SAs of a connection."""

@@ -372,6 +372,10 @@ class IkeSa:
             return
         if header.exchange not in ACCEPTED_REQUESTS[self.state] or self.deferred is not None:
             return
+        if self.initiator and self.state is IkeState.CONNECTING:
+            # RFC 7296 section 1.2: the responder asks nothing before it has proved who it is. Our own IDi and AUTH,
+            # sent back to us as a request, would hold
+            return
         opened = self._open(header, data)
         if opened is None:
             return
@@ -434,9 +438,12 @@ class IkeSa:
         except ParseError as error:
             # an answer that makes no sense leaves both ends with different ideas (RFC 7296 section 2.21.3)
             log.warning("%s: the answer to %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
+            # nothing came of it: what the request holds goes with the IKE_SA
+            self.pending = pending
             self.destroy(f"malformed answer: {error}", now)
         except SaFailedError as error:
             log.warning("%s: %s", self, error)
+            self.pending = pending
             self.destroy(str(error), now)
         if self.deferred is None:
             self.ask_next(now)
