@@ -461,6 +461,7 @@ class IkeEngine(Registry):
             return
         sa.change(IkeState.ESTABLISHED)
         sa.established_at = now
+        more = sa.auth is not None and sa.auth.configs
         sa.init = None
         sa.auth = None
         if sa.keys is not None:
@@ -475,7 +476,7 @@ class IkeEngine(Registry):
             old.quiet = True
             old.queue.clear()
             lifetimes.disarm(self, old)
-            self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REAUTHENTICATED_S)
+            self.timers.set((Timer.REPLACED, old.uid), now + (lifetimes.REAUTHENTICATED_S if more else 0))
 
     def check_unique(self, sa: IkeSa, contact: bool, now: float) -> None:
         """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""

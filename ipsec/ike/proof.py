@@ -46,10 +46,16 @@ def make_proof(
     """Prove that we are ``identity``. AuthenticationError if we cannot."""
     local, credentials = connection.local, sa.core.credentials
     if local.method is AuthClass.PSK:
-        peer = sa.peer_id or connection.remote.id.exact or Identity.of_address(sa.path.remote)
-        secret = credentials.find_psk(identity, peer)
+        peer = sa.peer_id or connection.remote.id.exact
+        if peer is not None:
+            secret = credentials.find_psk(identity, peer)
+        else:
+            # who the peer is shows only when it answers: what is for its address, or else for us
+            secret = credentials.find_psk(identity, Identity.of_address(sa.path.remote))
+            secret = secret if secret is not None else credentials.find_psk(identity, None)
         if secret is None:
-            raise AuthenticationError(f"no pre-shared key for {identity} and {peer} (section secrets)")
+            whom = peer if peer is not None else connection.remote.id
+            raise AuthenticationError(f"no pre-shared key for {identity} and {whom} (section secrets)")
         assert sa.prf is not None
         return Proof(AuthPayload(AuthMethod.SHARED_KEY, psk_auth(sa.prf, secret, octets)), [])
     if local.pubkeys:

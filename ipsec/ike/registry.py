@@ -33,6 +33,8 @@ CLOSED_MAX = 1024
 #: unprotected answers and log lines about strangers, per second
 STRANGERS_PER_S = 20
 CONNECTIONS_TRIED_MAX = 8
+#: IKE_SAs, not authenticated yet, of which there are fragments
+COLLECTING_MAX = 64
 
 
 class Registry:
@@ -57,6 +59,8 @@ class Registry:
         )
         self.init_requests: dict[bytes, IkeSa] = {}
         "half-open IKE_SAs as responder, by their first message"
+        self.collecting: OrderedDict[int, IkeSa] = OrderedDict()
+        "those that have sent a part of a message and are not authenticated, the longest waiting first"
         self._half_open: dict[int, tuple[bytes, IpAddress]] = {}
         self.by_spi: dict[bytes, IkeSa] = {}
         self.by_peer: dict[tuple[Identity | None, Identity | None], dict[int, IkeSa]] = {}
@@ -170,6 +174,14 @@ class Registry:
             setattr(sa, name, getattr(old, name))
         return sa
 
+    def collects(self, sa: IkeSa) -> None:
+        """An IKE_SA that is not authenticated sends fragments. Whoever has waited longest makes room, and tries again."""
+        self.collecting[sa.uid] = sa
+        self.collecting.move_to_end(sa.uid)
+        if len(self.collecting) > COLLECTING_MAX:
+            _, oldest = self.collecting.popitem(last=False)
+            oldest.collected = None
+
     def close_half_open(self, sa: IkeSa) -> None:
         """An IKE_SA is authenticated, or gone."""
         known = self._half_open.pop(sa.uid, None)
@@ -181,6 +193,7 @@ class Registry:
     def forget(self, sa: IkeSa, now: float) -> None:
         """An IKE_SA is no more; its last response stays for a while."""
         self.close_half_open(sa)
+        self.collecting.pop(sa.uid, None)
         self.free_first_child(sa)
         lifetimes.disarm(cast("IkeEngine", self), sa)
         if sa.response and sa.established_at:

@@ -58,6 +58,9 @@ QUEUE_MAX = 256
 MESSAGE_ID_MAX = 0xFFFFFFFF
 MESSAGE_ID_SOFT = 0xFFFF0000
 
+#: octets of fragments that one IKE_SA may make us keep before it is authenticated; a datagram holds no more
+UNPROVED_BYTES_MAX = 65535
+
 _UDP_AND_MARKER = 8 + 4
 _IP_HEADER = {4: 20, 6: 40}
 _GENERIC = 4
@@ -471,6 +474,10 @@ class IkeSa:
         collected = self.collected
         if collected is None or (collected.message_id, collected.response) != (header.message_id, header.response):
             collected = self.collected = Collected(header.message_id, header.response)
+            if not self.established_at:
+                # anybody may have these keys (RFC 7383 section 5): what all of them together make us keep is bounded
+                collected.reassembly = Reassembly(max_bytes=UNPROVED_BYTES_MAX)
+                self.core.collects(self)
         if part.number == 1:
             # RFC 7383 section 2.6.1: the first fragment alone is answered when it comes again
             collected.digest = digest(data)
@@ -478,6 +485,7 @@ class IkeSa:
         if whole is None:
             return None
         self.collected = None
+        self.core.collecting.pop(self.uid, None)
         return whole[0], whole[1], collected.digest
 
     def _show(self, what: str, header: Header, payloads: Sequence[Payload]) -> None:
