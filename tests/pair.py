@@ -325,7 +325,8 @@ class SimHost:
             raise Violation(f"{self.name}: {child} is removed, and the data path has no inbound SA of it")
         if event.inbound:
             down = any(isinstance(e, ChildDown) and e.child is child for e in batch)
-            dead = any(isinstance(e, IkeDown) for e in batch)
+            # RFC 7296 section 1.4.1: with an IKE_SA all its CHILD_SAs go, those that nobody told to be up as well
+            dead = any(isinstance(e, IkeDown) for e in batch) or child.ike.state is IkeState.DESTROYING
             del self.inbound[child.spi_in]
             self.gone[child.spi_in] = "closed" if down or dead else "replaced"
         elif not has and child.spi_in in self.reserved:
@@ -496,6 +497,8 @@ class World:
             and not any(host.engine._retries for host in self.hosts.values())
             and all(
                 sa.pending is None
+                # one that re-authentication has replaced is about to be closed
+                and not sa.quiet
                 and not sa.queue
                 and sa.state is IkeState.ESTABLISHED
                 and all(child.state is ChildState.INSTALLED for child in sa.children.values())

@@ -362,6 +362,7 @@ def superseded(old: ChildSa, now: float) -> ChildSa | None:
     install_outbound(child, now)
     child.rekey_of = None
     log_up(child.ike, child)
+    child.ike.core.counters.add("child-rekey", child.ike.name)
     child.ike.core.emit(ChildUp(child, replaces=old))
     return child
 

@@ -117,6 +117,7 @@ class CreateChild(Request):
             return
         install(sa, child, self.nonce, nonce, shared, now, initiator=True)
         log_up(sa, child)
+        sa.core.counters.add("child-rekey", child.ike.name)
         sa.core.emit(ChildUp(child, replaces=old))
         if old.state is ChildState.REKEYING:
             old.change(ChildState.REKEYED)
@@ -242,6 +243,11 @@ def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
         return None
     spi = int.from_bytes(notify.spi, "big") if len(notify.spi) == 4 else 0
     old = sa.child_by_spi_out(spi) if notify.protocol == Protocol.ESP else None
+    asked = sa.pending.request if sa.pending is not None else None
+    if old is None and isinstance(asked, CreateChild):
+        # section 2.25.1: it may be the one that our request has made, whose response is still on its way. Were it
+        # called unknown, the peer would drop it, and we would send into nothing when the response comes
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, f"we wait for a CHILD_SA, which may be {spi:08x}")
     if old is None or old.state in (ChildState.DELETED, ChildState.DESTROYING):
         raise PeerError(NotifyType.CHILD_SA_NOT_FOUND, f"there is no SA {spi:08x} to rekey")
     if old.state not in CHILD_UP or old.peer_rekey is not None:

@@ -64,6 +64,12 @@ class DeleteIke(Request):
         """D for the IKE_SA itself."""
         if sa.state is IkeState.DELETING:
             return None
+        if sa.rekey is not None and sa.rekey.peers is not None and sa.rekey.peers.established and sa.established:
+            # section 2.8.2: the peer has moved everything to its successor, so that is what is to be closed
+            successor = sa.rekey.peers
+            sa.core.hand_over(sa, successor, now)
+            successor.ask(self, now)
+            return None
         sa.change(IkeState.DELETING)
         return [self.notify if self.notify is not None else DeletePayload(Protocol.IKE, [])]
 

@@ -70,6 +70,8 @@ def _handle_child(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa, now: fl
 
 def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
     """The peer is dead as far as we can tell (RFC 7296 section 2.4)."""
+    # RFC 7296 section 2.8.2: it may be that the peer has closed this one after a collision, and its Delete was lost
+    closed_by_peer(sa, now)
     if sa.state is IkeState.DELETING or sa.quiet:
         sa.destroy("no answer to our Delete", now)
     elif sa.established:

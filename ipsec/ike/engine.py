@@ -43,7 +43,7 @@ from ipsec.ike.mobike import UpdateAddresses, behind_nat
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
 from ipsec.ike.registry import Registry
-from ipsec.ike.rekey import RekeyIke, handle_rekey
+from ipsec.ike.rekey import RekeyIke, handle_rekey, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.ike.status import StatusUnknownError
@@ -72,6 +72,7 @@ class IkeEngine(Registry):
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         """A datagram that is not ESP, without its non-ESP marker."""
         self.now = now
+        before = self._uid
         sa: IkeSa | None = None
         try:
             header = parse_header(data)
@@ -87,10 +88,11 @@ class IkeEngine(Registry):
             else:
                 sa.receive(header, data, path, now)
         except ParseError as error:
+            self.counters.add("invalid")
             if self.may_speak(now):
                 log.debug("dropped %d octets from %s: %s", len(data), path.remote, error)
         except Exception:
-            self._contain(sa, now)
+            self._contain(sa, now, before)
 
     def handle_timer(self, now: float) -> None:
         """Do what has come due."""
@@ -109,15 +111,28 @@ class IkeEngine(Registry):
             except Exception:
                 self._contain(sa, now)
 
-    def _contain(self, sa: IkeSa | None, now: float) -> None:
-        """A bug of ours: the IKE_SA at hand pays for it. The traceback names code, never contents."""
+    def _contain(self, sa: IkeSa | None, now: float, before: int | None = None) -> None:
+        """A bug of ours: the IKE_SA at hand pays for it. The traceback names code, never contents.
+
+        What was being made for it goes as well: its successors, and whatever has a unique id after ``before``.
+        """
         log.exception("this is a bug%s", f"; giving up {sa}" if sa is not None else "")
-        if sa is not None and sa.state is not IkeState.DESTROYING:
+        made = self._uid if before is None else before
+        doomed = [other for other in self.sas.values() if other.uid > made]
+        if sa is not None:
+            rekey = sa.rekey
+            doomed += [other for other in (sa, *((rekey.ours, rekey.peers) if rekey else ())) if other is not None]
+        for other in dict.fromkeys(doomed):
             try:
-                sa.destroy("internal error", now)
+                other.destroy("internal error", now)
+                if other.uid in self.sas:
+                    # it was its end that failed
+                    for child in list(other.children.values()):
+                        self.drop_child(child, "internal error", now)
+                    self.forget(other, now)
             except Exception:
                 log.exception("this is a bug, too")
-                self.forget(sa, now)
+                self.forget(other, now)
 
     # -- datagrams
 
@@ -139,6 +154,7 @@ class IkeEngine(Registry):
                 for datagram in closed[1]:
                     self.send(datagram, path)
             return
+        self.counters.add("invalid-spi")
         if header.response or header.spi_r == bytes(8) or ours in self.by_spi:
             return
         payloads: list[Payload] = [NotifyPayload(NotifyType.INVALID_IKE_SPI)]
@@ -296,6 +312,10 @@ class IkeEngine(Registry):
 
     def reauthenticate(self, sa: IkeSa, now: float) -> None:
         """Make the IKE_SA anew, from IKE_SA_INIT on, and let the old one go when the new one is up."""
+        if any(other.replaces == sa.uid and other.state is IkeState.CONNECTING for other in self.named(sa.name)):
+            # a second one would bring every CHILD_SA up twice (section 2.8.3)
+            log.info("%s: re-authentication is under way already", sa)
+            return
         if self.settings.make_before_break:
             self.emit(Initiate(sa.name, None, replaces=sa.uid))
             return
@@ -309,6 +329,10 @@ class IkeEngine(Registry):
         if sa.established and local != sa.path.local and local.version == sa.path.remote.version:
             path = sa.path._replace(local=local)
             if sa.mobike and sa.initiator:
+                if sa.pending is not None:
+                    # RFC 4555 section 3.5: what is under way goes the new way as well
+                    self.move_ike(sa, path, now)
+                    sa.transmit(sa.pending.datagrams, path, now)
                 sa.ask(UpdateAddresses(path), now, first=True)
                 return
             self.move_ike(sa, path, now)
@@ -497,6 +521,10 @@ class IkeEngine(Registry):
                 log.info("%s: replaces %s", sa, other)
                 self.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
 
+    def hand_over(self, old: IkeSa, new: IkeSa, now: float) -> None:
+        """The peer uses a successor that it has made: so do we."""
+        take_over(old, new, now)
+
     def succeeded(self, old: IkeSa, new: IkeSa, now: float) -> None:
         """A rekeyed IKE_SA has a successor that is in use."""
         lifetimes.disarm(self, old)
@@ -592,7 +620,9 @@ class IkeEngine(Registry):
 
     def drop_child(self, child: ChildSa, reason: str, now: float) -> None:
         """The IKE_SA of a CHILD_SA ends."""
-        if child.state in CHILD_UP:
+        waiting = child.peer_rekey is not None and child.peer_rekey.state is ChildState.INSTALLING
+        # section 2.8.1: after a lost collision it is replaced only once the peer has deleted it
+        if child.state in CHILD_UP or (child.state is ChildState.REKEYED and waiting):
             self.emit(ChildDown(child, reason))
         self.forget_child(child)
         child.ike.remove_child(child)

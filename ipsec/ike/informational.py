@@ -10,7 +10,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.mobike import behind_nat, detection, handle_update, take_addresses
-from ipsec.ike.rekey import closed_by_peer
+from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
 from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, name_of
@@ -33,6 +33,8 @@ def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: fl
                 return None
             reply += answer
     spis = [spi for p in deletes if p.protocol == Protocol.ESP for spi in p.spis]
+    if spis and sa.quiet:
+        settled_by_peer(sa, now)
     gone = close_children(sa, spis, now)
     if gone:
         # section 1.4.1: the paired SAs, except those that our own Delete in flight names

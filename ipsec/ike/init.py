@@ -38,6 +38,8 @@ NONCE_LEN = 32
 RESTARTS_MAX = 6
 #: after an error that nobody vouches for, how long a better answer may take to come
 HINT_PATIENCE_S = 10.0
+#: octets of a request. RFC 7296 section 2 wants 3000 to be taken; what is read of one costs as much as it is long
+REQUEST_MAX = 8192
 #: octets of both NAT_DETECTION notifies
 NAT_DETECTION_LEN = 2 * (8 + 20)
 
@@ -169,6 +171,7 @@ def handle_init_response(sa: IkeSa, header: Header, data: bytes, path: Path, now
         return
     if header.message_id != 0 or header.initiator or path.remote != sa.path.remote:
         return
+    sa.core.counters.message(ExchangeType.IKE_SA_INIT, sa.name, incoming=True, response=True)
     payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
     offer = [p for p in payloads if isinstance(p, SaPayload)]
@@ -330,12 +333,15 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     """Somebody wants an IKE_SA. Errors are answered without keeping anything (RFC 7296 section 2.6)."""
     if header.message_id != 0 or not header.initiator or header.spi_r != bytes(8) or header.spi_i == bytes(8):
         return
+    if len(data) > REQUEST_MAX:
+        return
     digest = blake2b(data + path.remote.packed + path.remote_port.to_bytes(2, "big"), digest_size=16).digest()
     known = core.init_requests.get(digest)
     if known is not None:
         # OB-44: the same message, not merely the same SPI
         known.transmit(known.response, path, now)
         return
+    core.counters.message(ExchangeType.IKE_SA_INIT, incoming=True, response=False)
     payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
     offer, ke, nonce = _mandatory(payloads)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
@@ -386,6 +392,7 @@ def _ask_cookie(core: IkeEngine, header: Header, nonce: NoncePayload, path: Path
 
 def _reply(core: IkeEngine, header: Header, notify: NotifyPayload, path: Path) -> None:
     core.send(_emit(header.spi_i, bytes(8), FLAG_RESPONSE, [notify]), path)
+    core.counters.message(ExchangeType.IKE_SA_INIT, incoming=False, response=True)
 
 
 def _choose(core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path) -> tuple[Connection, Proposal] | None:
@@ -451,3 +458,4 @@ def _answer_init(
     sa.change(IkeState.CONNECTING)
     sa.response = [progress.message_2]
     sa.transmit(sa.response, path, now)
+    core.counters.message(ExchangeType.IKE_SA_INIT, sa.name, incoming=False, response=True)

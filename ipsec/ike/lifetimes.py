@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 REPLACED_S = 60.0
 #: what re-authentication replaces is closed after this, when further CHILD_SAs of the new IKE_SA are up as well
 REAUTHENTICATED_S = 2.0
+#: rekeying needs a while, also where a short interval makes over_time next to nothing
+OVER_MIN_S = 10.0
 
 
 class Timer(IntEnum):
@@ -75,7 +77,7 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
         core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)
     longest = max(connection.rekey_time, connection.reauth_time)
     if longest:
-        core.timers.set((Timer.OVER, sa.uid), now + longest + connection.over_time)
+        core.timers.set((Timer.OVER, sa.uid), now + longest + max(connection.over_time, OVER_MIN_S))
     if connection.dpd_delay:
         core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
     if sa.nat_local and core.settings.keep_alive:

@@ -12,6 +12,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings
 from ipsec.ike.config_payload import Pool
 from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
+from ipsec.ike.counters import Counters
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.events import AddressesReleased, Event, IpAddress, Outgoing, Path
 from ipsec.ike.host import Host
@@ -52,6 +53,7 @@ class Registry:
         self.by_connection: dict[str, dict[int, IkeSa]] = {}
         self.children: dict[int, ChildSa] = {}
         self.timers = Timers()
+        self.counters = Counters()
         self.status = StatusCache()
         self.cookies = CookieJar(rng)
         self.half_open = HalfOpenLimiter(
@@ -175,7 +177,7 @@ class Registry:
         return sa
 
     def collects(self, sa: IkeSa) -> None:
-        """An IKE_SA that is not authenticated sends fragments. Whoever has waited longest makes room, and tries again."""
+        """Fragments for an IKE_SA that is not authenticated. Who has waited longest makes room, and tries again."""
         self.collecting[sa.uid] = sa
         self.collecting.move_to_end(sa.uid)
         if len(self.collecting) > COLLECTING_MAX:

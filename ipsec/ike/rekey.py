@@ -99,7 +99,11 @@ class RekeyIke(Request):
         new = sa.core.new_successor(sa, initiator=True, spi_i=self.spi, spi_r=proposal.spi)
         _key(sa, new, proposal, self.nonce, nonce, shared)
         rekey = sa.rekey
-        assert rekey is not None
+        if rekey is None:
+            # section 2.8.2: the peer's successor is in use already, which makes ours the redundant one
+            new.change(IkeState.ESTABLISHED)
+            new.ask(DeleteIke("redundant"), now)
+            return
         rekey.ours = new
         rekey.ours_nonce = min(self.nonce, nonce)
         if rekey.peers is not None and rekey.ours_nonce < rekey.peer_nonce:
@@ -117,11 +121,14 @@ class RekeyIke(Request):
         rekey = sa.rekey
         if rekey is not None and rekey.peers is not None:
             log.info("%s: rekeying: %s, which the peer has done itself", sa, name)
+            # section 2.8.2: its Delete makes the successor take over; should that never come, we do it ourselves
+            sa.core.timers.set((Timer.REPLACED, sa.uid), now + REPLACED_S)
+            return
+        if rekey is None or sa.state is not IkeState.REKEYING:
             return
         sa.rekey = None
-        if sa.state is IkeState.REKEYING:
-            sa.change(IkeState.ESTABLISHED)
-        for request in rekey.postponed if rekey else ():
+        sa.change(IkeState.ESTABLISHED)
+        for request in rekey.postponed:
             sa.queue.append(request)
         if error.notify == NotifyType.INVALID_KE_PAYLOAD and len(error.data) == 2:
             method = int.from_bytes(error.data, "big")
@@ -173,6 +180,10 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
         child.ike = new
         new.children[child.uid] = child
     sa.children = {}
+    peers = sa.rekey.peers if sa.rekey is not None else None
+    if peers is not None and peers is not new and peers.established:
+        # section 2.8.2: the redundant one is the peer's to delete, should it ever do so
+        core.timers.set((Timer.REPLACED, peers.uid), now + REPLACED_S)
     for other in core.sas.values():
         # a re-authentication under way is to take the place of what there is now
         if other.replaces == sa.uid:
@@ -181,7 +192,9 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     new.leases, sa.leases = sa.leases, []
     waiting = [*sa.queue, *(sa.rekey.postponed if sa.rekey else []), *core.retries(sa)]
     sa.queue.clear()
+    sa.rekey = None
     core.succeeded(sa, new, now)
+    core.counters.add("ike-rekey-init" if new.initiator else "ike-rekey-resp", new.name)
     core.emit(IkeRekeyed(sa, new))
     log.info("%s: rekeyed, %s takes over", sa, new)
     for request in waiting:
@@ -238,3 +251,13 @@ def closed_by_peer(sa: IkeSa, now: float) -> None:
     rekey = sa.rekey
     if rekey is not None and rekey.peers is not None and rekey.peers.established and sa.established:
         take_over(sa, rekey.peers, now)
+
+
+def settled_by_peer(new: IkeSa, now: float) -> None:
+    """The peer closes CHILD_SAs through a successor that it has made: it knows of no other one, or ours has lost.
+
+    Section 2.8.2 lets it, as soon as it has our response; it has not got our own request, and will refuse that.
+    """
+    old = next((sa for sa in new.core.sas.values() if sa.rekey is not None and sa.rekey.peers is new), None)
+    if old is not None:
+        closed_by_peer(old, now)

@@ -291,6 +291,7 @@ class IkeSa:
         self.pending = Pending(request, request.exchange, self.message_id_out, datagrams, now)
         self.message_id_out += 1
         self.transmit(datagrams, self.path, now)
+        self.core.counters.message(request.exchange, self.name, incoming=False, response=False)
         arm_retransmit(self.core, self, now)
         if self.message_id_out == MESSAGE_ID_SOFT:
             self.core.rekey_ike_sa(self, now)
@@ -386,6 +387,7 @@ class IkeSa:
         self.message_id_in += 1
         self.response = []
         self.last_in = now
+        self.core.counters.message(header.exchange, self.name, incoming=True, response=False)
         self.core.heard(self, header, path, now)
         answer: list[Payload] | None
         fatal = False
@@ -421,6 +423,7 @@ class IkeSa:
         """Answer the peer's last request, to where it came from."""
         self.response = self.protect(exchange, payloads, self.message_id_in - 1, response=True)
         self.transmit(self.response, path, now)
+        self.core.counters.message(exchange, self.name, incoming=False, response=True)
 
     def _receive_response(self, header: Header, data: bytes, path: Path, now: float) -> None:
         pending = self.pending
@@ -433,6 +436,7 @@ class IkeSa:
             return
         first, content, _ = opened
         self.last_in = now
+        self.core.counters.message(header.exchange, self.name, incoming=True, response=True)
         self.answered_by(pending, header, path, now)
         try:
             payloads = parse_payloads(first, content, header.exchange, True)
@@ -510,6 +514,10 @@ class IkeSa:
             pending.request.lost(self, now)
         for request in queue:
             request.lost(self, now)
+        successor = self.rekey.peers if self.rekey is not None else None
+        if successor is not None:
+            # one that the peer has made, and that has not taken over
+            successor.destroy(reason, now)
         self.core.forget(self, now)
         self.in_cipher = self.out_cipher = self.keys = None
         if not self.quiet:

@@ -2,9 +2,10 @@
 
 moon (A) and sun (B) have an IKE_SA and one CHILD_SA, ``old``. A script says what happens, word by word:
 
-* ``A:child`` A asks to rekey ``old`` (HDR, SK {N(REKEY_SA), SA, Ni, TSi, TSr}); ``A:ike`` to rekey the IKE_SA
-  (HDR, SK {SA, Ni, KEi}); ``A:del`` to delete ``old`` (HDR, SK {D}); ``A:bye`` to delete the IKE_SA; ``A:new`` for
-  another CHILD_SA (HDR, SK {SA, Ni, TSi, TSr}); ``A:dpd`` whether B lives (HDR, SK {}). The same for B.
+* ``A:child`` A asks to rekey ``old`` (HDR, SK {N(REKEY_SA), SA, Ni, TSi, TSr}), ``A:child2`` the newest CHILD_SA;
+  ``A:ike`` to rekey the IKE_SA (HDR, SK {SA, Ni, KEi}); ``A:del`` to delete ``old`` (HDR, SK {D}); ``A:bye`` to delete
+  the IKE_SA; ``A:new`` for another CHILD_SA (HDR, SK {SA, Ni, TSi, TSr}); ``A:dpd`` whether B lives (HDR, SK {}).
+  The same for B.
 * ``a`` the oldest datagram of A that is under way arrives; ``a1`` the one after it overtakes; ``-a`` the oldest is
   lost; ``=a`` it arrives, and will arrive again.
 * ``t`` time passes until the next timer.
@@ -20,6 +21,7 @@ import pytest
 
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import Liveness
+from ipsec.ike.state import IkeState
 from tests.pair import IN_FLIGHT_S, Pair, SimHost, unique_ivs
 
 #: name, script, how many CHILD_SAs there are afterwards (None: any, both ends agree), IKE_SAs
@@ -118,6 +120,11 @@ CASES: list[tuple[str, str, int | None, int]] = [
     ("bye-x-new", "A:bye B:new b a", 0, 0),
     ("bye-x-dpd", "A:bye B:dpd b a", 0, 0),
     ("ike-then-own-bye", "A:ike A:bye a b", 0, 0),
+    # found by test_seeds
+    ("rekey-of-a-child-whose-response-is-lost", "A:new a -b B:child2 b a t", 2, 1),
+    ("lost-child-collision-then-bye", "A:child B:child a b a b -a -b A:bye a B:bye b", 0, 0),
+    ("ike-x-ike-then-bye-of-the-refused", "B:ike A:ike -b a b B:bye t b a", 0, 0),
+    ("ike-x-ike-delete-through-the-successor", "A:ike B:ike -a b a B:del b1 a b", 0, 1),
     # field failures of others
     ("strongswan-1896-collision-and-lost-packet", "A:child B:child a b -a b a t", 1, 1),
     ("strongswan-1458-rekey-x-delete-at-once", "A:child a B:del b b a", None, 1),
@@ -161,6 +168,7 @@ class Script:
         engine = host.engine
         commands = {
             "child": lambda: host.do(engine.rekey_child, child),
+            "child2": lambda: host.do(engine.rekey_child, host.children[-1]),
             "ike": lambda: host.do(engine.rekey_ike_sa, sa),
             "del": lambda: host.do(engine.terminate_child, child),
             "bye": lambda: host.do(engine.terminate_ike, sa),
@@ -209,6 +217,21 @@ def test_every_order_of_the_first_four(one: str, other: str) -> None:
         world.settle()
         pair.agree(len(pair.a.children))
         world.close()
+
+
+def test_refused_ike_rekeying_has_an_end() -> None:
+    """HDR, SK {SA, Ni, KEi} of both cross, A's is refused as B is done, and B's HDR, SK {D} never comes (2.8.2)."""
+    script = Script(0)
+    a, b = script.pair.a, script.pair.b
+    old = b.ike.spi_i
+    # B's successor reaches A; A's own request is late, and meets an IKE_SA that B is closing
+    script.run("A:ike B:ike b a1 a b1")
+    assert a.engine.sas[script.old["a"][0].uid].state is IkeState.REKEYING
+    script.world.filter = lambda host, data: None if host is b and data[:8] == old else data
+    script.world.release()
+    script.world.run(120.0)
+    script.world.filter = None
+    script.pair.finish()
 
 
 def test_names_are_unique() -> None:

@@ -156,9 +156,7 @@ def test_cve_t_47_payloads_before_the_fragment() -> None:
     attack = Attack(engine, sa.path, lab.now)
     inner = fragment(sa, first, 1, 2, content[:50])[28:]
     for count in (1, 98, 99, 100, 101, 102, 4000):
-        outer = b"".join(
-            bytes((PayloadType.SKF if n == count - 1 else 200, 0, 0, 4)) for n in range(count)
-        )
+        outer = b"".join(bytes((PayloadType.SKF if n == count - 1 else 200, 0, 0, 4)) for n in range(count))
         head = bytearray(fragment(sa, first, 1, 2, b"")[:28])
         head[16] = 200
         head[24:28] = (28 + len(outer) + len(inner)).to_bytes(4, "big")
@@ -177,7 +175,7 @@ def test_never_ending() -> None:
         assert not give(lab, engine, sa, data), count
         if sa.collected is not None:
             most = max(most, len(sa.collected.reassembly))
-    assert most <= UNPROVED_BYTES_MAX
+    assert 30_000 <= most <= UNPROVED_BYTES_MAX
     assert sa.state is IkeState.CONNECTING
     engine.handle_timer(lab.now + 31)
     assert not engine.sas

@@ -13,7 +13,7 @@ All other messages change nothing. Nothing reaches ESTABLISHED in any cell, for 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -146,9 +146,7 @@ class Cell(NamedTuple):
     id: str
 
 
-CELLS = [
-    Cell(*found) for found in itertools.product(EXCHANGES, (False, True), (False, True), PROTECTION, IDS)
-]
+CELLS = [Cell(*found) for found in itertools.product(EXCHANGES, (False, True), (False, True), PROTECTION, IDS)]
 
 
 def contents(protection: str) -> list[Payload]:
@@ -157,7 +155,8 @@ def contents(protection: str) -> list[Payload]:
     if protection == "delete":
         return [DeletePayload(Protocol.IKE, [])]
     if protection == "auth":
-        return [IdPayload(PayloadType.IDI, 2, b"moon"), IdPayload(PayloadType.IDR, 2, b"sun"), AuthPayload(2, bytes(32))]
+        ids: list[Payload] = [IdPayload(PayloadType.IDI, 2, b"moon"), IdPayload(PayloadType.IDR, 2, b"sun")]
+        return [*ids, AuthPayload(2, bytes(32))]
     if protection == "create":
         return [NoncePayload(bytes(32))]
     return []
@@ -200,16 +199,14 @@ def may_act(sa: IkeSa, state: str, cell: Cell) -> bool:
         return False
     if cell.response:
         pending = sa.pending
-        return pending is not None and (cell.exchange, message_id(sa, cell.id)) == (pending.exchange, pending.message_id)
+        if pending is None:
+            return False
+        return (pending.exchange, pending.message_id) == (cell.exchange, message_id(sa, cell.id))
     if message_id(sa, cell.id) != sa.message_id_in:
         return False
     if "half-open" in state:
         return cell.exchange == AUTH
     return "waits" not in state and cell.exchange in (CHILD, INFO)
-
-
-def tables() -> Iterator[tuple[str, Callable[[], Scene]]]:
-    yield from STATES.items()
 
 
 def test_the_table_is_whole() -> None:

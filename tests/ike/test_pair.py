@@ -122,6 +122,15 @@ def test_reauthentication_loses_nothing(unique: Unique) -> None:
     pair.finish()
 
 
+def test_reauthentication_twice_at_once() -> None:
+    """HDR, SAi1, KEi, Ni once: a second IKE_SA would bring each CHILD_SA up twice (RFC 7296 section 2.8.3)."""
+    pair = Pair().up()
+    for _ in range(2):
+        pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
+    pair.world.run(30.0)
+    pair.finish()
+
+
 def test_mobike() -> None:
     pair = Pair(mobike=True).up()
     moved = ip_address("192.0.2.77")

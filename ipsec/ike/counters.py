@@ -1,0 +1,58 @@
+"""Messages and rekeyings counted, in all and by connection, under the names that charon's counters have."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ipsec.wire.iana import ExchangeType
+
+#: all there are, in the order in which they are told
+NAMES = (
+    *("ike-rekey-init", "ike-rekey-resp", "child-rekey", "invalid", "invalid-spi"),
+    *(f"{what}-{how}" for what in ("ike-init", "ike-auth", "create-child", "info")
+      for how in ("in-req", "in-resp", "out-req", "out-resp")),
+)  # fmt: skip
+
+_EXCHANGES = {
+    ExchangeType.IKE_SA_INIT: "ike-init",
+    ExchangeType.IKE_AUTH: "ike-auth",
+    ExchangeType.CREATE_CHILD_SA: "create-child",
+    ExchangeType.INFORMATIONAL: "info",
+}
+#: (exchange, came in, is a response) -> name
+_MESSAGES = {
+    (int(exchange), incoming, response): f"{what}-{'in' if incoming else 'out'}-{'resp' if response else 'req'}"
+    for exchange, what in _EXCHANGES.items()
+    for incoming in (False, True)
+    for response in (False, True)
+}
+
+
+class Counters:
+    """Counters since the start or the last reset; a message counts once, however often it is sent."""
+
+    __slots__ = ("all", "named")
+
+    def __init__(self) -> None:
+        self.all: Counter[str] = Counter()
+        self.named: dict[str, Counter[str]] = {}
+        "by connection"
+
+    def add(self, name: str, connection: str = "") -> None:
+        """Count one; without a connection only in all."""
+        self.all[name] += 1
+        if connection:
+            self.named.setdefault(connection, Counter())[name] += 1
+
+    def message(self, exchange: int, connection: str = "", *, incoming: bool, response: bool) -> None:
+        """Count a message; those of other exchanges are not counted."""
+        name = _MESSAGES.get((exchange, incoming, response))
+        if name is not None:
+            self.add(name, connection)
+
+    def reset(self, connection: str = "") -> bool:
+        """Begin anew, in all or for one connection; False if nothing was counted for that."""
+        if connection:
+            return self.named.pop(connection, None) is not None
+        self.all.clear()
+        return True
