@@ -1,9 +1,10 @@
 # Every target sets up what it needs. Start with: make demo
 PY = .venv/bin/python
 
-.PHONY: demo test lint types bench build asan soak clean
+.PHONY: demo demo-strongswan test lint types bench build asan soak clean
 
 demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
+demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.demo_strongswan
 test: ; @tools/setup build fast net test && $(PY) -m pytest
 lint: ; @tools/setup build fast && $(PY) -m ruff check .
 types: ; @tools/setup build fast && $(PY) -m mypy

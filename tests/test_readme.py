@@ -5,14 +5,44 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ipsec.cli import demo_strongswan
+from ipsec.config import load
 from ipsec.config.schema import load_text
+from ipsec.ike.config import Action, AuthClass
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_configuration_is_accepted(tmp_path: Path) -> None:
-    (example,) = (block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith("ipsecd {"))
+EXAMPLES = [block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith("ipsecd {")]
+
+
+def test_configuration_with_ikev2_is_accepted() -> None:
+    (example,) = (block for block in EXAMPLES if "connections {" in block)
+    config = load_text(example)
+    (connection,) = config.connections
+    (child,) = connection.children
+    assert child.start_action == Action.START | Action.TRAP
+    assert not config.warnings
+
+
+def test_configuration_with_certificates_is_accepted(tmp_path: Path) -> None:
+    homes = tmp_path / "a", tmp_path / "b"
+    demo_strongswan._certificates(homes)
+    (example,) = (block for block in EXAMPLES if "connections {" in block)
+    changed = example.replace(
+        "auth = psk\n            id = a", "auth = pubkey\n            certs = gateway.pem\n            id = a"
+    )
+    changed = changed.replace("auth = psk", "auth = pubkey")
+    changed = changed.replace("a.example", demo_strongswan.IDENTITIES[0])
+    (homes[0] / "swanctl.conf").touch(mode=0o600)
+    (homes[0] / "swanctl.conf").write_text(changed)
+    (connection,) = load(str(homes[0] / "swanctl.conf")).connections
+    assert connection.local.method is AuthClass.PUBKEY
+
+
+def test_configuration_of_manual_sas_is_accepted(tmp_path: Path) -> None:
+    (example,) = (block for block in EXAMPLES if "sas {" in block)
     for name, octet in (("to-b.in", "11"), ("to-b.out", "22")):
         (tmp_path / name).write_text("0x" + octet * 20 + "\n")
         (tmp_path / name).chmod(0o600)
@@ -24,8 +54,8 @@ def test_configuration_is_accepted(tmp_path: Path) -> None:
 
 
 def test_every_make_target_and_path_exists() -> None:
-    targets = set(re.findall(r"^(\w+): ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake (\w+)(?=`|\s{2,}#)", README)) <= targets
+    targets = set(re.findall(r"^([\w-]+): ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)(?=`|\s{2,}#)", README)) <= targets
     paths = re.findall(r"`((?:ipsec|tests|docs)/[\w./]+)`", README)
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []

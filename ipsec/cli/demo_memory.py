@@ -1,4 +1,7 @@
-"""The demo without any privilege: two gateways in this process, real crypto and real packets, links in memory."""
+"""The demo without any privilege: two gateways in this process, real crypto and real packets, links in memory.
+
+IKEv2 runs between two engines that know no socket; its keys are those of the ESP engines.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,18 @@ import secrets
 import struct
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from ipaddress import IPv4Address
 
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
-from ipsec.crypto.suites import esp_suite
+from ipsec.cli.demo_ike import DataPath, Negotiator, negotiate, rekey
+from ipsec.daemon.children import Children
 from ipsec.esp.drops import DropReason
-from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net.memory import MemoryLink, MemoryTun
-from ipsec.wire.selector import SelectorPair, TrafficSelector
 
-PACKETS = 20_000
+PACKETS = 10_000
 PAYLOAD = 1372
 BATCH = 16
-_OUTER = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 _INNER = IPv4Address("10.1.0.1"), IPv4Address("10.2.0.1")
 
 
@@ -54,39 +54,54 @@ def run() -> None:
 
 
 async def _demo() -> None:
-    print(f"Two gateways in memory, aes128gcm16, {PACKETS} UDP packets of {PAYLOAD} octets each way.\n")
+    print(f"Two gateways in memory, IKEv2, {PACKETS} UDP packets of {PAYLOAD} octets each way.\n")
     wire = _Wire()
     link = MemoryLink(wire)
     tuns = MemoryTun(), MemoryTun()
-    gateways = [
+    psk = secrets.token_bytes(32)
+    backends = [
         UserspaceBackend(UserspaceSettings(memory=MemoryEnds(tun, link, side))) for side, tun in enumerate(tuns)
     ]
     try:
-        keys = secrets.token_bytes(20), secrets.token_bytes(20)
-        for side, gateway in enumerate(gateways):
-            await gateway.start()
-            gateway.set_policies([Policy(Action.PROTECT, (_selectors(side),), reqid=1)])
-            for params in _pair(side, keys):
-                gateway.add_sa(params)
-        for side, label in enumerate(("a to b", "b to a")):
-            rate = await _transfer(side, tuns, link)
-            print(f"  {label + ', SHA-256 compared':34}  the same, {rate:.2f} Gbit/s with all this Python around it")
-        _row("messages on the wire", f"{wire.messages}, with inner octets in clear: {_clear(wire)}")
+        for backend in backends:
+            await backend.start()
+        gateways = [Negotiator(side, psk, _data_path(backend)) for side, backend in enumerate(backends)]
+        for label, text in negotiate(gateways):
+            row(label, text)
+        await _transfer_both(tuns, link)
+        row(*rekey(gateways))
+        await _transfer_both(tuns, link)
+        row("messages on the wire", f"{wire.messages}, with inner octets in clear: {_clear(wire)}")
         _expect(not _clear(wire), "inner packets can be read on the wire")
-        wire.flip = True
-        await _send_one(tuns, link)
-        _expect(gateways[1].drops().get(DropReason.IN_STATE_PROTO_ERROR) == 1, "a changed packet was not noticed")
-        _row("a packet with one bit flipped", "dropped (IN_STATE_PROTO_ERROR)")
-        wire.flip, wire.twice = False, True
-        await _send_one(tuns, link)
-        _expect(gateways[1].drops().get(DropReason.IN_STATE_SEQ_ERROR) == 1, "a replayed packet was not noticed")
-        _row("a packet sent twice", "the second one dropped (IN_STATE_SEQ_ERROR)")
+        await _attack(wire, tuns, link, backends[1])
     finally:
-        for gateway in gateways:
-            await gateway.stop()
+        for backend in backends:
+            await backend.stop()
         for tun in tuns:
             tun.close()
         link.close()
+
+
+def _data_path(backend: UserspaceBackend) -> DataPath:
+    children = Children(backend, path_mtu=1500, fraction=lambda: 0.0)
+    return DataPath(children.install, children.remove, backend.get_spi, backend.free_spi)
+
+
+async def _transfer_both(tuns: tuple[MemoryTun, MemoryTun], link: MemoryLink) -> None:
+    for side, label in enumerate(("a to b", "b to a")):
+        rate = await _transfer(side, tuns, link)
+        row(f"{label}, SHA-256 compared", f"the same, {rate:.2f} Gbit/s with all this Python around it")
+
+
+async def _attack(wire: _Wire, tuns: tuple[MemoryTun, MemoryTun], link: MemoryLink, receiver: UserspaceBackend) -> None:
+    wire.flip = True
+    await _send_one(tuns, link)
+    _expect(receiver.drops().get(DropReason.IN_STATE_PROTO_ERROR) == 1, "a changed packet was not noticed")
+    row("a packet with one bit flipped", "dropped (IN_STATE_PROTO_ERROR)")
+    wire.flip, wire.twice = False, True
+    await _send_one(tuns, link)
+    _expect(receiver.drops().get(DropReason.IN_STATE_SEQ_ERROR) == 1, "a replayed packet was not noticed")
+    row("a packet sent twice", "the second one dropped (IN_STATE_SEQ_ERROR)")
 
 
 def _expect(true: bool, otherwise: str) -> None:
@@ -94,8 +109,9 @@ def _expect(true: bool, otherwise: str) -> None:
         raise DemoError(otherwise)
 
 
-def _row(label: str, text: str) -> None:
-    print(f"  {label:34}  {text}")
+def row(label: str, text: str) -> None:
+    """One line of the table."""
+    print(f"  {label:34}  {text}", flush=True)
 
 
 async def _transfer(side: int, tuns: tuple[MemoryTun, MemoryTun], link: MemoryLink) -> float:
@@ -145,23 +161,3 @@ def _packet(side: int, number: int) -> bytes:
     value = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     checked: bytes = header[:10] + value.to_bytes(2, "big") + header[12:]
     return checked + datagram
-
-
-def _selectors(side: int) -> SelectorPair:
-    nets = [TrafficSelector(IPv4Address(f"10.{number}.0.0"), IPv4Address(f"10.{number}.255.255")) for number in (1, 2)]
-    return SelectorPair(nets[side], nets[1 - side])
-
-
-def _pair(side: int, keys: tuple[bytes, bytes]) -> tuple[SaParams, SaParams]:
-    inbound = SaParams(
-        spi=0x1000 + side,
-        direction=Direction.IN,
-        suite=esp_suite("aes128gcm16"),
-        local=_OUTER[side],
-        remote=_OUTER[1 - side],
-        encr_key=keys[side],
-        encap=(4500, 4500),
-        selectors=(_selectors(side),),
-        reqid=1,
-    )
-    return inbound, replace(inbound, spi=0x1001 - side, direction=Direction.OUT, encr_key=keys[1 - side])

@@ -1,0 +1,49 @@
+"""The demos: the one in memory as it is, the others as far as they come within seconds."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ipsec.cli import demo_lab, demo_memory, demo_strongswan
+from ipsec.config.schema import load_text
+from ipsec.ike.config import Action
+
+
+def test_in_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo_memory, "PACKETS", 320)
+    demo_memory.run()
+    said = capsys.readouterr().out
+    assert said.count("the same,") == 4
+    assert "negotiated by both in               4 messages" in said
+    assert "CHILD_SA and IKE_SA rekeyed in      8 messages" in said
+    assert "with inner octets in clear: 0" in said
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_configuration_with_a_preshared_key(side: int) -> None:
+    sections = demo_lab.connection(side, auth="psk", names=("a.example", "b.example"), initiates=side == 0)
+    config = load_text(sections + "secrets {\n ike-demo {\n secret = 0x" + "11" * 32 + "\n }\n}\n")
+    (connection,) = config.connections
+    (child,) = connection.children
+    assert (child.start_action, child.rekey_time == demo_lab.CHILD_LIFE_S) == (
+        (Action.START, True) if side == 0 else (Action.NONE, False)
+    )
+    assert not config.warnings
+
+
+def test_certificates_are_good_for_both(tmp_path: Path) -> None:
+    homes = tmp_path / "a", tmp_path / "b"
+    demo_strongswan._certificates(homes)
+    for home in homes:
+        assert (home / "private" / "gateway.pem").stat().st_mode & 0o777 == 0o600
+        command = ["openssl", "verify", "-CAfile", str(home / "x509ca/ca.pem"), str(home / "x509/gateway.pem")]
+        assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo_strongswan, "NEEDED", {"/nonexistent": "strongswan-charon"})
+    assert demo_strongswan.main() == 1
+    assert "apt-get install --no-install-recommends strongswan-charon" in capsys.readouterr().err

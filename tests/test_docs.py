@@ -1,0 +1,14 @@
+"""What is written by tools/ into docs/ is what the code says."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from tools import settings, states
+
+
+@pytest.mark.parametrize("tool", [settings, states], ids=["settings", "states"])
+def test_file_is_current(tool: ModuleType) -> None:
+    assert tool.FILE.read_text() == tool.text(), f"run: python -m {tool.__name__}"
