@@ -383,8 +383,8 @@ class UserspaceBackend:
             self._monitor = None
 
     def _on_link(self) -> None:
-        assert self._monitor is not None
-        assert self._tun is not None
+        if self._monitor is None or self._tun is None:
+            return  # the loop had this call in its queue already when the device was closed
         changes = self._monitor.changes()
         if Change.GONE in changes:
             self._device_gone()

@@ -16,6 +16,9 @@ from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.settings import LogLevel
 from ipsec.daemon import ExitCode, backend_settings
+from ipsec.daemon.logs import formatter
+from ipsec.daemon.ready import check_ike, tunnels_networks
+from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
 from ipsec.esp.sa import Mode
 
@@ -34,7 +37,9 @@ exit status:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter("text"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if options.json and not options.check:
         _parser().error("--json needs --check")
     try:
@@ -42,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG
+    if not options.check:
+        handler.setFormatter(formatter(config.settings.log_format.value))
     level = options.log_level or config.settings.log_level.value
     logging.getLogger("ipsec").setLevel(level.upper())
     if options.check:
@@ -81,8 +88,9 @@ def _check(config: Config, *, as_json: bool) -> int:
             settings,
             state_dir=Path(config.settings.state_dir) if config.sas else None,
             outbound=[sa.params()[1] for sa in config.sas],
-            forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas),
+            forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas) or tunnels_networks(config),
         )
+        found += check_ike(config, settings)
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG
@@ -101,7 +109,9 @@ def _check(config: Config, *, as_json: bool) -> int:
 
 def _table(config: Config, found: Sequence[Requirement], complete: bool) -> str:
     width = max(len(requirement.name) for requirement in found)
-    lines = [f"{config.file}: {len(config.sas)} manual SA pairs, backend {config.settings.backend.value}", ""]
+    what = [amount(len(config.connections), "connection")] if config.connections or not config.sas else []
+    what += [amount(len(config.sas), "manual SA pair")] if config.sas else []
+    lines = [f"{config.file}: {', '.join(what)}, backend {config.settings.backend.value}", ""]
     for requirement in found:
         lines.append(f"  {requirement.state.value:7}  {requirement.name:{width}}  {requirement.detail}")
         if requirement.state is not State.FOUND:

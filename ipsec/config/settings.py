@@ -31,6 +31,10 @@ from ipsec.errors import ConfigError
 ANY_ADDRESSES = (ip_address("0.0.0.0"), ip_address("::"))
 
 
+VICI_SOCKET = "/var/run/charon.vici"
+"where strongSwan's clients look for their daemon"
+
+
 class BackendKind(Enum):
     """What carries packets."""
 
@@ -177,6 +181,12 @@ class DaemonSettings:
     "another gateway, address or name, that all initiators are sent to"
     keylog: str = ""
     "directory for Wireshark's key files: whoever reads them reads all traffic"
+    vici_socket: str = VICI_SOCKET
+    "Unix socket for swanctl and other clients of vici; 'none' (here empty): no socket"
+    vici_group: str = ""
+    "group that may use the socket besides the daemon's user; empty: the daemon's own"
+    vici_mode: int = 0o660
+    "permissions of the socket, octal; whoever can write to it controls the daemon"
     offload: OffloadSettings = OffloadSettings()
     "a section: which kernel offloads to use"
 
@@ -228,6 +238,29 @@ def _parse_directory(text: str) -> str:
     return text
 
 
+def _parse_socket(text: str) -> str:
+    """An absolute path, also in strongSwan's form unix:///path; ``none`` as well as nothing is none."""
+    path = text.removeprefix("unix://")
+    if not path or path == "none":
+        return ""
+    # sun_path is 108 octets with its NUL (unix(7))
+    if not path.startswith("/") or len(path.encode()) > 107:
+        raise ConfigError(f"{quoted(text)} is not an absolute path of at most 107 octets, or none")
+    return path
+
+
+def _parse_mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ConfigError(f"{quoted(text)} is not an octal mode such as 0660")
+    return int(text, 8)
+
+
+def _parse_group(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", text):
+        raise ConfigError(f"{quoted(text)} is not the name of a group")
+    return text
+
+
 _OFFLOAD_KEYS = dict.fromkeys(
     ("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp"), parse_switch
 )
@@ -273,6 +306,9 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "follow_redirects": parse_bool,
     "redirect_to": _parse_gateway,
     "keylog": _parse_directory,
+    "vici_socket": _parse_socket,
+    "vici_group": _parse_group,
+    "vici_mode": _parse_mode,
 }
 
 

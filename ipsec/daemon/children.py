@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
 from ipsec.errors import BackendError, PolicyError, SaError, SuiteError
+from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, ChildMode
@@ -53,6 +54,8 @@ class Children:
         self._installed: dict[int, _Installed] = {}
         self._by_sa: dict[int, ChildSa] = {}
         self._policies: dict[tuple[SelectorPair, int], _Shared] = {}
+        self.new_policies = False
+        "there are policies that were not there when somebody last set this to False"
 
     def __len__(self) -> int:
         return len(self._installed)
@@ -72,6 +75,17 @@ class Children:
             if last is not None:
                 used.append(last)
         return max(used, default=None)
+
+    def stats(self, child: ChildSa) -> tuple[SaStats | None, SaStats | None]:
+        """Counters of the inbound and the outbound SA, None where there is none."""
+        known = self._installed.get(child.uid)
+        if known is None:
+            return None, None
+        inbound, outbound = known.inbound, known.outbound
+        return (
+            self._backend.query_sa(inbound) if inbound is not None else None,
+            self._backend.query_sa(outbound) if outbound is not None else None,
+        )
 
     def install(self, event: InstallChild) -> str | None:
         """Put SAs in place; why that cannot be, or None."""
@@ -171,6 +185,7 @@ class Children:
                 priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
                 policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
                 self._policies[key] = _Shared(self._backend.add_policy(policy))
+                self.new_policies = True
             keys.append(key)
         known.policies = tuple(keys)
 

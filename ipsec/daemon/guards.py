@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
 from ipsec.esp.sa import Action as PolicyAction
 from ipsec.esp.sa import Policy
 from ipsec.ike.child import resolve
-from ipsec.ike.config import Action, ChildConfig, ChildMode, Connection
+from ipsec.ike.config import Action, ChildConfig, ChildMode, Connection, SelectorTemplate
 from ipsec.ike.engine import IkeEngine
-from ipsec.ike.events import Path
-from ipsec.wire.selector import SelectorPair, agreeing_pairs
+from ipsec.ike.events import IpAddress, Path
+from ipsec.wire.selector import SelectorPair, TrafficSelector, agreeing_pairs
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 class _Guard:
     connection: Connection
     child: ChildConfig
+    pairs: list[SelectorPair]
     policies: tuple[int, ...]
     reqid: int
     trap: bool
@@ -53,7 +55,7 @@ class Guards:
         shunt = child.shunt and child.start_action is not Action.NONE
         if not child.policies or not (shunt or trap or (self._keep and Action.START in child.start_action)):
             return
-        pairs = _pairs(child, path)
+        pairs = _pairs(connection, child, path)
         if not pairs:
             if trap:
                 log.warning(
@@ -62,24 +64,59 @@ class Guards:
                     child.name,
                 )
             return
-        action = _ACTIONS.get(child.mode, PolicyAction.PROTECT)
         reqid = 0 if child.shunt else self._engine.trap_reqid(connection.name, child)
+        guard = self._guards[key] = _Guard(connection, child, pairs, (), reqid, trap)
+        self._put(guard)
+
+    def _put(self, guard: _Guard) -> None:
+        child = guard.child
+        action = _ACTIONS.get(child.mode, PolicyAction.PROTECT)
         policies = []
-        for pair in pairs:
+        for pair in guard.pairs:
             priority = child.priority or automatic_priority(action, pair)
-            policies.append(self._backend.add_policy(Policy(action, (pair,), reqid, priority)))
-        guard = self._guards[key] = _Guard(connection, child, tuple(policies), reqid, trap)
+            policies.append(self._backend.add_policy(Policy(action, (pair,), guard.reqid, priority)))
+        guard.policies = tuple(policies)
         for policy in policies:
             self._by_policy[policy] = guard
 
+    def put_last(self, connection: str, child: str) -> None:
+        """Let the policies of a CHILD_SA that is up come before the guard's.
+
+        The first policy says which address of ours is the source of a route. A guard that stands for a virtual address
+        has to cover all of them, and must not say so any more once that address is there.
+        """
+        guard = self._guards.get((connection, child))
+        if guard is not None and guard.connection.vips:
+            # nothing leaves in between: routes follow later, and what has no policy is dropped
+            self._drop(guard.policies)
+            self._put(guard)
+
+    def _drop(self, policies: tuple[int, ...]) -> None:
+        for policy in policies:
+            del self._by_policy[policy]
+            self._backend.del_policy(policy)
+
     def remove_all(self, connection: Connection) -> None:
         """Undo ``add`` for all children of a connection."""
-        for key in [key for key in self._guards if key[0] == connection.name]:
-            guard = self._guards.pop(key)
-            self._engine.untrap(*key)
-            for policy in guard.policies:
-                del self._by_policy[policy]
-                self._backend.del_policy(policy)
+        for name, child in [key for key in self._guards if key[0] == connection.name]:
+            self.remove(name, child)
+
+    def remove(self, connection: str, child: str) -> bool:
+        """Undo ``add`` for one child; False if there is nothing to undo."""
+        guard = self._guards.pop((connection, child), None)
+        if guard is None:
+            return False
+        self._engine.untrap(connection, child)
+        self._drop(guard.policies)
+        return True
+
+    def has(self, connection: str, child: str) -> bool:
+        """Whether ``add`` has put something in place for a child."""
+        return (connection, child) in self._guards
+
+    def visible(self) -> list[tuple[Connection, ChildConfig]]:
+        """Children with a trap or a shunt; guards that only keep traffic from leaving are nobody's concern."""
+        return [(guard.connection, guard.child) for guard in self._guards.values() if guard.trap or guard.child.shunt]
 
     def wanted(self, policy: int) -> tuple[Connection, ChildConfig] | None:
         """What a packet without an SA asks for; None if its policy is no trap."""
@@ -102,11 +139,23 @@ class Guards:
 _ACTIONS = {ChildMode.PASS: PolicyAction.BYPASS, ChildMode.DROP: PolicyAction.DISCARD}
 
 
-def _pairs(child: ChildConfig, path: Path | None) -> list[SelectorPair]:
+def _pairs(connection: Connection, child: ChildConfig, path: Path | None) -> list[SelectorPair]:
     """Selectors as far as they are known without a peer: none if ``dynamic`` needs an address that is not."""
-    known = path is not None
-    if not known and any(template.network is None for template in (*child.local_ts, *child.remote_ts)):
+    if path is None and any(
+        template.network is None for template in (*(() if connection.vips else child.local_ts), *child.remote_ts)
+    ):
         return []
-    local = resolve(child.local_ts, (path.local,) if path is not None else ())
+    if connection.vips:
+        # whatever the virtual address will be
+        local = [selector for template in child.local_ts for selector in _of_any(template, connection.vips)]
+    else:
+        local = resolve(child.local_ts, (path.local,) if path is not None else ())
     remote = resolve(child.remote_ts, (path.remote,) if path is not None else ())
     return list(agreeing_pairs(local, remote))
+
+
+def _of_any(template: SelectorTemplate, vips: tuple[IpAddress, ...]) -> list[TrafficSelector]:
+    if template.network is not None:
+        return template.resolve(())
+    networks = {vip.version: ip_network("0.0.0.0/0" if vip.version == 4 else "::/0") for vip in vips}
+    return [TrafficSelector(n[0], n[-1], template.protocol, template.ports) for n in networks.values()]

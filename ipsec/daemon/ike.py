@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_interface
 
 from ipsec.backend.base import Acquire, Backend, BackendEvent, Datagram, Expire, Mapping
 from ipsec.config import Config
+from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
+from ipsec.daemon.collector import Collector
 from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.guards import Guards
-from ipsec.daemon.reach import Resolver, names_of, source_address, specific
+from ipsec.daemon.keylog import KeyLog, RecordedEngine
+from ipsec.daemon.loaded import Loaded
+from ipsec.daemon.reach import Resolver, allows, names_of, source_address, specific, usable
 from ipsec.daemon.settings import ike_settings
+from ipsec.daemon.watch import HostWatch
 from ipsec.errors import BackendError
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike.config import Action, ChildConfig, Connection, IkeSettings
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
     KEEPALIVE,
@@ -32,12 +37,14 @@ from ipsec.ike.events import (
     Initiate,
     InstallChild,
     MoveChild,
+    Outgoing,
     Path,
     RemoveChild,
     RevocationNeeded,
     TrapWanted,
 )
 from ipsec.ike.sa import IkeSa
+from ipsec.net.route import PROTOCOL
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +67,16 @@ class IkeControl:
         self._fwmark = fwmark
         self._resolver = Resolver()
         self._fetcher = Fetcher()
+        self._collector = Collector()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._retries: dict[tuple[str, str], float] = {}
         self._handled = False
         self._stopping = False
+        self._watch: HostWatch | None = None
+        self._held: list[Outgoing] = []
+        self._holding = False
         ports = backend.ike_ports or backend.ports
         settings = ike_settings(
             config,
@@ -73,24 +84,44 @@ class IkeControl:
             port_nat_t=next(iter(backend.ports.values()), 0),
             qcd_secret=qcd_secret,
         )
-        self.engine = IkeEngine(settings, self, secrets.token_bytes)
+        self.observers: list[Callable[[Event], None]] = []
+        "who hears of the engine's events, after they have been acted upon"
+        self._keylog = KeyLog(config.settings.keylog) if config.settings.keylog else None
+        self.engine = self._make_engine(settings)
+        self.loaded = Loaded(config)
         self.children = Children(backend, path_mtu=config.settings.path_mtu, fraction=self.engine.fraction)
-        self._guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
+        self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
+
+    def _make_engine(self, settings: IkeSettings) -> IkeEngine:
+        if self._keylog is None:
+            return IkeEngine(settings, self, secrets.token_bytes)
+        engine = RecordedEngine(settings, self, secrets.token_bytes)
+        engine.keylog = self._keylog
+        self.observers.append(self._keylog.on_event)
+        return engine
 
     # -- start, reload, stop
 
     async def start(self) -> None:
         """Take the configuration, put traps and shunts in place, and bring up what is to be up."""
-        await self._load(self._config)
+        if self._backend_is_outside():
+            try:
+                self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL)
+            except OSError as error:
+                log.warning("changes of our own addresses will not be noticed: %s", error.strerror)
+        await self._load(self.loaded.config())
+        self._collector.start()
 
     async def reload(self, config: Config) -> None:
-        """Another configuration: what did not change goes on undisturbed."""
+        """Another configuration file: what did not change goes on undisturbed, and so does what vici has loaded."""
+        self.loaded.read_again(config)
+        config = self.loaded.config()
         old = {connection.name: connection for connection in self._config.connections}
         new = {connection.name: connection for connection in config.connections}
         gone = [connection for name, connection in old.items() if new.get(name) != connection]
         for connection in gone:
             log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
-            self._guards.remove_all(connection)
+            self.guards.remove_all(connection)
             for sa in list(self.engine.sas.values()):
                 if sa.connection == connection:
                     self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
@@ -107,15 +138,30 @@ class IkeControl:
             if unless is not None and connection in unless:
                 continue
             for child in connection.children:
-                await self._begin(connection, child)
+                await self.begin(connection, child)
         self.turn()
 
-    async def _begin(self, connection: Connection, child: ChildConfig) -> None:
+    def take(self, config: Config) -> None:
+        """Another configuration, whose start actions somebody else sees to."""
+        known = {name for old in self._config.connections for name in names_of((*old.local_addrs, *old.remote_addrs))}
+        for connection in config.connections:
+            for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
+                if name not in known:
+                    known.add(name)
+                    self._spawn(self._keep_resolved(name))
+        self._config = config
+        self.engine.load(config.connections, config.credentials, config.pools)
+
+    async def path(self, connection: Connection) -> Path | None:
+        """The way to a connection's peer; None if it has no fixed address or there is no route."""
+        return await self._path(connection)
+
+    async def begin(self, connection: Connection, child: ChildConfig) -> None:
         """The start action of one child."""
         path = await self._path(connection)
-        self._guards.add(connection, child, path)
+        self.guards.add(connection, child, path)
         if Action.START in child.start_action and not child.shunt:
-            self._spawn(self._connect(connection, child))
+            self._spawn(self.connect(connection, child))
 
     async def stop(self) -> None:
         """Close everything at the peers, within STOP_S."""
@@ -138,7 +184,13 @@ class IkeControl:
         self.turn()
         if self._timer is not None:
             self._timer.cancel()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._keylog is not None:
+            self._keylog.close()
         self._fetcher.close()
+        self._collector.stop()
 
     # -- what comes in
 
@@ -160,33 +212,90 @@ class IkeControl:
         elif isinstance(event, Mapping):
             child = self.children.of_sa(event.sa)
             if child is not None:
+                log.info("%s: CHILD_SA %s: the peer is at %s[%d] now", child.ike, child, event.address, event.port)
                 path = child.ike.path._replace(remote=event.address, remote_port=event.port)
                 self.engine.peer_moved(child, path, now)
         self.turn()
 
     def _acquire(self, event: Acquire) -> None:
-        found = self._guards.wanted(event.policy)
+        found = self.guards.wanted(event.policy)
         if found is not None:
             connection, child = found
             log.info("%s: traffic for %s", connection.name, child.name)
-            self._spawn(self._connect(connection, child))
+            self._spawn(self.connect(connection, child))
+
+    def _backend_is_outside(self) -> bool:
+        return self._config.settings.backend is not BackendKind.MEMORY
+
+    def _host_changed(self) -> None:
+        """Addresses or routes of this host are others: IKE_SAs move to where the way to their peer begins now."""
+        if self._stopping:
+            return
+        now = self._loop.time()
+        for sa in self.established():
+            local = self._best_local(sa)
+            if local != sa.path.local:
+                log.info("%s: our address changes from %s to %s", sa, sa.path.local, local)
+                self.engine.update_address(sa, local, now)
+        self.turn()
+
+    def _best_local(self, sa: IkeSa) -> IpAddress:
+        """The address of ours that an IKE_SA should have: its own, unless that leads nowhere or the kernel prefers
+        another. What the peer chose when it came to us stays as long as it can."""
+        local, remote = sa.path.local, sa.path.remote
+        wanted = specific(sa.connection.local_addrs, remote.version)
+        if (not sa.initiator or wanted == local) and usable(local, remote, self._fwmark):
+            return local
+        for candidate in (wanted, source_address(remote, self._fwmark)):
+            if candidate is None or candidate in sa.addresses or not allows(sa.connection.local_addrs, candidate):
+                continue
+            if usable(candidate, remote, self._fwmark):
+                return candidate
+        return local
 
     def turn(self) -> None:
         """Act on events, send, arm the timer: in this order (see ``ipsec.ike.engine``)."""
         engine = self.engine
         while (event := engine.next_event()) is not None:
             self._handle(event)
-        for data, path in engine.datagrams_to_send():
-            if data == KEEPALIVE:
-                self._backend.send_keepalive(path.local, path.local_port, path.remote, path.remote_port)
-            else:
-                self._backend.send_datagram(data, path.local, path.local_port, path.remote, path.remote_port)
+            for observer in tuple(self.observers):
+                observer(event)
+        datagrams = engine.datagrams_to_send()
+        if self.children.new_policies and not self._stopping:
+            # the peer may use a CHILD_SA as soon as it has our answer, and our own answers need routes
+            self.children.new_policies = False
+            self._held += datagrams
+            if not self._holding:
+                self._holding = True
+                self._spawn(self._send_held())
+        else:
+            self._send(datagrams)
         when = engine.next_timer()
         if self._timer is not None:
             if when is not None and self._timer.when() == when and not self._timer.cancelled():
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(when, self._tick) if when is not None else None
+
+    def _send(self, datagrams: Iterable[Outgoing]) -> None:
+        for data, path in datagrams:
+            if data == KEEPALIVE:
+                self._backend.send_keepalive(path.local, path.local_port, path.remote, path.remote_port)
+            else:
+                self._backend.send_datagram(data, path.local, path.local_port, path.remote, path.remote_port)
+
+    async def _send_held(self) -> None:
+        """Send what waits for routes; those that come to wait meanwhile have the next round."""
+        try:
+            while self._held:
+                held, self._held = self._held, []
+                try:
+                    await self._backend.sync_routes()
+                except BackendError as error:
+                    log.error("routes: %s", error)
+                self._send(held)
+        finally:
+            self._holding = False
 
     def _tick(self) -> None:
         self._timer = None
@@ -203,6 +312,7 @@ class IkeControl:
                     self.engine.child_failed(event.child, refused, self._loop.time())
                 else:
                     self._retries.pop((event.child.ike.name, event.child.name), None)
+                    self.guards.put_last(event.child.ike.name, event.child.name)
             case RemoveChild():
                 self.children.remove(event)
             case MoveChild():
@@ -222,7 +332,7 @@ class IkeControl:
             case IkeDown():
                 self._lost(event)
             case ChildNotMade():
-                self._guards.rearm(event.sa.name, event.config.name)
+                self.guards.rearm(event.sa.name, event.config.name)
                 self._retry(event.sa.connection, event.config)
 
     async def _add_address(self, address: IpAddress) -> None:
@@ -243,7 +353,7 @@ class IkeControl:
         child = connection.child(event.child) if event.child is not None else None
         if event.remote is not None:
             connection = replace(connection, remote_addrs=(str(event.remote),))
-        self._spawn(self._connect(connection, child, event))
+        self._spawn(self.connect(connection, child, event))
 
     def _trap(self, name: str, child: str) -> None:
         connection = self.engine.table.by_name.get(name)
@@ -252,13 +362,13 @@ class IkeControl:
             self._spawn(self._add_trap(connection, config))
 
     async def _add_trap(self, connection: Connection, child: ChildConfig) -> None:
-        self._guards.add(connection, child, await self._path(connection), trap=True)
+        self.guards.add(connection, child, await self._path(connection), trap=True)
 
     def _lost(self, event: IkeDown) -> None:
         """An IKE_SA that is gone: what it should have brought up is tried again."""
         connection = event.sa.connection
         for child in connection.children:
-            self._guards.rearm(connection.name, child.name)
+            self.guards.rearm(connection.name, child.name)
         if event.established or not event.sa.initiator:
             return
         log.warning("%s: not established: %s", event.sa, event.reason)
@@ -277,8 +387,9 @@ class IkeControl:
     async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
         await asyncio.sleep(wait)
         # a reload may have changed it, or the peer may have come by itself
-        if self.engine.table.by_name.get(connection.name) == connection and not self._is_up(connection, child):
-            await self._connect(connection, child)
+        current = self.engine.table.by_name.get(connection.name)
+        if current is not None and current.child(child.name) == child and not self._is_up(current, child):
+            await self.connect(current, child)
 
     def _is_up(self, connection: Connection, child: ChildConfig) -> bool:
         return any(
@@ -288,18 +399,21 @@ class IkeControl:
             for other in sa.children_up()
         )
 
-    async def _connect(self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None) -> None:
+    async def connect(
+        self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None
+    ) -> IkeSa | None:
+        """Bring up a child, or the IKE_SA alone; None if there is no way to the peer."""
         path = await self._path(connection)
         if path is None:
             log.warning("%s: no way to %s", connection.name, ", ".join(connection.remote_addrs))
             if child is not None:
-                self._guards.rearm(connection.name, child.name)
+                self.guards.rearm(connection.name, child.name)
                 self._retry(connection, child)
-            return
+            return None
         wanted = []
         if child is not None:
-            wanted.append((child, self._guards.reqid(connection.name, child.name)))
-        self.engine.initiate(
+            wanted.append((child, self.guards.reqid(connection.name, child.name)))
+        sa = self.engine.initiate(
             connection,
             wanted,
             path,
@@ -308,6 +422,7 @@ class IkeControl:
             redirected_from=event.redirected_from if event is not None else None,
         )
         self.turn()
+        return sa
 
     async def _path(self, connection: Connection) -> Path | None:
         """The way to a connection's peer; None if it has no fixed address or there is no route."""
@@ -331,12 +446,12 @@ class IkeControl:
             await self._resolver.resolve(name)
             await asyncio.sleep(RESOLVE_S)
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("this is a bug", exc_info=task.exception())

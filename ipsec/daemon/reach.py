@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from ipsec.esp.sa import IpAddress
 
@@ -85,6 +85,36 @@ def source_address(remote: IpAddress, fwmark: int) -> IpAddress | None:
         except OSError:
             return None
     return found
+
+
+def usable(local: IpAddress, remote: IpAddress, fwmark: int) -> bool:
+    """Whether ``local`` is an address of this host, and a route leads from it to ``remote``."""
+    family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            if fwmark:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+            sock.bind((str(local), 0))
+            sock.connect((str(remote), 9))
+        except OSError:
+            return False
+    return True
+
+
+def allows(texts: Iterable[str], address: IpAddress) -> bool:
+    """Whether an address list has room for an address: one that is chosen anew, not one that a name stands for."""
+    for text in texts:
+        low, _, high = text.partition("-")
+        try:
+            if text in _ANYTHING or (("/" in text) and address in ip_network(text, strict=False)):
+                return True
+            if "/" not in text:
+                first, last = ip_address(low), ip_address(high or low)
+                if first.version == address.version and int(first) <= int(address) <= int(last):
+                    return True
+        except ValueError:
+            continue
+    return False
 
 
 def specific(texts: Iterable[str], version: int) -> IpAddress | None:

@@ -23,10 +23,12 @@ from ipsec.config import Config, load
 from ipsec.config.settings import BackendKind, EventLoopKind
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, backend_settings
+from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, vici_wanted
+from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
 from ipsec.esp.sa import Direction
 from ipsec.net.memory import MemoryLink, MemoryTun
+from ipsec.vici.commands import ViciService
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,10 @@ class Daemon:
         self._backend_settings = backend_settings(config, self._ends)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
+        self._vici: ViciService | None = None
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
-        self._reloading: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[str] | None = None
         self._exit_code = ExitCode.OK
 
     async def start(self) -> None:
@@ -62,31 +65,35 @@ class Daemon:
             # Policies first: what they protect is dropped until its SA is there, and never leaves in clear.
             self.backend.set_policies(config.policies())
             self._manual.install([sa.params() for sa in config.sas])
-            if config.connections:
+            if config.connections or vici_wanted(config):
                 await self._start_ike()
             await self.backend.sync_routes()
         except BaseException:
             await self.stop()
             raise
         if config.sas:
-            log.info("%d SAs and %d policies are installed", 2 * len(config.sas), len(config.policies()))
+            policies = amount(len(config.policies()), "policy", "policies")
+            log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
         if config.connections:
-            log.info("%d connections", len(config.connections))
+            log.info("%s", amount(len(config.connections), "connection"))
 
     async def _start_ike(self) -> None:
         secret = qcd_secret(Path(self._config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
         self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret)
         self.backend.on_datagram(self.ike.on_datagram)
+        if vici_wanted(self._config):
+            # before anything is started: another daemon may be there
+            self._vici = await start_vici(self.ike, self._config.settings, self.reload)
         await self.ike.start()
 
-    async def reload(self) -> None:
-        """Read the configuration file again. If it is wrong, everything goes on as it was."""
+    async def reload(self) -> str:
+        """Read the configuration file again. If it is wrong, everything goes on as it was: why, else an empty text."""
         try:
             config = load(self._config.file)
         except ConfigError as error:
             log.error("not reloaded: %s", error)
-            return
+            return str(error)
         for what, old, new in (
             ("ipsecd", self._config.settings, config.settings),
             ("sas", self._config.sas, config.sas),
@@ -100,10 +107,13 @@ class Daemon:
             await self.ike.reload(self._config)
         elif config.connections:
             await self._start_ike()
-        log.info("reloaded %s: %d connections", config.file, len(config.connections))
+        log.info("reloaded %s: %s", config.file, amount(len(config.connections), "connection"))
+        return ""
 
     async def stop(self) -> None:
         """Release everything; safe in any state."""
+        if self._vici is not None:
+            await self._vici.stop()
         if self.ike is not None:
             await self.ike.stop()
         try:
@@ -174,7 +184,7 @@ class Daemon:
                 _counts({reason.name: count for reason, count in stats.drops.items()}),
             )
         if unused:
-            log.info("%d more SAs have had no packet", unused)
+            log.info("%s had no packet", amount(unused, "more SA has", "more SAs have"))
         self._log_totals()
 
     def _log_totals(self) -> None:
@@ -195,7 +205,7 @@ class Daemon:
             self.ike.on_event(event)
         if isinstance(event, Expire):
             self._manual.handle(event)
-        elif isinstance(event, Mapping):
+        elif isinstance(event, Mapping) and (self.ike is None or self.ike.children.of_sa(event.sa) is None):
             log.info("SA %d: the peer is now at %s port %d", event.sa, event.address, event.port)
 
 

@@ -6,14 +6,15 @@ import contextlib
 import logging
 import os
 from enum import IntEnum
+from ipaddress import ip_address
 from pathlib import Path
 
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.config import Config
-from ipsec.config.settings import ANY_ADDRESSES
+from ipsec.config.settings import ANY_ADDRESSES, VICI_SOCKET, BackendKind
 from ipsec.config.values import Switch
 from ipsec.errors import ConfigError
-from ipsec.esp.sa import Action
+from ipsec.esp.sa import Action, IpAddress
 from ipsec.ike.config import ChildMode, IkeSettings
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         workers=auto_workers() if settings.workers is None else settings.workers,
         listen=listen,
         port=_port(config),
-        ike_port=(settings.port or None) if config.connections else None,
+        ike_port=(settings.port or None) if config.connections or vici_wanted(config) else None,
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
         bypass=bypass,
         install_routes=settings.install_routes,
@@ -77,6 +78,19 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         },
         memory=ends,
     )
+
+
+def vici_wanted(config: Config) -> bool:
+    """Whether vici is to be served: a daemon in memory, or one for manual SAs alone, is asked for it explicitly."""
+    path = config.settings.vici_socket
+    if path != VICI_SOCKET:
+        return bool(path)
+    return config.settings.backend is not BackendKind.MEMORY and bool(config.connections or not config.sas)
+
+
+def amount(number: int, one: str, several: str = "") -> str:
+    """``1 connection``, ``2 connections``."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def auto_workers() -> int:
@@ -118,17 +132,21 @@ _IKE_NAMES = (
 
 
 def _protects_peer(config: Config) -> bool:
-    """Whether a remote selector is nothing but its own peer (transport mode, host to host).
+    """Whether a remote selector covers its own peer (host to host, everything), perhaps before there is an SA.
 
-    No throw route can keep the outer packets out of the tunnel then; only a mark tells them from inner ones.
+    Either nothing but the peer is in it, so that no throw route can keep the outer packets out of the tunnel, or a trap
+    or guard is in place before anybody knows the peer. Only a mark tells outer packets from inner ones then.
     """
     for connection in config.connections:
-        if connection.pools:
-            continue
         for child in connection.children:
-            # dynamic is the peer's own address
-            if not child.shunt and any(template.network is None for template in child.remote_ts):
-                return True
+            if child.shunt and child.mode is not ChildMode.DROP:
+                continue
+            for template in child.remote_ts:
+                # dynamic is the peer's own address, also where there are pools: nobody has to ask for another
+                if template.network is None or (
+                    child.start_action and any(_may_be_in(text, template.network) for text in connection.remote_addrs)
+                ):
+                    return True
     return any(
         pair.remote.start == pair.remote.end == sa.remote
         for sa in config.sas
@@ -136,3 +154,13 @@ def _protects_peer(config: Config) -> bool:
         if policy.action is Action.PROTECT
         for pair in policy.selectors
     )
+
+
+def _may_be_in(text: str, network: tuple[IpAddress, IpAddress]) -> bool:
+    """Whether an entry of ``remote_addrs`` lies in a network; a name may, if that is everything."""
+    first, last = network
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return first.is_unspecified
+    return address.version == first.version and int(first) <= int(address) <= int(last)

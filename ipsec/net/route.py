@@ -158,12 +158,12 @@ class Router:
         self._rules &= versions
 
     def local_addresses(self) -> list[IpAddress]:
-        """This host's addresses, in the kernel's order, link-local ones left out."""
+        """This host's addresses, in the kernel's order, link-local and loopback ones left out."""
         found: list[IpAddress] = []
         for family, make in ((socket.AF_INET, IPv4Address), (socket.AF_INET6, IPv6Address)):
             for message in self._netlink.get_addr(family=family):
                 text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                if text and not make(text).is_link_local:
+                if text and not (make(text).is_link_local or make(text).is_loopback):
                     found.append(make(text))
         return found
 

@@ -95,8 +95,8 @@ def _emit_section(parts: list[bytes], section: Mapping[str, Any], depth: int) ->
 
 def _name(name: str) -> bytes:
     text = name.encode("utf-8", "surrogateescape")
-    if not text or len(text) > 255:
-        raise ValueError(f"a vici name has 1 to 255 octets, not {len(text)}")
+    if len(text) > 255:
+        raise ValueError(f"a vici name has at most 255 octets, not {len(text)}")
     return bytes((len(text),)) + text
 
 
@@ -174,8 +174,8 @@ def parse_message(data: bytes) -> Message:
 
 
 def _read_name(data: bytes, offset: int) -> tuple[str, int]:
-    if offset >= len(data) or not data[offset] or offset + 1 + data[offset] > len(data):
-        raise ParseError("a vici name is cut short or empty")
+    if offset >= len(data) or offset + 1 + data[offset] > len(data):
+        raise ParseError("a vici name is cut short")
     end = offset + 1 + data[offset]
     return data[offset + 1 : end].decode("utf-8", "surrogateescape"), end
 

@@ -28,6 +28,8 @@ BACKLOG_MAX = 8 << 20
 #: a client that does not take an answer within this is dropped
 PATIENCE_S = 10.0
 MODE = 0o660
+#: while a command runs, whether its client is still there is looked at so often
+LOOK_S = 1.0
 
 
 class CommandError(IpsecError):
@@ -65,7 +67,15 @@ class Client:
         """Queue a packet; a client with too much waiting for it is dropped."""
         if self._writer.is_closing():
             return
-        self._writer.write(emit_packet(kind, name, message))
+        try:
+            packet = emit_packet(kind, name, message)
+        except ValueError as error:
+            # something that we tell about is larger than vici can carry: a client must not wait for its answer
+            log.warning("cannot tell a vici client%s: %s", f" of {name}" if name else "", error)
+            if kind is not PacketType.CMD_RESPONSE:
+                return
+            packet = emit_packet(kind, message={"success": "no", "errmsg": str(error)})
+        self._writer.write(packet)
         if self._writer.transport.get_write_buffer_size() > BACKLOG_MAX:
             log.warning("a vici client does not read what it asked for, dropped")
             self.close()
@@ -85,7 +95,7 @@ class Client:
     @property
     def gone(self) -> bool:
         """Nobody is there any more."""
-        return self._writer.is_closing()
+        return self._writer.is_closing() or self._reader.at_eof()
 
     def close(self) -> None:
         """Hang up."""
@@ -207,9 +217,20 @@ class ViciServer:
             case _:
                 raise ParseError(f"a packet {packet.type.name} from a client")
 
+    async def _while_there(self, client: Client, packet: Packet) -> Mapping[str, Any]:
+        """Run a command, at most until its client has gone."""
+        task = asyncio.ensure_future(_call(self._commands[packet.name], client, packet.message))
+        try:
+            while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+                if client.gone:
+                    raise CommandError("the client has gone")
+            return task.result()
+        finally:
+            task.cancel()
+
     async def _run(self, client: Client, packet: Packet) -> Mapping[str, Any]:
         try:
-            return await self._commands[packet.name](client, packet.message)
+            return await self._while_there(client, packet)
         except CommandError as error:
             return {"success": "no", **error.extra, "errmsg": str(error)}
         except IpsecError as error:
@@ -217,6 +238,10 @@ class ViciServer:
         except Exception:
             log.exception("this is a bug in the command %s", packet.name)
             return {"success": "no", "errmsg": "internal error, see the log"}
+
+
+async def _call(handler: Handler, client: Client, message: Message) -> Mapping[str, Any]:
+    return await handler(client, message)
 
 
 async def _clear_stale(path: Path) -> None:

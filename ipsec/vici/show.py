@@ -7,10 +7,10 @@ from typing import Any
 
 from ipsec.crypto.revocation import Revocation
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, IpAddress, LocalAuth, PoolConfig, RemoteAuth
 from ipsec.ike.sa import IkeSa
-from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Prf, TransformType, name_of
-from ipsec.wire.proposal import Proposal
+from ipsec.wire.iana import Esn, TransformType
+from ipsec.wire.proposal import Proposal, Transform
 
 Message = dict[str, Any]
 
@@ -80,14 +80,19 @@ def _until(when: float, now: float) -> int:
     return max(int(when - now), 0)
 
 
+def algorithm(transform: Transform) -> str:
+    """charon's name of an algorithm, without the size of its key."""
+    return str(Transform(transform.type, transform.id))
+
+
 def _encryption(proposal: Proposal) -> Message:
     encr, integ = proposal.first(TransformType.ENCR), proposal.first(TransformType.INTEG)
     found: Message = {}
     if encr is not None:
-        found["encr-alg"] = name_of(Encr, encr.id)
+        found["encr-alg"] = algorithm(encr)
         found["encr-keysize"] = encr.key_bits or None
     if integ is not None and integ.id:
-        found["integ-alg"] = name_of(Integ, integ.id)
+        found["integ-alg"] = algorithm(integ)
         found["integ-keysize"] = integ.key_bits or None
     return found
 
@@ -97,8 +102,8 @@ def ike_algorithms(proposal: Proposal) -> Message:
     prf, ke = proposal.first(TransformType.PRF), proposal.first(TransformType.KE)
     return {
         **_encryption(proposal),
-        "prf-alg": f"PRF_{name_of(Prf, prf.id)}" if prf is not None else None,
-        "dh-group": name_of(KeMethod, ke.id) if ke is not None and ke.id else None,
+        "prf-alg": algorithm(prf) if prf is not None else None,
+        "dh-group": algorithm(ke) if ke is not None and ke.id else None,
     }
 
 
@@ -110,7 +115,7 @@ def child_sa(child: ChildSa, traffic: Traffic, now: float) -> Message:
         esn = child.proposal.first(TransformType.ESN)
         algorithms = {
             **_encryption(child.proposal),
-            "dh-group": name_of(KeMethod, ke.id) if ke is not None and ke.id else None,
+            "dh-group": algorithm(ke) if ke is not None and ke.id else None,
             "esn": "1" if esn is not None and esn.id == Esn.YES else None,
         }
     return {
@@ -160,17 +165,27 @@ def _local(auth: LocalAuth) -> Message:
     return {
         "class": auth.method.value,
         "id": auth.id or "%any",
-        "certs": [certificate.subject for certificate in auth.certs] or None,
+        "groups": [],
+        "cert_policy": [],
+        "certs": [certificate.subject for certificate in auth.certs],
+        "cacerts": [],
     }
+
+
+#: what charon says where a configuration says this
+_REVOCATION = {Revocation.STRICT: "GOOD", Revocation.IFURI: "SKIPPED"}
 
 
 def _remote(auth: RemoteAuth) -> Message:
     return {
         "class": "any" if auth.method is AuthClass.ANY else auth.method.value,
-        "revocation": None if auth.revocation is Revocation.RELAXED else auth.revocation.value,
+        "revocation": _REVOCATION.get(auth.revocation),
         "id": auth.id,
-        "certs": [certificate.subject for certificate in auth.certs] or None,
-        "cacerts": [certificate.subject for certificate in auth.cacerts] or None,
+        "ca_id": auth.ca_id,
+        "groups": [],
+        "cert_policy": list(auth.cert_policy),
+        "certs": [certificate.subject for certificate in auth.certs],
+        "cacerts": [certificate.subject for certificate in auth.cacerts],
     }
 
 
@@ -190,4 +205,25 @@ def child_config(config: ChildConfig) -> Message:
         "close_action": _action(config.close_action),
         "local-ts": list(config.local_ts),
         "remote-ts": list(config.remote_ts),
+    }
+
+
+def pool_base(config: PoolConfig) -> IpAddress:
+    """What charon calls the base of a pool: the address of the network, if it has all that a network has to assign."""
+    spare = 2 if config.first.version == 4 else 1
+    size = int(config.last) - int(config.first) + 1 + spare
+    start = int(config.first) - 1
+    if size > spare + 1 and not size & (size - 1) and start % size == 0:
+        return config.first - 1
+    return config.first
+
+
+def policy(config: Connection, child: ChildConfig) -> Message:
+    """A trap or shunt as ``list-policy`` has it."""
+    return {
+        "child": child.name,
+        "ike": config.name,
+        "mode": child.mode.name,
+        "local-ts": list(child.local_ts),
+        "remote-ts": list(child.remote_ts),
     }

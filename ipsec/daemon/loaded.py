@@ -1,0 +1,334 @@
+"""What is loaded: connections, credentials, authorities and pools, from swanctl.conf and by vici, in one table.
+
+At start the table is what swanctl.conf says, as if ``swanctl --load-all`` had been run then. From there on vici
+changes it: what has the name (or key id) of something that is there replaces it, wherever that came from, and
+``clear-creds`` and ``unload-...`` reach everything. Reading the file again (SIGHUP) puts back what it says, takes away
+what it no longer says, and leaves alone what vici has loaded under other names.
+
+Sections that come by vici are read by the same code as those of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.x509 import SubjectKeyIdentifier
+
+from ipsec.config import Config
+from ipsec.config.authorities import read_authorities
+from ipsec.config.checks import Checker
+from ipsec.config.connections import read_connection
+from ipsec.config.directories import CredentialFiles
+from ipsec.config.grammar import Section, Value
+from ipsec.config.pools import read_pool
+from ipsec.crypto.identity import parse_pattern
+from ipsec.crypto.keyfiles import load_private_key
+from ipsec.crypto.revocation import Crl, parse_crl
+from ipsec.crypto.x509 import Certificate, load_certificates
+from ipsec.errors import ConfigError, ParseError
+from ipsec.ike.config import Connection, PoolConfig
+from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+
+#: keys whose values are files' contents when they come by vici
+_BLOBS = frozenset({"certs", "cacerts", "pubkeys", "cacert"})
+_KEY_TYPES: dict[str, type] = {
+    "rsa": RSAPrivateKey,
+    "ecdsa": EllipticCurvePrivateKey,
+    "ed25519": Ed25519PrivateKey,
+    "ed448": Ed448PrivateKey,
+}
+
+
+class _Entry(NamedTuple):
+    """A connection as it was read, and where from."""
+
+    connection: Connection
+    section: Section | None
+    "None: from the file, complete"
+    certificates: tuple[Certificate, ...]
+    "what it brought with it"
+
+
+class Loaded:
+    """See the module's text. ``config`` is the whole; methods raise ConfigError and change nothing then."""
+
+    def __init__(self, file: Config) -> None:
+        self._file = file
+        self._connections: dict[str, _Entry] = {}
+        self._pools: dict[str, PoolConfig] = {}
+        self._secrets: dict[str, SharedSecret] = {}
+        self._nameless: list[SharedSecret] = []
+        self._keys: dict[str, PrivateKey] = {}
+        self._certificates: dict[Certificate, None] = {}
+        self._authorities: dict[str, Authority] = {}
+        self._anchors: dict[Certificate, Authority] = {}
+        self._crls: dict[bytes, Crl] = {}
+        self._checked: tuple[Credentials, Checker] | None = None
+        "out of what is above; None when that has changed"
+        self._complete: dict[str, Connection] = {}
+        self._add_file(file)
+
+    # -- the whole
+
+    def config(self) -> Config:
+        """Everything, as a configuration. Connections that lack a key or a pool are in it nevertheless."""
+        # in the order of the table, which decides between equals
+        connections = tuple(self._completed(name, entry) for name, entry in self._connections.items())
+        credentials, pools = self._checks()[0], tuple(self._pools.values())
+        return replace(self._file, connections=connections, credentials=credentials, pools=pools)
+
+    def connection(self, name: str) -> Connection | None:
+        """One connection, as ``config`` has it."""
+        entry = self._connections.get(name)
+        return self._completed(name, entry) if entry is not None else None
+
+    def _checks(self) -> tuple[Credentials, Checker]:
+        if self._checked is None:
+            own = [one for entry in self._connections.values() for one in entry.certificates]
+            credentials = Credentials(
+                secrets=(*self._secrets.values(), *self._nameless),
+                private_keys=self._keys.values(),
+                certificates=(*self._certificates, *own),
+                authorities=(*self._authorities.values(), *self._anchors.values()),
+                crls=self._crls.values(),
+            )
+            self._checked = credentials, Checker(CredentialFiles(None), credentials, self._pools)
+        return self._checked
+
+    def _completed(self, name: str, entry: _Entry) -> Connection:
+        """charon takes a connection that lacks something as well: it may be loaded next."""
+        if entry.section is None:
+            return entry.connection
+        found = self._complete.get(name)
+        if found is None:
+            try:
+                found = self._checks()[1].complete(entry.section, entry.connection)
+            except ConfigError:
+                found = entry.connection
+            self._complete[name] = found
+        return found
+
+    def _credentials_changed(self) -> None:
+        self._checked = None
+        self._complete = {}
+
+    def read_again(self, file: Config) -> None:
+        """The configuration file has been read anew."""
+        before, self._file = self._file, file
+        names = {connection.name for connection in before.connections}
+        for name in names:
+            entry = self._connections.get(name)
+            if entry is not None and entry.section is None:
+                del self._connections[name]
+                self._complete.pop(name, None)
+        for pool in before.pools:
+            if self._pools.get(pool.name) == pool:
+                del self._pools[pool.name]
+        old = before.credentials
+        for secret in old.secrets:
+            if self._secrets.get(secret.name) == secret:
+                del self._secrets[secret.name]
+        for key in old.private_keys:
+            self._keys.pop(key_id(key), None)
+        for certificate in old.certificates:
+            self._certificates.pop(certificate, None)
+        for authority in old.authorities:
+            self._anchors.pop(authority.certificate, None)
+            if self._authorities.get(authority.name) == authority:
+                del self._authorities[authority.name]
+        for crl in old.crls:
+            self._crls.pop(crl.issuer.data, None)
+        self._add_file(file)
+
+    def _add_file(self, file: Config) -> None:
+        for connection in file.connections:
+            self._connections[connection.name] = _Entry(connection, None, ())
+        self._pools |= {pool.name: pool for pool in file.pools}
+        credentials = file.credentials
+        self._secrets |= {secret.name: secret for secret in credentials.secrets}
+        self._keys |= {key_id(key): key for key in credentials.private_keys}
+        self._certificates |= dict.fromkeys(credentials.certificates)
+        self._authorities |= {authority.name: authority for authority in credentials.authorities if authority.name}
+        self._anchors |= {one.certificate: one for one in credentials.authorities if not one.name}
+        self._crls |= {crl.issuer.data: crl for crl in credentials.crls}
+        self._credentials_changed()
+
+    # -- connections
+
+    def load_connection(self, name: str, message: Mapping[str, Any]) -> None:
+        """Read a connection and put it in place of one of that name."""
+        files = CredentialFiles(None)
+        section = section_of(f"connections.{name}", message)
+        connection = read_connection(section, name, files, allow_weak=self._file.settings.allow_weak)
+        before = self._connections.get(name)
+        self._connections[name] = _Entry(connection, section, tuple(files.own))
+        self._complete.pop(name, None)
+        if files.own or (before is not None and before.certificates):
+            self._credentials_changed()
+
+    def warnings(self, name: str) -> list[str]:
+        """What a connection that came by vici lacks, or has that will hardly do what is meant."""
+        entry = self._connections[name]
+        if entry.section is None:
+            return []
+        _, checker = self._checks()
+        try:
+            connection = checker.complete(entry.section, entry.connection)
+        except ConfigError as error:
+            return [f"{error.key}: {error.message}"]
+        return [warning.removeprefix("vici:0: ") for warning in checker.warnings(entry.section, connection)]
+
+    def unload_connection(self, name: str) -> bool:
+        """Whether there was one."""
+        entry = self._connections.pop(name, None)
+        self._complete.pop(name, None)
+        if entry is not None and entry.certificates:
+            self._credentials_changed()
+        return entry is not None
+
+    # -- credentials
+
+    def load_certificate(self, data: bytes, flag: str) -> None:
+        """Certificates in PEM or DER."""
+        try:
+            found = load_certificates(data)
+        except ParseError as error:
+            raise ConfigError(f"parsing X509 certificate failed: {error}") from None
+        for certificate in found:
+            if flag == "CA":
+                if not certificate.is_ca:
+                    raise ConfigError(f"{certificate.subject} is not the certificate of an authority")
+                self._anchors.setdefault(certificate, Authority(certificate))
+            else:
+                self._certificates[certificate] = None
+        self._credentials_changed()
+
+    def load_crl(self, data: bytes) -> None:
+        """A revocation list in PEM or DER."""
+        try:
+            crl = parse_crl(data)
+        except ParseError as error:
+            raise ConfigError(f"parsing X509_CRL certificate failed: {error}") from None
+        self._crls[crl.issuer.data] = crl
+        self._credentials_changed()
+
+    def load_key(self, kind: str, data: bytes) -> str:
+        """A private key; its id."""
+        key = load_private_key(data)
+        if kind != "any" and not isinstance(key, _KEY_TYPES[kind]):
+            raise ConfigError(f"parsing {kind.upper()} private key failed: it is of another type")
+        private = PrivateKey(key)
+        self._keys[key_id(private)] = private
+        self._credentials_changed()
+        return key_id(private)
+
+    def unload_key(self, name: str) -> bool:
+        """Whether there was one."""
+        found = self._keys.pop(name.lower(), None) is not None
+        self._credentials_changed()
+        return found
+
+    def key_ids(self) -> list[str]:
+        """All of them."""
+        return list(self._keys)
+
+    def load_shared(self, name: str, secret: bytes, owners: list[str]) -> None:
+        """A preshared key and whose it is."""
+        if not secret:
+            raise ConfigError("the preshared key is empty")
+        shared = SharedSecret(secret, tuple(parse_pattern(owner) for owner in owners if owner != "%any"), name)
+        if name:
+            self._secrets[name] = shared
+        elif shared not in self._nameless:
+            self._nameless.append(shared)
+        self._credentials_changed()
+
+    def unload_shared(self, name: str) -> bool:
+        """Whether there was one."""
+        found = self._secrets.pop(name, None) is not None
+        self._credentials_changed()
+        return found
+
+    def shared_names(self) -> list[str]:
+        """All of them."""
+        return [name for name in self._secrets if name]
+
+    def clear_credentials(self) -> None:
+        """Forget all but the authorities that have a name."""
+        for table in (self._secrets, self._nameless, self._keys, self._certificates, self._anchors, self._crls):
+            table.clear()
+        self._credentials_changed()
+
+    def load_authority(self, name: str, message: Mapping[str, Any]) -> None:
+        """A trust anchor with its URIs."""
+        top = Section("authorities", "vici", 0)
+        top.sections[name] = section_of(f"authorities.{name}", message)
+        (self._authorities[name],) = read_authorities(top, CredentialFiles(None))
+        self._credentials_changed()
+
+    def unload_authority(self, name: str) -> bool:
+        """Whether there was one."""
+        found = self._authorities.pop(name, None) is not None
+        self._credentials_changed()
+        return found
+
+    # -- pools
+
+    def load_pool(self, name: str, message: Mapping[str, Any], *, online: int = 0) -> str:
+        """Addresses to assign; whether that was ``added``, ``updated`` or ``replaced``. ``online`` are in use."""
+        pool = read_pool(section_of(f"pools.{name}", message), name)
+        for other in self._pools.values():
+            same = other.first.version == pool.first.version
+            if same and other.name != name and other.first <= pool.last and pool.first <= other.last:  # type: ignore[operator]
+                raise ConfigError(f"the pool {name} overlaps with the pool {other.name}")
+        before = self._pools.get(name)
+        moved = before is not None and (before.first, before.last) != (pool.first, pool.last)
+        if moved and online:
+            raise ConfigError(f"vici pool {name} has {online} online leases, unable to replace")
+        self._pools[name] = pool
+        self._complete = {name: one for name, one in self._complete.items() if not one.pools}
+        return "added" if before is None else "replaced" if moved else "updated"
+
+    def unload_pool(self, name: str) -> bool:
+        """Whether there was one."""
+        return self._pools.pop(name, None) is not None
+
+
+def key_id(key: PrivateKey) -> str:
+    """SHA-1 of the public key's octets in hexadecimal, as charon names private keys."""
+    return SubjectKeyIdentifier.from_public_key(key.key.public_key()).digest.hex()
+
+
+def section_of(path: str, message: Mapping[str, Any]) -> Section:
+    """A message as the section of a configuration file that it was, or could have been, made of.
+
+    A list becomes ``a, b``; what a file held becomes ``0x...``.
+    """
+    section = Section(path, "vici", 0)
+    for name, value in message.items():
+        if isinstance(value, Mapping):
+            section.sections[name] = section_of(section.child_path(name), value)
+            continue
+        items = value if isinstance(value, list) else [value]
+        texts = []
+        for item in items:
+            try:
+                text = item.decode()
+            except UnicodeDecodeError:
+                text = ""
+            inline = text[:2].lower() in ("0x", "0s")
+            if name in _BLOBS and not inline:
+                text = f"0x{item.hex()}"
+            elif not text and item:
+                raise ConfigError("the value is not UTF-8", key=section.child_path(name))
+            texts.append(text)
+        text = ", ".join(texts)
+        # as in a file, nothing unsets the key
+        section.values[name] = Value(text or None, "vici", 0)
+    return section

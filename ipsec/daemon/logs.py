@@ -1,0 +1,44 @@
+"""How a line of the log looks: text for people, or one JSON object for programs (``ipsecd.log_format``)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.sa import IkeSa
+
+TEXT = "%(levelname)s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One object per line: time, level, logger, message, and connection, child and peer where a line is about them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        values: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key in ("connection", "child", "peer"):
+            if hasattr(record, key):
+                values[key] = str(getattr(record, key))
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, ChildSa):
+                values.setdefault("child", argument.name)
+                argument = argument.ike
+            if isinstance(argument, IkeSa):
+                values.setdefault("connection", argument.name)
+                values.setdefault("ike_sa", argument.uid)
+                values.setdefault("peer", str(argument.path.remote))
+        if record.exc_info:
+            values["exception"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False)
+
+
+def formatter(kind: str) -> logging.Formatter:
+    """The formatter for a value of ``ipsecd.log_format``."""
+    return JsonFormatter() if kind == "json" else logging.Formatter(TEXT)

@@ -1,0 +1,104 @@
+"""What IKEv2 needs of the machine and finds there, for ``ipsecd --check``: nothing is changed, nobody is spoken to."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import tempfile
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from ipsec.backend.requirements import Requirement, State
+from ipsec.backend.settings import UserspaceSettings
+from ipsec.config import Config
+from ipsec.config.settings import BackendKind
+from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
+from ipsec.errors import BackendError
+from ipsec.ike.config import ChildMode, Connection
+from ipsec.net import ike
+
+#: names are looked up for that long, all together
+PATIENCE_S = 5.0
+
+
+def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
+    """Ports, the state directory, and whether there is a way to each peer."""
+    if not config.connections or config.settings.backend is BackendKind.MEMORY:
+        return []
+    found = []
+    if settings.ike_port is not None:
+        found += [_port(settings, settings.ike_port, version) for version in (4, 6)]
+    found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
+    if config.settings.keylog:
+        detail = f"all keys are written to {config.settings.keylog}: whoever reads them reads all traffic"
+        found.append(Requirement("key files", State.HINT, detail, "remove ipsecd.keylog"))
+    return found
+
+
+def _port(settings: UserspaceSettings, port: int, version: int) -> Requirement:
+    name = f"IKE over IPv{version}"
+    addresses = [address for address in settings.listen if address.version == version]
+    if settings.listen and not addresses:
+        return Requirement(name, State.FOUND, "not asked for")
+    address = addresses[0] if addresses else IPv4Address(0) if version == 4 else IPv6Address(0)
+    try:
+        ike.open_ike(address, port, fwmark=settings.fwmark).close()
+    except BackendError as error:
+        number = error.__cause__.errno if isinstance(error.__cause__, OSError) else 0
+        if version == 6 and not settings.listen and number in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            return Requirement(name, State.HINT, "this host has no IPv6", "enable IPv6 if peers use it")
+        return Requirement(name, State.MISSING, error.message, error.remedy or "see the kernel log")
+    return Requirement(name, State.FOUND, f"port {port} on {address} is free")
+
+
+def _state(directory: Path) -> Requirement:
+    """A secret that outlives the daemon (RFC 6290): tunnels work without."""
+    name = "state of IKE"
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        remedy = "set ipsecd.state_dir to a directory that this user can write"
+        detail = f"{directory}: {error.strerror}; peers will take longer to notice a restart"
+        return Requirement(name, State.HINT, detail, remedy)
+    return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
+
+
+async def _peers(config: Config, fwmark: int) -> list[Requirement]:
+    resolver = Resolver()
+    jobs = [_peer(connection, resolver, fwmark) for connection in config.connections]
+    found = await asyncio.gather(*jobs)
+    return [requirement for requirement in found if requirement is not None]
+
+
+async def _peer(connection: Connection, resolver: Resolver, fwmark: int) -> Requirement | None:
+    """The way to a peer with an address; None for whoever comes from anywhere."""
+    name, texts = f"peer of {connection.name}", ", ".join(connection.remote_addrs)
+    try:
+        remote = await asyncio.wait_for(resolver.first_of(connection.remote_addrs), PATIENCE_S)
+    except TimeoutError:
+        remote = None
+    if remote is None:
+        if all(text.startswith("%any") or "/" in text or text in ("0.0.0.0", "::") for text in connection.remote_addrs):
+            return None
+        return Requirement(name, State.HINT, f"{texts}: no address is known", "check the name, or the name servers")
+    local = specific(connection.local_addrs, remote.version) or source_address(remote, fwmark)
+    if local is None:
+        return Requirement(name, State.HINT, f"{remote}: there is no route to it", f"ip route get {remote}")
+    if not usable(local, remote, fwmark) or not allows(connection.local_addrs, local):
+        detail = f"{local} is not an address of this host, or local_addrs does not have it"
+        return Requirement(name, State.HINT, detail, "ip address show; correct local_addrs")
+    return Requirement(name, State.FOUND, f"{remote}, reached from {local}")
+
+
+def tunnels_networks(config: Config) -> bool:
+    """Whether a child is for more than this host's own addresses."""
+    return any(
+        child.mode is ChildMode.TUNNEL and any(template.network is not None for template in child.local_ts)
+        for connection in config.connections
+        for child in connection.children
+    )

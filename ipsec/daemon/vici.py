@@ -1,0 +1,290 @@
+"""vici at work: the commands of ``ipsec.vici`` on the daemon's IKEv2 and on what is loaded.
+
+What comes by ``load-conn`` is undone and done as charon does it. If nothing but the children of a connection differ,
+its IKE_SAs go on with the new ones: children that are gone or changed have their start action undone, those that are
+new or changed have it done. Otherwise all start actions of the old connection are undone and those of the new one done;
+IKE_SAs that no start action began live on as they were negotiated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ipsec.config.settings import VICI_SOCKET, DaemonSettings
+from ipsec.daemon.ike import IkeControl
+from ipsec.errors import BackendError, ConfigError
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike.engine import IkeEngine
+from ipsec.ike.events import Event
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import IkeState
+from ipsec.vici.commands import ViciService
+from ipsec.vici.control import Policy
+from ipsec.vici.show import Traffic
+
+log = logging.getLogger(__name__)
+
+#: what is loaded is in effect after this, or with the next command that needs it
+SETTLE_S = 0.05
+
+
+class ViciControl:
+    """``ipsec.vici.control.Control`` for an IkeControl."""
+
+    def __init__(self, ike: IkeControl, reload: Callable[[], Awaitable[str]]) -> None:
+        self._ike = ike
+        self._reload = reload
+        self._loop = asyncio.get_running_loop()
+        self._pending: asyncio.TimerHandle | None = None
+        "what was loaded is not in the engine yet"
+
+    @property
+    def engine(self) -> IkeEngine:
+        """See Control. It has all that was loaded."""
+        self._settle()
+        return self._ike.engine
+
+    @property
+    def version(self) -> str:
+        """See Control."""
+        try:
+            return metadata.version("ipsec")
+        except metadata.PackageNotFoundError:
+            return "unknown"
+
+    def now(self) -> float:
+        """See Control."""
+        return self._loop.time()
+
+    def turn(self) -> None:
+        """See Control."""
+        self._ike.turn()
+
+    def traffic(self, child: ChildSa) -> Traffic:
+        """See Control."""
+        inbound, outbound = self._ike.children.stats(child)
+        # the data path's clock, which may be another one than the event loop's
+        now = time.monotonic()
+
+        def ago(last: float | None) -> float | None:
+            return max(now - last, 0.0) if last is not None else None
+
+        return Traffic(
+            bytes_in=inbound.bytes if inbound else 0,
+            packets_in=inbound.packets if inbound else 0,
+            use_in=ago(inbound.last_use) if inbound else None,
+            bytes_out=outbound.bytes if outbound else 0,
+            packets_out=outbound.packets if outbound else 0,
+            use_out=ago(outbound.last_use) if outbound else None,
+        )
+
+    def observe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
+        """See Control."""
+        self._ike.observers.append(observer)
+        return lambda: self._ike.observers.remove(observer)
+
+    # -- what is up
+
+    async def connect(self, connection: Connection, child: ChildConfig | None) -> IkeSa | None:
+        """See Control."""
+        self._settle()
+        return await self._ike.connect(connection, child)
+
+    async def install(self, connection: Connection, child: ChildConfig) -> bool:
+        """See Control."""
+        if child.shunt and child.start_action is Action.NONE:
+            child = replace(child, start_action=Action.TRAP)
+        self._ike.guards.add(connection, child, await self._ike.path(connection), trap=not child.shunt)
+        return self._ike.guards.has(connection.name, child.name)
+
+    async def uninstall(self, connection: str, child: str) -> bool:
+        """See Control."""
+        return self._ike.guards.remove(connection, child)
+
+    def policies(self) -> list[Policy]:
+        """See Control."""
+        return [Policy(connection, child) for connection, child in self._ike.guards.visible()]
+
+    # -- what is loaded
+
+    async def load_connection(self, name: str, message: Mapping[str, Any]) -> None:
+        """See Control."""
+        loaded = self._ike.loaded
+        old = loaded.connection(name)
+        loaded.load_connection(name, message)
+        self._changed()
+        await self._exchange(old, loaded.connection(name))
+        log.info("%s connection: %s", "added" if old is None else "replaced", name)
+        for warning in loaded.warnings(name):
+            log.warning("%s", warning)
+
+    async def unload_connection(self, name: str) -> bool:
+        """See Control."""
+        old = self._ike.loaded.connection(name)
+        if old is None or not self._ike.loaded.unload_connection(name):
+            return False
+        self._changed()
+        await self._exchange(old, None)
+        log.info("removed connection: %s", name)
+        return True
+
+    def load_certificate(self, data: bytes, flag: str) -> None:
+        """See Control."""
+        self._ike.loaded.load_certificate(data, flag)
+        self._changed()
+
+    def load_crl(self, data: bytes) -> None:
+        """See Control."""
+        self._ike.loaded.load_crl(data)
+        self._changed()
+
+    def load_key(self, kind: str, data: bytes) -> str:
+        """See Control."""
+        found = self._ike.loaded.load_key(kind, data)
+        self._changed()
+        return found
+
+    def unload_key(self, key_id: str) -> bool:
+        """See Control."""
+        found = self._ike.loaded.unload_key(key_id)
+        self._changed()
+        return found
+
+    def key_ids(self) -> Sequence[str]:
+        """See Control."""
+        return self._ike.loaded.key_ids()
+
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str]) -> None:
+        """See Control."""
+        self._ike.loaded.load_shared(name, secret, list(owners))
+        self._changed()
+
+    def unload_shared(self, name: str) -> bool:
+        """See Control."""
+        found = self._ike.loaded.unload_shared(name)
+        self._changed()
+        return found
+
+    def shared_names(self) -> Sequence[str]:
+        """See Control."""
+        return self._ike.loaded.shared_names()
+
+    def load_authority(self, name: str, message: Mapping[str, Any]) -> None:
+        """See Control."""
+        self._ike.loaded.load_authority(name, message)
+        self._changed()
+
+    def unload_authority(self, name: str) -> bool:
+        """See Control."""
+        found = self._ike.loaded.unload_authority(name)
+        self._changed()
+        return found
+
+    def load_pool(self, name: str, message: Mapping[str, Any]) -> None:
+        """See Control."""
+        pool = self._ike.engine.pools.get(name)
+        before = self._ike.loaded.load_pool(name, message, online=pool.online if pool is not None else 0)
+        self._changed()
+        log.info("%s pool %s", before, name)
+
+    def unload_pool(self, name: str) -> bool:
+        """See Control."""
+        pool = self.engine.pools.get(name)
+        if pool is not None and pool.online:
+            raise ConfigError(f"vici pool {name} has {pool.online} online leases, unable to unload")
+        found = self._ike.loaded.unload_pool(name)
+        self._changed()
+        return found
+
+    def clear_credentials(self) -> None:
+        """See Control."""
+        self._ike.loaded.clear_credentials()
+        self._changed()
+
+    async def reload_settings(self) -> None:
+        """See Control."""
+        why = await self._reload()
+        if why:
+            raise ConfigError(why)
+
+    def _changed(self) -> None:
+        """The engine takes it soon: making its tables anew for each of a thousand commands would take minutes."""
+        if self._pending is None:
+            self._pending = self._loop.call_later(SETTLE_S, self._settle)
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None
+            self._ike.take(self._ike.loaded.config())
+
+    # -- start actions
+
+    async def _exchange(self, old: Connection | None, new: Connection | None) -> None:
+        """See the module's text."""
+        same = old is not None and new is not None and replace(old, children=()) == replace(new, children=())
+        before = old.children if old is not None else ()
+        after = new.children if new is not None else ()
+        if old is not None:
+            for child in before:
+                if not same or child not in after:
+                    self._undo(old, child)
+            if same and new is not None:
+                engine = self._ike.engine
+                for sa in engine.named(old.name):
+                    if sa.connection == old:
+                        engine.rename(sa, new)
+        self.turn()
+        if new is not None:
+            for child in after:
+                if not same or child not in before:
+                    if Action.START in child.start_action:
+                        self._settle()
+                    await self._ike.begin(new, child)
+            self.turn()
+
+    def _undo(self, connection: Connection, child: ChildConfig) -> None:
+        """Take a child's trap or shunt away, and close what its start action began."""
+        self._ike.guards.remove(connection.name, child.name)
+        if Action.START not in child.start_action:
+            return
+        now = self.now()
+        for sa in self.engine.named(connection.name):
+            own = [one for one in sa.children_up() if one.name == child.name]
+            if sa.state is IkeState.CONNECTING:
+                if sa.initiator:
+                    self.engine.terminate_ike(sa, now, "its connection was unloaded")
+            elif own and len(own) == len(sa.children):
+                self.engine.terminate_ike(sa, now, "its connection was unloaded")
+            else:
+                for one in own:
+                    self.engine.terminate_child(one, now, "its connection was unloaded")
+
+
+async def start(ike: IkeControl, settings: DaemonSettings, reload: Callable[[], Awaitable[str]]) -> ViciService | None:
+    """Serve vici. BackendError if the socket cannot be had; only a warning for the default path without privileges."""
+    path = settings.vici_socket
+    service = ViciService(ViciControl(ike, reload))
+    if path == VICI_SOCKET and not _may_write(Path(path).parent):
+        log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
+        return None
+    try:
+        await service.start(path, group=settings.vici_group, mode=settings.vici_mode)
+    except BackendError:
+        await service.stop()
+        raise
+    log.info("vici on %s", path)
+    return service
+
+
+def _may_write(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)

@@ -1,0 +1,88 @@
+"""Hears from the kernel that addresses or routes of this host have changed (rtnetlink, RFC 3549), without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+# linux/rtnetlink.h: groups and messages
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"links, and addresses and routes of IPv4 and IPv6"
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_NLMSG = struct.Struct("=IHHII")
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_PROTOCOL = 5
+"of the fields of a route: who made it"
+
+#: several changes come together when a host moves: address, route, default route
+SETTLE_S = 0.2
+
+
+class HostWatch:
+    """Calls back when the host's addresses or routes have changed and been quiet for a moment."""
+
+    def __init__(self, changed: Callable[[], None], *, ignore_protocol: int) -> None:
+        """Routes that bear ``ignore_protocol`` are our own. OSError if the kernel refuses."""
+        self._changed = changed
+        self._ignore = ignore_protocol
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        try:
+            self._socket.bind((0, _GROUPS))
+        except OSError:
+            self._socket.close()
+            raise
+        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _on_readable(self) -> None:
+        relevant = False
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                break
+            except OSError:
+                # ENOBUFS: the kernel had more to say than we could take
+                relevant = True
+                continue
+            relevant = relevant or concerns_us(data, self._ignore)
+        if relevant:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(SETTLE_S, self._on_quiet)
+
+    def _on_quiet(self) -> None:
+        self._timer = None
+        self._changed()
+
+
+def concerns_us(data: bytes, ignore_protocol: int) -> bool:
+    """Whether netlink messages tell of more than our own routes."""
+    at = 0
+    while at + _NLMSG.size <= len(data):
+        length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
+        if length < _NLMSG.size:
+            return False
+        if kind not in (_RTM_NEWROUTE, _RTM_DELROUTE):
+            return True
+        if at + _NLMSG.size + _RTMSG.size > len(data):
+            return False
+        if _RTMSG.unpack_from(data, at + _NLMSG.size)[_PROTOCOL] != ignore_protocol:
+            return True
+        at += (length + 3) & ~3
+    return False

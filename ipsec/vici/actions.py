@@ -1,0 +1,356 @@
+"""Commands that bring IKE_SAs and CHILD_SAs up and down: initiate, terminate, rekey, redirect, install, uninstall.
+
+The words of ``errmsg`` are charon's, for there are programs that look for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from ipsec.crypto.identity import parse_pattern
+from ipsec.errors import ConfigError
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import ChildConfig, Connection
+from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeUp, IpAddress
+from ipsec.ike.redirect import Gateway
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import CHILD_UP, ChildState, IkeState
+from ipsec.vici.codec import Message, text
+from ipsec.vici.control import Control
+from ipsec.vici.logs import relay
+from ipsec.vici.server import Client, CommandError, Handler
+
+log = logging.getLogger(__name__)
+
+#: a wait looks again after this even if no event came: an IKE_SA that another one stands for goes without one
+LOOK_S = 0.2
+_GONE = (ChildState.DELETED, ChildState.DESTROYING)
+
+
+class Actions:
+    """The commands; see the module's text."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.commands: dict[str, Handler] = {
+            "initiate": self.initiate,
+            "terminate": self.terminate,
+            "rekey": self.rekey,
+            "redirect": self.redirect,
+            "install": self.install,
+            "uninstall": self.uninstall,
+        }
+
+    # -- initiate
+
+    async def initiate(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Bring up a child, or the IKE_SA of a connection alone, and say whether that worked."""
+        ike, child_name = text(message, "ike"), text(message, "child")
+        if not ike and not child_name:
+            raise CommandError("missing configuration name")
+        what, name = ("CHILD_SA", child_name) if child_name else ("IKE_SA", ike)
+        timeout = _timeout(message)
+        found = self._find(ike, child_name)
+        if found is None:
+            raise CommandError(f"{what} config '{name}' not found")
+        connection, child = found
+        if child is not None and child.shunt:
+            if not await self._control.install(connection, child):
+                raise CommandError(f"establishing {what} '{name}' failed")
+            return {"success": "yes"}
+        if timeout is not None and timeout < 0:
+            await self._control.connect(connection, child)
+            return {"success": "yes"}
+        with relay(client, _loglevel(message), connection.name):
+            attempt = _Attempt(self._control, connection, child)
+            try:
+                up = await asyncio.wait_for(attempt.run(), timeout)
+            except TimeoutError:
+                waited = int((timeout or 0) * 1000)
+                raise CommandError(f"{what} '{name}' not established after {waited}ms") from None
+            finally:
+                attempt.close()
+        if not up:
+            raise CommandError(f"establishing {what} '{name}' failed")
+        return {"success": "yes"}
+
+    def _find(self, ike: str, child: str) -> tuple[Connection, ChildConfig | None] | None:
+        """The connection, and the child in it; without ``ike`` the first that has such a child."""
+        for connection in self._control.engine.table.by_name.values():
+            if ike and connection.name != ike:
+                continue
+            if not child:
+                return connection, None
+            config = connection.child(child)
+            if config is not None:
+                return connection, config
+        return None
+
+    # -- terminate
+
+    async def terminate(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Close IKE_SAs or CHILD_SAs. ``force``: those whose peer does not answer in time are forgotten."""
+        ikes, children = self._select(message, "terminate")
+        matches = len(ikes) + len(children)
+        if not matches:
+            raise CommandError("no matching SAs to terminate found", matches="0", terminated="0")
+        timeout, force = _timeout(message), text(message, "force") == "yes"
+        name = ikes[0].name if ikes else children[0].ike.name
+        with relay(client, _loglevel(message), name):
+            now = self._control.now()
+            for sa in ikes:
+                self._control.engine.terminate_ike(sa, now)
+            for child in children:
+                self._control.engine.terminate_child(child, now)
+            self._control.turn()
+            if timeout is not None and timeout < 0:
+                return {"success": "yes", "matches": matches, "terminated": matches}
+            left = await self._gone(ikes, children, 0 if force and timeout is None else timeout)
+            if left and force:
+                for sa in ikes:
+                    sa.destroy("terminated", self._control.now())
+                self._control.turn()
+                left = sum(child.state not in _GONE for child in children)
+        if left:
+            why = "not all matching SAs could be terminated"
+            raise CommandError(why, matches=matches, terminated=matches - left)
+        return {"success": "yes", "matches": matches, "terminated": matches}
+
+    async def _gone(self, ikes: list[IkeSa], children: list[ChildSa], timeout: float | None) -> int:
+        """Wait until all are closed; how many are not after ``timeout`` seconds."""
+        deadline = self._control.now() + timeout if timeout is not None else None
+        changed = asyncio.Event()
+        stop = self._control.observe(lambda _: changed.set())
+        try:
+            while True:
+                left = sum(sa.state is not IkeState.DESTROYING for sa in ikes)
+                left += sum(child.state not in _GONE for child in children)
+                rest = LOOK_S if deadline is None else min(deadline - self._control.now(), LOOK_S)
+                if not left or rest <= 0:
+                    return left
+                changed.clear()
+                await _wait(changed, rest)
+        finally:
+            stop()
+
+    # -- rekey, redirect
+
+    async def rekey(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Replace IKE_SAs or CHILD_SAs, or with ``reauth`` authenticate anew; does not wait."""
+        ikes, children = self._select(message, "rekey")
+        if not ikes and not children:
+            raise CommandError("no matching SAs to rekey found", matches="0")
+        now, engine = self._control.now(), self._control.engine
+        for sa in ikes:
+            if text(message, "reauth") == "yes":
+                engine.reauthenticate(sa, now)
+            else:
+                engine.rekey_ike_sa(sa, now)
+        for child in children:
+            engine.rekey_child(child, now)
+        self._control.turn()
+        return {"success": "yes", "matches": len(ikes) + len(children)}
+
+    async def redirect(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Send initiators to another gateway (RFC 5685)."""
+        target = text(message, "gateway")
+        if not target:
+            raise CommandError("missing target gateway")
+        fits = _selector_of_peers(message)
+        try:
+            gateway: Gateway = ip_address(target)
+        except ValueError:
+            gateway = target
+        found = [sa for sa in self._control.engine.sas.values() if sa.established and not sa.initiator and fits(sa)]
+        if not found:
+            raise CommandError("no matching SAs to redirect found", matches="0")
+        try:
+            for sa in found:
+                self._control.engine.redirect_peer(sa, gateway, self._control.now())
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        self._control.turn()
+        return {"success": "yes", "matches": len(found)}
+
+    # -- install
+
+    async def install(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Let a child wait for traffic, or put its shunt in place."""
+        name = text(message, "child")
+        if not name:
+            raise CommandError("missing configuration name")
+        found = self._find(text(message, "ike"), name)
+        if found is None or found[1] is None:
+            raise CommandError("configuration name not found")
+        if not await self._control.install(found[0], found[1]):
+            raise CommandError(f"installing policy '{name}' failed")
+        return {"success": "yes"}
+
+    async def uninstall(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Undo ``install``."""
+        name, ike = text(message, "child"), text(message, "ike")
+        if not name:
+            raise CommandError("missing configuration name")
+        for connection, child in self._control.policies():
+            if child.name == name and ike in ("", connection.name):
+                await self._control.uninstall(connection.name, name)
+                return {"success": "yes"}
+        raise CommandError(f"policy '{name}' not found")
+
+    # -- which ones
+
+    def _select(self, message: Message, what: str) -> tuple[list[IkeSa], list[ChildSa]]:
+        """IKE_SAs or CHILD_SAs that a message names: by ``ike`` and ``ike-id``, with ``child`` or ``child-id`` those
+        of their children."""
+        ike, child = text(message, "ike"), text(message, "child")
+        ike_id, child_id = number(message, "ike-id"), number(message, "child-id")
+        if not (ike or child or ike_id or child_id):
+            raise CommandError(f"missing {what} selector")
+        ikes = [
+            sa
+            for sa in self._control.engine.sas.values()
+            if ike in ("", sa.name) and ike_id in (0, sa.uid) and not sa.quiet
+        ]
+        if not child and not child_id:
+            if what == "rekey":
+                ikes = [sa for sa in ikes if sa.established]
+            return ikes, []
+        children = [
+            one
+            for sa in ikes
+            for one in sa.children.values()
+            if child in ("", one.name) and child_id in (0, one.uid) and one.state in CHILD_UP
+        ]
+        return [], children
+
+
+class _Attempt:
+    """Bringing up one child or IKE_SA; knows how that ended, also if it ends within the call that began it."""
+
+    def __init__(self, control: Control, connection: Connection, child: ChildConfig | None) -> None:
+        self._control = control
+        self._connection = connection
+        self._child = child
+        self._sa: IkeSa | None = None
+        self._early: list[IkeSa] = []
+        self._done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._stop = control.observe(self._see)
+
+    async def run(self) -> bool:
+        """Begin, and wait for the end: whether it is up."""
+        if self._is_up():
+            return True
+        self._sa = await self._control.connect(self._connection, self._child)
+        if self._sa is None or self._sa in self._early or self._sa.state is IkeState.DESTROYING:
+            return self._done.done() and self._done.result()
+        if self._child is None and self._sa.established:
+            return True
+        return await self._done
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._stop()
+        self._done.cancel()
+
+    def _is_up(self) -> bool:
+        for sa in self._control.engine.named(self._connection.name):
+            if not sa.established or sa.quiet:
+                continue
+            if self._child is None or any(one.name == self._child.name for one in sa.children_up()):
+                return True
+        return False
+
+    def _see(self, event: Event) -> None:
+        match event:
+            case ChildUp(child) if self._child is not None:
+                if child.name == self._child.name and child.ike.name == self._connection.name:
+                    self._end(True)
+            case IkeUp(sa) if self._child is None and sa.name == self._connection.name:
+                self._end(True)
+            case ChildNotMade(sa, config) if self._child is not None and sa.name == self._connection.name:
+                if config.name == self._child.name:
+                    self._end(False)
+            case IkeDown(sa):
+                self._early.append(sa)
+                if sa is self._sa:
+                    self._end(False)
+
+    def _end(self, up: bool) -> None:
+        if not self._done.done():
+            self._done.set_result(up)
+
+
+def _selector_of_peers(message: Message) -> Callable[[IkeSa], bool]:
+    """Which IKE_SAs a redirection is for."""
+    ike, ike_id = text(message, "ike"), number(message, "ike-id")
+    peer_ip, peer_id = text(message, "peer-ip"), text(message, "peer-id")
+    if not (ike or ike_id or peer_ip or peer_id):
+        raise CommandError("missing redirect selector")
+    low = high = None
+    if peer_ip:
+        try:
+            if "-" in peer_ip:
+                low, high = (ip_address(part.strip()) for part in peer_ip.split("-", 1))
+            else:
+                network = ip_network(peer_ip, strict=False)
+                low, high = network[0], network[-1]
+        except ValueError:
+            raise CommandError("invalid peer IP selector") from None
+    try:
+        pattern = parse_pattern(peer_id) if peer_id else None
+    except ConfigError:
+        raise CommandError("invalid peer identity selector") from None
+
+    def fits(sa: IkeSa) -> bool:
+        if ike not in ("", sa.name) or ike_id not in (0, sa.uid):
+            return False
+        address = sa.path.remote
+        if low is not None and high is not None and not _within(address, low, high):
+            return False
+        return pattern is None or (sa.peer_id is not None and bool(pattern.matches(sa.peer_id)))
+
+    return fits
+
+
+async def _wait(changed: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(changed.wait(), seconds)
+
+
+def _within(address: IpAddress, low: IpAddress, high: IpAddress) -> bool:
+    return address.version == low.version and int(low) <= int(address) <= int(high)
+
+
+def number(message: Message, key: str, default: int = 0) -> int:
+    """A value as a number. CommandError."""
+    value = text(message, key)
+    if not value:
+        return default
+    try:
+        return int(value[:20])
+    except ValueError:
+        raise CommandError(f"{key} is not a number") from None
+
+
+def _timeout(message: Message) -> float | None:
+    """Seconds to wait: None for ever, less than 0 not at all."""
+    value = number(message, "timeout")
+    return None if value == 0 else value / 1000
+
+
+def _loglevel(message: Message) -> int:
+    return number(message, "loglevel", 1)
+
+
+def count_up(sas: Iterable[IkeSa]) -> tuple[int, int]:
+    """IKE_SAs in all, and those that are not authenticated yet, in either role."""
+    total = half_open = 0
+    for sa in sas:
+        total += 1
+        half_open += sa.state in (IkeState.CREATED, IkeState.CONNECTING)
+    return total, half_open

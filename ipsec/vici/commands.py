@@ -1,0 +1,29 @@
+"""All commands and events of vici on one socket."""
+
+from __future__ import annotations
+
+from ipsec.vici.actions import Actions
+from ipsec.vici.control import Control
+from ipsec.vici.events import NAMES, Publisher
+from ipsec.vici.lists import Lists
+from ipsec.vici.loading import Loading
+from ipsec.vici.server import MODE, ViciServer
+
+
+class ViciService:
+    """Serves a daemon's control; ``start`` and ``stop`` once each."""
+
+    def __init__(self, control: Control) -> None:
+        commands = {**Actions(control).commands, **Lists(control).commands, **Loading(control).commands}
+        self._server = ViciServer(commands, NAMES)
+        self._publisher = Publisher(control, self._server)
+
+    async def start(self, path: str, *, group: str = "", mode: int = MODE) -> None:
+        """Listen. BackendError, also if another daemon is there."""
+        await self._server.start(path, group=group, mode=mode)
+        self._publisher.start()
+
+    async def stop(self) -> None:
+        """Hang up on everybody."""
+        self._publisher.stop()
+        await self._server.stop()

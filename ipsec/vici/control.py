@@ -1,0 +1,115 @@
+"""What the vici commands need of a daemon.
+
+The commands read IKE_SAs and connections from the engine, and change them through its own commands; what an engine does
+not know (configuration as text, names, policies in the data path) they ask for here. Everything belongs to the event
+loop's thread. Methods raise IpsecError, whose text becomes ``errmsg``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import ChildConfig, Connection
+from ipsec.ike.engine import IkeEngine
+from ipsec.ike.events import Event
+from ipsec.ike.sa import IkeSa
+from ipsec.vici.show import Traffic
+
+Observer = Callable[[Event], None]
+
+
+class Policy(NamedTuple):
+    """A policy that is there before any SA: a trap, or one that passes or drops."""
+
+    connection: Connection
+    child: ChildConfig
+
+
+class Control(Protocol):
+    """One daemon."""
+
+    @property
+    def engine(self) -> IkeEngine:
+        """Its IKE engine."""
+
+    @property
+    def version(self) -> str:
+        """What the daemon is, as ``version`` tells: a number."""
+
+    def now(self) -> float:
+        """Seconds, as the engine counts them."""
+
+    def turn(self) -> None:
+        """Have done what an engine's command has made necessary; after each of them."""
+
+    def traffic(self, child: ChildSa) -> Traffic:
+        """Counters of a CHILD_SA."""
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Tell ``observer`` of the engine's events from now on, after the daemon has acted upon each; how to stop."""
+
+    # -- what is up
+
+    async def connect(self, connection: Connection, child: ChildConfig | None) -> IkeSa | None:
+        """Begin to bring up a child, or the IKE_SA alone; the IKE_SA, None if there is no way to the peer."""
+
+    async def install(self, connection: Connection, child: ChildConfig) -> bool:
+        """Let a child wait for traffic, or put its shunt in place; False if its selectors are not known."""
+
+    async def uninstall(self, connection: str, child: str) -> bool:
+        """Undo ``install``; False if there is nothing."""
+
+    def policies(self) -> Iterable[Policy]:
+        """Traps and shunts that are in place."""
+
+    # -- what is loaded
+
+    async def load_connection(self, name: str, message: Mapping[str, Any]) -> None:
+        """Load a connection, in place of one of that name."""
+
+    async def unload_connection(self, name: str) -> bool:
+        """Forget a connection; False if there is none."""
+
+    def load_certificate(self, data: bytes, flag: str) -> None:
+        """Load an X.509 certificate, PEM or DER. ``flag`` CA makes it a trust anchor."""
+
+    def load_crl(self, data: bytes) -> None:
+        """Load a revocation list, PEM or DER."""
+
+    def load_key(self, kind: str, data: bytes) -> str:
+        """Load a private key, PEM or DER; its id."""
+
+    def unload_key(self, key_id: str) -> bool:
+        """Forget a private key; False if there is none."""
+
+    def key_ids(self) -> Sequence[str]:
+        """Ids of the private keys."""
+
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str]) -> None:
+        """Load a preshared key, in place of one of that name unless that is empty."""
+
+    def unload_shared(self, name: str) -> bool:
+        """Forget a preshared key; False if there is none."""
+
+    def shared_names(self) -> Sequence[str]:
+        """Names of the preshared keys that have one."""
+
+    def load_authority(self, name: str, message: Mapping[str, Any]) -> None:
+        """Load a trust anchor with its URIs, in place of one of that name."""
+
+    def unload_authority(self, name: str) -> bool:
+        """Forget it; False if there is none."""
+
+    def load_pool(self, name: str, message: Mapping[str, Any]) -> None:
+        """Load a pool, in place of one of that name."""
+
+    def unload_pool(self, name: str) -> bool:
+        """Forget a pool; False if there is none."""
+
+    def clear_credentials(self) -> None:
+        """Forget all secrets, keys, certificates and revocation lists; authorities with a name stay."""
+
+    async def reload_settings(self) -> None:
+        """What SIGHUP does."""

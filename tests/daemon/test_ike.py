@@ -1,0 +1,265 @@
+"""IKEv2 between the engine and a backend that only remembers what it was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.backend.base import Acquire, Datagram
+from ipsec.config import load_text
+from ipsec.daemon import ike as ike_module
+from ipsec.daemon.ike import IkeControl
+from ipsec.errors import BackendError
+from ipsec.esp.sa import Policy, SaParams
+
+LOOP = ip_address("127.0.0.1")
+
+
+class FakeBackend:
+    """What the daemon asks for, and where its datagrams go."""
+
+    def __init__(self) -> None:
+        self.ports = {4: 4500}
+        self.ike_ports = {4: 500}
+        self.sas: dict[int, SaParams] = {}
+        self.policies: dict[int, Policy] = {}
+        self.sent: list[tuple[bytes, int, int]] = []
+        self.deliver: Callable[[Datagram], None] | None = None
+        self.rearmed: list[int] = []
+        self.syncs = 0
+        self.fail_sync = False
+        self._number = 0x1000
+        self.spis: set[int] = set()
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def get_spi(self) -> int:
+        self.spis.add(self._next())
+        return self._number
+
+    def free_spi(self, spi: int) -> None:
+        self.spis.discard(spi)
+
+    def add_sa(self, params: SaParams) -> int:
+        self.sas[self._next()] = params
+        return self._number
+
+    def del_sa(self, sa: int) -> None:
+        del self.sas[sa]
+
+    def query_sa(self, sa: int) -> Any:
+        return type("Stats", (), {"last_use": None})
+
+    def add_policy(self, policy: Policy) -> int:
+        self.policies[self._next()] = policy
+        return self._number
+
+    def del_policy(self, policy: int) -> None:
+        del self.policies[policy]
+
+    def rearm(self, policy: int) -> None:
+        self.rearmed.append(policy)
+
+    async def sync_routes(self) -> None:
+        self.syncs += 1
+        await asyncio.sleep(0.01)
+        if self.fail_sync:
+            raise BackendError("no routes today")
+
+    def send_datagram(self, data: bytes, local: Any, local_port: int, remote: Any, remote_port: int) -> None:
+        self.sent.append((data, local_port, remote_port))
+        if self.deliver is not None:
+            found = Datagram(data, LOOP, local_port, LOOP, remote_port)
+            asyncio.get_running_loop().call_soon(self.deliver, found)
+
+    def send_keepalive(self, *args: Any) -> None:
+        pass
+
+
+def text(ours: str, theirs: str, child: str, *, secret: str = "for these two alone", more: str = "") -> str:
+    return f"""
+    ipsecd {{ backend = memory
+        retransmit_timeout = 0.1
+        retransmit_tries = 1
+        retransmit_base = 1
+        {more} }}
+    connections {{ c {{ local_addrs = 127.0.0.1
+        remote_addrs = 127.0.0.1
+        proposals = aes128gcm16-prfsha256-x25519
+        local {{ auth = psk
+            id = {ours} }}
+        remote {{ auth = psk
+            id = {theirs} }}
+        children {{ n {{ esp_proposals = aes128gcm16
+            {child} }} }} }} }}
+    secrets {{ ike-1 {{ secret = {secret} }} }}
+    """
+
+
+class Pair:
+    """Two controls whose backends are each other's network."""
+
+    def __init__(self, a: str, b: str) -> None:
+        self.backends = FakeBackend(), FakeBackend()
+        self.ends = [
+            IkeControl(load_text(conf), backend, fwmark=0)  # type: ignore[arg-type]
+            for conf, backend in zip((a, b), self.backends, strict=True)
+        ]
+        self.backends[0].deliver = self.ends[1].on_datagram
+        self.backends[1].deliver = self.ends[0].on_datagram
+
+    async def start(self) -> None:
+        for end in reversed(self.ends):
+            await end.start()
+
+    async def stop(self) -> None:
+        for end in self.ends:
+            await end.stop()
+
+
+A = text("a", "b", "local_ts = 10.1.0.0/16\nremote_ts = 10.2.0.0/16\nstart_action = start")
+B = text("b", "a", "local_ts = 10.2.0.0/16\nremote_ts = 10.1.0.0/16")
+
+
+async def until(what: Callable[[], object]) -> None:
+    for _ in range(500):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(main)
+
+
+def test_up_and_down_again() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        a, b = pair.backends
+        await until(lambda: len(a.sas) == len(b.sas) == 2)
+        assert {sa.spi for sa in a.sas.values()} == {sa.spi for sa in b.sas.values()}
+        # the guard that fail_closed puts in place, and the CHILD_SA's
+        assert len(a.policies) == 2
+        assert len(b.policies) == 1
+        await pair.ends[0].stop()
+        await until(lambda: not b.sas)
+        assert not a.sas
+        assert not b.policies
+        await pair.ends[1].stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_peer_hears_of_a_child_when_there_are_routes(refused: bool) -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        a, b = pair.backends
+        b.fail_sync = refused
+        await pair.start()
+        await until(lambda: len(b.sas) == 2)
+        assert len(b.sent) == 1, "only the answer to IKE_SA_INIT"
+        await until(lambda: len(a.sas) == 2)
+        assert b.syncs == 1
+        assert len(b.sent) == 2
+        await pair.stop()
+
+    run(main())
+
+
+def test_a_trap_asks_once_and_asks_again_after_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        wrong = B.replace("for these two alone", "another one altogether")
+        pair = Pair(A.replace("start_action = start", "start_action = trap"), wrong)
+        await pair.start()
+        a = pair.backends[0]
+        (policy,) = a.policies
+        pair.ends[0].on_event(Acquire(policy, a.policies[policy].reqid))
+        await until(lambda: a.rearmed)
+        assert set(a.rearmed) == {policy}
+        assert not a.sas
+        assert not a.spis, "an SPI was lost"
+        await pair.stop()
+
+    run(main())
+
+
+def test_retries_come_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def main() -> None:
+        monkeypatch.setattr(ike_module, "RETRY_S", 0.02)
+        monkeypatch.setattr(ike_module, "RETRY_MAX_S", 0.1)
+        pair = Pair(A, B.replace("for these two alone", "another one altogether"))
+        retry = pair.ends[0]._connect_later
+
+        async def later(connection: Any, child: Any, wait: float) -> None:
+            waits.append(wait)
+            await retry(connection, child, wait)
+
+        monkeypatch.setattr(pair.ends[0], "_connect_later", later)
+        await pair.start()
+        await until(lambda: len(waits) >= 5)
+        await pair.stop()
+
+    run(main())
+    assert waits[:5] == [0.02, 0.04, 0.08, 0.1, 0.1]
+
+
+def test_reload_puts_everything_as_the_new_file_says() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        a, b = pair.backends
+        await until(lambda: len(a.sas) == len(b.sas) == 2)
+        before = set(a.sas)
+        await pair.ends[0].reload(load_text(A))
+        assert set(a.sas) == before
+        await pair.ends[0].reload(load_text(A.replace("start_action = start", "start_action = none")))
+        await until(lambda: not a.sas)
+        assert not a.policies
+        await until(lambda: not b.policies)
+        await pair.ends[0].reload(load_text(A))
+        await until(lambda: len(a.sas) == 2)
+        await pair.stop()
+
+    run(main())
+
+
+def test_stop_does_not_wait_for_a_dead_peer() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        await until(lambda: len(pair.backends[0].sas) == 2)
+        pair.backends[0].deliver = None
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await pair.ends[0].stop()
+        assert loop.time() - begin <= ike_module.STOP_S + 1
+        assert not pair.backends[0].sas
+        await pair.ends[1].stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("vips", ["0.0.0.0", "0.0.0.0, ::"])
+def test_a_guard_covers_any_virtual_address(vips: str) -> None:
+    async def main() -> None:
+        conf = A.replace("local_ts = 10.1.0.0/16", "").replace("proposals =", f"vips = {vips}\nproposals =", 1)
+        conf = conf.replace("remote_ts = 10.2.0.0/16", "remote_ts = 10.2.0.0/16, fd02::/16")
+        pair = Pair(conf, B)
+        pair.backends[0].deliver = None
+        await pair.start()
+        locals_ = {str(pair_.local) for p in pair.backends[0].policies.values() for pair_ in p.selectors}
+        assert locals_ == ({"0.0.0.0/0", "::/0"} if "::" in vips else {"0.0.0.0/0"})
+        await pair.stop()
+
+    run(main())

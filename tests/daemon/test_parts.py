@@ -1,0 +1,216 @@
+"""The daemon's smaller parts, without a network: what it hears, what it writes, where it looks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import struct
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ipsec.config import load_text
+from ipsec.crypto.sk import sk_suite
+from ipsec.daemon import backend_settings
+from ipsec.daemon.keylog import KeyLog
+from ipsec.daemon.logs import JsonFormatter
+from ipsec.daemon.reach import allows, source_address, usable
+from ipsec.daemon.ready import check_ike
+from ipsec.daemon.secret import SECRET_LEN, qcd_secret
+from ipsec.daemon.settings import DEFAULT_FWMARK, amount
+from ipsec.daemon.watch import concerns_us
+from ipsec.errors import BackendError
+from ipsec.ike.keymat import IkeKeys
+from ipsec.wire.iana import Encr, Integ
+
+OURS = 205
+
+
+def netlink(kind: int, protocol: int = 0) -> bytes:
+    body = struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, protocol, 0, 1, 0)
+    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "concerned"),
+    [
+        (netlink(24, OURS), False),
+        (netlink(25, OURS) * 3, False),
+        (netlink(24, OURS) + netlink(24, 3), True),
+        (netlink(20), True),
+        (netlink(17), True),
+        (b"", False),
+        (netlink(24, 3)[:20], False),
+        (bytes(64), False),
+    ],
+    ids=["ours", "several of ours", "another route", "address", "link", "nothing", "cut", "zeros"],
+)
+def test_our_own_routes_are_no_news(data: bytes, concerned: bool) -> None:
+    assert concerns_us(data, OURS) is concerned
+
+
+@pytest.mark.parametrize(
+    ("texts", "address", "expected"),
+    [
+        (("%any",), "192.0.2.1", True),
+        (("192.0.2.0/24",), "192.0.2.1", True),
+        (("192.0.2.0/24",), "2001:db8::1", False),
+        (("192.0.2.1-192.0.2.9",), "192.0.2.9", True),
+        (("192.0.2.1-192.0.2.9",), "192.0.2.10", False),
+        (("gw.example.org", "2001:db8::1"), "2001:db8::1", True),
+        (("gw-1.example.org",), "192.0.2.1", False),
+        ((), "192.0.2.1", False),
+    ],
+)
+def test_address_lists(texts: tuple[str, ...], address: str, expected: bool) -> None:
+    assert allows(texts, ip_address(address)) is expected
+
+
+def test_ways_out() -> None:
+    loopback = ip_address("127.0.0.1")
+    assert source_address(loopback, 0) == loopback
+    assert usable(loopback, loopback, 0)
+    assert not usable(ip_address("192.0.2.123"), loopback, 0)
+
+
+def test_json_lines_hold_whatever_is_said() -> None:
+    line = JsonFormatter().format(
+        logging.LogRecord("ipsec.x", logging.WARNING, "f", 1, 'two\nlines of "%s" \u00e9', ("%any",), None)
+    )
+    assert "\n" not in line
+    assert json.loads(line)["message"] == 'two\nlines of "%any" \u00e9'
+    assert json.loads(line)["level"] == "warning"
+    try:
+        raise ValueError("why")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("ipsec.x", logging.ERROR, "f", 1, "%(a)s is bad", ({"a": 1},), info)
+    assert "ValueError: why" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+def test_amounts() -> None:
+    assert [amount(n, "connection") for n in (0, 1, 2)] == ["0 connections", "1 connection", "2 connections"]
+    assert amount(2, "policy", "policies") == "2 policies"
+
+
+# -- key files
+
+
+def an_ike_sa() -> Any:
+    return SimpleNamespace(spi_i=bytes(7) + b"\1", spi_r=bytes(7) + b"\2")
+
+
+def test_key_files_are_for_their_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "esp_sa").touch(mode=0o644)
+    keylog = KeyLog(str(tmp_path))
+    assert "ALL KEYS" in caplog.text
+    keys = IkeKeys(*(bytes((n,)) * 4 for n in range(7)))
+    keylog.ike(an_ike_sa(), sk_suite(Encr.AES_GCM_16, 128, Integ.NONE), keys)
+    keylog.close()
+    (line,) = (tmp_path / "ikev2_decryption_table").read_text().splitlines()
+    name = '"AES-GCM-128 with 16 octet ICV [RFC5282]"'
+    assert line == f'0000000000000001,0000000000000002,03030303,04040404,{name},01010101,02020202,"NONE [RFC4306]"'
+    assert all((tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in ("esp_sa", "ikev2_decryption_table"))
+
+
+def test_a_full_disk_costs_key_lines_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keylog = KeyLog(str(tmp_path))
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ipsec.daemon.keylog.os.write", full)
+        keys = IkeKeys(*[bytes(4)] * 7)
+        for _ in range(2):
+            keylog.ike(an_ike_sa(), sk_suite(Encr.AES_CBC, 256, Integ.HMAC_SHA2_256_128), keys)
+    assert caplog.text.count("No space left on device") == 1
+    keylog.close()
+
+
+def test_key_files_that_are_a_trap(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    (tmp_path / "esp_sa").symlink_to(tmp_path / "target")
+    with pytest.raises(BackendError, match="cannot be written"):
+        KeyLog(str(tmp_path))
+
+
+# -- the secret that outlives us
+
+
+def test_the_secret_stays(tmp_path: Path) -> None:
+    secret = qcd_secret(tmp_path / "state")
+    assert len(secret) == SECRET_LEN
+    assert qcd_secret(tmp_path / "state") == secret
+    assert (tmp_path / "state" / "qcd.secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("harm", ["short", "open"])
+def test_a_bad_secret_is_replaced(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    secret = qcd_secret(tmp_path)
+    path = tmp_path / "qcd.secret"
+    if harm == "short":
+        path.write_bytes(secret[:5])
+    else:
+        path.chmod(0o644)
+    assert qcd_secret(tmp_path) not in (secret, secret[:5], b"")
+    assert "making another one" in caplog.text
+
+
+def test_no_secret_without_a_place(caplog: pytest.LogCaptureFixture) -> None:
+    assert qcd_secret(Path("/dev/null/state")) == b""
+    assert "cannot keep /dev/null/state/qcd.secret" in caplog.text
+
+
+# -- what a configuration means
+
+
+def connection(child: str, *, remote: str = "192.0.2.2", more: str = "") -> str:
+    return f"""
+    connections {{ c {{ remote_addrs = {remote}
+        local {{ auth = psk }}
+        remote {{ auth = psk }}
+        {more}
+        children {{ n {{ {child} }} }} }} }}
+    secrets {{ ike-1 {{ secret = "long enough for this" }} }}
+    """
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        (connection("remote_ts = 10.2.0.0/16\nstart_action = trap"), False),
+        (connection("remote_ts = 0.0.0.0/0\nstart_action = trap"), True),
+        (connection("remote_ts = 0.0.0.0/0\nstart_action = trap", remote="gw.example.org"), True),
+        (connection("remote_ts = 10.2.0.0/16\nstart_action = trap", remote="gw.example.org"), False),
+        (connection("remote_ts = 0.0.0.0/0"), False),
+        (connection("remote_ts = dynamic"), True),
+        (connection("remote_ts = ::/0\nstart_action = start", remote="2001:db8::1"), True),
+    ],
+)
+def test_our_packets_are_marked_where_the_tunnel_would_swallow_them(text: str, marked: bool) -> None:
+    settings = backend_settings(load_text(text))
+    assert settings.fwmark == (DEFAULT_FWMARK if marked else 0)
+
+
+def test_check_names_the_ways_to_peers(tmp_path: Path) -> None:
+    text = f"ipsecd {{ state_dir = {tmp_path}\nport = 0\nkeylog = {tmp_path} }}\n"
+    text += connection("remote_ts = 10.2.0.0/16", remote="127.0.0.2").replace("c {", "near {", 1)
+    config = load_text(text)
+    found = {one.name: one for one in check_ike(config, backend_settings(config))}
+    assert found["peer of near"].detail.startswith("127.0.0.2, reached from 127.")
+    assert "whoever reads them reads all traffic" in found["key files"].detail
+    assert found["state of IKE"].state.value == "found"
+    assert not any("IKE over" in name for name in found)
+
+
+def test_check_without_connections_has_nothing_to_say() -> None:
+    config = load_text("")
+    assert check_ike(config, cast(Any, None)) == []

@@ -1,0 +1,385 @@
+"""The commands on a whole daemon, with nothing outside the process but the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from ipsec.config import load
+from ipsec.daemon.run import Daemon
+from ipsec.errors import BackendError
+from ipsec.ike.events import ChildNotMade, IkeDown, IkeUp
+from ipsec.ike.events import Path as IkePath
+from ipsec.ike.state import IkeState
+from ipsec.vici.client import Session, ViciError, connect
+
+FILE = """
+ipsecd {{
+  backend = memory
+  workers = 0
+  state_dir = {folder}
+  vici_socket = {folder}/s
+}}
+connections {{
+  old {{
+    remote_addrs = 192.0.2.2
+    local {{
+      auth = psk
+      id = a
+    }}
+    remote {{
+      auth = psk
+      id = b
+    }}
+    children {{
+      net {{
+        remote_ts = 10.2.0.0/16
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike-old {{
+    secret = of no worth outside
+  }}
+}}
+"""
+CHILD = {"local_ts": ["10.1.0.0/16"], "remote_ts": ["10.3.0.0/16"]}
+PSK = {"auth": "psk", "id": "a"}
+CONNECTION: dict[str, Any] = {
+    "version": "2",
+    "remote_addrs": ["192.0.2.3", "192.0.2.4"],
+    "proposals": ["aes128gcm16-sha256-x25519", "default"],
+    "local": PSK,
+    "remote": PSK | {"id": "c"},
+    "children": {"net3": CHILD},
+}
+Test = Callable[[Daemon, Session], Awaitable[None]]
+
+
+@asynccontextmanager
+async def daemon(folder: Path) -> AsyncIterator[tuple[Daemon, Session]]:
+    """A daemon and a client of it."""
+    file = folder / "swanctl.conf"
+    file.touch(mode=0o600)
+    file.write_text(FILE.format(folder=folder))
+    one = Daemon(load(str(file)))
+    await one.start()
+    try:
+        async with await connect(f"{folder}/s") as session:
+            yield one, session
+    finally:
+        await one.stop()
+
+
+def with_daemon(folder: Path, test: Test) -> None:
+    """Run a test."""
+
+    async def main() -> None:
+        async with daemon(folder) as (one, session):
+            await test(one, session)
+
+    asyncio.run(main())
+
+
+def names(found: Any) -> list[str]:
+    """A list of bytes as text."""
+    return [item.decode() for item in found]
+
+
+async def refused(session: Session, command: str, message: dict[str, Any]) -> str:
+    """What a command that fails says."""
+    with pytest.raises(ViciError) as error:
+        await session.request(command, message)
+    return str(error.value).removeprefix(f"{command}: ")
+
+
+def test_connections_of_the_file_and_of_vici(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-conn", {"new": CONNECTION})
+        assert names((await session.request("get-conns"))["conns"]) == ["old", "new"]
+        # read again, the file changes what is its own
+        file = tmp_path / "swanctl.conf"
+        file.write_text(file.read_text().replace("  old {", "  renamed {"))
+        await session.request("reload-settings")
+        assert names((await session.request("get-conns"))["conns"]) == ["new", "renamed"]
+        # a name that vici loads is vici's from then on
+        await session.request("load-conn", {"renamed": CONNECTION})
+        await session.request("reload-settings")
+        listed = [item async for item in session.stream("list-conns", "list-conn", {"ike": "renamed"})]
+        assert names(listed[0]["renamed"]["remote_addrs"]) == ["192.0.2.2"]
+        for name in ("new", "renamed"):
+            await session.request("unload-conn", {"name": name})
+        assert names((await session.request("get-conns"))["conns"]) == []
+        file.write_text("connections {")
+        assert "closing" in await refused(session, "reload-settings", {})
+        assert await refused(session, "unload-conn", {"name": "new"}) == "unload: connection 'new' not found"
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"nonsense": "yes"}, "connections.new.nonsense: unknown key"),
+        ({"rekey_time": "soon"}, "connections.new.rekey_time: "),
+        ({"children": {"net": {"esp_proposals": ["aes128-sha1", "rot13"]}}}, "connections.new.children.net.esp_prop"),
+        ({"version": b"\xff"}, "not UTF-8"),
+        ({"local": {"auth": "eap"}}, "EAP"),
+        ({"version": "1"}, "IKEv1"),
+    ],
+)
+def test_what_is_wrong_is_said_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], why: str
+) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        said = await refused(session, "load-conn", {"new": CONNECTION | change})
+        assert why in said
+        assert "vici" not in said
+        assert said in caplog.text
+        assert names((await session.request("get-conns"))["conns"]) == ["old"]
+
+    with_daemon(tmp_path, test)
+
+
+def test_changed_children_leave_ike_sas_alone(tmp_path: Path) -> None:
+    """Equal but for the children: IKE_SAs go on with the new ones. Otherwise they keep what they were made with."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        await session.request("load-conn", {"new": CONNECTION})
+        before = engine.table.by_name["new"]
+        path = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.3"), 4500)
+        sa = engine.new_sa(before, initiator=True, path=path)
+        changed = CONNECTION | {"children": {"net3": CHILD, "net4": CHILD | {"start_action": "trap"}}}
+        await session.request("load-conn", {"new": changed})
+        assert sa.connection is engine.table.by_name["new"]
+        assert [child.name for child in sa.connection.children] == ["net3", "net4"]
+        policies = [item async for item in session.stream("list-policies", "list-policy", {"trap": "yes"})]
+        assert [name for item in policies for name in item] == ["new/net4"]
+        await session.request("load-conn", {"new": changed | {"dpd_delay": "10s"}})
+        assert sa.connection is not engine.table.by_name["new"]
+        await session.request("unload-conn", {"name": "new"})
+        assert [item async for item in session.stream("list-policies", "list-policy", {"trap": "yes"})] == []
+        assert sa.state is IkeState.CREATED
+        sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "a secret nobody may see"
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        assert names((await session.request("get-shared"))["keys"]) == ["ike-old"]
+        message = {"type": "IKE", "data": secret, "owners": ["a", "c"]}
+        await session.request("load-shared", message | {"id": "x"})
+        await session.request("load-shared", message | {"id": "x", "owners": ["%any"]})
+        await session.request("load-shared", message)
+        await session.request("load-shared", message)
+        assert [len(one.owners) for one in one.ike.engine.credentials.secrets] == [0, 0, 2]
+        assert names((await session.request("get-shared"))["keys"]) == ["ike-old", "x"]
+        for kind in ("EAP", "ppk", "odd"):
+            assert "invalid shared key type" in await refused(session, "load-shared", message | {"type": kind})
+        await session.request("unload-shared", {"id": "x"})
+        await session.request("unload-shared", {"id": "x"})
+        await session.request("clear-creds")
+        assert one.ike.engine.credentials.secrets == ()
+        await session.request("reload-settings")
+        assert names((await session.request("get-shared"))["keys"]) == ["ike-old"]
+
+    caplog.set_level(logging.DEBUG)
+    with_daemon(tmp_path, test)
+    assert secret not in caplog.text
+
+
+def _certificate(*, ca: bool) -> tuple[bytes, bytes]:
+    """A certificate and its key, DER and PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway.example")])
+    now = datetime.now(UTC)
+    day = timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, now - day, now + day)
+    builder = builder.add_extension(x509.BasicConstraints(ca, None), True)
+    found = builder.sign(key, hashes.SHA256())
+    return found.public_bytes(Encoding.DER), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def test_certificates_and_keys(tmp_path: Path) -> None:
+    end, key = _certificate(ca=False)
+    root, _ = _certificate(ca=True)
+    conn = CONNECTION | {"local": {"auth": "pubkey", "certs": [end]}, "remote": {"auth": "pubkey", "cacerts": [root]}}
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        # charon takes them in any order
+        await session.request("load-conn", {"new": conn})
+        found = await session.request("load-key", {"type": "any", "data": key})
+        key_id = found["id"].decode()
+        assert names((await session.request("get-keys"))["keys"]) == [key_id]
+        local = one.ike.engine.table.by_name["new"].local
+        assert str(local.id) == "CN=gateway.example"
+        assert one.ike.engine.credentials.private_key_for(local.certs[0]) is not None
+        assert "another type" in await refused(session, "load-key", {"type": "rsa", "data": key})
+        assert "invalid key type" in await refused(session, "load-key", {"type": "bliss", "data": key})
+        for command in ("load-key", "load-cert"):
+            said = await refused(
+                session, command, {"type": "any" if command == "load-key" else "X509", "data": b"\x30"}
+            )
+            assert said
+        await session.request("load-cert", {"type": "X509", "flag": "CA", "data": root})
+        assert "not the certificate of" in await refused(
+            session, "load-cert", {"type": "X509", "flag": "CA", "data": end}
+        )
+        listed = [item async for item in session.stream("list-certs", "list-cert")]
+        assert {(item["flag"], item.get("has_privkey")) for item in listed} == {(b"NONE", b"yes"), (b"CA", None)}
+        assert [item async for item in session.stream("list-certs", "list-cert", {"flag": "AA"})] == []
+        await session.request("load-authority", {"mine": {"cacert": root, "ocsp_uris": ["http://127.0.0.1/"]}})
+        assert names((await session.request("get-authorities"))["authorities"]) == ["mine"]
+        await session.request("clear-creds")
+        assert names((await session.request("get-authorities"))["authorities"]) == ["mine"]
+        assert (await session.request("get-keys")) == {"keys": []}
+        await session.request("unload-authority", {"name": "mine"})
+        assert "cacert" in await refused(session, "load-authority", {"mine": {"crl_uris": ["http://127.0.0.1/"]}})
+
+    with_daemon(tmp_path, test)
+
+
+def test_pools(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        await session.request("load-pool", {"p": {"addrs": "10.9.0.0/24", "dns": ["10.9.0.1", "10.9.0.2"]}})
+        pool = one.ike.engine.pools["p"]
+        address = pool.acquire("somebody")
+        assert address is not None
+        await session.request("load-pool", {"p": {"addrs": "10.9.0.0/24"}})
+        assert one.ike.engine.pools["p"].online == 1, "other attributes keep the leases"
+        found = await session.request("get-pools", {"leases": "yes"})
+        assert found["p"]["leases"] == {
+            "0": {"address": b"10.9.0.1", "identity": b"somebody", "status": b"online"},
+        }
+        assert "online leases" in await refused(session, "load-pool", {"p": {"addrs": "10.8.0.0/24"}})
+        assert "online leases" in await refused(session, "unload-pool", {"name": "p"})
+        assert "overlaps" in await refused(session, "load-pool", {"q": {"addrs": "10.9.0.128/25"}})
+        one.ike.engine.pools["p"].release("somebody", address)
+        await session.request("unload-pool", {"name": "p"})
+        assert await session.request("get-pools") == {}
+
+    with_daemon(tmp_path, test)
+
+
+def test_initiate_that_leads_nowhere(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert await refused(session, "initiate", {"child": "x"}) == "CHILD_SA config 'x' not found"
+        assert await refused(session, "initiate", {"ike": "x"}) == "IKE_SA config 'x' not found"
+        assert await refused(session, "initiate", {}) == "missing configuration name"
+        why = await refused(session, "initiate", {"child": "net", "timeout": "50"})
+        assert why in ("CHILD_SA 'net' not established after 50ms", "establishing CHILD_SA 'net' failed")
+        await session.request("initiate", {"ike": "old", "timeout": "-1"})
+        await session.request("terminate", {"ike": "old"})
+        assert await refused(session, "terminate", {"ike": "old"}) == "no matching SAs to terminate found"
+        assert await refused(session, "terminate", {"ike-id": "many"}) == "ike-id is not a number"
+
+    with_daemon(tmp_path, test)
+
+
+def test_events(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        ike = one.ike
+        assert ike is not None
+        connection = ike.engine.table.by_name["old"]
+        path = IkePath(ip_address("192.0.2.1"), 500, ip_address("192.0.2.2"), 500)
+        sa = ike.engine.new_sa(connection, initiator=True, path=path)
+        events = session.listen("ike-updown", "alert", "log")
+        first = asyncio.ensure_future(anext(events))
+        # until it has registered, nobody is told
+        while not first.done():
+            logging.getLogger("ipsec.ike.test").warning("%s: said", sa)
+            await asyncio.sleep(0.001)
+        name, message = await first
+        assert (name, message["group"], message["level"]) == ("log", b"IKE", b"1")
+        assert (message["ikesa-name"], message["ikesa-uniqueid"]) == (b"old", str(sa.uid).encode())
+        for event in (
+            IkeUp(sa),
+            ChildNotMade(sa, connection.children[0], "TS_UNACCEPTABLE"),
+            IkeDown(sa, "no answer", True),
+        ):
+            ike.engine.emit(event)
+        ike.turn()
+        seen = []
+        while len(seen) < 4:
+            name, message = await asyncio.wait_for(anext(events), 5)
+            if name != "log":
+                seen.append((name, message))
+        await events.aclose()
+        assert [(name, message.get("type")) for name, message in seen] == [
+            ("ike-updown", None),
+            ("alert", b"ts-mismatch"),
+            ("ike-updown", None),
+            ("alert", b"retransmit-send-timeout"),
+        ]
+        assert [message.get("up") for _, message in seen[::2]] == [b"yes", None]
+        assert list(seen[1][1]["ike-sa"]) == ["old"]
+        sa.destroy("the test is over", ike.engine.now)
+
+    caplog_level = logging.getLogger("ipsec").level
+    logging.getLogger("ipsec").setLevel(logging.INFO)
+    try:
+        with_daemon(tmp_path, test)
+    finally:
+        logging.getLogger("ipsec").setLevel(caplog_level)
+
+
+def test_long_lists_leave_time_for_others(tmp_path: Path) -> None:
+    count = 3000
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        connection = engine.table.by_name["old"]
+        path = IkePath(ip_address("192.0.2.1"), 500, ip_address("192.0.2.2"), 500)
+        for _ in range(count):
+            engine.new_sa(connection, initiator=True, path=path)
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(others())
+        found = {item["old"]["uniqueid"] async for item in session.stream("list-sas", "list-sa")}
+        task.cancel()
+        assert len(found) == count
+        assert turns > count // 64
+        for sa in list(engine.sas.values()):
+            sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+def test_two_daemons_do_not_share_a_socket(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+
+        two = Daemon(load(str(tmp_path / "swanctl.conf")))
+        with pytest.raises(BackendError, match="another daemon"):
+            await two.start()
+        assert names((await session.request("get-conns"))["conns"]) == ["old"]
+
+    with_daemon(tmp_path, test)
