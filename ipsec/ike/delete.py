@@ -18,9 +18,11 @@ log = logging.getLogger(__name__)
 class DeleteChild(Request):
     """Close one CHILD_SA at both ends."""
 
-    __slots__ = ("child", "reason", "was_up")
+    __slots__ = ("again", "child", "reason", "was_up")
 
-    def __init__(self, child: ChildSa, reason: str = "") -> None:
+    def __init__(self, child: ChildSa, reason: str = "", *, again: bool = False) -> None:
+        self.again = again
+        "through the successor of the IKE_SA that we have asked it in"
         self.child = child
         self.reason = reason
         "for an SA that is not replaced: why it goes"
@@ -28,13 +30,15 @@ class DeleteChild(Request):
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """D with the SPI of our inbound SA, by which the peer knows it."""
-        if self.child.state in (ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING):
+        ended = (ChildState.DELETED, ChildState.DESTROYING)
+        if self.child.state in (ended if self.again else (ChildState.DELETING, *ended)):
             return None
         self.was_up = self.child.state in CHILD_UP
         if self.child.state is ChildState.REKEYED:
             # its successor is in use, and the peer may stop taking this one when it has our Delete
             stop_sending(self.child)
-        self.child.change(ChildState.DELETING)
+        if not self.again:
+            self.child.change(ChildState.DELETING)
         return [DeletePayload(Protocol.ESP, [self.child.spi_in.to_bytes(4, "big")])]
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
@@ -46,7 +50,10 @@ class DeleteChild(Request):
             stop_sending(self.child)
 
     def lost(self, sa: IkeSa, now: float) -> None:
-        """The IKE_SA ended first, and the CHILD_SA with it."""
+        """The IKE_SA ended first, and the CHILD_SA with it, unless that has gone to a successor (section 2.8)."""
+        if self.child.ike is not sa and self.child.state is ChildState.DELETING:
+            self.child.ike.ask(DeleteChild(self.child, self.reason, again=True), now)
+            return
         if self.was_up and self.reason:
             sa.core.emit(ChildDown(self.child, self.reason))
 

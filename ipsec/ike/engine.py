@@ -220,13 +220,18 @@ class IkeEngine(Registry):
         credentials: Credentials,
         pools: Iterable[PoolConfig] = (),
     ) -> None:
-        """Replace the configuration. IKE_SAs that are up keep theirs; pools that did not change keep their leases."""
+        """Replace the configuration. IKE_SAs that are up keep theirs; pools whose addresses did not change keep their
+        leases."""
         self.credentials = credentials
         self.table = ConnectionTable(connections, self.host.resolved)
         found = {}
         for config in pools:
             pool = self.pools.get(config.name)
-            found[config.name] = pool if pool is not None and pool.config == config else Pool(config)
+            if pool is not None and (pool.config.first, pool.config.last) == (config.first, config.last):
+                pool.config = config
+            else:
+                pool = Pool(config)
+            found[config.name] = pool
         self.pools = found
 
     def initiate(

@@ -83,15 +83,22 @@ def close_children(sa: IkeSa, spis: Sequence[bytes], now: float) -> list[bytes]:
     """Close CHILD_SAs by the SPIs of the peer's inbound SAs; the SPIs of ours."""
     gone: list[bytes] = []
     for spi in spis:
-        child = sa.child_by_spi_out(int.from_bytes(spi, "big")) if len(spi) == 4 else None
+        child = _named_by_peer(sa, spi)
         if child is None or child.state in (ChildState.DELETING, ChildState.DELETED):
             # section 1.4.1, 2.25.1: unknown, or we have sent a Delete for it ourselves
             if child is not None and child.state is ChildState.DELETING:
-                crossed(sa, child, now)
+                crossed(child.ike, child, now)
             continue
         gone.append(child.spi_in.to_bytes(4, "big"))
-        _close_child(sa, child, now)
+        _close_child(child.ike, child, now)
     return gone
+
+
+def _named_by_peer(sa: IkeSa, spi: bytes) -> ChildSa | None:
+    """The CHILD_SA of an SPI in a Delete; it may have gone to a successor while the message was on its way (2.8)."""
+    number = int.from_bytes(spi, "big") if len(spi) == 4 else 0
+    child = sa.child_by_spi_out(number)
+    return child if child is not None or sa.successor is None else sa.successor.child_by_spi_out(number)
 
 
 def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:

@@ -190,6 +190,7 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
             other.replaces = new.uid
     new.addresses, sa.addresses = sa.addresses, ()
     new.leases, sa.leases = sa.leases, []
+    sa.successor = new
     waiting = [*sa.queue, *(sa.rekey.postponed if sa.rekey else []), *core.retries(sa)]
     sa.queue.clear()
     sa.rekey = None

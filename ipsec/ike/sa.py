@@ -160,6 +160,7 @@ class IkeSa:
         "spi_i",
         "spi_r",
         "state",
+        "successor",
         "tries_left",
         "uid",
         "unauthenticated_error",
@@ -216,6 +217,8 @@ class IkeSa:
         "virtual addresses that the peer has from us"
         self.quiet = False
         "another IKE_SA stands for this one: its end is nobody's concern"
+        self.successor: IkeSa | None = None
+        "the IKE_SA that took over our CHILD_SAs"
         self.replaces = 0
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now

@@ -179,3 +179,14 @@ def test_same_seed_same_trace(seed: int) -> None:
 
 def test_other_seed_other_trace() -> None:
     assert len({run_seed(seed) for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        2385,  # a Delete of a CHILD_SA comes through an IKE_SA that has handed it to its successor
+        3263,  # our Delete of a CHILD_SA is lost with the IKE_SA, and the CHILD_SA has gone to its successor
+    ],
+)
+def test_seed_that_failed_once(seed: int) -> None:
+    run_seed(seed)

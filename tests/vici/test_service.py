@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from ipsec.config import load
 from ipsec.daemon.run import Daemon
 from ipsec.errors import BackendError
+from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import ChildNotMade, IkeDown, IkeUp
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.state import IkeState
@@ -95,6 +96,13 @@ def with_daemon(folder: Path, test: Test) -> None:
     asyncio.run(main())
 
 
+async def settled(one: Daemon, session: Session) -> IkeEngine:
+    """The engine with all that was loaded: it takes that soon, or when a command needs it."""
+    assert one.ike is not None
+    await session.request("get-conns")
+    return one.ike.engine
+
+
 def names(found: Any) -> list[str]:
     """A list of bytes as text."""
     return [item.decode() for item in found]
@@ -159,19 +167,20 @@ def test_changed_children_leave_ike_sas_alone(tmp_path: Path) -> None:
     """Equal but for the children: IKE_SAs go on with the new ones. Otherwise they keep what they were made with."""
 
     async def test(one: Daemon, session: Session) -> None:
-        assert one.ike is not None
-        engine = one.ike.engine
         await session.request("load-conn", {"new": CONNECTION})
+        engine = await settled(one, session)
         before = engine.table.by_name["new"]
         path = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.3"), 4500)
         sa = engine.new_sa(before, initiator=True, path=path)
         changed = CONNECTION | {"children": {"net3": CHILD, "net4": CHILD | {"start_action": "trap"}}}
         await session.request("load-conn", {"new": changed})
+        await settled(one, session)
         assert sa.connection is engine.table.by_name["new"]
         assert [child.name for child in sa.connection.children] == ["net3", "net4"]
         policies = [item async for item in session.stream("list-policies", "list-policy", {"trap": "yes"})]
         assert [name for item in policies for name in item] == ["new/net4"]
         await session.request("load-conn", {"new": changed | {"dpd_delay": "10s"}})
+        await settled(one, session)
         assert sa.connection is not engine.table.by_name["new"]
         await session.request("unload-conn", {"name": "new"})
         assert [item async for item in session.stream("list-policies", "list-policy", {"trap": "yes"})] == []
@@ -185,21 +194,21 @@ def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     secret = "a secret nobody may see"
 
     async def test(one: Daemon, session: Session) -> None:
-        assert one.ike is not None
         assert names((await session.request("get-shared"))["keys"]) == ["ike-old"]
         message = {"type": "IKE", "data": secret, "owners": ["a", "c"]}
         await session.request("load-shared", message | {"id": "x"})
         await session.request("load-shared", message | {"id": "x", "owners": ["%any"]})
         await session.request("load-shared", message)
         await session.request("load-shared", message)
-        assert [len(one.owners) for one in one.ike.engine.credentials.secrets] == [0, 0, 2]
+        engine = await settled(one, session)
+        assert [len(secret.owners) for secret in engine.credentials.secrets] == [0, 0, 2]
         assert names((await session.request("get-shared"))["keys"]) == ["ike-old", "x"]
         for kind in ("EAP", "ppk", "odd"):
             assert "invalid shared key type" in await refused(session, "load-shared", message | {"type": kind})
         await session.request("unload-shared", {"id": "x"})
         await session.request("unload-shared", {"id": "x"})
         await session.request("clear-creds")
-        assert one.ike.engine.credentials.secrets == ()
+        assert (await settled(one, session)).credentials.secrets == ()
         await session.request("reload-settings")
         assert names((await session.request("get-shared"))["keys"]) == ["ike-old"]
 
@@ -226,15 +235,15 @@ def test_certificates_and_keys(tmp_path: Path) -> None:
     conn = CONNECTION | {"local": {"auth": "pubkey", "certs": [end]}, "remote": {"auth": "pubkey", "cacerts": [root]}}
 
     async def test(one: Daemon, session: Session) -> None:
-        assert one.ike is not None
         # charon takes them in any order
         await session.request("load-conn", {"new": conn})
         found = await session.request("load-key", {"type": "any", "data": key})
         key_id = found["id"].decode()
         assert names((await session.request("get-keys"))["keys"]) == [key_id]
-        local = one.ike.engine.table.by_name["new"].local
+        engine = await settled(one, session)
+        local = engine.table.by_name["new"].local
         assert str(local.id) == "CN=gateway.example"
-        assert one.ike.engine.credentials.private_key_for(local.certs[0]) is not None
+        assert engine.credentials.private_key_for(local.certs[0]) is not None
         assert "another type" in await refused(session, "load-key", {"type": "rsa", "data": key})
         assert "invalid key type" in await refused(session, "load-key", {"type": "bliss", "data": key})
         for command in ("load-key", "load-cert"):
@@ -262,13 +271,12 @@ def test_certificates_and_keys(tmp_path: Path) -> None:
 
 def test_pools(tmp_path: Path) -> None:
     async def test(one: Daemon, session: Session) -> None:
-        assert one.ike is not None
         await session.request("load-pool", {"p": {"addrs": "10.9.0.0/24", "dns": ["10.9.0.1", "10.9.0.2"]}})
-        pool = one.ike.engine.pools["p"]
+        pool = (await settled(one, session)).pools["p"]
         address = pool.acquire("somebody")
         assert address is not None
         await session.request("load-pool", {"p": {"addrs": "10.9.0.0/24"}})
-        assert one.ike.engine.pools["p"].online == 1, "other attributes keep the leases"
+        assert (await settled(one, session)).pools["p"].online == 1, "other attributes keep the leases"
         found = await session.request("get-pools", {"leases": "yes"})
         assert found["p"]["leases"] == {
             "0": {"address": b"10.9.0.1", "identity": b"somebody", "status": b"online"},
@@ -276,7 +284,7 @@ def test_pools(tmp_path: Path) -> None:
         assert "online leases" in await refused(session, "load-pool", {"p": {"addrs": "10.8.0.0/24"}})
         assert "online leases" in await refused(session, "unload-pool", {"name": "p"})
         assert "overlaps" in await refused(session, "load-pool", {"q": {"addrs": "10.9.0.128/25"}})
-        one.ike.engine.pools["p"].release("somebody", address)
+        pool.release("somebody", address)
         await session.request("unload-pool", {"name": "p"})
         assert await session.request("get-pools") == {}
 
