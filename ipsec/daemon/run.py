@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ipsec.backend.base import BackendEvent, DeviceLost, Expire, Mapping
+from ipsec.backend.base import BackendEvent, Datagram, DeviceLost, Expire, Mapping
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
 from ipsec.backend.seqstore import SequenceStore
@@ -60,6 +60,7 @@ class Daemon:
         if not config.sas and not config.connections:
             log.warning("%s configures neither connections nor SAs: nothing will pass", config.file)
         self.backend.on_event(self._on_event)
+        self.backend.on_datagram(_ignore)
         try:
             await self.backend.start()
             # Policies first: what they protect is dropped until its SA is there, and never leaves in clear.
@@ -211,6 +212,11 @@ class Daemon:
 
 def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}={count}" for name, count in counts.items() if count) or "none"
+
+
+def _ignore(datagram: Datagram) -> None:
+    """SAs are manual, so nobody here speaks IKE; RFC 7296 section 2.21 lets us ignore what we do not know."""
+    log.debug("ignored %d octets of IKE from %s port %d", len(datagram.data), datagram.source, datagram.port)
 
 
 def run(config: Config, *, core: Core | None = None) -> ExitCode:
