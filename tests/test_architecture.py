@@ -1,6 +1,6 @@
 """The import rule and the size budgets of docs/design.md, held with ``ast``.
 
-    daemon, cli -> {vici | backend | net | config} -> {ike | esp} -> crypto -> wire -> stdlib
+    daemon, cli, ctl -> {vici | backend | net | config} -> {ike | esp} -> crypto -> wire -> stdlib
 """
 
 from __future__ import annotations

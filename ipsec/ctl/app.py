@@ -1,0 +1,172 @@
+"""One run of ipsecctl: what the command line says for all verbs, the daemon, and the way out of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from ipsec.ctl.errors import CtlError, ExitCode
+from ipsec.vici.client import DEFAULT_SOCKET, Session, ViciError, connect
+
+SOCKET_VARIABLE = "IPSECCTL_SOCKET"
+#: of the documents that --json prints; a change that programs could trip over makes it one higher
+SCHEMA = 1
+#: the width of what does not go to a terminal: nothing is cut or wrapped
+PLAIN_WIDTH = 1 << 16
+
+T = TypeVar("T")
+
+
+@dataclass
+class App:
+    """What the options that all verbs have say, and what goes with them."""
+
+    socket: str = field(default_factory=lambda: os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+    json: bool = False
+    color: str = "auto"
+
+    @cached_property
+    def out(self) -> Console:
+        """Standard output: with colour and as wide as the terminal, or plain and not cut."""
+        return self._console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """Standard error."""
+        return self._console(stderr=True)
+
+    def _console(self, *, stderr: bool) -> Console:
+        force = {"always": True, "never": False}.get(self.color)
+        console = Console(stderr=stderr, force_terminal=force, highlight=False, markup=False, emoji=False)
+        if not console.is_terminal:
+            console = Console(
+                stderr=stderr, force_terminal=False, highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH
+            )
+        return console
+
+    @property
+    def fancy(self) -> bool:
+        """Whether a person looks at standard output right now."""
+        return self.out.is_terminal and not self.json
+
+    def document(self, kind: str, **values: Any) -> None:
+        """Print one JSON document."""
+        print(json.dumps({"schema": SCHEMA, "kind": kind, **values}, indent=2, default=str))
+
+    def json_line(self, kind: str, **values: Any) -> None:
+        """Print one JSON document on a line of its own, at once."""
+        print(json.dumps({"schema": SCHEMA, "kind": kind, **values}, default=str), flush=True)
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run what talks to the daemon. CtlError instead of what vici says."""
+        try:
+            return asyncio.run(work())
+        except ViciError as error:
+            raise explained(error) from error
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A connection to the daemon. CtlError that says what to do if there is none."""
+        try:
+            session = await connect(self.socket)
+        except ViciError as error:
+            raise unreachable(self.socket, error) from error
+        async with session:
+            yield session
+
+
+def unreachable(socket: str, error: ViciError) -> CtlError:
+    """What it means that a socket cannot be connected to."""
+    cause = error.__cause__
+    path = socket.removeprefix("unix://")
+    why, remedy = str(error), ""
+    if isinstance(cause, FileNotFoundError):
+        why = f"no daemon: there is no socket {path}"
+        remedy = (
+            f"start ipsecd (or charon); if ipsecd.vici_socket names another path, give it with --socket or "
+            f"{SOCKET_VARIABLE}"
+        )
+    elif isinstance(cause, ConnectionRefusedError):
+        why = f"no daemon listens on {path}"
+        remedy = "it has stopped or was killed: start it, and look at its log"
+    elif isinstance(cause, PermissionError):
+        why = f"no permission for {path}"
+        remedy = "use sudo, or set ipsecd.vici_group to a group that you are in"
+    elif isinstance(cause, OSError | ValueError):
+        remedy = "give the path of the daemon's vici socket with --socket"
+    return CtlError(why, remedy, code=ExitCode.UNREACHABLE)
+
+
+def explained(error: ViciError) -> CtlError:
+    """A failure of the protocol as ours."""
+    if "hung up" in str(error):
+        return CtlError(str(error), "it has stopped or was restarted: try again", code=ExitCode.UNREACHABLE)
+    return CtlError(str(error))
+
+
+def current() -> App:
+    """The App of the command that runs."""
+    return click.get_current_context().ensure_object(App)
+
+
+def _set(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is not None and parameter.name:
+        setattr(context.ensure_object(App), parameter.name, value)
+
+
+def common_options() -> list[click.Parameter]:
+    """The options that come before or after every verb."""
+    return [
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            default=None,
+            expose_value=False,
+            is_eager=True,
+            callback=_set,
+            help="Print JSON for programs; `ipsecctl schema` describes it.",
+        ),
+        click.Option(
+            ["--socket"],
+            metavar="PATH",
+            expose_value=False,
+            is_eager=True,
+            callback=_set,
+            help=f"The daemon's vici socket, also a charon's. Default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET}.",
+        ),
+        click.Option(
+            ["--color"],
+            type=click.Choice(["auto", "always", "never"]),
+            expose_value=False,
+            is_eager=True,
+            callback=_set,
+            help="Colour; auto is: on a terminal, unless NO_COLOR is set.",
+        ),
+    ]
+
+
+class Verb(click.Command):
+    """A verb; it has the common options after its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += common_options()
+
+
+class VerbGroup(click.Group):
+    """A verb with verbs below it."""
+
+    command_class = Verb
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += common_options()

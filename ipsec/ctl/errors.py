@@ -1,0 +1,50 @@
+"""How ipsecctl ends: exit statuses, and the error that carries one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ipsec.errors import IpsecError
+
+
+class ExitCode(IntEnum):
+    """The exit status; documented in docs/ipsecctl.md. 2 to 4 mean what they mean for ipsecd."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    CONFIG = 3
+    REQUIREMENT = 4
+    UNREACHABLE = 5
+    UNKNOWN_NAME = 6
+    FAILED = 7
+    TIMEOUT = 8
+    DIFFERS = 9
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+#: what ``--help`` and the documentation say about each
+MEANINGS = {
+    ExitCode.OK: "done, or it was so already",
+    ExitCode.BUG: "a bug; please report it with the output",
+    ExitCode.USAGE: "wrong command line",
+    ExitCode.CONFIG: "a configuration file is wrong; the text names file, line and key",
+    ExitCode.REQUIREMENT: "the machine lacks something; the text says what mends it",
+    ExitCode.UNREACHABLE: "no daemon, no permission for its socket, or it hung up",
+    ExitCode.UNKNOWN_NAME: "no connection, child or SA has that name",
+    ExitCode.FAILED: "the daemon says that it failed, or does not know the command",
+    ExitCode.TIMEOUT: "not done in time",
+    ExitCode.DIFFERS: "not as it should be: something is down (status --check), or differs (diff)",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+
+class CtlError(IpsecError):
+    """Something did not work. ``remedy`` is what to do about it; ``code`` becomes the exit status."""
+
+    def __init__(self, message: str, remedy: str = "", *, code: ExitCode = ExitCode.FAILED) -> None:
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+        super().__init__(f"{message}; {remedy}" if remedy else message)

@@ -1,0 +1,195 @@
+"""A daemon that says what it is told to, on a socket, in a thread of its own; and ipsecctl run against it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from ipsec.ctl.main import main
+from ipsec.ctl.schema import schema_text
+from ipsec.vici.codec import Message, text
+from ipsec.vici.events import NAMES
+from ipsec.vici.server import Client, CommandError, ViciServer
+
+
+def conn(remote: str = "192.0.2.2", children: Sequence[str] = ("net",), **more: Any) -> Message:
+    """A connection as ``list-conn`` has it."""
+    return {
+        "local_addrs": ["%any"],
+        "remote_addrs": [remote],
+        "version": "IKEv2",
+        "reauth_time": 0,
+        "rekey_time": 14400,
+        "unique": "UNIQUE_NO",
+        "local-1": {"class": "pre-shared key", "id": "a.example", "groups": [], "certs": [], "cacerts": []},
+        "remote-1": {"class": "pre-shared key", "id": "b.example", "groups": [], "certs": [], "cacerts": []},
+        "children": {
+            name: {
+                "mode": "TUNNEL",
+                "rekey_time": 3600,
+                "rekey_bytes": 0,
+                "rekey_packets": 0,
+                "dpd_action": "none",
+                "close_action": "none",
+                "local-ts": ["10.1.0.0/16"],
+                "remote-ts": ["10.2.0.0/16"],
+            }
+            for name in children
+        },
+        **more,
+    }
+
+
+def child_sa(name: str = "net", uid: int = 1, **more: Any) -> Message:
+    """A CHILD_SA as ``list-sa`` has it."""
+    return {
+        "name": name,
+        "uniqueid": uid,
+        "reqid": 1,
+        "state": "INSTALLED",
+        "mode": "TUNNEL",
+        "protocol": "ESP",
+        "encap": "yes",
+        "spi-in": f"c{uid:07x}",
+        "spi-out": f"d{uid:07x}",
+        "encr-alg": "AES_GCM_16",
+        "encr-keysize": 128,
+        "bytes-in": 1000,
+        "packets-in": 10,
+        "bytes-out": 2000,
+        "packets-out": 20,
+        "rekey-time": 3000,
+        "life-time": 3900,
+        "install-time": 60,
+        "local-ts": ["10.1.0.0/16"],
+        "remote-ts": ["10.2.0.0/16"],
+        **more,
+    }
+
+
+def ike_sa(uid: int = 1, children: Sequence[Message] = (), **more: Any) -> Message:
+    """An IKE_SA as ``list-sa`` has it."""
+    return {
+        "uniqueid": uid,
+        "version": 2,
+        "state": "ESTABLISHED",
+        "local-host": "192.0.2.1",
+        "local-port": 4500,
+        "local-id": "a.example",
+        "remote-host": "192.0.2.2",
+        "remote-port": 4500,
+        "remote-id": "b.example",
+        "initiator": "yes",
+        "initiator-spi": f"{uid:016x}",
+        "responder-spi": f"{uid + 1:016x}",
+        "encr-alg": "AES_GCM_16",
+        "encr-keysize": 256,
+        "prf-alg": "PRF_HMAC_SHA2_256",
+        "dh-group": "CURVE_25519",
+        "established": 120,
+        "rekey-time": 13000,
+        **more,
+        "child-sas": {f"{child['name']}-{child['uniqueid']}": child for child in children},
+    }
+
+
+class FakeDaemon:
+    """Answers from what its attributes hold. A context manager."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.conns: dict[str, Message] = {}
+        self.sas: list[tuple[str, Message]] = []
+        self.asked: list[tuple[str, Message]] = []
+        "commands that came, with their messages"
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="fake daemon")
+
+    def __enter__(self) -> FakeDaemon:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        commands = {
+            name.removeprefix("do_").replace("_", "-"): self._noted(name)
+            for name in dir(self)
+            if name.startswith("do_")
+        }
+        self.server = ViciServer(commands, NAMES)
+        await self.server.start(str(self.socket))
+        self._ready.set()
+        await self._stop.wait()
+        await self.server.stop()
+
+    def _noted(self, name: str) -> Any:
+        command = getattr(self, name)
+
+        async def run(client: Client, message: Message) -> Mapping[str, Any]:
+            self.asked.append((name.removeprefix("do_").replace("_", "-"), message))
+            answer: Mapping[str, Any] = await command(client, message)
+            return answer
+
+        return run
+
+    async def do_list_conns(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for name, value in self.conns.items():
+            client.send_event("list-conn", {name: value})
+        return {}
+
+    async def do_list_sas(self, client: Client, message: Message) -> Mapping[str, Any]:
+        wanted = text(message, "ike")
+        for name, value in self.sas:
+            if wanted in ("", name):
+                client.send_event("list-sa", {name: value})
+        return {}
+
+    async def do_fail(self, client: Client, message: Message) -> Mapping[str, Any]:
+        raise CommandError("no")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run of ipsecctl ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The JSON document that it printed, which is as the schema says."""
+        found = json.loads(self.out)
+        VALIDATOR.validate(found)
+        return found
+
+
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(schema_text()))
+
+
+class Ctl:
+    """Runs ipsecctl within the test's process."""
+
+    def __init__(self, socket: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.socket = socket
+        self._capture = capture
+
+    def __call__(self, *arguments: str) -> Done:
+        self._capture.readouterr()
+        status = main(["--socket", str(self.socket), *arguments])
+        out, err = self._capture.readouterr()
+        return Done(status, out, err)

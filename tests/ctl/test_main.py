@@ -1,0 +1,138 @@
+"""What holds for all verbs: options, errors, exit statuses, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import jsonschema
+import pytest
+
+from ipsec.ctl.app import App, Verb, VerbGroup
+from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.main import VERBS, cli, main
+from ipsec.ctl.schema import schema_text
+from tests.ctl.fake import VALIDATOR, Ctl, FakeDaemon, conn
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    """All verbs, also those below verbs."""
+    found = []
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        found.append(((*path, name), command))
+        if isinstance(command, click.Group):
+            found += commands(command, (*path, name))
+    return found
+
+
+COMMANDS = commands()
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(path) for path, _ in COMMANDS])
+def test_every_verb(path: tuple[str, ...], command: click.Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is of the classes that have the common options, has its own name, and helps."""
+    assert isinstance(command, Verb | VerbGroup)
+    assert command.name == path[-1]
+    assert command.help
+    assert main([*path, "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--json", "--socket", "--color"):
+        assert option in out
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_help_names_every_verb_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for title, verbs in VERBS.items():
+        assert f"{title}:" in out
+        assert all(f"\n  {name} " in out for name in verbs)
+    assert all(f" {code:3d}  " in out for code in ExitCode if code != ExitCode.BROKEN_PIPE)
+
+
+def test_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
+
+
+def test_no_daemon(ctl: Ctl) -> None:
+    done = ctl("list", "conns")
+    assert done.status == ExitCode.UNREACHABLE
+    assert f"no daemon: there is no socket {ctl.socket}" in done.err
+    assert "start ipsecd" in done.err
+    assert done.out == ""
+
+
+def test_socket_that_nobody_listens_on(ctl: Ctl, tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path / "other"):
+        os.rename(tmp_path / "other", ctl.socket)
+    done = ctl("list", "conns")
+    assert done.status == ExitCode.UNREACHABLE
+    assert "no daemon listens on" in done.err
+
+
+def test_no_permission(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("asyncio.open_unix_connection", refuse)
+    done = ctl("list", "conns")
+    assert done.status == ExitCode.UNREACHABLE
+    assert "no permission" in done.err
+    assert "sudo" in done.err
+
+
+def test_errors_are_documents_with_json(ctl: Ctl) -> None:
+    done = ctl("list", "conns", "--json")
+    assert done.document["error"] == "unreachable"
+    assert done.document["remedy"]
+    assert "no daemon" in done.err
+
+
+def test_wrong_verb(ctl: Ctl) -> None:
+    done = ctl("lst")
+    assert done.status == ExitCode.USAGE
+    assert "did you mean list" in done.err
+
+
+def test_options_before_and_after_the_verb(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns["gw"] = conn()
+    for arguments in (("--json", "list", "conns"), ("list", "--json", "conns"), ("list", "conns", "--json")):
+        assert ctl(*arguments).document["kind"] == "conns"
+    assert main(["list", "conns", "--socket", f"unix://{ctl.socket}"]) == 0
+
+
+def test_socket_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IPSECCTL_SOCKET", "/x/y")
+    assert App().socket == "/x/y"
+    monkeypatch.setenv("IPSECCTL_SOCKET", "")
+    assert App().socket == "/var/run/charon.vici"
+
+
+def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
+    """As with ``| head``: no traceback."""
+    daemon.conns = {f"gw-{index}": conn() for index in range(3000)}
+    command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), "list", "conns"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("NAME")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == ExitCode.BROKEN_PIPE
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ipsecctl ")
+
+
+def test_validator_refuses() -> None:
+    """It would not do if the schema let everything pass."""
+    for document in ({}, {"schema": 1, "kind": "odd"}, {"schema": 2, "kind": "conns", "conns": []}):
+        assert not VALIDATOR.is_valid(document)
