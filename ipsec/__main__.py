@@ -2,7 +2,7 @@
 
 import sys
 
-from ipsec.cli.ipsecd import main
+from ipsec.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

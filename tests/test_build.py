@@ -103,7 +103,7 @@ def test_wheel_carries_types_and_declarations_but_no_source_of_the_module(wheel:
     built = {name.partition(".")[0] for name in names if name.endswith(".so")}
     assert built == {"ipsec/_fastpath", "ipsec/_modp", "ipsec/_providers", "ipsec/_pump"}
     assert not [name for name in names if name.endswith((".pyx", ".c")) or name.split("/")[0] in ("tests", "tools")]
-    assert "ipsecd = ipsec.cli.ipsecd:main" in entry_points
+    assert "ipsecd = ipsec.cli.main:main" in entry_points
 
 
 @pytest.mark.timeout(600)

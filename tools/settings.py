@@ -27,6 +27,10 @@ def text() -> str:
         "## ipsecd.offload { }\n",
         "`auto` probes at start and logs what it found, `yes` insists, `no` is off.\n",
         _table(("key", "default", "meaning"), _fields(settings.OffloadSettings)),
+        "## ipsecd.http { }\n",
+        "`/metrics`, `/healthz`, `/readyz`, `/livez`: see [metrics.md](metrics.md). Whoever reaches it reads names\n"
+        "and traffic figures.\n",
+        _table(("key", "default", "meaning"), _fields(settings.HttpSettings)),
         "## Keys of swanctl.conf that are refused\n",
         "A key that means something ipsecd does not do is an error, never ignored. Where a value does no harm, mostly\n"
         "the default, the key may be there with it.\n",
@@ -57,7 +61,7 @@ def _shown(value: object) -> str:
         return "yes" if value else "no"
     if value == settings.ANY_ADDRESSES:
         return "%any"
-    if isinstance(value, settings.OffloadSettings):
+    if isinstance(value, settings.OffloadSettings | settings.HttpSettings):
         return "see below"
     if isinstance(value, float):
         return f"{value:g}"

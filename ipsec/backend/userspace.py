@@ -617,6 +617,11 @@ class UserspaceBackend:
         return self._tun.name if self._tun is not None else self._settings.device
 
     @property
+    def running(self) -> bool:
+        """Whether packets move: from ``start`` to ``stop``, but for the moments in which the device is made again."""
+        return self._running
+
+    @property
     def ports(self) -> dict[int, int]:
         """UDP port of ESP in use, by IP version."""
         return dict(self._ports)

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ipsecd",
-        description="IPsec in user space. Runs in the foreground until SIGTERM or SIGINT; a second one forces.",
+        description="IPsec in user space. Runs in the foreground until SIGTERM or SIGINT; a second one forces. "
+        "'ipsecd healthcheck --help' tells how to ask a running one how it is.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from ipsec.config import DEFAULT_FILE
 from ipsec.config.authorities import read_authorities
 from ipsec.config.checks import Checker
 from ipsec.config.connections import read_connection
@@ -26,8 +27,6 @@ from ipsec.errors import ConfigError
 from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection, PoolConfig
 from ipsec.ike.credentials import Credentials
-
-DEFAULT_FILE = "/etc/swanctl/swanctl.conf"
 
 _IKE_SECTIONS = ("connections", "secrets", "pools", "authorities")
 _SECRET_KEYS = ("key_in", "key_out", "integ_key_in", "integ_key_out")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from typing import NamedTuple
 
 from ipsec.config.grammar import Section
 from ipsec.config.values import (
@@ -95,6 +96,35 @@ class OffloadSettings:
     "join decrypted TCP segments before they are written to the TUN device; needs tun_tso"
     coalesce_udp: Switch = Switch.AUTO
     "join decrypted UDP datagrams of one flow before they are written to the TUN device; needs tun_uso"
+
+
+class Readiness(Enum):
+    """What ``/readyz`` asks of the children that are to be up (``start_action`` with ``start``)."""
+
+    UP = "up"
+    ONCE = "once"
+
+
+class Listen(NamedTuple):
+    """Where the HTTP endpoint listens."""
+
+    address: IpAddress
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """``ipsecd.http { }``: metrics and health for those who can reach it; nobody is asked who he is."""
+
+    listen: tuple[Listen, ...] = ()
+    "address:port, [address]:port, or a port of 127.0.0.1; several with commas; 'none' (here empty): no endpoint"
+    ready: Readiness = Readiness.UP
+    "ready is when each child with start_action = start is up (up), or has been since the daemon started (once)"
+    torilabs_names: bool = False
+    "also the metrics that torilabs/ipsec-prometheus-exporter has, under its names: for dashboards made for it"
 
 
 @dataclass(frozen=True)
@@ -189,6 +219,8 @@ class DaemonSettings:
     "permissions of the socket, octal; whoever can write to it controls the daemon"
     offload: OffloadSettings = OffloadSettings()
     "a section: which kernel offloads to use"
+    http: HttpSettings = HttpSettings()
+    "a section: metrics and health over HTTP"
 
 
 def _parse_device(text: str) -> str:
@@ -261,6 +293,28 @@ def _parse_group(text: str) -> str:
     return text
 
 
+def _parse_endpoint(text: str) -> Listen:
+    match = re.fullmatch(r"(?:(?P<v4>[0-9.]+):|\[(?P<v6>[0-9a-fA-F:.]+)\]:)?(?P<port>[0-9]{1,5})", text)
+    if match is None:
+        raise ConfigError(f"{quoted(text)} is not address:port, [address]:port or a port")
+    address = parse_address(match["v4"] or match["v6"] or "127.0.0.1")
+    return Listen(address, number_in(1, 65535)(match["port"]))
+
+
+def _parse_endpoints(text: str) -> tuple[Listen, ...]:
+    found = list_of(_parse_endpoint)(text) if text != "none" else ()
+    for endpoint in found:
+        if found.count(endpoint) > 1:
+            raise ConfigError(f"{endpoint} is there twice")
+    return found
+
+
+_HTTP_KEYS: dict[str, Callable[[str], object]] = {
+    "listen": _parse_endpoints,
+    "ready": one_of(Readiness),
+    "torilabs_names": parse_bool,
+}
+
 _OFFLOAD_KEYS = dict.fromkeys(
     ("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp"), parse_switch
 )
@@ -314,7 +368,9 @@ _KEYS: dict[str, Callable[[str], object]] = {
 
 def read_settings(section: Section) -> DaemonSettings:
     """The settings that ``ipsecd { }`` describes."""
-    values = read_keys(section, _KEYS, sections=("offload",))
+    values = read_keys(section, _KEYS, sections=("offload", "http"))
     if "offload" in section.sections:
         values["offload"] = OffloadSettings(**read_keys(section.sections["offload"], _OFFLOAD_KEYS))
+    if "http" in section.sections:
+        values["http"] = HttpSettings(**read_keys(section.sections["http"], _HTTP_KEYS))
     return DaemonSettings(**values)

@@ -21,6 +21,8 @@ from ipsec.backend.settings import MemoryEnds
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.config import Config, load
 from ipsec.config.settings import BackendKind, EventLoopKind
+from ipsec.daemon.endpoint import Endpoint
+from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.secret import qcd_secret
 from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, vici_wanted
@@ -45,7 +47,9 @@ class Daemon:
         self._backend_settings = backend_settings(config, self._ends)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
+        self.health = Health(self.backend, config.settings.http.ready)
         self._vici: ViciService | None = None
+        self._endpoint: Endpoint | None = None
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[str] | None = None
@@ -62,6 +66,10 @@ class Daemon:
         self.backend.on_event(self._on_event)
         self.backend.on_datagram(_ignore)
         try:
+            if config.settings.http.listen:
+                # first, so that who asks is told "starting" instead of nothing
+                self._endpoint = Endpoint(config.settings.http, self.health)
+                await self._endpoint.start()
             await self.backend.start()
             # Policies first: what they protect is dropped until its SA is there, and never leaves in clear.
             self.backend.set_policies(config.policies())
@@ -72,6 +80,7 @@ class Daemon:
         except BaseException:
             await self.stop()
             raise
+        self.health.phase = Phase.RUNNING
         if config.sas:
             policies = amount(len(config.policies()), "policy", "policies")
             log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
@@ -82,10 +91,11 @@ class Daemon:
         secret = qcd_secret(Path(self._config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
         self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret)
+        self.health.attach(self.ike)
         self.backend.on_datagram(self.ike.on_datagram)
         if vici_wanted(self._config):
             # before anything is started: another daemon may be there
-            self._vici = await start_vici(self.ike, self._config.settings, self.reload)
+            self._vici = await start_vici(self.ike, self._config.settings, self.health, self.reload)
         await self.ike.start()
 
     async def reload(self) -> str:
@@ -113,6 +123,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Release everything; safe in any state."""
+        self.health.phase = Phase.STOPPING
         if self._vici is not None:
             await self._vici.stop()
         if self.ike is not None:
@@ -129,6 +140,8 @@ class Daemon:
         if self._ends is not None:
             self._ends.tun.close()
             self._ends.wire.close()
+        if self._endpoint is not None:
+            await self._endpoint.stop()
 
     async def run(self) -> ExitCode:
         """Start, serve until a signal or a fatal event, stop."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsec.config.settings import VICI_SOCKET, DaemonSettings
+from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, ConfigError
 from ipsec.ike.child_sa import ChildSa
@@ -40,8 +41,9 @@ SETTLE_S = 0.05
 class ViciControl:
     """``ipsec.vici.control.Control`` for an IkeControl."""
 
-    def __init__(self, ike: IkeControl, reload: Callable[[], Awaitable[str]]) -> None:
+    def __init__(self, ike: IkeControl, health: Health, reload: Callable[[], Awaitable[str]]) -> None:
         self._ike = ike
+        self._health = health
         self._reload = reload
         self._loop = asyncio.get_running_loop()
         self._pending: asyncio.TimerHandle | None = None
@@ -91,6 +93,11 @@ class ViciControl:
         """See Control."""
         self._ike.observers.append(observer)
         return lambda: self._ike.observers.remove(observer)
+
+    def health(self) -> Mapping[str, Sequence[str]]:
+        """See Control."""
+        self._settle()
+        return {question: verdict.problems for question, verdict in self._health.all().items()}
 
     # -- what is up
 
@@ -270,10 +277,12 @@ class ViciControl:
                     self.engine.terminate_child(one, now, "its connection was unloaded")
 
 
-async def start(ike: IkeControl, settings: DaemonSettings, reload: Callable[[], Awaitable[str]]) -> ViciService | None:
+async def start(
+    ike: IkeControl, settings: DaemonSettings, health: Health, reload: Callable[[], Awaitable[str]]
+) -> ViciService | None:
     """Serve vici. BackendError if the socket cannot be had; only a warning for the default path without privileges."""
     path = settings.vici_socket
-    service = ViciService(ViciControl(ike, reload))
+    service = ViciService(ViciControl(ike, health, reload))
     if path == VICI_SOCKET and not _may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipsec.vici.actions import Actions
 from ipsec.vici.control import Control
 from ipsec.vici.events import NAMES, Publisher
+from ipsec.vici.extensions import Extensions
 from ipsec.vici.lists import Lists
 from ipsec.vici.loading import Loading
 from ipsec.vici.server import MODE, ViciServer
@@ -14,7 +15,8 @@ class ViciService:
     """Serves a daemon's control; ``start`` and ``stop`` once each."""
 
     def __init__(self, control: Control) -> None:
-        commands = {**Actions(control).commands, **Lists(control).commands, **Loading(control).commands}
+        parts = (Actions(control), Lists(control), Loading(control), Extensions(control))
+        commands = {name: handler for part in parts for name, handler in part.commands.items()}
         self._server = ViciServer(commands, NAMES)
         self._publisher = Publisher(control, self._server)
 

@@ -50,6 +50,9 @@ class Control(Protocol):
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell ``observer`` of the engine's events from now on, after the daemon has acted upon each; how to stop."""
 
+    def health(self) -> Mapping[str, Sequence[str]]:
+        """Why the daemon is not ``alive``, ``healthy``, ``ready``: by these words, empty where it is."""
+
     # -- what is up
 
     async def connect(self, connection: Connection, child: ChildConfig | None) -> IkeSa | None:

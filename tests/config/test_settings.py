@@ -13,9 +13,12 @@ from ipsec.config.settings import (
     BackendKind,
     DaemonSettings,
     EventLoopKind,
+    HttpSettings,
+    Listen,
     LogLevel,
     OffloadSettings,
     ProviderKind,
+    Readiness,
 )
 from ipsec.config.values import Switch, parse_number, parse_size, parse_time
 from ipsec.errors import ConfigError
@@ -34,8 +37,9 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_a_key() -> None:
-    assert {f.name for f in fields(DaemonSettings)} == {*settings._KEYS, "offload"}
+    assert {f.name for f in fields(DaemonSettings)} == {*settings._KEYS, "offload", "http"}
     assert {f.name for f in fields(OffloadSettings)} == set(settings._OFFLOAD_KEYS)
+    assert {f.name for f in fields(HttpSettings)} == set(settings._HTTP_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +179,39 @@ def test_number() -> None:
     for text in ("", "0x", "1_000", "+1", "\u0661", "0x" + "f" * 40):
         with pytest.raises(ConfigError, match="is not a number"):
             parse_number(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("listen = 9903", HttpSettings(listen=(Listen(ip_address("127.0.0.1"), 9903),))),
+        ("listen = 0.0.0.0:80", HttpSettings(listen=(Listen(ip_address("0.0.0.0"), 80),))),
+        ("listen = [::1]:1, 2", HttpSettings((Listen(ip_address("::1"), 1), Listen(ip_address("127.0.0.1"), 2)))),
+        ("listen = none", HttpSettings()),
+        ("listen =", HttpSettings()),
+        ("ready = once", HttpSettings(ready=Readiness.ONCE)),
+        ("torilabs_names = yes", HttpSettings(torilabs_names=True)),
+    ],
+)  # fmt: skip
+def test_http(line: str, value: HttpSettings) -> None:
+    assert read(f"http {{ {line} \n }}").http == value
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("listen = localhost:9903", "'localhost:9903' is not address:port, [address]:port or a port"),
+        ("listen = ::1:9903", "is not address:port"),
+        ("listen = 1.2.3:9903", "'1.2.3' is not an IP address"),
+        ("listen = 70000", "not in 1..65535"),
+        ("listen = 0", "not in 1..65535"),
+        ("listen = 9903, 127.0.0.1:9903", "127.0.0.1:9903 is there twice"),
+        ("ready = maybe", "not one of up, once"),
+        ("port = 9903", "unknown key"),
+    ],
+)
+def test_http_that_is_wrong(line: str, why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(f"http {{ {line} \n }}")
+    assert why in str(error.value)
+    assert "ipsecd.http" in str(error.value)
