@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from tools import settings, states
+from tools import environment, settings, states
 
 
-@pytest.mark.parametrize("tool", [settings, states], ids=["settings", "states"])
+@pytest.mark.parametrize("tool", [environment, settings, states], ids=["environment", "settings", "states"])
 def test_file_is_current(tool: ModuleType) -> None:
     assert tool.FILE.read_text() == tool.text(), f"run: python -m {tool.__name__}"

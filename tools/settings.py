@@ -23,18 +23,18 @@ def text() -> str:
         "# Settings\n",
         "Made by `python -m tools.settings` from `ipsec/config/`; a test holds it to them.\n",
         "## ipsecd { }\n",
-        _table(("key", "default", "meaning"), _fields(settings.DaemonSettings)),
+        table(("key", "default", "meaning"), _fields(settings.DaemonSettings)),
         "## ipsecd.offload { }\n",
         "`auto` probes at start and logs what it found, `yes` insists, `no` is off.\n",
-        _table(("key", "default", "meaning"), _fields(settings.OffloadSettings)),
+        table(("key", "default", "meaning"), _fields(settings.OffloadSettings)),
         "## ipsecd.http { }\n",
         "`/metrics`, `/healthz`, `/readyz`, `/livez`: see [metrics.md](metrics.md). Whoever reaches it reads names\n"
         "and traffic figures.\n",
-        _table(("key", "default", "meaning"), _fields(settings.HttpSettings)),
+        table(("key", "default", "meaning"), _fields(settings.HttpSettings)),
         "## Keys of swanctl.conf that are refused\n",
         "A key that means something ipsecd does not do is an error, never ignored. Where a value does no harm, mostly\n"
         "the default, the key may be there with it.\n",
-        _table(("section", "key", "why"), _refused()),
+        table(("section", "key", "why"), _refused()),
     ]
     return "\n".join(parts)
 
@@ -83,7 +83,8 @@ def _refused() -> Iterator[tuple[str, ...]]:
         yield "secrets", f"`{key}`", why
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from ipsec.config import DEFAULT_FILE
-from ipsec.config.grammar import Section, parse_file
+from ipsec.config.environment import read_environment
+from ipsec.config.grammar import Section
 from ipsec.config.settings import DaemonSettings, Listen, read_settings
 from ipsec.errors import ConfigError, ParseError
 from ipsec.vici.codec import PacketType, emit_packet, parse_length, parse_packet, text, texts
@@ -35,8 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     question = options.question
     try:
-        root = parse_file(options.config)
-        settings = read_settings(root.sections.get("ipsecd") or Section("ipsecd", options.config, 1))
+        environment = read_environment(os.environ)
+        root = environment.parse(options.config or environment.file)
+        settings = read_settings(root.sections.get("ipsecd") or Section("ipsecd", root.file, 1))
         problems = ask(settings, question)
     except ConfigError as error:
         print(f"cannot tell: {error}")
@@ -57,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Ask the running daemon how it is: over HTTP if ipsecd.http.listen is set, else over vici.",
         epilog="exit status: 0 yes, 1 no, or nobody answers",
     )
-    parser.add_argument("--config", metavar="FILE", default=DEFAULT_FILE, help="the daemon's; default: %(default)s")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the daemon's, with the same default; it needs the same variables IPSEC_*"
+    )
     kind = parser.add_mutually_exclusive_group()
     for option, question, help in (
         ("--ready", "ready", "whether traffic can be sent its way: tunnels that are to be up are up"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from ipsec import daemon
 from ipsec.backend.requirements import Requirement, State, check
 from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
+from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import LogLevel
 from ipsec.daemon import ExitCode, backend_settings
 from ipsec.daemon.logs import formatter
@@ -43,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json and not options.check:
         _parser().error("--json needs --check")
     try:
-        config = load(options.config)
+        environment = read_environment(os.environ)
+        forget_secrets(os.environ)
+        config = load(options.config or environment.file, environment)
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG
@@ -64,7 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", default=DEFAULT_FILE, help="default: %(default)s")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"default: IPSEC_CONFIG, else {DEFAULT_FILE}; IPSEC_* variables may describe a connection without any",
+    )
     parser.add_argument("--check", action="store_true", help="say what would be used and what is missing, and exit")
     parser.add_argument("--json", action="store_true", help="with --check: for programs")
     parser.add_argument(

@@ -7,9 +7,9 @@ and wants them soon.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ipsec.config.schema import Config, load, load_text
+    from ipsec.config.schema import Config, load, load_again, load_text
 
-__all__ = ["DEFAULT_FILE", "Config", "load", "load_text"]
+__all__ = ["DEFAULT_FILE", "Config", "load", "load_again", "load_text"]
 
 DEFAULT_FILE = "/etc/swanctl/swanctl.conf"
 

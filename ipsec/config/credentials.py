@@ -17,6 +17,7 @@ from ipsec.config.directories import (
     REVOCATION_LISTS,
     UNUSED_DIRECTORIES,
     CredentialFiles,
+    inline,
     read_file,
 )
 from ipsec.config.secrets import Passphrase, Secrets
@@ -79,8 +80,16 @@ class _Loader:
     def private_keys(self, passphrases: Sequence[Passphrase]) -> tuple[list[PrivateKey], list[Certificate]]:
         """Every private key, and the certificates of PKCS#12 containers."""
         secrets: dict[str, Passphrase] = {}
+        keys: list[PrivateKey] = []
+        certificates: list[Certificate] = []
         for passphrase in passphrases:
             try:
+                data = inline(passphrase.file)
+                if data is not None:
+                    key, several = _load_key(data, passphrase.directory, passphrase)
+                    keys += [PrivateKey(key, passphrase.section.child_path("file"))] if key else []
+                    certificates += several
+                    continue
                 path = self.files.path(passphrase.directory, passphrase.file)
             except ConfigError as error:
                 raise error_at(passphrase.section, "file", error.message) from None
@@ -90,8 +99,6 @@ class _Loader:
                 raise error_at(passphrase.section, "file", why)
         places = {path: name for name in KEY_DIRECTORIES for path in self.files.scan(name)}
         places |= {path: passphrase.directory for path, passphrase in secrets.items()}
-        keys: list[PrivateKey] = []
-        certificates: list[Certificate] = []
         for path, directory in places.items():
             data, mode = self._read_key(path, secrets.get(path))
             if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -14,10 +14,10 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import stat
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ipsec.config.values import read_regular
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.keyfiles import load_public_key
 from ipsec.crypto.x509 import Certificate, load_certificates
@@ -115,20 +115,8 @@ class CredentialFiles:
 
 
 def read_file(path: str) -> tuple[bytes, int]:
-    """Contents and mode of a regular file. ConfigError says which file."""
-    try:
-        # O_NONBLOCK: a FIFO without a writer must not hang us
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"cannot read {path}: not a regular file")
-            data = file.read(FILE_SIZE_MAX + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "not a file name"
-        raise ConfigError(f"cannot read {path}: {why}") from None
-    if len(data) > FILE_SIZE_MAX:
-        raise ConfigError(f"cannot read {path}: larger than {FILE_SIZE_MAX >> 20} MiB")
-    return data, status.st_mode
+    """Contents and permissions of a regular file. ConfigError says which file."""
+    return read_regular(path, FILE_SIZE_MAX)
 
 
 def inline(text: str) -> bytes | None:

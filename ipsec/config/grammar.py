@@ -53,7 +53,8 @@ class Value:
 
     text: str | None = field(repr=False)
     file: str
-    line: int
+    line: int | None
+    "None if it does not stand in a file"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Section:
     path: str
     "dotted path from the top, '' for the top itself"
     file: str
-    line: int
+    line: int | None
     values: dict[str, Value] = field(default_factory=dict)
     sections: dict[str, Section] = field(default_factory=dict)
     references: list[Reference] = field(default_factory=list)

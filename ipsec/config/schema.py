@@ -17,12 +17,13 @@ from ipsec.config.checks import Checker
 from ipsec.config.connections import read_connection
 from ipsec.config.credentials import load_credentials
 from ipsec.config.directories import CredentialFiles, base_directory
-from ipsec.config.grammar import Section, parse_file, parse_text
+from ipsec.config.environment import Environment
+from ipsec.config.grammar import Section, parse_text
 from ipsec.config.pools import read_pools
 from ipsec.config.sas import ManualSa, read_sa
 from ipsec.config.secrets import read_secrets, secret_warnings
 from ipsec.config.settings import DaemonSettings, read_settings
-from ipsec.config.values import error_at, read_keys
+from ipsec.config.values import error_at, is_mounted, read_keys
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection, PoolConfig
@@ -37,7 +38,7 @@ class Config:
     """Everything a configuration says."""
 
     file: str
-    "the file that was named; others may have been included"
+    "the file that was read, others may have been included; or the environment, without one"
     settings: DaemonSettings
     "section ipsecd"
     sas: tuple[ManualSa, ...]
@@ -50,6 +51,10 @@ class Config:
     "sections secrets and authorities, and the directories of certificates and keys"
     pools: tuple[PoolConfig, ...] = ()
     "section pools"
+    path: str | None = None
+    "the file to read again; None is the default one, if it is there"
+    environment: Environment = field(default_factory=Environment)
+    "what variables added"
 
     def policies(self) -> tuple[Policy, ...]:
         """All SPD entries, in the order in which they are matched; equal ones only once."""
@@ -66,17 +71,33 @@ class Config:
         return any(sa.encap is None for sa in self.sas)
 
 
-def load(path: str = DEFAULT_FILE) -> Config:
-    """The configuration in a file and what it includes. ConfigError names file, line and key."""
-    return _read(parse_file(path), base_directory(path))
+def load(path: str | None = DEFAULT_FILE, environment: Environment | None = None) -> Config:
+    """The configuration in a file and what it includes, with what environment variables add to it.
+
+    None is the default file, which need not be there if variables describe a connection. ConfigError names file, line
+    and key, or the variable.
+    """
+    environment = environment or Environment()
+    try:
+        root = environment.parse(path)
+        config = _read(root, base_directory(path or DEFAULT_FILE), environment)
+        return replace(config, path=path, environment=environment)
+    except ConfigError as error:
+        raise environment.explain(error) from None
+
+
+def load_again(config: Config) -> Config:
+    """The configuration as it is now where this one came from."""
+    return load(config.path, config.environment)
 
 
 def load_text(text: str, file: str = "<text>", directory: str | None = None) -> Config:
     """The same for a string; ``directory`` has the directories of certificates and keys, None if there are none."""
-    return _read(parse_text(text, file), directory)
+    return _read(parse_text(text, file), directory, Environment())
 
 
-def _read(root: Section, directory: str | None) -> Config:
+def _read(root: Section, directory: str | None, environment: Environment) -> Config:
+    notes = environment.add_connection(root)
     templates = [name for name, section in root.sections.items() if section.referenced]
     read_keys(root, {}, sections=["ipsecd", "sas", *_IKE_SECTIONS, *templates])
     empty = Section("", root.file, 1)
@@ -84,7 +105,7 @@ def _read(root: Section, directory: str | None) -> Config:
     top = root.sections.get("sas", empty)
     read_keys(top, {}, sections=top.sections)
     sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
-    warnings = [*_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
+    warnings = [*notes, *_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
     config = Config(root.file, settings, tuple(sas))
     config = _read_ike(root, config, CredentialFiles(directory), warnings)
     return replace(config, warnings=tuple(warnings))
@@ -183,7 +204,7 @@ def _warn_readable(top: Section, keys: Sequence[str]) -> Iterator[str]:
                 mode = os.stat(value.file).st_mode
             except (OSError, ValueError):
                 continue
-            if mode & 0o007:
+            if mode & 0o007 and not is_mounted(value.file):
                 yield _warning(section, key, f"others can read the keys in this file, run: chmod o= {value.file}")
 
 

@@ -4,6 +4,7 @@
     private<suffix>, rsa<suffix>, ecdsa<suffix>, pkcs8<suffix>, pkcs12<suffix>
                     { file = ...; secret = ... }            a file of the directory of that name, and its passphrase
 
+As with certificates, ``file`` may be what the file would hold, ``0x`` hexadecimal or ``0s`` Base64.
 A secret is text as it is, ``0x`` and hexadecimal, or ``0s`` and Base64. It is in no error message and no ``repr``.
 """
 
@@ -29,8 +30,8 @@ class Passphrase:
 
     directory: str
     "private, rsa, ecdsa, pkcs8 or pkcs12"
-    file: str
-    "name in that directory, or absolute"
+    file: str = field(repr=False)
+    "name in that directory, absolute path, or the key itself as 0x hexadecimal or 0s Base64"
     secret: bytes | None = field(repr=False)
     section: Section = field(repr=False, compare=False)
 

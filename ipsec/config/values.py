@@ -183,25 +183,48 @@ def parse_secret(text: str) -> bytes:
 def read_secret_file(path: str, origin: str) -> bytes:
     """The key in a file, relative to the directory of ``origin``; whoever else may read the file has the key too."""
     path = os.path.join(os.path.dirname(origin), path)
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{path} is not a regular file")
-            if status.st_mode & 0o077:
-                raise ConfigError(f"{path} is open to group or others, run: chmod 600 {path}")
-            data = file.read(KEY_FILE_SIZE_MAX + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "not a file name"
-        raise ConfigError(f"cannot read {path}: {why}") from None
-    if len(data) > KEY_FILE_SIZE_MAX:
-        raise ConfigError(f"{path} is larger than {KEY_FILE_SIZE_MAX} octets")
+    data, mode = read_regular(path, KEY_FILE_SIZE_MAX)
+    if mode & 0o077:
+        raise ConfigError(f"{path} is open to group or others, run: chmod 600 {path}")
     try:
         return parse_secret(data.decode("ascii").strip())
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: a key must begin with 0x (hexadecimal) or 0s (Base64)") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
+
+
+def read_regular(path: str, limit: int) -> tuple[bytes, int]:
+    """Contents and permissions of a regular file of at most ``limit`` octets. ConfigError says which file and why.
+
+    Permissions of group and others are left out where they mean nothing, see ``is_mounted``.
+    """
+    try:
+        # O_NONBLOCK: a FIFO without a writer must not hang us
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"cannot read {path}: not a regular file")
+            mode = stat.S_IMODE(status.st_mode)
+            if is_mounted(file.fileno()):
+                mode &= ~0o077
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a file name"
+        raise ConfigError(f"cannot read {path}: {why}") from None
+    if len(data) > limit:
+        size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} octets"
+        raise ConfigError(f"cannot read {path}: larger than {size}")
+    return data, mode
+
+
+def is_mounted(file: int | str) -> bool:
+    """Whether a file lies in a read-only mount of its own, as secrets of Docker and Kubernetes do.
+
+    Their modes are the orchestrator's (0444 or 0644) and cannot be changed from inside.
+    """
+    status = os.stat(file)
+    return bool(os.statvfs(file).f_flag & os.ST_RDONLY) and status.st_dev != os.stat("/").st_dev
 
 
 def suggestion(word: str, known: Collection[str]) -> str:

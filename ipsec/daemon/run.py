@@ -19,7 +19,7 @@ from ipsec.backend.manual import ManualSas
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds
 from ipsec.backend.userspace import UserspaceBackend
-from ipsec.config import Config, load
+from ipsec.config import Config, load_again
 from ipsec.config.settings import BackendKind, EventLoopKind
 from ipsec.daemon.endpoint import Endpoint
 from ipsec.daemon.health import Health, Phase
@@ -101,7 +101,7 @@ class Daemon:
     async def reload(self) -> str:
         """Read the configuration file again. If it is wrong, everything goes on as it was: why, else an empty text."""
         try:
-            config = load(self._config.file)
+            config = load_again(self._config)
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             return str(error)
