@@ -622,6 +622,16 @@ class UserspaceBackend:
         return self._running
 
     @property
+    def mtu(self) -> int:
+        """The device's MTU now."""
+        return self._mtu
+
+    @property
+    def workers(self) -> int:
+        """Threads that move packets; 0: the event loop does."""
+        return self._settings.workers
+
+    @property
     def ports(self) -> dict[int, int]:
         """UDP port of ESP in use, by IP version."""
         return dict(self._ports)

@@ -283,6 +283,12 @@ class Certificate:
         found = self.extensions.get(oid)
         return found[1] if found else None
 
+    @property
+    def summary(self) -> str:
+        """Subject, issuer and validity in one line."""
+        first, last = (time.strftime("%Y-%m-%d %H:%M:%S UTC") for time in (self.not_before, self.not_after))
+        return f"{self.subject}, issued by {self.issuer}, valid from {first} to {last}"
+
     def __eq__(self, other: object) -> bool:
         return self.der == other.der if isinstance(other, Certificate) else NotImplemented
 

@@ -43,6 +43,7 @@ from ipsec.ike.events import (
     RevocationNeeded,
     TrapWanted,
 )
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.sa import IkeSa
 from ipsec.net.route import PROTOCOL
 
@@ -409,10 +410,14 @@ class IkeControl:
         """Bring up a child, or the IKE_SA alone; None if there is no way to the peer."""
         path = await self._path(connection)
         if path is None:
-            log.warning("%s: no way to %s", connection.name, ", ".join(connection.remote_addrs))
+            why = f"no way to {', '.join(connection.remote_addrs) or 'a peer without remote_addrs'}"
+            log.warning("%s: %s", connection.name, why)
+            failure = Failure(Cause.NO_PATH, why, child.name if child is not None else "")
+            self.engine.note_without(failure, connection.name, None, initiator=True)
             if child is not None:
                 self.guards.rearm(connection.name, child.name)
                 self._retry(connection, child)
+            self.turn()
             return None
         wanted = []
         if child is not None:

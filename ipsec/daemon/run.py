@@ -95,7 +95,7 @@ class Daemon:
         self.backend.on_datagram(self.ike.on_datagram)
         if vici_wanted(self._config):
             # before anything is started: another daemon may be there
-            self._vici = await start_vici(self.ike, self._config.settings, self.health, self.reload)
+            self._vici = await start_vici(self.ike, self.backend, self._config.settings, self.health, self.reload)
         await self.ike.start()
 
     async def reload(self) -> str:

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ipsec.backend.base import Feature
+from ipsec.backend.userspace import UserspaceBackend
 from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
@@ -29,7 +31,7 @@ from ipsec.ike.events import Event
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.vici.commands import ViciService
-from ipsec.vici.control import Policy
+from ipsec.vici.control import DataPath, Policy
 from ipsec.vici.show import Traffic
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,11 @@ SETTLE_S = 0.05
 class ViciControl:
     """``ipsec.vici.control.Control`` for an IkeControl."""
 
-    def __init__(self, ike: IkeControl, health: Health, reload: Callable[[], Awaitable[str]]) -> None:
+    def __init__(
+        self, ike: IkeControl, backend: UserspaceBackend, health: Health, reload: Callable[[], Awaitable[str]]
+    ) -> None:
         self._ike = ike
+        self._backend = backend
         self._health = health
         self._reload = reload
         self._loop = asyncio.get_running_loop()
@@ -87,6 +92,25 @@ class ViciControl:
             bytes_out=outbound.bytes if outbound else 0,
             packets_out=outbound.packets if outbound else 0,
             use_out=ago(outbound.last_use) if outbound else None,
+            drops={
+                reason.name: count for stats in (inbound, outbound) if stats for reason, count in stats.drops.items()
+            },
+        )
+
+    def data_path(self) -> DataPath:
+        """See Control."""
+        backend = self._backend
+        return DataPath(
+            device=backend.device,
+            mtu=backend.mtu,
+            workers=backend.workers,
+            ports=backend.ports,
+            ike_ports=backend.ike_ports,
+            raw_esp=Feature.RAW_ESP in backend.features,
+            offloads=backend.offloads(),
+            providers=backend.providers(),
+            counters=backend.counters(),
+            drops={reason.name: count for reason, count in backend.drops().items()},
         )
 
     def observe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
@@ -278,11 +302,15 @@ class ViciControl:
 
 
 async def start(
-    ike: IkeControl, settings: DaemonSettings, health: Health, reload: Callable[[], Awaitable[str]]
+    ike: IkeControl,
+    backend: UserspaceBackend,
+    settings: DaemonSettings,
+    health: Health,
+    reload: Callable[[], Awaitable[str]],
 ) -> ViciService | None:
     """Serve vici. BackendError if the socket cannot be had; only a warning for the default path without privileges."""
     path = settings.vici_socket
-    service = ViciService(ViciControl(ike, health, reload))
+    service = ViciService(ViciControl(ike, backend, health, reload))
     if path == VICI_SOCKET and not _may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
         return None

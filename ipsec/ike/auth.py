@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import AuthenticationError, signed_octets
+from ipsec.crypto.chain import CertificateError
 from ipsec.crypto.identity import Identity
 from ipsec.ike import config_payload
 from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, new_child, offer, shown, take_answer
@@ -20,9 +21,10 @@ from ipsec.ike.create_child import CreateChild, log_up
 from ipsec.ike.delete import DeleteIke
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
+from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.mobike import mobike_payloads, take_addresses
-from ipsec.ike.proof import make_proof, verify_proof
+from ipsec.ike.proof import describe_received, make_proof, verify_proof
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import CfgType, ExchangeType, NotifyType, PayloadType, name_of
@@ -84,7 +86,7 @@ class AuthRequest(Request):
         try:
             proof = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=True), auth.certreqs)
         except AuthenticationError as error:
-            raise SaFailedError(f"we cannot prove who we are: {error}") from None
+            raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
         payloads: list[Payload] = [mine, *proof.certificates]
         if connection.unique is not Unique.NEVER and core.first_contact(sa):
             payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
@@ -108,7 +110,8 @@ class AuthRequest(Request):
         wish = sa.connection.childless
         can = sa.init is not None and sa.init.childless
         if wish is Childless.FORCE and not can:
-            raise SaFailedError("childless = force, and the peer does not support that (RFC 6023)")
+            why = "childless = force, and the peer does not support that (RFC 6023)"
+            raise SaFailedError(Failure(Cause.REFUSED, why))
         return can and wish in (Childless.PREFER, Childless.FORCE)
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
@@ -118,7 +121,9 @@ class AuthRequest(Request):
         if proof is None or identity is None:
             errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < 16384]
             why = name_of(NotifyType, errors[0]) if errors else "an answer without IDr and AUTH"
-            raise SaFailedError(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
+            cause = cause_of(errors[0], child=False) if errors else Cause.MALFORMED
+            reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
+            raise SaFailedError(Failure(cause, reason, by_peer=True))
         peer_id = _identity(identity)
         octets = _octets(sa, identity.body(), of_initiator=False)
         certificates = [p for p in payloads if isinstance(p, CertPayload)]
@@ -131,6 +136,7 @@ class AuthRequest(Request):
                 verify_proof(sa, sa.connection, sa.our_id, peer_id, proof, certificates, octets)
             except AuthenticationError as error:
                 log.warning("%s: cannot authenticate %s as %s: %s", sa, sa.path.remote, peer_id, error)
+                sa.core.note(_distrust(sa.connection, error, peer_id, certificates), sa)
                 # section 2.21.2: tell it, for it takes the IKE_SA to be up
                 failed = NotifyPayload(NotifyType.AUTHENTICATION_FAILED)
                 sa.queue.clear()
@@ -185,7 +191,7 @@ def _take_first_child(sa: IkeSa, child: ChildSa, nonces: InitProgress, payloads:
         log.warning("%s: child %s: %s (%s); offered %s === %s", sa, child.name, name, error, offered,
                     shown(child.remote_ts))  # fmt: skip
         core.host.free_spi(child.spi_in)
-        core.child_not_made(sa, child.config, name, now)
+        core.child_not_made(sa, child.config, error.failure(child), now)
         return
     install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=True)
     log_up(sa, child)
@@ -241,6 +247,8 @@ def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: obj
     except PeerError as error:
         log.warning("%s: IKE_AUTH from %s refused: %s", sa, sa.path.remote, error)
         reply, fatal = [error.payload()], error.fatal
+        if error.failure is not None:
+            sa.core.note(error.failure, sa)
     sa.respond(ExchangeType.IKE_AUTH, reply, sa.path, now)
     if fatal:
         sa.destroy("refused", now)
@@ -256,18 +264,48 @@ def _authenticate(
 ) -> Connection:
     """The connection whose peer this is. PeerError if there is none, or the proof does not hold for any."""
     reasons: list[str] = []
+    meant, failure = sa.connection, None
     for connection in sa.core.connections_for(sa, peer_id, asked):
         local = asked or local_identity(sa, connection)
         try:
             verify_proof(sa, connection, local, peer_id, proof, certificates, octets)
         except AuthenticationError as error:
             reasons.append(f"{connection.name}: {error}")
+            if failure is None:
+                meant, failure = connection, _distrust(connection, error, peer_id, certificates)
             continue
         return connection
-    if not reasons:
+    if failure is None:
         reasons = [f"no connection has a peer {peer_id}" + (f" and is {asked}" if asked else "")]
+        failure = _distrust(sa.connection, None, peer_id, certificates)
+    else:
+        # the best fit is the one that was meant
+        sa.core.rename(sa, meant)
     text = "; ".join(dict.fromkeys(reasons))
-    raise PeerError(NotifyType.AUTHENTICATION_FAILED, f"{peer_id}: {text}", fatal=True)
+    raise PeerError(
+        NotifyType.AUTHENTICATION_FAILED,
+        f"{peer_id}: {text}",
+        fatal=True,
+        cause=failure.cause,
+        ours=failure.ours,
+        theirs=failure.theirs,
+    )
+
+
+def _distrust(
+    connection: Connection, error: AuthenticationError | None, peer_id: Identity, certificates: list[CertPayload]
+) -> Failure:
+    """Why a peer is not believed; without an error, because nobody like that is wanted."""
+    if error is None or not connection.remote.id.matches(peer_id):
+        cause = Cause.PEER_ID
+    else:
+        cause = Cause.CERTIFICATE if isinstance(error, CertificateError) else Cause.PEER_AUTH
+    return Failure(
+        cause,
+        bounded(f"{peer_id}: {error}"),
+        ours=Terms(identity=bounded(str(connection.remote.id))),
+        theirs=Terms(identity=bounded(str(peer_id)), certificates=describe_received(certificates)),
+    )
 
 
 def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
@@ -279,7 +317,8 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     try:
         own = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=False), sa.auth.certreqs)
     except AuthenticationError as error:
-        raise PeerError(NotifyType.AUTHENTICATION_FAILED, f"we cannot prove who we are: {error}", fatal=True) from None
+        why = f"we cannot prove who we are: {error}"
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.LOCAL_AUTH) from None
     contact = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.INITIAL_CONTACT for p in payloads)
     core.check_unique(sa, contact, now)
     nonces = sa.init
@@ -298,6 +337,8 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     except PeerError as error:
         # section 1.3: the IKE_SA stays up without it
         log.warning("%s: no first CHILD_SA: %s", sa, error)
+        if error.failure is not None:
+            core.note(error.failure, sa)
         core.established(sa, now)
         reply.append(error.payload())
     reply += mobike_payloads(sa, payloads)

@@ -17,11 +17,12 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, ChildMode, SelectorTemplate
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildKeys, ChildUp, InstallChild, IpAddress, RemoveChild
+from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
 from ipsec.ike.keymat import child_keys
 from ipsec.ike.lifetimes import arm_child
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState
-from ipsec.wire.iana import NotifyType, PayloadType, Protocol, TransformType
+from ipsec.wire.iana import NotifyType, PayloadType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ipsec.wire.proposal import Proposal
 from ipsec.wire.selector import TrafficSelector
@@ -54,6 +55,17 @@ class ChildRefusedError(Exception):
         self.notify = notify
         self.data = data
         super().__init__(reason)
+
+    def failure(self, child: ChildSa) -> Failure:
+        """What to tell of it."""
+        config = child.config
+        return Failure(
+            cause_of(self.notify, child=True) if self.notify else Cause.MALFORMED,
+            bounded(f"{name_of(NotifyType, self.notify)} from the peer" if self.notify else str(self)),
+            child.name,
+            by_peer=bool(self.notify),
+            ours=terms(config.esp_proposals, child.local_ts, child.remote_ts),
+        )
 
 
 # -- selectors
@@ -220,7 +232,13 @@ def answer(
     )
     if proposal is None:
         why = negotiate.explain_mismatch(config.esp_proposals, request.proposals, skip_ke=first)
-        raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, f"child {config.name}: {why}")
+        raise PeerError(
+            NotifyType.NO_PROPOSAL_CHOSEN,
+            f"child {config.name}: {why}",
+            child=config.name,
+            ours=terms(config.esp_proposals, local_ts, remote_ts),
+            theirs=terms(request.proposals, ours.selectors, theirs.selectors),
+        )
     shared, ke_answer = _join_key_exchange(sa, proposal, ke)
     child = ChildSa(sa.core.next_uid(), sa, config, replaces.reqid if replaces else 0)
     if not child.reqid:
@@ -268,12 +286,18 @@ def _match(
         if best is None or score > best[0]:
             best = score, config, local_ts, remote_ts
     if best is None:
-        have = "; ".join(
-            f"{c.name}: {shown(local_selectors(sa, c))} === {shown(remote_selectors(sa, c))}"
-            for c in sa.connection.children
-        )
+        children = [(c, local_selectors(sa, c), remote_selectors(sa, c)) for c in sa.connection.children]
+        have = "; ".join(f"{c.name}: {shown(local)} === {shown(remote)}" for c, local, remote in children)
         why = f"they want {shown(ours)} === {shown(theirs)}, we have {have or 'no child'}"
-        raise PeerError(NotifyType.TS_UNACCEPTABLE, why)
+        raise PeerError(
+            NotifyType.TS_UNACCEPTABLE,
+            why,
+            # with one child it can only be that one
+            child=children[0][0].name if len(children) == 1 else "",
+            cause=Cause.SELECTORS,
+            ours=terms((), [s for _, local, _ in children for s in local], [s for *_, r in children for s in r]),
+            theirs=terms((), ours, theirs),
+        )
     return best[1:]
 
 
@@ -312,6 +336,7 @@ def install(
     inbound, out = (to_initiator, to_responder) if initiator else (to_responder, to_initiator)
     child.encap = sa.core.encapsulates(sa)
     child.installed_at = now
+    sa.core.problems.came_up(sa.name, child.name)
     sa.children[child.uid] = child
     child.has_in = True
     child.has_out = outbound

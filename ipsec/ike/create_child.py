@@ -152,7 +152,7 @@ class CreateChild(Request):
                 sa.core.retry_child(sa, self, now + RETRY_S * (1 + sa.core.fraction()))
                 return
             log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))
-            sa.core.child_not_made(sa, self.config, name, now)
+            sa.core.child_not_made(sa, self.config, error.failure(child), now)
             return
         if old.peer_rekey is not None or old.state not in CHILD_UP:
             # section 2.25.1: the peer's successor is the only one, or the old one was deleted meanwhile
@@ -170,6 +170,7 @@ class CreateChild(Request):
             sa.core.reauthenticate(sa, now)
         else:
             log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))
+            sa.core.note(error.failure(child), sa)
             _rekey_later(sa, old, now + RETRY_FAILED_S * (1 + sa.core.fraction()))
 
     def _other_method(self, sa: IkeSa, data: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ipsec.ike.child import superseded
 from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import KEEPALIVE
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.mobike import detection
 from ipsec.ike.rekey import closed_by_peer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ipsec.ike.sa import IkeSa
 
 log = logging.getLogger(__name__)
+
+NO_ANSWER = Failure(Cause.NO_ANSWER, "no answer", by_peer=True)
 
 
 def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: float) -> None:
@@ -32,9 +35,9 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
                 _unanswered(core, sa, now)
         case Timer.HALF_OPEN:
             log.warning("%s: %s has not authenticated itself in time", sa, sa.path.remote)
-            sa.destroy("not authenticated in time", now)
+            sa.destroy(Failure(Cause.NOT_IN_TIME, "not authenticated in time"), now)
         case Timer.GIVE_UP:
-            sa.destroy(f"{sa.path.remote} answers {sa.unauthenticated_error}", now)
+            sa.destroy(sa.unauthenticated_error or NO_ANSWER, now)
         case Timer.DPD:
             _check_liveness(core, sa, now)
         case Timer.KEEPALIVE:
@@ -45,6 +48,7 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
             core.reauthenticate(sa, now)
         case Timer.OVER:
             log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
+            core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
             core.terminate_ike(sa, now, "expired")
         case Timer.REPLACED:
             # the peer's successor stays, and the peer does not say so (RFC 7296 section 2.8.2)
@@ -75,11 +79,11 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if sa.state is IkeState.DELETING or sa.quiet:
         sa.destroy("no answer to our Delete", now)
     elif sa.established:
-        core.failed(sa, "no answer", now)
+        core.failed(sa, NO_ANSWER, now)
     elif sa.initiator and sa.state is IkeState.CONNECTING and sa.tries_left != 1:
         core.restart(sa, now)
     else:
-        why = sa.unauthenticated_error or "no answer"
+        why = sa.unauthenticated_error or NO_ANSWER
         log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
         sa.destroy(why, now)
 
@@ -114,6 +118,7 @@ def _keep_alive(core: IkeEngine, sa: IkeSa, now: float) -> None:
 def _expire(core: IkeEngine, child: ChildSa, now: float) -> None:
     if child.state in CHILD_UP:
         log.warning("%s: CHILD_SA %s has reached its end without being rekeyed", child.ike, child)
+        core.note(Failure(Cause.EXPIRED, "not rekeyed in time", child.name), child.ike)
         # a successor whose Delete for this one never came takes over
         replaced = superseded(child, now)
         if child.state is ChildState.REKEYING:

@@ -36,6 +36,7 @@ from ipsec.ike.events import (
     RevocationNeeded,
     TrapWanted,
 )
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.informational import handle_informational
 from ipsec.ike.init import AuthProgress, handle_init_request, handle_init_response, start_init
 from ipsec.ike.lifetimes import Timer
@@ -107,7 +108,7 @@ class IkeEngine(Registry):
             try:
                 due.handle(self, kind, sa, child, now)
             except SaFailedError as error:
-                sa.destroy(str(error), now)
+                sa.destroy(error.failure, now)
             except Exception:
                 self._contain(sa, now)
 
@@ -124,7 +125,7 @@ class IkeEngine(Registry):
             doomed += [other for other in (sa, *((rekey.ours, rekey.peers) if rekey else ())) if other is not None]
         for other in dict.fromkeys(doomed):
             try:
-                other.destroy("internal error", now)
+                other.destroy(Failure(Cause.BUG, "internal error, see the log"), now)
                 if other.uid in self.sas:
                     # it was its end that failed
                     for child in list(other.children.values()):
@@ -143,7 +144,7 @@ class IkeEngine(Registry):
             try:
                 handle_init_response(sa, header, data, path, now)
             except SaFailedError as error:
-                sa.destroy(str(error), now)
+                sa.destroy(error.failure, now)
 
     def _receive_unknown(self, header: Header, data: bytes, path: Path) -> None:
         """Somebody uses SPIs that we do not have (RFC 7296 section 2.21.4, RFC 6290 section 4.3)."""
@@ -169,7 +170,7 @@ class IkeEngine(Registry):
             if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.QUICK_CRASH_DETECTION:
                 if qcd.verify(sa.peer_token, payload.data):
                     log.warning("%s: %s has lost its state (RFC 6290)", sa, sa.path.remote)
-                    self.failed(sa, "the peer has restarted", now)
+                    self.failed(sa, Failure(Cause.RESTARTED, "the peer has restarted"), now)
                 return
 
     def _answer_stranger(self, header: Header, path: Path, *payloads: Payload) -> None:
@@ -233,6 +234,8 @@ class IkeEngine(Registry):
                 pool = Pool(config)
             found[config.name] = pool
         self.pools = found
+        known = self.table.by_name.values()
+        self.problems.keep((one.name, name) for one in known for name in ("", *(child.name for child in one.children)))
 
     def initiate(
         self,
@@ -363,6 +366,7 @@ class IkeEngine(Registry):
         """The data path did not take the SAs that InstallChild asked for."""
         self.now = now
         log.error("%s: CHILD_SA %s cannot be installed: %s", child.ike, child, reason)
+        self.note(Failure(Cause.INSTALL, f"cannot be installed: {reason}", child.name), child.ike)
         if child.uid in child.ike.children:
             child.has_in = child.has_out = False
             self.terminate_child(child, now, f"cannot be installed: {reason}")
@@ -395,7 +399,7 @@ class IkeEngine(Registry):
             go_on(now)
             sa.ask_next(now)
         except SaFailedError as error:
-            sa.destroy(str(error), now)
+            sa.destroy(error.failure, now)
         except Exception:
             self._contain(sa, now)
 
@@ -499,6 +503,7 @@ class IkeEngine(Registry):
         self.by_peer.setdefault((sa.our_id, sa.peer_id), {})[sa.uid] = sa
         lifetimes.arm_ike(self, sa, now)
         log.info("%s: established between %s[%s]...%s[%s]", sa, sa.path.local, sa.our_id, sa.path.remote, sa.peer_id)
+        self.problems.came_up(sa.name)
         self.emit(IkeUp(sa))
         old = self.sas.get(sa.replaces)
         if old is not None:
@@ -520,7 +525,7 @@ class IkeEngine(Registry):
                 other.destroy("INITIAL_CONTACT", now)
         elif policy is Unique.KEEP:
             why = f"{sa.peer_id} is connected already and unique = keep"
-            raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True)
+            raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
         elif policy is Unique.REPLACE:
             for other in others:
                 log.info("%s: replaces %s", sa, other)
@@ -544,11 +549,11 @@ class IkeEngine(Registry):
             self._retries[new.uid] = waiting
             self.timers.set((Timer.RETRY, new.uid), now + 1.0)
 
-    def failed(self, sa: IkeSa, reason: str, now: float) -> None:
+    def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
         actions = [(child.config, child.config.dpd_action) for child in sa.children_up()]
-        log.warning("%s: %s is lost: %s", sa, sa.path.remote, reason)
-        sa.destroy(reason, now)
+        log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
+        sa.destroy(failure, now)
         for config, action in actions:
             self.act(sa.connection, config, action)
 
@@ -597,9 +602,10 @@ class IkeEngine(Registry):
         request = sa.pending.request if sa.pending is not None else None
         return isinstance(request, CreateChild | DeleteChild)
 
-    def child_not_made(self, sa: IkeSa, config: ChildConfig, why: str, now: float) -> None:
+    def child_not_made(self, sa: IkeSa, config: ChildConfig, failure: Failure, now: float) -> None:
         """A CHILD_SA that we asked for did not come to be."""
-        self.emit(ChildNotMade(sa, config, why))
+        self.note(failure, sa)
+        self.emit(ChildNotMade(sa, config, failure.reason))
 
     def child_deleted(self, child: ChildSa, reason: str, now: float) -> None:
         """Both ends know that a CHILD_SA is closed."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ipsec.crypto.revocation import Source
     from ipsec.ike.child_sa import ChildSa
     from ipsec.ike.config import ChildConfig
+    from ipsec.ike.failure import Problem
     from ipsec.ike.sa import IkeSa
 
 IpAddress = IPv4Address | IPv6Address
@@ -187,6 +188,14 @@ class ChildNotMade:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """Something failed; comes before what follows from it. ``sa`` is None if there was no IKE_SA for it."""
+
+    problem: Problem
+    sa: IkeSa | None
+
+
+@dataclass(frozen=True)
 class TrapWanted:
     """A child is to wait for traffic (close_action or dpd_action trap)."""
 
@@ -209,5 +218,6 @@ Event = (
     | RevocationNeeded
     | Initiate
     | ChildNotMade
+    | Failed
     | TrapWanted
 )

@@ -9,6 +9,7 @@ from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.mobike import behind_nat, detection, handle_update, take_addresses
 from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
@@ -50,7 +51,7 @@ def _close_ike(sa: IkeSa, path: Path, now: float) -> None:
     if not sa.quiet:
         log.info("%s: closed by the peer", sa)
         sa.core.closed_by_peer(sa, now)
-    sa.destroy("closed by the peer", now)
+    sa.destroy(Failure(Cause.CLOSED, "closed by the peer", by_peer=True), now)
 
 
 def _heed(
@@ -72,7 +73,7 @@ def _heed(
         # section 2.21.2: the initiator could not authenticate us, and has dropped its end
         log.warning("%s: the peer does not believe that we are %s", sa, sa.our_id)
         sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
-        sa.destroy("the peer could not authenticate us", now)
+        sa.destroy(Failure(Cause.LOCAL_AUTH, "the peer could not authenticate us", by_peer=True), now)
         return None
     if number < 16384:
         log.warning("%s: the peer reports %s", sa, name_of(NotifyType, number))
@@ -115,6 +116,7 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
         return
     log.info("%s: CHILD_SA %s closed by the peer", sa, child)
     sa.core.forget_child(child)
+    sa.core.note(Failure(Cause.CLOSED, "closed by the peer", child.name, by_peer=True), sa)
     sa.core.emit(ChildDown(child, "closed by the peer"))
     sa.remove_child(child)
     sa.core.act(sa.connection, child.config, child.config.close_action)

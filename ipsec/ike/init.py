@@ -19,6 +19,7 @@ from ipsec.ike import natd, negotiate, redirect
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Childless, Connection, Fragmentation
 from ipsec.ike.events import IpAddress, Path
+from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
 from ipsec.ike.keymat import ike_keys, skeyseed
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.sa import IkeSa, Request
@@ -236,11 +237,12 @@ def _hint(sa: IkeSa, number: int, now: float) -> None:
     """An error that anybody could have sent: say it, and wait a while for something better (section 2.21.1)."""
     if sa.unauthenticated_error:
         return
-    sa.unauthenticated_error = name_of(NotifyType, number)
-    why = ""
+    why = f"{sa.path.remote} answers {name_of(NotifyType, number)}"
+    ours = terms(sa.connection.proposals)
     if number == NotifyType.NO_PROPOSAL_CHOSEN:
-        why = f"; we offered {negotiate.describe(sa.connection.proposals)}"
-    log.warning("%s: %s answers %s%s", sa, sa.path.remote, sa.unauthenticated_error, why)
+        why += f"; we offered {negotiate.describe(sa.connection.proposals)}"
+    sa.unauthenticated_error = Failure(cause_of(number, child=False), why, by_peer=True, ours=ours)
+    log.warning("%s: %s", sa, why)
     sa.core.timers.set((Timer.GIVE_UP, sa.uid), now + HINT_PATIENCE_S)
 
 
@@ -404,11 +406,18 @@ def _choose(core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path) -> tup
             return connection, proposal
     if not core.may_speak(core.now):
         return None
+    name = ""
     if not candidates:
-        log.warning("IKE_SA_INIT from %s: no connection has %s and %s", path.remote, path.local, path.remote)
+        why = f"no connection has {path.local} and {path.remote}"
+        failure = Failure(Cause.NO_CONNECTION, why, theirs=terms(theirs))
     else:
-        why = negotiate.explain_mismatch(candidates[0].proposals, theirs)
-        log.warning("IKE_SA_INIT from %s: NO_PROPOSAL_CHOSEN for %s: %s", path.remote, candidates[0].name, why)
+        name = candidates[0].name
+        why = f"NO_PROPOSAL_CHOSEN for {name}: {negotiate.explain_mismatch(candidates[0].proposals, theirs)}"
+        failure = Failure(
+            Cause.IKE_PROPOSALS, bounded(why), ours=terms(candidates[0].proposals), theirs=terms(theirs)
+        )
+    log.warning("IKE_SA_INIT from %s: %s", path.remote, why)
+    core.note_without(failure, name, path.remote, initiator=False)
     return None
 
 

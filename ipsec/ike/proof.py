@@ -13,6 +13,7 @@ from ipsec.crypto.x509 import Certificate, parse_certificate
 from ipsec.errors import ParseError
 from ipsec.ike.config import AuthClass, Connection, SendCert
 from ipsec.ike.credentials import Credentials
+from ipsec.ike.failure import bounded
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import AuthMethod, CertEncoding
@@ -104,18 +105,33 @@ def verify_proof(
         raise AuthenticationError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
     received = _read(certificates)
     raw = next((p.data for p in certificates if p.encoding == CertEncoding.RAW_PUBLIC_KEY), None)
-    reasons: list[str] = []
+    reasons: list[Exception] = []
     for end, key in _keys(sa, connection, peer_id, received, raw, reasons):
         try:
             chain = _trust(sa, connection, peer_id, end, received)
             verify(key, proof.method, proof.data, octets, connection.remote.constraints)
         except AuthenticationError as error:
-            reasons.append(str(error))
+            reasons.append(error)
             continue
         if chain is not None:
             _check_status(sa, connection, chain)
         return
-    raise AuthenticationError("; ".join(dict.fromkeys(reasons)) or f"no certificate or public key of {peer_id}")
+    text = "; ".join(dict.fromkeys(map(str, reasons))) or f"no certificate or public key of {peer_id}"
+    if any(isinstance(reason, CertificateError) for reason in reasons):
+        raise CertificateError(text)
+    raise AuthenticationError(text)
+
+
+def describe_received(payloads: Sequence[CertPayload]) -> tuple[str, ...]:
+    """Certificates that a peer has sent, with issuer and validity; nothing of them has to be true."""
+    found = []
+    for payload in payloads[:CERTIFICATES_MAX]:
+        if payload.encoding == CertEncoding.X509_SIGNATURE:
+            try:
+                found.append(bounded(parse_certificate(payload.data).summary))
+            except ParseError as error:
+                found.append(bounded(f"malformed: {error}"))
+    return tuple(found)
 
 
 def _verify_psk(sa: IkeSa, local_id: Identity, peer_id: Identity, proof: AuthPayload, octets: bytes) -> None:
@@ -150,7 +166,7 @@ def _keys(
     peer_id: Identity,
     received: list[Certificate],
     raw: bytes | None,
-    reasons: list[str],
+    reasons: list[Exception],
 ) -> list[tuple[Certificate | None, PublicKey]]:
     """Public keys that may be the peer's, each with its certificate or None for a raw one."""
     credentials, remote = sa.core.credentials, connection.remote
@@ -164,12 +180,12 @@ def _keys(
         try:
             found.append((end, end.public_key))
         except (AuthenticationError, ParseError) as error:
-            reasons.append(str(error))
+            reasons.append(error)
     for spki in remote.pubkeys if raw is None else (raw,):
         try:
             found.append((None, credentials.peer_key(spki, remote)))
         except AuthenticationError as error:
-            reasons.append(str(error))
+            reasons.append(error)
     return found
 
 

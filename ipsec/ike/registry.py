@@ -14,7 +14,8 @@ from ipsec.ike.config_payload import Pool
 from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
 from ipsec.ike.counters import Counters
 from ipsec.ike.credentials import Credentials
-from ipsec.ike.events import AddressesReleased, Event, IpAddress, Outgoing, Path
+from ipsec.ike.events import AddressesReleased, Event, Failed, IpAddress, Outgoing, Path
+from ipsec.ike.failure import Failure, Problem, Problems
 from ipsec.ike.host import Host
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.redirect import LoopGuard
@@ -54,6 +55,7 @@ class Registry:
         self.children: dict[int, ChildSa] = {}
         self.timers = Timers()
         self.counters = Counters()
+        self.problems = Problems()
         self.status = StatusCache()
         self.cookies = CookieJar(rng)
         self.half_open = HalfOpenLimiter(
@@ -102,6 +104,18 @@ class Registry:
     def emit(self, event: Event) -> None:
         """For ``next_event``."""
         self._events.append(event)
+
+    def note(self, failure: Failure, sa: IkeSa) -> None:
+        """Something failed in an IKE_SA: remember it, and tell the caller."""
+        self._note(failure, sa, sa.name, sa.path.remote, sa.initiator)
+
+    def note_without(self, failure: Failure, connection: str, peer: IpAddress | None, *, initiator: bool) -> None:
+        """The same where there is no IKE_SA; an empty name is no connection."""
+        self._note(failure, None, connection, peer, initiator)
+
+    def _note(self, failure: Failure, sa: IkeSa | None, name: str, peer: IpAddress | None, initiator: bool) -> None:
+        problem = self.problems.note(Problem(name, failure, peer, initiator, self.host.wall()))
+        self.emit(Failed(problem, sa))
 
     def may_speak(self, now: float) -> bool:
         """Whether one more answer to, or log line about, somebody unknown is within reason."""

@@ -21,6 +21,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Connection
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import IkeDown, Path, RemoveChild
+from ipsec.ike.failure import Cause, Failure, bounded
 from ipsec.ike.fragment import Reassembly, split
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import Timer, arm_retransmit
@@ -228,7 +229,7 @@ class IkeSa:
         self.last_in = 0.0
         self.last_out = 0.0
         self.tries_left = max(connection.keyingtries, 0) or -1
-        self.unauthenticated_error = ""
+        self.unauthenticated_error: Failure | None = None
 
     # -- what it is
 
@@ -326,7 +327,7 @@ class IkeSa:
         self.spi_r = bytes(8)
         self.sealed = self.message_id_out = 0
         self.pending = self.collected = None
-        self.unauthenticated_error = ""
+        self.unauthenticated_error = None
         self.tries_left -= self.tries_left > 0
 
     def protect(self, exchange: int, payloads: Sequence[Payload], message_id: int, *, response: bool) -> list[bytes]:
@@ -408,10 +409,13 @@ class IkeSa:
             answer = [NotifyPayload(NotifyType.INVALID_SYNTAX)]
             fatal = True
             log.warning("%s: %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
+            self.core.note(Failure(Cause.MALFORMED, bounded(f"malformed request: {error}")), self)
         except PeerError as error:
             answer = [error.payload()]
             fatal = error.fatal
             log.warning("%s: %s from %s refused: %s", self, ExchangeType(header.exchange).name, path.remote, error)
+            if error.failure is not None:
+                self.core.note(error.failure, self)
         if answer is not None:
             self.respond(header.exchange, answer, path, now)
         if fatal:
@@ -450,11 +454,11 @@ class IkeSa:
             log.warning("%s: the answer to %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
             # nothing came of it: what the request holds goes with the IKE_SA
             self.pending = pending
-            self.destroy(f"malformed answer: {error}", now)
+            self.destroy(Failure(Cause.MALFORMED, bounded(f"malformed answer: {error}")), now)
         except SaFailedError as error:
             log.warning("%s: %s", self, error)
             self.pending = pending
-            self.destroy(str(error), now)
+            self.destroy(error.failure, now)
         if self.deferred is None:
             self.ask_next(now)
 
@@ -501,10 +505,13 @@ class IkeSa:
 
     # -- the end
 
-    def destroy(self, reason: str, now: float) -> None:
-        """Forget the IKE_SA with its CHILD_SAs."""
+    def destroy(self, why: str | Failure, now: float) -> None:
+        """Forget the IKE_SA with its CHILD_SAs. A failure is remembered, a text says that all is in order."""
         if self.state is IkeState.DESTROYING:
             return
+        if isinstance(why, Failure) and not self.quiet:
+            self.core.note(why, self)
+        reason = str(why)
         up = self.established_at > 0
         pending, queue = self.pending, list(self.queue)
         self.pending = None

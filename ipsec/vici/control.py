@@ -8,6 +8,7 @@ loop's thread. Methods raise IpsecError, whose text becomes ``errmsg``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ipsec.ike.child_sa import ChildSa
@@ -25,6 +26,27 @@ class Policy(NamedTuple):
 
     connection: Connection
     child: ChildConfig
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """What carries the packets."""
+
+    device: str
+    mtu: int
+    workers: int
+    "threads that move packets; 0: the event loop does"
+    ports: Mapping[int, int]
+    "UDP port of ESP and of IKE behind a marker, by IP version"
+    ike_ports: Mapping[int, int]
+    raw_esp: bool
+    offloads: Mapping[str, bool]
+    "whether they are in use now"
+    providers: Mapping[str, str]
+    "of each suite that was used"
+    counters: Mapping[str, int]
+    drops: Mapping[str, int]
+    "by reason, in all"
 
 
 class Control(Protocol):
@@ -46,6 +68,9 @@ class Control(Protocol):
 
     def traffic(self, child: ChildSa) -> Traffic:
         """Counters of a CHILD_SA."""
+
+    def data_path(self) -> DataPath:
+        """What carries the packets, with its counters."""
 
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell ``observer`` of the engine's events from now on, after the daemon has acted upon each; how to stop."""

@@ -1,7 +1,7 @@
 """Events of vici that come by themselves: log, ike-updown, ike-rekey, ike-update, child-updown, child-rekey, alert.
 
-``log`` has what the daemon logs, from its own log level on. ``alert`` (strongSwan 6.0.3) has those causes that the
-engine names when an IKE_SA or CHILD_SA fails; its ``type`` is charon's.
+``log`` has what the daemon logs, from its own log level on. ``alert`` (strongSwan 6.0.3) has the failures that charon
+has a name for; ``ipsecd-problem`` has all of them, with what differed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from typing import Any
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import (
     ChildDown,
-    ChildNotMade,
     ChildUp,
     Event,
+    Failed,
     IkeDown,
     IkeMoved,
     IkeRekeyed,
     IkeUp,
 )
+from ipsec.ike.failure import Cause
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.vici import show
 from ipsec.vici.control import Control
+from ipsec.vici.extensions import EVENTS as OUR_EVENTS
+from ipsec.vici.extensions import show_problem
 from ipsec.vici.logs import LogRelay, describe, level_of
 from ipsec.vici.server import ViciServer
 
@@ -34,20 +37,28 @@ NAMES = (
     *("log", "control-log"),
     *("list-sa", "list-policy", "list-conn", "list-cert", "list-authority"),
     *("ike-updown", "ike-rekey", "ike-update", "child-updown", "child-rekey", "alert"),
+    *OUR_EVENTS,
 )
 #: ``log`` has charon's level 1 and what is more important
 LOG_LEVEL = 1
 
-_IKE_ALERTS = (
-    ("NO_PROPOSAL_CHOSEN", "proposal-mismatch-ike"),
-    ("no answer", "retransmit-send-timeout"),
-    ("not authenticated in time", "half-open-timeout"),
-)
-_CHILD_ALERTS = (
-    ("NO_PROPOSAL_CHOSEN", "proposal-mismatch-child"),
-    ("TS_UNACCEPTABLE", "ts-mismatch"),
-    ("cannot be installed", "install-child-sa-failed"),
-)
+#: charon's names of what it alerts to (alert_t); our other causes are no alerts there
+_ALERTS = {
+    Cause.NO_ANSWER: "retransmit-send-timeout",
+    Cause.NOT_IN_TIME: "half-open-timeout",
+    Cause.IKE_PROPOSALS: "proposal-mismatch-ike",
+    Cause.CHILD_PROPOSALS: "proposal-mismatch-child",
+    Cause.SELECTORS: "ts-mismatch",
+    Cause.LOCAL_AUTH: "local-auth-failed",
+    Cause.PEER_AUTH: "peer-auth-failed",
+    Cause.PEER_ID: "peer-auth-failed",
+    Cause.CERTIFICATE: "cert-validation-failed",
+    Cause.UNIQUE: "unique-keep",
+    Cause.ADDRESS: "vip-failure",
+    Cause.INSTALL: "install-child-sa-failed",
+    Cause.NO_PATH: "peer-addr-failed",
+    Cause.EXPIRED: "ike-sa-expired",
+}
 
 
 class Publisher:
@@ -80,10 +91,8 @@ class Publisher:
         match event:
             case IkeUp(sa):
                 publish("ike-updown", lambda: {"up": "yes", **self._ike(sa)})
-            case IkeDown(sa, reason, established):
-                if established:
-                    publish("ike-updown", lambda: {sa.name: self._fields(sa, IkeState.DELETING)})
-                self._alert(_IKE_ALERTS, reason, sa)
+            case IkeDown(sa, _, True):
+                publish("ike-updown", lambda: {sa.name: self._fields(sa, IkeState.DELETING)})
             case IkeRekeyed(before, after):
                 both = self._fields(before, IkeState.REKEYING), self._fields(after)
                 publish("ike-rekey", {after.name: dict(zip(("old", "new"), both, strict=True))})
@@ -93,17 +102,16 @@ class Publisher:
                 publish("child-updown", lambda: {"up": "yes", **self._children(child.ike, self._child(child))})
             case ChildUp(child, old) if old is not None:
                 publish("child-rekey", lambda: self._rekeyed(old, child))
-            case ChildDown(child, reason):
+            case ChildDown(child, _):
                 gone = ChildState.DELETED
                 publish("child-updown", lambda: self._children(child.ike, self._child(child, gone)))
-                self._alert(_CHILD_ALERTS[2:], reason, child.ike)
-            case ChildNotMade(sa, _, reason):
-                self._alert(_CHILD_ALERTS, reason, sa)
+            case Failed(problem, sa):
+                publish("ipsecd-problem", lambda: show_problem(problem))
+                if problem.failure.cause in _ALERTS:
+                    publish("alert", lambda: self._alert(_ALERTS[problem.failure.cause], sa))
 
-    def _alert(self, causes: tuple[tuple[str, str], ...], reason: str, sa: IkeSa) -> None:
-        name = next((name for words, name in causes if words in reason), "")
-        if name:
-            self._server.publish("alert", lambda: {"type": name, "ike-sa": self._ike(sa)})
+    def _alert(self, name: str, sa: IkeSa | None) -> Message:
+        return {"type": name, "ike-sa": self._ike(sa) if sa is not None else None}
 
     # -- what they look like
 

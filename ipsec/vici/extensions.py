@@ -1,13 +1,18 @@
-"""Commands that charon does not have; their names begin with ``ipsecd-``."""
+"""Commands and events that charon does not have; their names begin with ``ipsecd-``. docs/vici.md describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ipsec.vici.codec import Message
+from ipsec.ike.failure import Problem, Terms
+from ipsec.vici.codec import Message, text
 from ipsec.vici.control import Control
+from ipsec.vici.lists import stream
 from ipsec.vici.server import Client, Handler
+
+#: ``ipsecd-problem`` comes with the command ipsecd-problems, and by itself when something fails
+EVENTS = ("ipsecd-problem", "ipsecd-drop")
 
 
 class Extensions:
@@ -15,7 +20,12 @@ class Extensions:
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self.commands: dict[str, Handler] = {"ipsecd-health": self.health}
+        self.commands: dict[str, Handler] = {
+            "ipsecd-health": self.health,
+            "ipsecd-data-path": self.data_path,
+            "ipsecd-drops": self.drops,
+            "ipsecd-problems": self.problems,
+        }
 
     async def health(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Sections ``alive``, ``healthy``, ``ready``, each with a key of its name, and ``problems`` if that is no."""
@@ -23,3 +33,78 @@ class Extensions:
             question: {question: not problems, "problems": problems or None}
             for question, problems in self._control.health().items()
         }
+
+    async def data_path(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Device, workers, ports, offloads, providers; counters and drops by reason since the start, in all."""
+        found = self._control.data_path()
+        return {
+            "device": found.device,
+            "mtu": found.mtu,
+            "workers": found.workers,
+            "raw-esp": found.raw_esp,
+            "ports": {f"ipv{version}": port for version, port in found.ports.items()},
+            "ike-ports": {f"ipv{version}": port for version, port in found.ike_ports.items()},
+            "offloads": found.offloads,
+            "providers": found.providers,
+            "counters": found.counters,
+            "drops": _counts(found.drops),
+        }
+
+    async def drops(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Packets dropped by the SAs that are up, by child and reason: one event for each IKE_SA that has any."""
+        ike = text(message, "ike")
+        wanted = [sa for sa in self._control.engine.sas.values() if ike in ("", sa.name)]
+
+        def events() -> Iterator[Message | None]:
+            for sa in wanted:
+                found = {}
+                for child in list(sa.children.values()):
+                    drops = _counts(self._control.traffic(child).drops)
+                    if drops:
+                        found[f"{child.name}-{child.uid}"] = {"name": child.name, "drops": drops}
+                # None still counts as a step after which others have their turn
+                yield {sa.name: {"uniqueid": sa.uid, "child-sas": found}} if found else None
+
+        await stream(client, "ipsecd-drop", events())
+        return {}
+
+    async def problems(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """The last failure of each connection and child, one event each; without ``ike`` those of strangers too."""
+        ike, book = text(message, "ike"), self._control.engine.problems
+        found = book.of(ike) if ike else [*book, *book.strangers]
+        await stream(client, "ipsecd-problem", map(show_problem, found))
+        return {}
+
+
+def show_problem(problem: Problem) -> Message:
+    """A failure as an event; what nobody has told is left out."""
+    failure = problem.failure
+    return {
+        "ike": problem.connection,
+        "child": failure.child or None,
+        "cause": failure.cause.value,
+        "reason": failure.reason,
+        "by": "peer" if failure.by_peer else "us",
+        "initiator": problem.initiator,
+        "remote-host": problem.peer,
+        "time": problem.at.isoformat(timespec="milliseconds"),
+        "count": problem.count,
+        "over": problem.over,
+        "ours": _terms(failure.ours),
+        "theirs": _terms(failure.theirs),
+    }
+
+
+def _terms(terms: Terms) -> Message | None:
+    found = {
+        "proposals": list(terms.proposals) or None,
+        "local-ts": list(terms.local_ts) or None,
+        "remote-ts": list(terms.remote_ts) or None,
+        "id": terms.identity or None,
+        "certificates": list(terms.certificates) or None,
+    }
+    return found if any(found.values()) else None
+
+
+def _counts(drops: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in drops.items() if count}

@@ -110,7 +110,7 @@ class Lists:
                     continue
                 yield found
 
-        await _stream(client, "list-sa", events())
+        await stream(client, "list-sa", events())
         return {}
 
     def describe(self, sa: IkeSa, wanted: Callable[[Any], bool] = lambda _: True) -> Message:
@@ -134,7 +134,7 @@ class Lists:
                 found.append({f"{connection.name}/{child.name}": show.policy(connection, child)})
         # as charon has them: traps come before shunts
         found.sort(key=lambda item: next(iter(item.values()))["mode"] in ("PASS", "DROP"))
-        await _stream(client, "list-policy", found)
+        await stream(client, "list-policy", found)
         return {}
 
     # -- what is loaded
@@ -143,7 +143,7 @@ class Lists:
         """Connections, one event each."""
         ike = text(message, "ike")
         wanted = [one for one in self._control.engine.table.by_name.values() if ike in ("", one.name)]
-        await _stream(client, "list-conn", ({one.name: show.connection(one)} for one in wanted))
+        await stream(client, "list-conn", ({one.name: show.connection(one)} for one in wanted))
         return {}
 
     async def get_conns(self, client: Client, message: Message) -> Mapping[str, Any]:
@@ -164,7 +164,7 @@ class Lists:
         if kind in ("ANY", "X509_CRL") and not subject:
             crls = {crl.der: crl for crl in (*self._control.engine.credentials.crls, *self._control.engine.status.crls)}
             found += [_crl(crl) for crl in crls.values()]
-        await _stream(client, "list-cert", found)
+        await stream(client, "list-cert", found)
         return {}
 
     def _certificates(self, flag: str, subject: str) -> list[Message]:
@@ -198,7 +198,7 @@ class Lists:
             for one in self._control.engine.credentials.authorities
             if one.name and name in ("", one.name)
         ]
-        await _stream(client, "list-authority", found)
+        await stream(client, "list-authority", found)
         return {}
 
     async def get_authorities(self, client: Client, message: Message) -> Mapping[str, Any]:
@@ -269,11 +269,13 @@ class Lists:
         return {"success": "yes"}
 
 
-async def _stream(client: Client, event: str, messages: Iterable[Mapping[str, Any]]) -> None:
+async def stream(client: Client, event: str, messages: Iterable[Mapping[str, Any] | None]) -> None:
+    """Send events in batches; None is work that came to nothing."""
     for index, message in enumerate(messages, 1):
         if client.gone:
             return
-        client.send_event(event, message)
+        if message is not None:
+            client.send_event(event, message)
         if index % BATCH == 0:
             await client.flush()
             await asyncio.sleep(0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ipsec.crypto.revocation import Revocation
@@ -25,6 +26,8 @@ class Traffic:
     bytes_out: int = 0
     packets_out: int = 0
     use_out: float | None = None
+    drops: Mapping[str, int] = field(default_factory=dict)
+    "packets of either direction by reason; reasons without any may be missing"
 
 
 def ike_sa(sa: IkeSa, now: float) -> Message:
