@@ -105,10 +105,10 @@ class Publisher:
             case ChildDown(child, _):
                 gone = ChildState.DELETED
                 publish("child-updown", lambda: self._children(child.ike, self._child(child, gone)))
-            case Failed(problem, sa):
+            case Failed(problem, about):
                 publish("ipsecd-problem", lambda: show_problem(problem))
                 if problem.failure.cause in _ALERTS:
-                    publish("alert", lambda: self._alert(_ALERTS[problem.failure.cause], sa))
+                    publish("alert", lambda: self._alert(_ALERTS[problem.failure.cause], about))
 
     def _alert(self, name: str, sa: IkeSa | None) -> Message:
         return {"type": name, "ike-sa": self._ike(sa) if sa is not None else None}

@@ -22,8 +22,9 @@ from ipsec.config import load
 from ipsec.daemon.run import Daemon
 from ipsec.errors import BackendError
 from ipsec.ike.engine import IkeEngine
-from ipsec.ike.events import ChildNotMade, IkeDown, IkeUp
+from ipsec.ike.events import IkeDown, IkeUp
 from ipsec.ike.events import Path as IkePath
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.state import IkeState
 from ipsec.vici.client import Session, ViciError, connect
 
@@ -322,12 +323,12 @@ def test_events(tmp_path: Path) -> None:
         name, message = await first
         assert (name, message["group"], message["level"]) == ("log", b"IKE", b"1")
         assert (message["ikesa-name"], message["ikesa-uniqueid"]) == (b"old", str(sa.uid).encode())
-        for event in (
-            IkeUp(sa),
-            ChildNotMade(sa, connection.children[0], "TS_UNACCEPTABLE"),
-            IkeDown(sa, "no answer", True),
-        ):
-            ike.engine.emit(event)
+        ike.engine.emit(IkeUp(sa))
+        ike.engine.note(Failure(Cause.SELECTORS, "TS_UNACCEPTABLE", "net"), sa)
+        # that has no name in charon
+        ike.engine.note(Failure(Cause.CLOSED, "closed by the peer", by_peer=True), sa)
+        ike.engine.emit(IkeDown(sa, "no answer", True))
+        ike.engine.note(Failure(Cause.NO_ANSWER, "no answer", by_peer=True), sa)
         ike.turn()
         seen = []
         while len(seen) < 4:

@@ -1,0 +1,199 @@
+"""Failures as values: both ends remember the cause and what differed, until what failed has come up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.crypto.proposals import parse_proposals
+from ipsec.ike.config import SelectorTemplate, Unique
+from ipsec.ike.events import ChildNotMade, Failed, IkeDown
+from ipsec.ike.failure import KEPT_MAX, STRANGERS_MAX, TEXT_MAX, Cause, Failure, Problem, Problems, bounded, texts
+from ipsec.wire.iana import Protocol
+from tests.pair import A, B, Link, Pair, SimHost, connection
+
+OTHER_IKE = parse_proposals(["aes256-sha384-ecp384"], Protocol.IKE)
+OTHER_ESP = parse_proposals(["aes256-sha256"], Protocol.ESP)
+ELSEWHERE = SelectorTemplate((ip_address("10.9.0.0"), ip_address("10.9.255.255")))
+
+
+def problem(host: SimHost, name: str = "c") -> Problem:
+    """The one problem of a host."""
+    found = host.engine.problems.of(name)
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def failing(request: pytest.FixtureRequest) -> Pair:
+    pair = Pair(**request.param)
+    pair.a.initiate()
+    pair.world.run(400)
+    return pair
+
+
+def case(more: dict[str, Any], name: str) -> Any:
+    return pytest.param(more, id=name)
+
+
+@pytest.mark.parametrize("failing", [case({"b": {"proposals": OTHER_IKE}}, "ike")], indirect=True)
+def test_ike_proposals(failing: Pair) -> None:
+    ours, theirs = problem(failing.a), problem(failing.b)
+    assert (ours.failure.cause, ours.failure.by_peer, ours.initiator, ours.peer) == (
+        Cause.IKE_PROPOSALS, True, True, B,
+    )  # fmt: skip
+    assert "we offered" in ours.failure.reason
+    assert (theirs.failure.cause, theirs.failure.by_peer, theirs.initiator, theirs.peer) == (
+        Cause.IKE_PROPOSALS, False, False, A,
+    )  # fmt: skip
+    # what the initiator knows of its own offer, and the responder of both
+    assert ours.failure.ours.proposals == theirs.failure.theirs.proposals != ()
+    assert "AES_GCM_16" in ours.failure.ours.proposals[0]
+    assert "ECP_384" in theirs.failure.ours.proposals[0]
+    assert not ours.failure.theirs.proposals
+
+
+@pytest.mark.parametrize("failing", [case({"b": {"child": {"esp_proposals": OTHER_ESP}}}, "child")], indirect=True)
+def test_child_proposals(failing: Pair) -> None:
+    ours, theirs = problem(failing.a).failure, problem(failing.b).failure
+    assert (ours.cause, ours.child, ours.by_peer) == (Cause.CHILD_PROPOSALS, "net", True)
+    assert (theirs.cause, theirs.child, theirs.by_peer) == (Cause.CHILD_PROPOSALS, "net", False)
+    assert "AES_CBC_256" in theirs.ours.proposals[0]
+    assert "AES_GCM_16_128" in theirs.theirs.proposals[0]
+    (event,) = failing.a.events(ChildNotMade)
+    assert event.reason == ours.reason
+    assert [one.problem.failure for one in failing.a.events(Failed)] == [ours]
+
+
+@pytest.mark.parametrize("failing", [case({"b": {"child": {"local_ts": (ELSEWHERE,)}}}, "ts")], indirect=True)
+def test_selectors(failing: Pair) -> None:
+    """Each end sees its own side as the local one."""
+    ours, theirs = problem(failing.a).failure, problem(failing.b).failure
+    assert (ours.cause, theirs.cause) == (Cause.SELECTORS, Cause.SELECTORS)
+    assert ours.ours.local_ts == ("10.1.0.0/16",)
+    assert theirs.ours.local_ts == ("10.9.0.0/16",)
+    assert (theirs.theirs.local_ts, theirs.theirs.remote_ts) == (("10.2.0.0/16",), ("10.1.0.0/16",))
+
+
+def test_a_secret_that_differs() -> None:
+    pair = Pair()
+    pair.b.load(connection(B, A, "sun", "moon"), secret=b"another")
+    pair.a.initiate()
+    pair.world.run(60)
+    ours, theirs = problem(pair.a).failure, problem(pair.b).failure
+    assert (ours.cause, ours.by_peer) == (Cause.LOCAL_AUTH, True)
+    assert (theirs.cause, theirs.by_peer) == (Cause.PEER_AUTH, False)
+    assert (theirs.ours.identity, theirs.theirs.identity) == ("moon", "moon")
+    for text in (repr(problem(pair.a)), repr(problem(pair.b))):
+        assert "another" not in text
+        assert "nobody guesses" not in text
+
+
+def test_the_responder_wants_somebody_else() -> None:
+    pair = Pair()
+    pair.b.load(connection(B, A, "sun", "carol"))
+    pair.a.initiate()
+    pair.world.run(60)
+    failure = problem(pair.b).failure
+    assert (failure.cause, failure.ours.identity, failure.theirs.identity) == (Cause.PEER_ID, "carol", "moon")
+
+
+def test_the_initiator_wants_somebody_else() -> None:
+    pair = Pair()
+    pair.a.load(connection(A, B, "moon", "*un"))
+    pair.b.load(connection(B, A, "carol", "moon"))
+    pair.a.initiate()
+    pair.world.run(60)
+    failure = problem(pair.a).failure
+    assert (failure.cause, failure.ours.identity, failure.theirs.identity) == (Cause.PEER_ID, "*un", "carol")
+
+
+def test_nobody_answers() -> None:
+    pair = Pair(link=Link(loss=1.0))
+    pair.a.initiate()
+    pair.world.run(2000)
+    assert problem(pair.a).failure == Failure(Cause.NO_ANSWER, "no answer", by_peer=True)
+    assert [event.reason for event in pair.a.events(IkeDown)] == ["no answer"]
+
+
+def test_a_dead_peer_is_a_problem_until_it_is_back() -> None:
+    pair = Pair(dpd_delay=10.0).up()
+    assert not pair.a.engine.problems.of("c")
+    good, pair.world.link = pair.world.link, Link(loss=1.0)
+    pair.world.run(700)
+    found = problem(pair.a)
+    assert (found.failure.cause, found.over) == (Cause.NO_ANSWER, False)
+    pair.world.link = good
+    pair.a.initiate()
+    pair.world.run(30)
+    assert problem(pair.a) == replace(found, over=True)
+
+
+def test_what_we_close_is_no_problem_and_what_the_peer_closes_is() -> None:
+    pair = Pair().up()
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    assert not pair.a.engine.problems.of("c")
+    assert problem(pair.b).failure.cause is Cause.CLOSED
+
+
+def test_unique_keep() -> None:
+    pair = Pair(unique=Unique.KEEP).up()
+    second = pair.world.host("again", ip_address("192.0.2.9"))
+    second.load(connection(ip_address("192.0.2.9"), B, "moon", "sun", unique=Unique.NEVER))
+    pair.b.load(connection(B, "%any", "sun", "moon", unique=Unique.KEEP))
+    second.initiate()
+    pair.world.run(60)
+    assert problem(pair.b).failure.cause is Cause.UNIQUE
+
+
+def test_strangers_are_kept_apart_and_few() -> None:
+    pair = Pair()
+    pair.b.load()
+    for _ in range(STRANGERS_MAX + 5):
+        pair.a.initiate()
+        pair.world.run(20)
+    book = pair.b.engine.problems
+    assert len(book) == 0
+    assert len(book.strangers) == STRANGERS_MAX
+    assert book.strangers[-1].failure.cause is Cause.NO_CONNECTION
+    assert book.counts["", Cause.NO_CONNECTION] >= STRANGERS_MAX + 5
+
+
+def test_a_stranger_does_not_hide_what_we_began() -> None:
+    """Anybody can send an IKE_SA_INIT from the peer's address."""
+    pair = Pair(b={"proposals": OTHER_IKE})
+    pair.b.initiate()
+    pair.a.initiate()
+    pair.world.run(60)
+    assert {one.initiator for one in pair.b.engine.problems.of("c")} == {True, False}
+
+
+def _problem(name: str, child: str = "", reason: str = "r") -> Problem:
+    return Problem(name, Failure(Cause.REFUSED, reason, child), None, True, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_the_book_counts_the_same_and_forgets_names_that_are_gone() -> None:
+    book = Problems()
+    book.note(_problem("a"))
+    assert book.note(_problem("a")).count == 2
+    assert book.note(_problem("a", reason="another")).count == 1
+    book.note(_problem("a", "x"))
+    book.note(_problem("b", "y"))
+    book.came_up("a", "x")
+    assert [one.over for one in book.of("a")] == [False, True]
+    assert book.note(_problem("a", "x")).count == 1
+    book.keep([("a", ""), ("a", "z")])
+    assert [(one.connection, one.failure.child) for one in book] == [("a", "")]
+    assert set(book.counts) == {("a", Cause.REFUSED)}
+
+
+def test_texts_are_bounded() -> None:
+    assert len(bounded("x" * 10_000)) == TEXT_MAX + 3
+    found = texts("y" * 1000 for _ in range(1000))
+    assert len(found) == KEPT_MAX + 1
+    assert max(map(len, found)) == TEXT_MAX + 3

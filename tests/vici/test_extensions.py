@@ -1,0 +1,123 @@
+"""The commands of our own on a whole daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from ipsec.daemon.run import Daemon
+from ipsec.esp.drops import DropReason
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.events import Path as IkePath
+from ipsec.ike.failure import Cause, Failure, Terms
+from ipsec.vici.client import Session
+from ipsec.vici.show import Traffic
+from tests.vici.test_service import refused, with_daemon
+
+PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
+
+
+async def listed(session: Session, command: str, event: str, **message: Any) -> list[Any]:
+    """All events of a command."""
+    return [item async for item in session.stream(command, event, message)]
+
+
+def test_the_data_path(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        found = await session.request("ipsecd-data-path")
+        backend = one.backend
+        assert found["device"] == backend.device.encode()
+        assert int(found["mtu"]) == backend.mtu
+        assert found["workers"] == b"0"
+        assert found["raw-esp"] == b"no"
+        assert found["ports"] == {f"ipv{v}": str(port).encode() for v, port in backend.ports.items()}
+        assert set(found["offloads"]) == set(backend.offloads())
+        assert {name: int(value) for name, value in found["counters"].items()} == backend.counters()
+        assert "drops" not in found or all(name in DropReason.__members__ for name in found["drops"])
+
+    with_daemon(tmp_path, test)
+
+
+def test_drops_by_child(tmp_path: Path, monkeypatch: Any) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        connection = engine.table.by_name["old"]
+        good, bad = (engine.new_sa(connection, initiator=True, path=PATH) for _ in range(2))
+        child = ChildSa(engine.next_uid(), bad, connection.children[0], 1)
+        bad.children[child.uid] = child
+        drops = {"IN_STATE_SEQ_ERROR": 3, "OUT_TOO_BIG": 0}
+        monkeypatch.setattr("ipsec.daemon.vici.ViciControl.traffic", lambda *_: Traffic(drops=drops))
+        events = await listed(session, "ipsecd-drops", "ipsecd-drop")
+        assert [name for event in events for name in event] == ["old"]
+        fields = events[0]["old"]
+        assert fields["uniqueid"] == str(bad.uid).encode()
+        assert fields["child-sas"] == {
+            f"net-{child.uid}": {"name": b"net", "drops": {"IN_STATE_SEQ_ERROR": b"3"}}
+        }
+        assert await listed(session, "ipsecd-drops", "ipsecd-drop", ike="another") == []
+        del bad.children[child.uid]
+        for sa in (good, bad):
+            sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+def test_problems_listed_and_as_they_happen(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        assert await listed(session, "ipsecd-problems", "ipsecd-problem") == []
+        events = session.listen("ipsecd-problem")
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.05)
+        failure = Failure(
+            Cause.SELECTORS, "they do not fit", "net", ours=Terms(local_ts=("10.1.0.0/16",)), theirs=Terms()
+        )
+        engine.note_without(failure, "old", ip_address("192.0.2.2"), initiator=False)
+        one.ike.turn()
+        name, told = await asyncio.wait_for(first, 5)
+        await events.aclose()
+        assert name == "ipsecd-problem"
+        (kept,) = await listed(session, "ipsecd-problems", "ipsecd-problem", ike="old")
+        assert told == kept
+        assert kept.pop("time").startswith(b"20")
+        assert kept == {
+            "ike": b"old",
+            "child": b"net",
+            "cause": b"ts-mismatch",
+            "reason": b"they do not fit",
+            "by": b"us",
+            "initiator": b"no",
+            "remote-host": b"192.0.2.2",
+            "count": b"1",
+            "over": b"no",
+            "ours": {"local-ts": [b"10.1.0.0/16"]},
+        }
+        assert await listed(session, "ipsecd-problems", "ipsecd-problem", ike="another") == []
+
+    with_daemon(tmp_path, test)
+
+
+def test_no_way_to_the_peer_is_a_problem(tmp_path: Path) -> None:
+    """Before there is an IKE_SA: a name that cannot be found."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        message: dict[str, Any] = {
+            "remote_addrs": ["nowhere.invalid"],
+            "local": {"auth": "psk", "id": "a"},
+            "remote": {"auth": "psk", "id": "b"},
+            "children": {"net": {"remote_ts": ["10.3.0.0/16"]}},
+        }
+        await session.request("load-conn", {"lost": message})
+        assert "failed" in await refused(session, "initiate", {"child": "net", "ike": "lost"})
+        (found,) = await listed(session, "ipsecd-problems", "ipsecd-problem", ike="lost")
+        assert (found["cause"], found["child"]) == (b"no-path", b"net")
+        assert b"nowhere.invalid" in found["reason"]
+        await session.request("unload-conn", {"name": "lost"})
+        await session.request("get-conns")
+        assert await listed(session, "ipsecd-problems", "ipsecd-problem") == []
+
+    with_daemon(tmp_path, test)
