@@ -18,6 +18,7 @@ from ipsec.errors import ConfigError, IpsecError
 #: All verbs, as --help shows them: the module and the click command in it, which is imported when it is needed.
 VERBS = {
     "See what there is": {
+        "status": "ipsec.ctl.status:status",
         "list": "ipsec.ctl.lists:list_",
     },
     "The tool itself": {

@@ -1,10 +1,10 @@
 """Names on the command line: which connections, children and SAs they mean, and what is near a wrong one.
 
-    office          a connection, else a child
-    office/voice    a child of a connection
-    'site-*'        patterns, also office/'*'
-    office[3]       an IKE_SA by its number, as the log has it
-    voice{7}        a CHILD_SA by its number
+office          a connection, else a child
+office/voice    a child of a connection
+'site-*'        patterns, also office/'*'
+office[3]       an IKE_SA by its number, as the log has it
+voice{7}        a CHILD_SA by its number
 """
 
 from __future__ import annotations

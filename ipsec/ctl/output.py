@@ -31,7 +31,8 @@ class Column:
 class Table:
     """Rows under titles: as wide as it needs to be, on a terminal not wider than that."""
 
-    def __init__(self, *columns: Column | str) -> None:
+    def __init__(self, *columns: Column | str, heads: bool = True) -> None:
+        self.heads = heads
         self.columns = [Column(one) if isinstance(one, str) else one for one in columns]
         self.rows: list[list[Text]] = []
 
@@ -57,7 +58,8 @@ class Table:
         widths = self._widths()
         shown = [i for i, _ in enumerate(self.columns) if self._filled(i)]
         lines = []
-        for row in [[column.title for column in self.columns], *([cell.plain for cell in row] for row in self.rows)]:
+        heads = [[column.title for column in self.columns]] if self.heads else []
+        for row in [*heads, *([cell.plain for cell in row] for row in self.rows)]:
             parts = []
             for i in shown:
                 space = " " * (widths[i] - cell_len(row[i]))
@@ -67,7 +69,7 @@ class Table:
 
     def rich(self, width: int) -> RichTable:
         """For a terminal of that width."""
-        table = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+        table = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold", show_header=self.heads)
         shown = self._shown(width)
         widths = self._fitted(shown, width)
         for i in shown:

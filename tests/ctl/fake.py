@@ -108,6 +108,10 @@ class FakeDaemon:
         self.socket = socket
         self.conns: dict[str, Message] = {}
         self.sas: list[tuple[str, Message]] = []
+        self.policies: dict[str, str] = {}
+        "traps and shunts that are in place: conn/child and mode"
+        self.growth = 0
+        "octets that come in between two looks at a CHILD_SA"
         self.asked: list[tuple[str, Message]] = []
         "commands that came, with their messages"
         self._ready = threading.Event()
@@ -146,6 +150,18 @@ class FakeDaemon:
 
         return run
 
+    async def do_version(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"daemon": "ipsecd", "version": "1.2.3"}
+
+    async def do_stats(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"uptime": {"running": "3 days", "since": "long ago"}}
+
+    async def do_list_policies(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for name, mode in self.policies.items():
+            ike, child = name.split("/")
+            client.send_event("list-policy", {name: {"ike": ike, "child": child, "mode": mode}})
+        return {}
+
     async def do_list_conns(self, client: Client, message: Message) -> Mapping[str, Any]:
         for name, value in self.conns.items():
             client.send_event("list-conn", {name: value})
@@ -156,6 +172,8 @@ class FakeDaemon:
         for name, value in self.sas:
             if wanted in ("", name):
                 client.send_event("list-sa", {name: value})
+                for child in value["child-sas"].values():
+                    child["bytes-in"] += self.growth
         return {}
 
     async def do_fail(self, client: Client, message: Message) -> Mapping[str, Any]:

@@ -1,0 +1,193 @@
+"""All tunnels on one screen: ``ipsecctl status``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from ipsec.ctl.app import App
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, duration, plural
+from ipsec.ctl.report import STYLES, Status
+from ipsec.ctl.tunnels import TROUBLE, Child, Rate, State, Tunnel
+from ipsec.ctl.view import ChildSa, IkeSa
+
+#: lines besides the summary and the table's rows: titles, what is not shown, the prompt, two empty ones
+LINES_AROUND = 5
+
+
+def print_screen(app: App, found: Status, everything: bool) -> None:
+    """Print it; ``everything`` even if that is more than the screen has."""
+    out = app.out
+    summary = _summary(found)
+    out.print(summary)
+    tunnels = sorted(found.tunnels, key=lambda tunnel: tunnel.state not in TROUBLE)
+    if not tunnels:
+        out.print("No connections are loaded: see `ipsecctl load` and `ipsecctl reload`.")
+        return
+    room = None
+    if out.is_terminal and not everything:
+        room = out.height - LINES_AROUND - -(-summary.cell_len // out.width)
+    table, left = _table(found, tunnels, room)
+    out.print()
+    table.print(out)
+    if left:
+        states = Counter(tunnel.state for tunnel in left)
+        more = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+        out.print()
+        out.print(Text(f"not shown: {more} (ipsecctl status --all, or name them)", style=DIM))
+
+
+def _summary(found: Status) -> Text:
+    states = Counter(tunnel.state for tunnel in found.tunnels)
+    parts = [Text(f"{found.daemon} {found.version}", style="bold"), Text(f"running {found.running}")]
+    parts.append(Text(plural(len(found.tunnels), "connection")))
+    parts += [Text(f"{states[state]} {state.value}", style=STYLES[state]) for state in State if states[state]]
+    sas = [sa for tunnel in found.tunnels for sa in tunnel.child_sas()]
+    if found.sampled and sas:
+        rate = found.rate(sas)
+        parts.append(Text(f"in {bits(rate.bits_in)}, out {bits(rate.bits_out)}"))
+    return Text(" | ", style=DIM).join(parts)
+
+
+def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[Table, list[Tunnel]]:
+    """The table, in as much detail as there are lines for; and what has no place in it."""
+    shown = list(tunnels)
+    if room is not None and len(tunnels) > room:
+        ranked = sorted(tunnels, key=lambda tunnel: (tunnel.state not in TROUBLE, -_weight(found, tunnel)))
+        kept = set(map(id, ranked[: max(room, 1)]))
+        shown = [tunnel for tunnel in tunnels if id(tunnel) in kept]
+    spare = room - len(shown) if room is not None else None
+    whole = set()
+    for tunnel in sorted(shown, key=lambda tunnel: (tunnel.state is not State.PARTLY, tunnel.state not in TROUBLE)):
+        if spare is None or _lines(tunnel) <= spare:
+            whole.add(id(tunnel))
+            spare = spare - _lines(tunnel) if spare is not None else None
+    table = _new_table()
+    for tunnel in shown:
+        _add_connection(table, found, tunnel)
+        if id(tunnel) in whole:
+            _add_children(table, found, tunnel)
+    kept = set(map(id, shown))
+    return table, [tunnel for tunnel in tunnels if id(tunnel) not in kept]
+
+
+def _lines(tunnel: Tunnel) -> int:
+    if len(tunnel.sas) > 1:
+        return sum(1 + len(sa.children) for sa in tunnel.sas)
+    return len(tunnel.children)
+
+
+def _weight(found: Status, tunnel: Tunnel) -> float:
+    rate = found.rate(tunnel.child_sas())
+    return rate.bits_in + rate.bits_out + (0.5 if tunnel.state is State.UP else 0)
+
+
+def _new_table() -> Table:
+    return Table(
+        Column("CONNECTION", least=16),
+        "STATE",
+        Column("PEER, NETWORKS", least=20),
+        Column("SUITE", drop=3),
+        Column("AGE", "right", drop=2),
+        Column("REKEY", "right", drop=4),
+        Column("IN", "right", drop=1),
+        Column("OUT", "right", drop=1),
+    )
+
+
+def _add_connection(table: Table, found: Status, tunnel: Tunnel) -> None:
+    style = STYLES[tunnel.state]
+    sa = tunnel.sas[0] if len(tunnel.sas) == 1 else None
+    peer = " ".join(part for part in (tunnel.peer, tunnel.peer_id) if part) or "anybody"
+    if len(tunnel.sas) > 1:
+        peer = plural(len(tunnel.sas), "peer")
+    name = tunnel.name if tunnel.conn else f"{tunnel.name} (not configured)"
+    rate = found.rate(tunnel.child_sas())
+    table.add(
+        Text(name, style="bold" if tunnel.state not in TROUBLE else BAD if tunnel.state is State.DOWN else "bold"),
+        Text(state_of(tunnel), style=style),
+        peer,
+        f"{sa.suite.cipher} {sa.suite.ke}" if sa and sa.up else "",
+        duration(sa.age_s) if sa else "",
+        duration(_next(sa)) if sa else "",
+        *(_both(rate) if found.sampled and tunnel.child_sas() else ()),
+    )
+
+
+def state_of(tunnel: Tunnel) -> str:
+    """``up``, or ``2 of 3 up``."""
+    if tunnel.state is not State.PARTLY:
+        return str(tunnel.state.value)
+    mine = [child for child in tunnel.children if child.state not in (State.SHUNT, State.OFF)]
+    return f"{sum(child.state is State.UP for child in mine)} of {len(mine)} up"
+
+
+def _next(sa: IkeSa) -> int | None:
+    """Seconds until it gets new keys, one way or the other."""
+    times = [one for one in (sa.rekey_in_s, sa.reauth_in_s) if one is not None]
+    return min(times) if times else None
+
+
+def _add_children(table: Table, found: Status, tunnel: Tunnel) -> None:
+    if len(tunnel.sas) > 1:
+        for sa in tunnel.sas:
+            _add_peer(table, found, sa)
+        return
+    for child in tunnel.children:
+        _add_child(table, found, child)
+
+
+def _add_peer(table: Table, found: Status, sa: IkeSa) -> None:
+    """One of the peers of a connection that has many."""
+    where = " ".join((sa.remote_host, sa.remote_id, *sa.remote_vips))
+    state = State.UP if sa.up else State.CONNECTING if sa.state in ("CREATED", "CONNECTING") else None
+    table.add(
+        Text(f"  [{sa.id}]"),
+        Text(state.value, style=STYLES[state]) if state else Text(sa.state.lower(), style=DIM),
+        where,
+        sa.suite.cipher,
+        duration(sa.age_s),
+        duration(_next(sa)),
+    )
+    for child in sa.children:
+        _add_sa(table, found, child, f"    {child.name}")
+
+
+def _add_sa(table: Table, found: Status, sa: ChildSa, name: str) -> None:
+    table.add(
+        Text(name),
+        Text("up", style=GOOD) if sa.up else Text(sa.state.lower(), style=WARN),
+        networks(sa.local_ts, sa.remote_ts),
+        sa.suite.cipher,
+        duration(sa.age_s),
+        duration(sa.rekey_in_s),
+        *(_both(found.rate((sa,))) if found.sampled else ()),
+    )
+
+
+def _add_child(table: Table, found: Status, child: Child) -> None:
+    live = [sa for sa in child.sas if sa.state != "REKEYED"]
+    if len(live) == 1 and live[0].up:
+        _add_sa(table, found, live[0], f"  {child.name}")
+        return
+    style = STYLES[child.state]
+    several = f" ({len(child.sas)} SAs)" if len(child.sas) > 1 else ""
+    table.add(
+        Text(f"  {child.name}{several}", style=BAD if child.state is State.DOWN else ""),
+        Text(child.state.value, style=style),
+        Text(networks(child.local_ts, child.remote_ts), style=DIM if child.state is not State.UP else ""),
+        *((child.mode.lower(),) if child.state in (State.SHUNT, State.OFF) else ()),
+    )
+
+
+def networks(local: Sequence[str], remote: Sequence[str]) -> str:
+    return f"{' '.join(local)} === {' '.join(remote)}"
+
+
+def _both(rate: Rate) -> tuple[Text, Text]:
+    def one(value: float) -> Text:
+        return Text(bits(value)) if value >= 1 else Text("0", style=DIM)
+
+    return one(rate.bits_in), one(rate.bits_out)

@@ -1,0 +1,204 @@
+"""What is configured and what is up, put together: the state of each connection and child, and the traffic of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from time import monotonic
+
+from ipsec.ctl.view import ChildSa, Conn, ConnChild, IkeSa, Policy, fetch_conns, fetch_policies, fetch_sas
+from ipsec.vici.client import Session
+
+
+class State(Enum):
+    """How a connection or child is, the worst first."""
+
+    DOWN = "down"
+    "configured, and no SA"
+    PARTLY = "partly up"
+    "some of the children are up"
+    CONNECTING = "connecting"
+    UP = "up"
+    ON_DEMAND = "on demand"
+    "comes up when there is traffic for it (a trap)"
+    WAITING = "waiting"
+    "for peers: no address of theirs is configured, so that they have to begin"
+    SHUNT = "policy"
+    "passes or drops traffic and has no SA; in place"
+    OFF = "off"
+    "such a policy, not in place"
+
+
+#: what makes a connection not as it should be
+TROUBLE = frozenset({State.DOWN, State.PARTLY})
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Traffic per second."""
+
+    bits_in: float = 0
+    bits_out: float = 0
+    packets_in: float = 0
+    packets_out: float = 0
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(
+            self.bits_in + other.bits_in,
+            self.bits_out + other.bits_out,
+            self.packets_in + other.packets_in,
+            self.packets_out + other.packets_out,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child of a connection and its CHILD_SAs, of which a connection with many peers has many."""
+
+    name: str
+    state: State
+    mode: str
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+    sas: tuple[ChildSa, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A connection with all that belongs to it."""
+
+    name: str
+    state: State
+    conn: Conn | None
+    "None: it is up, and no longer configured"
+    sas: tuple[IkeSa, ...]
+    children: tuple[Child, ...]
+
+    @property
+    def peer(self) -> str:
+        """Where the other end is."""
+        if len(self.sas) == 1:
+            return self.sas[0].remote_host
+        return ", ".join(self.conn.remote_addrs) if self.conn else ""
+
+    @property
+    def peer_id(self) -> str:
+        """Who the other end is."""
+        if len(self.sas) == 1 and self.sas[0].remote_id != "%any":
+            return self.sas[0].remote_id
+        return ", ".join(auth.id for auth in self.conn.remote if auth.id != "%any") if self.conn else ""
+
+    def child_sas(self) -> list[ChildSa]:
+        """All its CHILD_SAs."""
+        return [child for sa in self.sas for child in sa.children]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a daemon told at one moment."""
+
+    conns: tuple[Conn, ...]
+    sas: tuple[IkeSa, ...]
+    policies: tuple[Policy, ...]
+    at: float = field(default_factory=monotonic)
+
+    def tunnels(self) -> list[Tunnel]:
+        """By connection, in the order in which they are configured."""
+        sas: dict[str, list[IkeSa]] = {}
+        for sa in self.sas:
+            sas.setdefault(sa.name, []).append(sa)
+        policies = {(policy.conn, policy.child) for policy in self.policies}
+        configured = {conn.name: conn for conn in self.conns}
+        names = dict.fromkeys([*configured, *sas])
+        return [_tunnel(name, configured.get(name), sas.get(name, []), policies) for name in names]
+
+
+def _tunnel(name: str, conn: Conn | None, sas: list[IkeSa], policies: set[tuple[str, str]]) -> Tunnel:
+    by_child: dict[str, list[ChildSa]] = {}
+    for sa in sas:
+        for child in sa.children:
+            by_child.setdefault(child.name, []).append(child)
+    passive = conn is not None and conn.passive
+    children = [
+        _child(one, by_child.pop(one.name, []), (name, one.name) in policies, passive)
+        for one in (conn.children if conn else ())
+    ]
+    children += [
+        Child(one, _state_of(found), found[0].mode, found[0].local_ts, found[0].remote_ts, tuple(found))
+        for one, found in by_child.items()
+    ]
+    return Tunnel(name, _together(children, sas, passive), conn, tuple(sas), tuple(children))
+
+
+def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -> Child:
+    if config.shunt:
+        state = State.SHUNT if policy else State.OFF
+    elif sas:
+        state = _state_of(sas)
+    elif policy:
+        state = State.ON_DEMAND
+    else:
+        state = State.WAITING if passive else State.DOWN
+    newest = sas[-1] if len(sas) == 1 else None
+    local, remote = (newest.local_ts, newest.remote_ts) if newest else (config.local_ts, config.remote_ts)
+    return Child(config.name, state, config.mode, local, remote, tuple(sas))
+
+
+def _state_of(sas: list[ChildSa]) -> State:
+    if any(sa.up for sa in sas):
+        return State.UP
+    return State.CONNECTING if any(sa.state in ("CREATED", "INSTALLING", "RETRYING") for sa in sas) else State.DOWN
+
+
+def _together(children: list[Child], sas: list[IkeSa], passive: bool) -> State:
+    """The state of a connection from those of its children."""
+    states = {child.state for child in children} - {State.SHUNT, State.OFF}
+    ike_up = any(sa.up for sa in sas)
+    if not states:
+        if ike_up:
+            return State.UP
+        if children:
+            return State.SHUNT if any(child.state is State.SHUNT for child in children) else State.OFF
+        states = {State.WAITING if passive else State.DOWN}
+    if State.CONNECTING in states or any(sa.state in ("CREATED", "CONNECTING") for sa in sas if not sa.up):
+        return State.PARTLY if State.UP in states and State.DOWN in states else State.CONNECTING
+    if State.UP in states:
+        return State.PARTLY if State.DOWN in states else State.UP
+    # with its IKE_SA up a connection is not all down
+    if State.DOWN in states:
+        return State.PARTLY if ike_up else State.DOWN
+    return next(iter(states)) if len(states) == 1 else State.ON_DEMAND
+
+
+async def snapshot(session: Session) -> Snapshot:
+    """Ask for everything."""
+    conns, policies = await fetch_conns(session), await fetch_policies(session)
+    return Snapshot(conns, await fetch_sas(session), policies)
+
+
+def rates(before: Iterable[IkeSa], after: Iterable[IkeSa], elapsed_s: float) -> dict[int, Rate]:
+    """Traffic of each CHILD_SA, by its number, between two looks at them."""
+    old = {child.id: child for sa in before for child in sa.children}
+    found = {}
+    for child in (child for sa in after for child in sa.children):
+        base = old.get(child.id)
+        if base is not None and elapsed_s > 0:
+            found[child.id] = Rate(
+                8 * max(child.bytes_in - base.bytes_in, 0) / elapsed_s,
+                8 * max(child.bytes_out - base.bytes_out, 0) / elapsed_s,
+                max(child.packets_in - base.packets_in, 0) / elapsed_s,
+                max(child.packets_out - base.packets_out, 0) / elapsed_s,
+            )
+    return found
+
+
+async def sample(session: Session, seconds: float) -> tuple[Snapshot, dict[int, Rate]]:
+    """Everything, and the traffic of so many seconds; without any if they are 0."""
+    first = await snapshot(session)
+    if seconds <= 0 or not any(sa.children for sa in first.sas):
+        return first, {}
+    await asyncio.sleep(seconds)
+    sas, at = await fetch_sas(session), monotonic()
+    return Snapshot(first.conns, sas, first.policies, at), rates(first.sas, sas, at - first.at)

@@ -1,0 +1,165 @@
+"""States of tunnels, and what status shows of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.tunnels import Snapshot, State
+from ipsec.ctl.view import Conn, IkeSa, Policy
+from tests.ctl.fake import Ctl, FakeDaemon, child_sa, conn, ike_sa
+
+
+def encoded(value: Any) -> Any:
+    """A message as it comes from the wire."""
+    if isinstance(value, dict):
+        return {key: encoded(item) for key, item in value.items()}
+    return [str(item).encode() for item in value] if isinstance(value, list) else str(value).encode()
+
+
+def state_of(config: Any, sas: list[Any], policies: tuple[str, ...] = (), mode: str = "TUNNEL") -> tuple[State, ...]:
+    """The state of a connection, and those of its children."""
+    snapshot = Snapshot(
+        (Conn.of("c", encoded(config)),) if config else (),
+        tuple(IkeSa.of("c", encoded(sa)) for sa in sas),
+        tuple(Policy.of(f"c/{name}", {"mode": mode.encode()}) for name in policies),
+    )
+    (tunnel,) = snapshot.tunnels()
+    return (tunnel.state, *(child.state for child in tunnel.children))
+
+
+TWO = conn(children=("x", "y"))
+SHUNT = conn(children=("x",))
+SHUNT["children"]["x"]["mode"] = "DROP"
+NEGOTIATING = ike_sa(state="CONNECTING")
+
+
+@pytest.mark.parametrize(
+    ("config", "sas", "policies", "states"),
+    [
+        (conn(), [], (), (State.DOWN, State.DOWN)),
+        (conn(), [ike_sa(1, [child_sa()])], (), (State.UP, State.UP)),
+        (conn(), [ike_sa(1, [child_sa(state="REKEYED"), child_sa(uid=2)])], (), (State.UP, State.UP)),
+        (conn(), [ike_sa(1)], (), (State.PARTLY, State.DOWN)),
+        (conn(), [NEGOTIATING], (), (State.CONNECTING, State.DOWN)),
+        (conn(), [ike_sa(1, [child_sa(state="INSTALLING")])], (), (State.CONNECTING, State.CONNECTING)),
+        (conn(), [], ("net",), (State.ON_DEMAND, State.ON_DEMAND)),
+        (conn(), [ike_sa(1, [child_sa()])], ("net",), (State.UP, State.UP)),
+        (TWO, [ike_sa(1, [child_sa("x")])], (), (State.PARTLY, State.UP, State.DOWN)),
+        (TWO, [ike_sa(1, [child_sa("x")])], ("y",), (State.UP, State.UP, State.ON_DEMAND)),
+        (TWO, [NEGOTIATING, ike_sa(1, [child_sa("x")])], (), (State.PARTLY, State.UP, State.DOWN)),
+        (conn("%any"), [], (), (State.WAITING, State.WAITING)),
+        (conn("%any"), [ike_sa(1, [child_sa()]), ike_sa(2, [child_sa(uid=2)])], (), (State.UP, State.UP)),
+        (conn(children=()), [], (), (State.DOWN,)),
+        (conn(children=()), [ike_sa(1)], (), (State.UP,)),
+        (SHUNT, [], (), (State.OFF, State.OFF)),
+        (SHUNT, [], ("x",), (State.SHUNT, State.SHUNT)),
+        (None, [ike_sa(1, [child_sa("old")])], (), (State.UP, State.UP)),
+        (conn(), [ike_sa(1, [child_sa(), child_sa("old", 2)])], (), (State.UP, State.UP, State.UP)),
+    ],
+)
+def test_states(config: Any, sas: list[Any], policies: tuple[str, ...], states: tuple[State, ...]) -> None:
+    assert state_of(config, sas, policies) == states
+
+
+@pytest.fixture
+def busy(daemon: FakeDaemon) -> FakeDaemon:
+    """One of everything."""
+    daemon.conns = {"up": conn(), "down": conn("192.0.2.9"), "road": conn("%any")}
+    daemon.sas = [
+        ("up", ike_sa(1, [child_sa()])),
+        ("road", ike_sa(2, [child_sa(uid=2)], **{"remote-host": "203.0.113.1", "remote-id": "carol"})),
+        ("road", ike_sa(3, [child_sa(uid=3)], **{"remote-host": "203.0.113.2", "remote-vips": ["10.9.0.1"]})),
+    ]
+    return daemon
+
+
+def test_screen(busy: FakeDaemon, ctl: Ctl) -> None:
+    done = ctl("status", "--sample", "0")
+    assert done.status == 0
+    lines = done.out.splitlines()
+    assert lines[0] == "ipsecd 1.2.3 | running 3 days | 3 connections | 1 down | 2 up"
+    assert lines[3].startswith("down "), "what is down comes first"
+    assert re.search(r"(?m)^down +down +192\.0\.2\.9 b\.example$", done.out)
+    assert re.search(r"(?m)^up +up +192\.0\.2\.2 b\.example +AES_GCM_16-256 CURVE_25519 +2m 00s +3h 36m$", done.out)
+    assert re.search(r"(?m)^  net +up +10\.1\.0\.0/16 === 10\.2\.0\.0/16 +AES_GCM_16-128 +1m 00s +50m$", done.out)
+    assert re.search(r"(?m)^road +up +2 peers$", done.out)
+    assert re.search(r"(?m)^  \[3\] +up +203\.0\.113\.2 b\.example 10\.9\.0\.1 ", done.out)
+
+
+def test_rates(busy: FakeDaemon, ctl: Ctl) -> None:
+    busy.growth = 10_000
+    document = ctl("status", "--sample", "0.05", "--json").document
+    (child,) = document["connections"][0]["children"]
+    assert 100_000 < child["bits_in_per_s"] <= 1_600_000
+    assert (child["bits_out_per_s"], child["packets_in_per_s"]) == (0, 0)
+    assert re.search(r"\bin [\d.]+ [kM]bit/s, out 0 bit/s$", ctl("status", "--sample", "0.05").out.splitlines()[0])
+
+
+def test_document(busy: FakeDaemon, ctl: Ctl) -> None:
+    document = ctl("status", "--sample", "0", "--json").document
+    assert document["daemon"] == {"name": "ipsecd", "version": "1.2.3", "running": "3 days"}
+    assert (document["summary"]["up"], document["summary"]["down"]) == (2, 1)
+    road = document["connections"][2]
+    assert (road["name"], road["state"], road["children"][0]["sas"]) == ("road", "up", [2, 3])
+    assert road["ike_sas"][1]["remote_vips"] == ["10.9.0.1"]
+    assert road["ike_sas"][0]["children"][0]["suite"]["encr_bits"] == 128
+    assert road["ike_sas"][0]["children"][0]["bits_in_per_s"] is None
+
+
+def test_check(busy: FakeDaemon, ctl: Ctl) -> None:
+    assert ctl("status", "--sample", "0", "--check").status == ExitCode.DIFFERS
+    assert ctl("status", "--sample", "0", "--check", "up", "road").status == ExitCode.OK
+
+
+def test_details(busy: FakeDaemon, ctl: Ctl) -> None:
+    out = ctl("status", "--sample", "0", "up").out
+    assert "192.0.2.1:4500 [a.example] ... 192.0.2.2:4500 [b.example]" in out
+    assert "c0000001_i d0000001_o" in out
+    assert "road" not in out
+    assert "net down  10.1.0.0/16 === 10.2.0.0/16" in ctl("status", "--sample", "0", "down").out
+
+
+def test_names(busy: FakeDaemon, ctl: Ctl) -> None:
+    done = ctl("status", "upp")
+    assert done.status == ExitCode.UNKNOWN_NAME
+    assert "no connection, child or SA 'upp'" in done.err
+    assert "did you mean up" in done.err
+    document = ctl("status", "--sample", "0", "--json", "*o*").document
+    assert [one["name"] for one in document["connections"]] == ["down", "road"]
+
+
+def test_empty_daemon(daemon: FakeDaemon, ctl: Ctl) -> None:
+    assert "No connections are loaded" in ctl("status").out
+    assert ctl("status", "--json").document["connections"] == []
+    assert "ipsecctl load" in ctl("status", "x").err
+
+
+def test_what_a_peer_says_moves_no_cursor(busy: FakeDaemon, ctl: Ctl) -> None:
+    """Identities come from the network."""
+    evil = b"\x1b]0;owned\x07\x1b[2J\xff\xe2\x80\xae"
+    busy.sas[0][1]["remote-id"] = evil
+    for arguments in ((), ("up",), ("--json",)):
+        out = ctl("status", "--sample", "0", *arguments).out
+        assert out.replace("\n", "").isprintable()
+        assert "x1b]0;owned" in out
+
+
+@pytest.mark.parametrize(("height", "shown"), [(60, "net"), (16, "up"), (8, "not shown: 6 up")])
+def test_one_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch, height: int, shown: str) -> None:
+    """A terminal gets what it has lines for, trouble first."""
+    daemon.conns = {f"c{index}": conn() for index in range(8)}
+    daemon.sas = [(f"c{index}", ike_sa(index, [child_sa(uid=index)])) for index in range(1, 7)]
+    monkeypatch.setenv("LINES", str(height))
+    monkeypatch.setenv("COLUMNS", "100")
+    out = re.sub(r"\x1b\[[\d;]*m", "", ctl("status", "--sample", "0", "--color", "always").out)
+    assert len(out.splitlines()) < height
+    assert all(len(line) <= 100 for line in out.splitlines())
+    assert re.search(r"(?m)^c0 +down", out)
+    assert shown in out
+    assert ("not shown" in out) == (height == 8)
+    everything = ctl("status", "--sample", "0", "--color", "always", "--all").out
+    assert everything.count("net") == 8
