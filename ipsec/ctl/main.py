@@ -21,6 +21,9 @@ VERBS = {
         "status": "ipsec.ctl.status:status",
         "list": "ipsec.ctl.lists:list_",
     },
+    "Find out why": {
+        "explain": "ipsec.ctl.explain:explain",
+    },
     "The tool itself": {
         "completion": "ipsec.ctl.completion:completion",
         "schema": "ipsec.ctl.schema:schema",
