@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -26,11 +26,19 @@ EVENTS_MAX = 10_000
 
 
 class ViciError(IpsecError):
-    """The daemon cannot be reached, does not know a command, or says that it failed; ``message`` is its answer."""
+    """The daemon cannot be reached, or says that a command failed; ``message`` is its answer."""
 
     def __init__(self, reason: str, message: Message | None = None) -> None:
         self.message = message or {}
         super().__init__(reason)
+
+
+class UnknownToDaemon(ViciError):
+    """The daemon does not know a command or an event."""
+
+
+class HungUp(ViciError):
+    """The connection has ended."""
 
 
 async def connect(uri: str = DEFAULT_SOCKET) -> Session:
@@ -79,8 +87,11 @@ class Session:
 
     async def stream(
         self, command: str, event: str, message: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Message]:
-        """Run a command that answers in events; each event's message. ViciError as ``request``, at the end."""
+    ) -> AsyncGenerator[Message, None]:
+        """Run a command that answers in events; each event's message. ViciError as ``request``, at the end.
+
+        Who stops before the end has hung up: that is how the daemon knows that nobody waits for the command.
+        """
         async with self._lock:
             await self._register(PacketType.EVENT_REGISTER, event)
             try:
@@ -90,16 +101,23 @@ class Session:
                         yield packet.message
                     else:
                         self._events.append((packet.name, packet.message))
-            finally:
-                with contextlib.suppress(ViciError):
-                    await self._register(PacketType.EVENT_UNREGISTER, event)
+            except BaseException:
+                self._writer.close()
+                raise
+            with contextlib.suppress(ViciError):
+                await self._register(PacketType.EVENT_UNREGISTER, event)
         _checked(command, packet)
 
-    async def listen(self, *events: str) -> AsyncIterator[tuple[str, Message]]:
-        """Events as they happen, (name, message), until the connection ends."""
+    async def register(self, *events: str) -> None:
+        """Ask to be told of events from now on, for ``listen``. UnknownToDaemon."""
         async with self._lock:
             for event in events:
                 await self._register(PacketType.EVENT_REGISTER, event)
+
+    async def listen(self, *events: str) -> AsyncGenerator[tuple[str, Message], None]:
+        """Events as they happen, (name, message), until the connection ends: these, and those registered before."""
+        await self.register(*events)
+        async with self._lock:
             while True:
                 while self._events:
                     yield self._events.popleft()
@@ -111,7 +129,7 @@ class Session:
         self._send(kind, event)
         answer = await self._answer()
         if answer.type is not PacketType.EVENT_CONFIRM:
-            raise ViciError(f"the daemon does not know the event {event!r}")
+            raise UnknownToDaemon(f"the daemon does not know the event {event!r}")
 
     def _send(self, kind: PacketType, name: str, message: Mapping[str, Any] | None = None) -> None:
         self._writer.write(emit_packet(kind, name, message))
@@ -128,12 +146,12 @@ class Session:
             length = parse_length(await self._reader.readexactly(4))
             return parse_packet(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError, ParseError) as error:
-            raise ViciError(f"the daemon has hung up: {error}") from error
+            raise HungUp(f"the daemon has hung up: {error}") from error
 
 
 def _checked(command: str, answer: Packet) -> Message:
     if answer.type is PacketType.CMD_UNKNOWN:
-        raise ViciError(f"the daemon does not know the command {command!r}")
+        raise UnknownToDaemon(f"the daemon does not know the command {command!r}")
     if answer.type is not PacketType.CMD_RESPONSE:
         raise ViciError(f"the daemon answers {command!r} with {answer.type.name}")
     # vici: only commands that can fail say whether they did

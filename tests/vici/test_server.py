@@ -16,7 +16,7 @@ import pytest
 
 from ipsec.errors import BackendError
 from ipsec.vici import server as vici_server
-from ipsec.vici.client import ViciError, connect
+from ipsec.vici.client import HungUp, UnknownToDaemon, ViciError, connect
 from ipsec.vici.codec import Message, PacketType, emit_packet
 from ipsec.vici.server import Client, CommandError, ViciServer
 
@@ -105,6 +105,40 @@ def test_several_clients_and_events(tmp_path: Path) -> None:
                 await asyncio.sleep(0.001)
             server.publish("news", lambda: {"what": "x"})
             assert await waiting == ("news", {"what": b"x"})
+            await news.aclose()
+
+    asyncio.run(main())
+
+
+def test_who_stops_reading_a_stream_has_hung_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is still to come would be taken for that of the next command."""
+    monkeypatch.setattr(vici_server, "LOOK_S", 0.01)
+
+    async def main() -> None:
+        path = tmp_path / "s"
+        async with serving(path) as (_, commands), await connect(str(path)) as session:
+            task = asyncio.ensure_future(anext(session.stream("wait", "item")))
+            await commands.running.wait()
+            task.cancel()
+            await asyncio.wait([task], timeout=5)
+            assert task.cancelled()
+            await asyncio.wait_for(commands.cancelled.wait(), 5)
+            with pytest.raises(HungUp):
+                await session.request("echo")
+
+    asyncio.run(main())
+
+
+def test_events_are_kept_from_registration_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "s"
+        async with serving(path) as (server, _), await connect(str(path)) as session:
+            await session.register("news")
+            server.publish("news", {"what": "x"})
+            with pytest.raises(UnknownToDaemon):
+                await session.register("odd")
+            news = session.listen()
+            assert await anext(news) == ("news", {"what": b"x"})
             await news.aclose()
 
     asyncio.run(main())
