@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.vici.client import DEFAULT_SOCKET, Session, ViciError, connect
+from ipsec.vici.client import DEFAULT_SOCKET, HungUp, Session, UnknownToDaemon, ViciError, connect
 
 SOCKET_VARIABLE = "IPSECCTL_SOCKET"
 #: of the documents that --json prints; a change that programs could trip over makes it one higher
@@ -108,8 +108,10 @@ def unreachable(socket: str, error: ViciError) -> CtlError:
 
 def explained(error: ViciError) -> CtlError:
     """A failure of the protocol as ours."""
-    if "hung up" in str(error):
-        return CtlError(str(error), "it has stopped or was restarted: try again", code=ExitCode.UNREACHABLE)
+    if isinstance(error, HungUp):
+        return CtlError("the daemon has hung up", "it has stopped or was restarted", code=ExitCode.UNREACHABLE)
+    if isinstance(error, UnknownToDaemon):
+        return CtlError(str(error), "it is an older ipsecd, or a charon without that")
     return CtlError(str(error))
 
 

@@ -21,8 +21,11 @@ VERBS = {
         "status": "ipsec.ctl.status:status",
         "list": "ipsec.ctl.lists:list_",
     },
-    "Find out why": {
-        "explain": "ipsec.ctl.explain:explain",
+    "Change it": {
+        "up": "ipsec.ctl.up:up",
+        "down": "ipsec.ctl.down:down",
+        "rekey": "ipsec.ctl.rekey:rekey",
+        "redirect": "ipsec.ctl.rekey:redirect",
     },
     "The tool itself": {
         "completion": "ipsec.ctl.completion:completion",

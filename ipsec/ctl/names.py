@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import click
 
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.view import ChildSa, Conn, IkeSa, fetch_conns, fetch_sas
@@ -52,6 +55,14 @@ class Target:
             return f"{self.conn}[{self.ike_id}]"
         return f"{self.conn}/{self.child}" if self.child else self.conn
 
+    def message(self) -> dict[str, object]:
+        """What chooses it in commands of vici."""
+        if self.child_id:
+            return {"child-id": self.child_id}
+        if self.ike_id:
+            return {"ike-id": self.ike_id}
+        return {"ike": self.conn, "child": self.child or None}
+
 
 @dataclass(frozen=True)
 class Known:
@@ -89,7 +100,7 @@ class Known:
             hint = "the daemon has no connections: load some with `ipsecctl load`, or `ipsecctl reload`"
         return CtlError(
             f"there is no connection, child or SA {name!r}",
-            hint or "see `ipsecctl list conns`",
+            hint or f"see `ipsecctl list {'sas' if name.endswith((']', '}')) else 'conns'}`",
             code=ExitCode.UNKNOWN_NAME,
         )
 
@@ -157,3 +168,23 @@ def _fits(name: str, pattern: str) -> bool:
 async def known(session: Session) -> Known:
     """Ask the daemon what there is."""
     return Known(await fetch_conns(session), await fetch_sas(session))
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def id_options(function: F) -> F:
+    """The options that choose single SAs."""
+    number = click.IntRange(min=1)
+    function = click.option("--child-id", type=number, multiple=True, metavar="N", help="A CHILD_SA by its number.")(
+        function
+    )
+    return click.option("--ike-id", type=number, multiple=True, metavar="N", help="An IKE_SA by its number.")(function)
+
+
+def targets_of(names: Iterable[str], ike_ids: Iterable[int], child_ids: Iterable[int] = ()) -> list[str]:
+    """All that names and options choose, as names. UsageError if that is nothing."""
+    found = [*names, *(f"[{one}]" for one in ike_ids), *(f"{{{one}}}" for one in child_ids)]
+    if not found:
+        raise click.UsageError("say which: a NAME, --ike-id or --child-id")
+    return found

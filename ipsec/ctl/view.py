@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from ipsec.vici.client import Session
+from ipsec.vici.client import Session, UnknownToDaemon
 from ipsec.vici.codec import Message
 
 #: states in which a CHILD_SA carries traffic; REKEYED ones still take in what is on its way
@@ -374,3 +375,89 @@ async def fetch_policies(session: Session) -> tuple[Policy, ...]:
     """All traps and shunts."""
     kinds = {"trap": "yes", "pass": "yes", "drop": "yes"}
     return tuple([Policy.of(*item) async for item in _items(session, "list-policies", "list-policy", kinds)])
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something is not up, or went down (``ipsecd-problems``)."""
+
+    conn: str
+    child: str
+    cause: str
+    reason: str
+    by_peer: bool
+    initiator: bool
+    peer: str
+    at: str
+    "ISO 8601"
+    count: int
+    over: bool
+    "it has come up since"
+    ours: dict[str, tuple[str, ...]]
+    theirs: dict[str, tuple[str, ...]]
+
+    @staticmethod
+    def of(message: Mapping[str, Any]) -> Problem:
+        """From an ``ipsecd-problem`` event."""
+        return Problem(
+            conn=text(message, "ike"),
+            child=text(message, "child"),
+            cause=text(message, "cause"),
+            reason=text(message, "reason"),
+            by_peer=text(message, "by") == "peer",
+            initiator=text(message, "initiator") == "yes",
+            peer=text(message, "remote-host"),
+            at=text(message, "time"),
+            count=number(message, "count", 1),
+            over=text(message, "over") == "yes",
+            ours={_snake(key): texts(section(message, "ours"), key) for key in section(message, "ours")},
+            theirs={_snake(key): texts(section(message, "theirs"), key) for key in section(message, "theirs")},
+        )
+
+    @property
+    def ago_s(self) -> float | None:
+        """How long ago it was, by the clock of this machine."""
+        try:
+            return max((datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds(), 0)
+        except (TypeError, ValueError):
+            return None
+
+
+def _snake(key: str) -> str:
+    return printable(key).replace("-", "_")
+
+
+async def fetch_problems(session: Session, conn: str = "") -> tuple[Problem, ...]:
+    """The last problem of each connection and child; none from a daemon that does not keep them."""
+    message = {"ike": conn} if conn else {}
+    try:
+        return tuple([Problem.of(one) async for one in session.stream("ipsecd-problems", "ipsecd-problem", message)])
+    except UnknownToDaemon:
+        return ()
+
+
+async def fetch_drops(session: Session) -> dict[tuple[int, str], dict[str, int]] | None:
+    """Packets dropped by reason, by the number of the IKE_SA and the key of its CHILD_SA; None if the daemon does not
+    tell."""
+    found = {}
+    try:
+        async for answer in session.stream("ipsecd-drops", "ipsecd-drop"):
+            for _, sa in sections(answer):
+                for key, child in sections(section(sa, "child-sas")):
+                    found[number(sa, "uniqueid"), key] = counts(section(child, "drops"))
+    except UnknownToDaemon:
+        return None
+    return found
+
+
+async def fetch_data_path(session: Session) -> Message | None:
+    """What ``ipsecd-data-path`` tells; None if the daemon does not know it."""
+    try:
+        return await session.request("ipsecd-data-path")
+    except UnknownToDaemon:
+        return None
+
+
+def counts(message: Mapping[str, Any]) -> dict[str, int]:
+    """A section of numbers."""
+    return {printable(key): number(message, key) for key in message}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,12 @@ class FakeDaemon:
         "traps and shunts that are in place: conn/child and mode"
         self.growth = 0
         "octets that come in between two looks at a CHILD_SA"
+        self.problems: list[Message] = []
+        self.log: list[str] = []
+        "what is logged while a command runs"
+        self.fails: str | None = None
+        "how commands fail: at once, or not before their time is over (never)"
+        self.begun = threading.Event()
         self.asked: list[tuple[str, Message]] = []
         "commands that came, with their messages"
         self._ready = threading.Event()
@@ -123,7 +131,8 @@ class FakeDaemon:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
+        with contextlib.suppress(RuntimeError):  # it has gone by itself
+            self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def _serve(self) -> None:
@@ -149,6 +158,22 @@ class FakeDaemon:
             return answer
 
         return run
+
+    def hang_up(self) -> None:
+        """Go away, as a daemon that is killed."""
+        self._stop.set()
+
+    def problem(self, conn: str, **more: Any) -> None:
+        """Something has failed, right now."""
+        base = {"ike": conn, "cause": "no-answer", "reason": "no answer", "by": "us", "initiator": "yes"}
+        when = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.problems.append(base | {"time": when, "count": 1, "over": "no"} | more)
+
+    async def do_ipsecd_problems(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for problem in self.problems:
+            if text(message, "ike") in ("", problem["ike"]):
+                client.send_event("ipsecd-problem", problem)
+        return {}
 
     async def do_version(self, client: Client, message: Message) -> Mapping[str, Any]:
         return {"daemon": "ipsecd", "version": "1.2.3"}
@@ -176,8 +201,44 @@ class FakeDaemon:
                     child["bytes-in"] += self.growth
         return {}
 
-    async def do_fail(self, client: Client, message: Message) -> Mapping[str, Any]:
-        raise CommandError("no")
+    async def do_initiate(self, client: Client, message: Message) -> Mapping[str, Any]:
+        name, child = text(message, "ike"), text(message, "child")
+        for line in self.log:
+            client.send_event("control-log", {"group": "IKE", "level": 1, "ikesa-name": name, "msg": line})
+        timeout = int(text(message, "timeout"))
+        if self.fails is None and timeout >= 0:
+            self.sas.append((name, ike_sa(77, [child_sa(child, 78)] if child else [])))
+        elif self.fails == "never":
+            self.sas.append((name, ike_sa(99, state="CONNECTING")))
+            self.begun.set()
+            await asyncio.sleep(timeout / 1000 if timeout else 600)
+            raise CommandError(f"CHILD_SA '{child}' not established after {timeout}ms")
+        elif self.fails is not None:
+            raise CommandError(f"establishing CHILD_SA '{child}' failed")
+        return {"success": "yes"}
+
+    async def do_terminate(self, client: Client, message: Message) -> Mapping[str, Any]:
+        ike, ike_id = text(message, "ike"), text(message, "ike-id")
+        if self.fails == "never" and text(message, "force") != "yes":
+            raise CommandError("not all matching SAs could be terminated", matches=1, terminated=0)
+        self.sas = [sa for sa in self.sas if ike not in ("", sa[0]) or ike_id not in ("", str(sa[1]["uniqueid"]))]
+        return {"success": "yes", "matches": 1, "terminated": 1}
+
+    async def do_rekey(self, client: Client, message: Message) -> Mapping[str, Any]:
+        if not any(name == text(message, "ike") for name, _ in self.sas):
+            raise CommandError("no matching SAs to rekey found", matches="0")
+        for name, sa in self.sas:
+            if name == text(message, "ike") and not text(message, "child") and not self.fails:
+                sa["uniqueid"] += 100
+            for child in sa["child-sas"].values():
+                if child["name"] == text(message, "child") and not self.fails:
+                    child["uniqueid"] += 100
+        return {"success": "yes", "matches": 1}
+
+    async def do_redirect(self, client: Client, message: Message) -> Mapping[str, Any]:
+        if not any(name == text(message, "ike") for name, _ in self.sas):
+            raise CommandError("no matching SAs to redirect found", matches="0")
+        return {"success": "yes", "matches": 1}
 
 
 @dataclass(frozen=True)

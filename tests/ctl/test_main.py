@@ -116,7 +116,7 @@ def test_socket_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
     """As with ``| head``: no traceback."""
-    daemon.conns = {f"gw-{index}": conn() for index in range(3000)}
+    daemon.conns = {f"gw-{index}": conn() for index in range(1500)}
     command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), "list", "conns"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

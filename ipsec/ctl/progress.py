@@ -1,0 +1,54 @@
+"""The daemon's log while a command runs, as it comes."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from rich.text import Text
+
+from ipsec.ctl.app import App
+from ipsec.ctl.output import DIM
+from ipsec.ctl.view import number, text
+from ipsec.vici.codec import Message
+
+#: groups of charon's log that tell of single packets and of the exchange, as that of others would drown the rest
+_DETAIL = frozenset({"NET", "ENC", "CHD", "KNL", "LIB", "DMN", "MGR", "JOB", "ASN", "TLS", "ESP"})
+
+
+class Progress:
+    """Prints lines on standard error, with the time since the beginning; keeps them."""
+
+    def __init__(self, app: App, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._app = app
+        self._quiet = quiet
+        self._verbose = verbose
+        self._begin = monotonic()
+        self.lines: dict[str, list[str]] = {}
+        "by connection"
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the beginning."""
+        return monotonic() - self._begin
+
+    def show(self, conn: str, message: Message) -> None:
+        """A ``control-log`` or ``log`` event that came for a connection."""
+        line = _cut_name(text(message, "msg").strip(), conn)
+        self.lines.setdefault(conn, []).append(line)
+        group = text(message, "group")
+        if self._quiet or (not self._verbose and (group in _DETAIL or number(message, "level") > 1)):
+            return
+        self.say(Text.assemble((f"{group} " if self._verbose else "", DIM), line), conn)
+
+    def say(self, line: Text | str, conn: str = "") -> None:
+        """A line of our own."""
+        if self._quiet:
+            return
+        prefix = f"{self.elapsed_s:7.3f}  "
+        self._app.err.print(Text.assemble((prefix, DIM), (f"{conn}: " if conn else "", "bold"), line), soft_wrap=True)
+
+
+def _cut_name(line: str, conn: str) -> str:
+    """ipsecd begins lines with the IKE_SA, which is said already."""
+    head, colon, rest = line.partition(": ")
+    return rest if colon and head.startswith(f"{conn}[") and head.endswith("]") else line

@@ -1,0 +1,252 @@
+"""``ipsecctl rekey`` and ``ipsecctl redirect``: what can be done to SAs that are up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass
+
+import click
+from rich.text import Text
+
+from ipsec.ctl import complete
+from ipsec.ctl.advice import cause_in_log
+from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.errors import CtlError, ExitCode
+from ipsec.ctl.names import Target, id_options, known, targets_of
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, plural
+from ipsec.ctl.progress import Progress
+from ipsec.ctl.view import IkeSa, fetch_sas, number, text
+from ipsec.vici.client import Session, ViciError
+
+TIMEOUT_S = 30
+#: after an event, and without one, the SAs are looked at so often
+LOOK_S = 1.0
+EVENTS = ("log", "ike-rekey", "child-rekey", "ike-updown", "child-updown")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one target."""
+
+    name: str
+    result: str
+    "rekeyed, begun, failed, timeout or down"
+    matches: int = 0
+    "SAs"
+    reason: str = ""
+
+
+@click.command(cls=Verb)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
+@id_options
+@click.option("--reauth", is_flag=True, help="Authenticate anew: a new IKE_SA takes the place of the old one.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait so long for the new SAs.",
+)
+@click.option("--no-wait", is_flag=True, help="Only begin it.")
+@click.option("-v", "--verbose", is_flag=True, help="Show all that the daemon logs meanwhile.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only what came of it.")
+def rekey(
+    names: tuple[str, ...],
+    ike_id: tuple[int, ...],
+    child_id: tuple[int, ...],
+    reauth: bool,
+    timeout: float,
+    no_wait: bool,
+    verbose: bool,
+    quiet: bool,
+) -> int:
+    """Give SAs new keys. Traffic goes on meanwhile.
+
+    A NAME is a connection, which means its IKE_SAs; or CONNECTION/CHILD, which means those CHILD_SAs; or an SA by its
+    number: 'office[3]' or 'net{7}', or --ike-id and --child-id; or a pattern.
+
+    \b
+      ipsecctl rekey office           its IKE_SA
+      ipsecctl rekey 'office/*'       its CHILD_SAs
+      ipsecctl rekey --reauth office
+    """
+    app = current()
+    progress = Progress(app, quiet=quiet, verbose=verbose)
+    wanted = targets_of(names, ike_id, child_id)
+    outcomes = app.run(lambda: _rekey(app, wanted, reauth, 0 if no_wait else timeout, progress))
+    if app.json:
+        app.document("rekey", results=[asdict(one) for one in outcomes])
+    else:
+        for one in outcomes:
+            _print(app, one)
+    results = {one.result for one in outcomes}
+    if results & {"failed", "down"}:
+        return ExitCode.FAILED
+    return ExitCode.TIMEOUT if "timeout" in results else ExitCode.OK
+
+
+def _print(app: App, one: Outcome) -> None:
+    styles = {"rekeyed": GOOD, "begun": WARN, "timeout": BAD, "failed": BAD, "down": BAD}
+    words = {
+        "begun": "is being rekeyed",
+        "timeout": "not rekeyed in time",
+        "failed": "not rekeyed",
+        "down": "is not up",
+    }
+    line = Text.assemble((one.name, "bold"), " ", (words.get(one.result, one.result), styles[one.result]))
+    if one.matches:
+        line.append(f" ({plural(one.matches, 'SA')})", style=DIM)
+    if one.reason:
+        line.append(f": {one.reason}")
+    app.out.print(line, soft_wrap=True)
+
+
+async def _rekey(app: App, names: Sequence[str], reauth: bool, timeout_s: float, progress: Progress) -> list[Outcome]:
+    async with app.session() as session, app.session() as events:
+        there = await known(session)
+        targets = list(dict.fromkeys(target for name in names for target in there.find(name)))
+        for event in EVENTS:
+            await events.register(event)
+        outcomes = []
+        for target in targets:
+            if reauth and (target.child or target.child_id):
+                raise CtlError(f"{target} is a child", "--reauth is for connections and IKE_SAs", code=ExitCode.USAGE)
+            try:
+                message = target.message() | {"reauth": "yes" if reauth else None}
+                answer = await session.request("rekey", message)
+            except ViciError as error:
+                if not error.message:
+                    raise
+                reason = str(error).partition(": ")[2]
+                gone = "no matching SAs" in reason
+                outcomes.append(Outcome(str(target), "down" if gone else "failed", reason="" if gone else reason))
+                continue
+            outcomes.append(Outcome(str(target), "begun", number(answer, "matches")))
+        begun = [target for target, one in zip(targets, outcomes, strict=True) if one.result == "begun"]
+        if not timeout_s or not begun:
+            return outcomes
+        left = await _wait(session, events, begun, there.sas, timeout_s, progress)
+        return [
+            _ended(one, target in left, progress.lines.get(target.conn, [])) if one.result == "begun" else one
+            for target, one in zip(targets, outcomes, strict=True)
+        ]
+
+
+def _ended(one: Outcome, late: bool, lines: Sequence[str]) -> Outcome:
+    if not late:
+        return Outcome(one.name, "rekeyed", one.matches)
+    return Outcome(one.name, "timeout", one.matches, cause_in_log(lines)[1])
+
+
+async def _wait(
+    session: Session, events: Session, targets: Sequence[Target], before: Sequence[IkeSa], timeout_s: float,
+    progress: Progress,
+) -> set[Target]:  # fmt: skip
+    """Until everything has new keys; what has not when the time is over."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    heard = asyncio.Event()
+    listener = loop.create_task(_listen(events, {target.conn for target in targets}, heard, progress))
+    try:
+        while True:
+            sas = await fetch_sas(session)
+            left = {target for target in targets if not _renewed(target, before, sas)}
+            rest = min(deadline - loop.time(), LOOK_S)
+            if not left or rest <= 0:
+                return left
+            heard.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(heard.wait(), rest)
+    finally:
+        listener.cancel()
+        await asyncio.wait([listener])
+
+
+async def _listen(events: Session, conns: set[str], heard: asyncio.Event, progress: Progress) -> None:
+    stream: AsyncGenerator[tuple[str, dict[str, object]], None] = events.listen()
+    async with contextlib.aclosing(stream) as happened:
+        async for name, message in happened:
+            if name != "log":
+                heard.set()
+            elif (conn := text(message, "ikesa-name")) in conns:
+                progress.show(conn, message)
+
+
+def _renewed(target: Target, before: Sequence[IkeSa], after: Sequence[IkeSa]) -> bool:
+    """Whether every SA that a target reached has been followed by another one."""
+    if target.child or target.child_id:
+        old = {
+            child.id
+            for sa in before
+            if sa.name == target.conn
+            for child in sa.children
+            if target.child_id in (0, child.id) and target.child in ("", child.name) and child.state != "REKEYED"
+        }
+        new = [
+            child
+            for sa in after
+            if sa.name == target.conn
+            for child in sa.children
+            if target.child in ("", child.name) and child.state == "INSTALLED"
+        ]
+        return bool(new) and not old & {child.id for child in new}
+    old = {sa.id for sa in before if sa.name == target.conn and target.ike_id in (0, sa.id) and sa.up}
+    up = {sa.id for sa in after if sa.name == target.conn and sa.state == "ESTABLISHED"}
+    return bool(up - old) and not old & up
+
+
+@click.command(cls=Verb)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
+@click.option("--to", "gateway", required=True, metavar="GATEWAY", help="Address or name of the other gateway.")
+@click.option("--ike-id", type=click.IntRange(min=1), multiple=True, metavar="N", help="An IKE_SA by its number.")
+@click.option("--peer-ip", metavar="IP", help="Peers at this address, in this network or range (A-B).")
+@click.option("--peer-id", metavar="ID", help="Peers of this identity, also with a wildcard: *@example.org.")
+def redirect(
+    names: tuple[str, ...], gateway: str, ike_id: tuple[int, ...], peer_ip: str | None, peer_id: str | None
+) -> int:
+    """Send peers to another gateway (RFC 5685).
+
+    It reaches peers that came to us and said that they can be redirected. They connect to the other gateway and close
+    the SAs here. More than one way of choosing them: peers have to fit all.
+
+    \b
+      ipsecctl redirect roadwarriors --to gw2.example.org
+      ipsecctl redirect --peer-ip 198.51.100.0/24 --to 192.0.2.7
+    """
+    app = current()
+    chosen: list[dict[str, object]] = []
+
+    async def work() -> int:
+        async with app.session() as session:
+            if names or ike_id:
+                there = await known(session)
+                targets = dict.fromkeys(target for name in targets_of(names, ike_id) for target in there.find(name))
+                for target in targets:
+                    if target.child or target.child_id:
+                        raise CtlError(f"{target} is a child", "only whole connections can be redirected")
+                    chosen.append(target.message())
+            elif peer_ip or peer_id:
+                chosen.append({})
+            else:
+                raise click.UsageError("say whom: NAME, --ike-id, --peer-ip or --peer-id")
+            matches = 0
+            for one in chosen:
+                message = one | {"peer-ip": peer_ip, "peer-id": peer_id, "gateway": gateway}
+                matches += number(await session.request("redirect", message), "matches")
+            return matches
+
+    try:
+        matches = app.run(work)
+    except CtlError as error:
+        if "no matching SAs" in error.message:
+            why = "only peers that came to us, and that said that they can be, are redirected"
+            raise CtlError("no such peer is up", why, code=ExitCode.UNKNOWN_NAME) from None
+        raise
+    if app.json:
+        app.document("redirect", gateway=gateway, matches=matches)
+    else:
+        app.out.print(f"{plural(matches, 'peer')} sent to {gateway}")
+    return ExitCode.OK

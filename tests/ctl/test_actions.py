@@ -1,0 +1,227 @@
+"""up, down, rekey, redirect."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+
+import pytest
+
+from ipsec.ctl.advice import ADVICE, cause_in_log
+from ipsec.ctl.errors import ExitCode
+from ipsec.ike.failure import Cause
+from ipsec.vici.codec import text
+from tests.ctl.fake import Ctl, FakeDaemon, child_sa, conn, ike_sa
+
+
+def asked(daemon: FakeDaemon, command: str) -> list[dict[str, str]]:
+    """Messages of a command that came, as text."""
+    return [{key: text(message, key) for key in message} for name, message in daemon.asked if name == command]
+
+
+@pytest.fixture
+def two(daemon: FakeDaemon) -> FakeDaemon:
+    """A connection with two children, one with one, one that peers have to begin."""
+    daemon.conns = {"gw": conn(children=("net", "voice")), "branch": conn(children=("net",)), "road": conn("%any")}
+    return daemon
+
+
+def test_up_shows_the_exchange_and_what_came_up(two: FakeDaemon, ctl: Ctl) -> None:
+    two.log = ["gw[3]: connecting to 192.0.2.2", "\x1b[2J"]
+    done = ctl("up", "gw/net")
+    assert done.status == 0
+    assert re.search(r"(?m)^ +\d+\.\d{3}  gw: connecting to 192\.0\.2\.2$", done.err)
+    assert "\x1b" not in done.err
+    assert re.match(r"gw/net up: 10\.1\.0\.0/16 === 10\.2\.0\.0/16, AES_GCM_16-128 \([\d.]+ s\)\n$", done.out)
+    assert asked(two, "initiate") == [{"ike": "gw", "child": "net", "timeout": "60000"}]
+    assert ctl("up", "gw/net").out.startswith("gw/net is up already")
+    assert len(asked(two, "initiate")) == 1
+
+
+def test_up_of_a_connection_is_all_its_children(two: FakeDaemon, ctl: Ctl) -> None:
+    document = ctl("up", "gw", "--json", "--timeout", "5").document
+    assert [(one["name"], one["result"]) for one in document["results"]] == [("gw/net", "up"), ("gw/voice", "up")]
+    assert [one["child"] for one in asked(two, "initiate")] == ["net", "voice"]
+
+
+def test_up_all_leaves_out_what_only_peers_can_begin(two: FakeDaemon, ctl: Ctl) -> None:
+    assert ctl("up", "--all", "--quiet", "--no-wait").status == 0
+    assert sorted({one["ike"] for one in asked(two, "initiate")}) == ["branch", "gw"]
+    assert {one["timeout"] for one in asked(two, "initiate")} == {"-1"}
+    done = ctl("up", "road")
+    assert done.status == ExitCode.FAILED
+    assert "the peer has to begin" in done.out
+
+
+def test_up_without_names(two: FakeDaemon, ctl: Ctl) -> None:
+    assert ctl("up").status == ExitCode.USAGE
+    done = ctl("up", "net")
+    assert done.status == ExitCode.UNKNOWN_NAME
+    assert "gw/net, branch/net" in done.err
+    two.sas = [("gw", ike_sa(5))]
+    assert "is an SA" in ctl("up", "gw[5]").err
+
+
+def test_up_that_fails_says_why(two: FakeDaemon, ctl: Ctl) -> None:
+    """From a charon, by its log."""
+    two.fails = "at once"
+    two.log = ["initiating IKE_SA branch[7] to 192.0.2.2", "received NO_PROPOSAL_CHOSEN notify error"]
+    done = ctl("up", "branch")
+    assert done.status == ExitCode.FAILED
+    assert "branch/net not up: received NO_PROPOSAL_CHOSEN notify error" in done.out
+    assert "`proposals` of the two ends" in done.out
+    (result,) = ctl("up", "branch", "--json").document["results"]
+    assert (result["result"], result["cause"]) == ("failed", "proposal-mismatch-ike")
+
+
+def test_up_uses_what_the_daemon_keeps_of_failures(two: FakeDaemon, ctl: Ctl) -> None:
+    two.fails = "at once"
+    two.problem("branch", cause="local-auth-failed", reason="192.0.2.2 refuses us as a.example")
+    (result,) = ctl("up", "branch", "--json").document["results"]
+    assert (result["cause"], result["reason"]) == ("local-auth-failed", "192.0.2.2 refuses us as a.example")
+    assert "local.id" in result["remedy"]
+    # one from yesterday has nothing to do with it
+    two.problems.clear()
+    two.problem("branch", time="2020-01-01T00:00:00+00:00")
+    (result,) = ctl("up", "branch", "--json").document["results"]
+    assert (result["cause"], result["remedy"]) == ("", "see `ipsecctl explain branch`")
+
+
+def test_up_that_takes_too_long(two: FakeDaemon, ctl: Ctl) -> None:
+    two.fails = "never"
+    done = ctl("up", "branch", "--timeout", "0.05")
+    assert done.status == ExitCode.TIMEOUT
+    assert "`ipsecctl down branch` stops it" in done.out
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_interrupted_up_leaves_things_as_they_were(two: FakeDaemon, ctl: Ctl, was_there: bool) -> None:
+    two.fails = "never"
+    if was_there:
+        two.sas = [("gw", ike_sa(5, [child_sa("voice", 6)]))]
+    before = list(two.sas)
+
+    def interrupt() -> None:
+        assert two.begun.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    done = ctl("up", "gw/net", "--timeout", "0")
+    thread.join()
+    assert done.status == ExitCode.INTERRUPTED
+    assert "interrupted" in done.err
+    if was_there:
+        # nothing of ours has come up, and the IKE_SA is not ours to close
+        assert asked(two, "terminate") == []
+    else:
+        assert asked(two, "terminate") == [{"ike-id": "99", "timeout": "2000", "force": "yes"}]
+        assert two.sas == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gw",), {"ike": "gw"}),
+        (("voice",), {"ike": "gw", "child": "voice"}),
+        (("gw/net",), {"ike": "gw", "child": "net"}),
+        (("gw[5]",), {"ike-id": "5"}),
+        (("--ike-id", "5"), {"ike-id": "5"}),
+        (("net{6}",), {"child-id": "6"}),
+        (("--child-id", "6"), {"child-id": "6"}),
+    ],
+)
+def test_what_names_choose(two: FakeDaemon, ctl: Ctl, arguments: tuple[str, ...], message: dict[str, str]) -> None:
+    two.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7)]))]
+    assert ctl("down", *arguments, "--quiet").status == 0
+    assert asked(two, "terminate") == [message | {"timeout": "15000"}]
+
+
+def test_down(two: FakeDaemon, ctl: Ctl) -> None:
+    two.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7)]))]
+    (result,) = ctl("down", "gw", "--json").document["results"]
+    assert result == {"name": "gw", "result": "down", "closed": 3, "reason": ""}
+    done = ctl("down", "gw", "branch")
+    assert (done.status, done.out) == (0, "gw is not up\nbranch is not up\n")
+    assert ctl("down").status == ExitCode.USAGE
+    assert ctl("down", "--ike-id", "9").status == ExitCode.UNKNOWN_NAME
+
+
+def test_down_of_a_peer_that_does_not_answer(two: FakeDaemon, ctl: Ctl) -> None:
+    two.sas = [("gw", ike_sa(5))]
+    two.fails = "never"
+    done = ctl("down", "gw")
+    assert done.status == ExitCode.TIMEOUT
+    assert "`ipsecctl down --force gw`" in done.out
+    assert ctl("down", "gw", "--force").status == 0
+
+
+def test_down_of_what_is_not_configured_any_more(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.sas = [("old", ike_sa(5))]
+    assert ctl("down", "old").out == "old down (1 SA closed)\n"
+
+
+def test_rekey(two: FakeDaemon, ctl: Ctl) -> None:
+    two.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7)]))]
+    assert ctl("rekey", "gw").out == "gw rekeyed (1 SA)\n"
+    assert ctl("rekey", "gw/*").out == "gw/net rekeyed (1 SA)\ngw/voice rekeyed (1 SA)\n"
+    assert ctl("rekey", "gw", "--no-wait").out == "gw is being rekeyed (1 SA)\n"
+    assert asked(two, "rekey")[0] == {"ike": "gw"}
+    done = ctl("rekey", "branch")
+    assert (done.status, done.out) == (ExitCode.FAILED, "branch is not up\n")
+    two.fails = "at once"
+    done = ctl("rekey", "gw", "--json", "--timeout", "0.05")
+    assert (done.status, done.document["results"][0]["result"]) == (ExitCode.TIMEOUT, "timeout")
+    assert ctl("rekey", "--reauth", "gw/net").status == ExitCode.USAGE
+
+
+def test_redirect(two: FakeDaemon, ctl: Ctl) -> None:
+    two.sas = [("gw", ike_sa(5))]
+    assert ctl("redirect", "gw", "--to", "192.0.2.9").out == "1 peer sent to 192.0.2.9\n"
+    assert ctl("redirect", "gw", "--to", "192.0.2.9", "--json").document["matches"] == 1
+    assert asked(two, "redirect")[0] == {"ike": "gw", "gateway": "192.0.2.9"}
+    done = ctl("redirect", "branch", "--to", "192.0.2.9")
+    assert done.status == ExitCode.UNKNOWN_NAME
+    assert "came to us" in done.err
+    assert ctl("redirect", "--to", "192.0.2.9").status == ExitCode.USAGE
+    assert ctl("redirect", "gw/net", "--to", "192.0.2.9").status == ExitCode.FAILED
+
+
+def test_daemon_that_dies_meanwhile(two: FakeDaemon, ctl: Ctl) -> None:
+    two.fails = "never"
+
+    def die() -> None:
+        assert two.begun.wait(10)
+        two.loop.call_soon_threadsafe(two.hang_up)
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    done = ctl("up", "gw/net")
+    thread.join()
+    assert done.status == ExitCode.UNREACHABLE
+    assert "hung up" in done.err
+
+
+def test_every_cause_has_advice() -> None:
+    assert set(ADVICE) == {cause.value for cause in Cause}
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("received NO_PROPOSAL_CHOSEN notify, no CHILD_SA built", "proposal-mismatch-child"),
+        ("received NO_PROPOSAL_CHOSEN notify error", "proposal-mismatch-ike"),
+        ("received TS_UNACCEPTABLE notify, no CHILD_SA built", "ts-mismatch"),
+        ("received AUTHENTICATION_FAILED notify error", "local-auth-failed"),
+        ("no shared key found for 'a' - 'b'", "local-auth-failed"),
+        ("no trusted RSA public key found for 'b'", "certificate"),
+        ("tried 1 shared key for 'a' - 'b', but MAC mismatched", "peer-auth-failed"),
+        ("giving up after 5 retransmits", "no-answer"),
+        ("unable to resolve gw.example, initiate aborted", "no-path"),
+        ("all is well", ""),
+    ],
+)
+def test_what_charon_logs(line: str, cause: str) -> None:
+    assert cause_in_log(["something before", line, "and after"])[0] == cause
