@@ -1,11 +1,11 @@
-"""Keeps routes and the device's MTU in line with SAs and policies: soon after a change, many changes together."""
+"""Keeps routes and the device's MTU in line with SAs and policies: the first change at once, others together."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -16,18 +16,18 @@ from ipsec.errors import BackendError
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net.route import Router
-from ipsec.net.routebook import Entry, RouteBook
+from ipsec.net.routebook import Change, Entry, RouteBook
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: how long changes wait for others
+#: how long changes wait for others when the last ones have just been carried out
 GATHER_SECONDS = 0.02
 #: networks looked at in one turn of the loop: about 3 ms
 SLICE = 1000
-#: this host's addresses are read again after so long, if there is anything to do
-ADDRESSES_SECONDS = 1.0
+#: how long this host's addresses are left to settle before the sources of routes follow them
+ADDRESSES_SECONDS = 0.2
 #: until SAs say what fits (RFC 8200 section 5 wants 1280 for IPv6)
 DEFAULT_MTU = 1400
 MIN_MTU = 1280
@@ -46,13 +46,17 @@ class Routes:
         self._path_mtus: Counter[int] = Counter()
         self._router: Router | None = None
         self._device = ""
-        self._set_mtu: Callable[[], Awaitable[None]] | None = None
+        self._mtu = 0
+        "that the device has"
         self._lock = asyncio.Lock()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0
+        "when the timer ends"
         self._task: asyncio.Task[None] | None = None
+        self._synced = float("-inf")
+        "when changes were carried out last"
         self._own: list[IpAddress] = []
-        self._own_read = float("-inf")
-        "when"
+        self._own_known = False
         self._versions: set[int] | None = None
         "that rules are there for, where that is known"
         self._known = False
@@ -114,6 +118,11 @@ class Routes:
         return max(min(self._inner_mtus), MIN_MTU) if self._inner_mtus else DEFAULT_MTU
 
     @property
+    def device_mtu(self) -> int:
+        """The device's MTU, as far as it is ours to set."""
+        return self._mtu or self.mtu
+
+    @property
     def path_mtu(self) -> int:
         """The smallest path MTU of all SAs."""
         return min(self._path_mtus, default=DEFAULT_PATH_MTU)
@@ -131,7 +140,7 @@ class Routes:
         except BackendError:
             self._count_down(address)
             raise
-        self._own_read = float("-inf")
+        self._own_known = False
         self.changed()
 
     async def del_address(self, address: IpInterface) -> None:
@@ -141,11 +150,11 @@ class Routes:
             return
         # The kernel removes routes together with their source, and until they are back what they protect would leave
         # in clear: so they get another source first.
-        if self._own_read > float("-inf"):
+        if self._own_known:
             self._own = [own for own in self._own if own != address.ip]
             self._book.set_own(self._own)
             with suppress(BackendError):
-                await self.sync(fresh=False)
+                await self.sync()
         await self._call(partial(router.del_address, address))
         # with the last IPv4 address of a device the kernel removes all IPv4 routes to it
         self.forget()
@@ -162,9 +171,9 @@ class Routes:
 
     # -- carrying it out
 
-    def attach(self, router: Router, device: str, set_mtu: Callable[[], Awaitable[None]]) -> None:
-        """From now on changes are carried out. ``set_mtu`` gives the device the MTU that it should have."""
-        self._router, self._device, self._set_mtu = router, device, set_mtu
+    def attach(self, router: Router, device: str, mtu: int) -> None:
+        """From now on changes are carried out. ``mtu`` is what the device has."""
+        self._router, self._device, self._mtu = router, device, mtu
         self.forget()
 
     async def detach(self) -> None:
@@ -180,81 +189,137 @@ class Routes:
         """Nothing is known of the table: the device was made again, or was down."""
         self._known = False
         self._versions = None
-        self._own_read = float("-inf")
+        self._own_known = False
+
+    def forget_own(self) -> None:
+        """This host's addresses have changed, or may have."""
+        if self._own_known:
+            self._own_known = False
+            self._carry_out_in(ADDRESSES_SECONDS)
 
     def changed(self) -> None:
-        """Carry out what has changed, soon."""
-        if self._router is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._on_timer)
+        """Carry out what has changed: with the loop's next turn, or a little later if that has just been done."""
+        self._carry_out_in(0.0)
+
+    def _carry_out_in(self, seconds: float) -> None:
+        if self._router is None:
+            return
+        loop = asyncio.get_running_loop()
+        when = max(loop.time() + seconds, self._synced + GATHER_SECONDS)
+        if self._timer is not None:
+            if self._due <= when:
+                return
+            self._timer.cancel()
+        self._due = when
+        self._timer = loop.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run_alone())
         else:
-            self.changed()
+            self._carry_out_in(GATHER_SECONDS)
 
     async def _run_alone(self) -> None:
         try:
-            await self.sync(fresh=False)
+            await self.sync()
         except BackendError as error:
             log.error("routes: %s", error)
         except Exception:
             log.exception("routes are not as they should be")
 
-    async def sync(self, *, fresh: bool = True) -> None:
-        """Carry everything out now. BackendError for the first thing that was refused; the rest is done all the same.
-
-        ``fresh`` reads this host's addresses again.
-        """
+    async def sync(self) -> None:
+        """Carry everything out now. BackendError for the first thing refused; the rest is done all the same."""
         async with self._lock:
-            if self._router is not None:
-                await self._sync(self._router, fresh=fresh)
+            if self._router is None:
+                return
+            try:
+                refused = await self._sync(self._router)
+            except BaseException:
+                # how far the helper thread came is not known
+                self.forget()
+                raise
+            finally:
+                self._synced = asyncio.get_running_loop().time()
+            if refused:
+                raise refused[0]
+            self.applied = True
 
-    async def _sync(self, router: Router, *, fresh: bool) -> None:
-        if self._set_mtu is not None:
-            await self._set_mtu()
-        index = await self._call(lambda: router.index(self._device))
+    async def _sync(self, router: Router) -> list[BackendError]:
         book = self._book
-        if not self._known:
-            book.adopt(await self._call(router.present))
-            self._known = True
-        now = asyncio.get_running_loop().time()
-        if fresh or now - self._own_read > ADDRESSES_SECONDS:
-            self._own = await self._call(router.local_addresses)
-            book.set_own(self._own)
-            self._own_read = now
+        if not (self._known and self._own_known):
+            await self._look(router)
         book.retry(self._failed)
         self._failed.clear()
         refused: list[BackendError] = []
-        if self._versions is None or book.versions - self._versions:
-            # before the routes: what is protected must not leave beside the tunnel
-            refused += await self._set_rules(router, book.versions | (self._versions or set()))
-        while book.pending:
+        # before the routes: what is protected must not leave beside the tunnel
+        before = book.versions | (self._versions or set())
+        rules = before if before != self._versions else None
+        while book.pending or rules is not None:
             changes = book.changes(SLICE)
-            if not changes:
+            if book.pending and not changes:
                 await asyncio.sleep(0)
-                continue
-            for change, error in await self._call(partial(router.carry_out, index, changes)):
-                book.failed(change)
-                self._failed.add(change.entry)
-                refused.append(error)
-        if self._versions != book.versions:
-            refused += await self._set_rules(router, book.versions)
-        if refused:
-            raise refused[0]
-        self.applied = True
+            else:
+                refused += await self._carry_out(router, rules, changes)
+                rules = None
+        if self._versions != book.versions or self._mtu != self.mtu:
+            refused += await self._carry_out(router, book.versions, ())
+        return refused
 
-    async def _set_rules(self, router: Router, versions: set[int]) -> list[BackendError]:
-        try:
-            await self._call(lambda: router.set_rules(versions))
-        except BackendError as error:
-            return [error]
-        self._versions = set(versions)
-        return []
+    async def _look(self, router: Router) -> None:
+        """Read this host's addresses, and the table if it is not known."""
+        known, self._own_known = self._known, True
+        own, present = await self._call(lambda: (router.local_addresses(), None if known else router.present()))
+        if present is not None:
+            self._book.adopt(present)
+            self._known = True
+        self._own = own
+        self._book.set_own(own)
+
+    async def _carry_out(self, router: Router, rules: set[int] | None, changes: Sequence[Change]) -> list[BackendError]:
+        """Rules, routes, then the MTU, in one visit to the helper thread; what was refused."""
+        mtu, device = self.mtu, self._device
+        size = superframe_size(mtu, self.path_mtu)
+        other_mtu = mtu != self._mtu
+        failed: list[tuple[Change, BackendError]] = []
+
+        def work() -> tuple[BackendError | None, BackendError | None]:
+            rules_error = _error_of(partial(router.set_rules, rules)) if rules is not None else None
+            if changes:
+                failed.extend(router.carry_out(router.index(device), changes))
+            return rules_error, _error_of(partial(router.set_mtu, device, mtu, size)) if other_mtu else None
+
+        rules_error, mtu_error = await self._call(work)
+        if rules is not None and rules_error is None:
+            self._versions = set(rules)
+        if mtu_error is None:
+            self._mtu = mtu
+        for change, _ in failed:
+            self._book.failed(change)
+            self._failed.add(change.entry)
+        found = [rules_error, *(error for _, error in failed), mtu_error]
+        return [error for error in found if error is not None]
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._helper(), work)
+
+
+def superframe_size(mtu: int, path_mtu: int) -> int:
+    """IFLA_GSO_MAX_SIZE that makes one TCP superframe one UDP train: 64 segments, 65507 octets of datagrams.
+
+    ``mtu`` octets inside become a datagram of at most ``path_mtu`` less IP and UDP headers outside.
+    """
+    segments = min(64, 65507 // max(path_mtu - 28, 1))
+    # 52 octets: IPv4 and TCP headers with timestamps, once in the superframe and once in each segment
+    return min(segments * (mtu - 52) + 52, 65535)
+
+
+def _error_of(work: Callable[[], None]) -> BackendError | None:
+    try:
+        work()
+    except BackendError as error:
+        return error
+    return None
 
 
 def _less(counter: Counter[int], value: int) -> None:

@@ -24,7 +24,7 @@ from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expi
 from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.datagrams import BUDGET as DATAGRAMS
 from ipsec.backend.datagrams import Datagrams
-from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes
+from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Worker, socket_name
 from ipsec.errors import BackendError, SaError
@@ -65,7 +65,6 @@ class UserspaceBackend:
         self._spis: set[int] = set()
         self._outbound: dict[int, set[int]] = {}
         "outbound SAs by reqid"
-        self._mtu = 0
         self._past: dict[str, int] = {}
         self._handler: Callable[[BackendEvent], None] = lambda event: None
         self._datagrams = Datagrams()
@@ -109,7 +108,7 @@ class UserspaceBackend:
             raise BackendError(f"cannot open the device or its sockets: {error.strerror}") from error
         await self._configure_device(self._routes.mtu, path_mtu=DEFAULT_PATH_MTU)
         if self._router is not None:
-            self._routes.attach(self._router, self.device, self._adjust_mtu)
+            self._routes.attach(self._router, self.device, self._routes.mtu)
         self._make_pumps()
         self._log_start()
         self._go()
@@ -172,7 +171,6 @@ class UserspaceBackend:
     async def _configure_device(self, mtu: int, *, path_mtu: int) -> None:
         router, tun = self._router, self._tun
         assert tun is not None
-        self._mtu = mtu
         if router is None:
             return
         settings = self._settings
@@ -389,7 +387,11 @@ class UserspaceBackend:
         if Change.GONE in changes:
             self._device_gone()
             return
+        if Change.ADDRESSES in changes:
+            self._routes.forget_own()
         for change in changes:
+            if change is Change.ADDRESSES:
+                continue
             log.warning("device %s went %s", self._tun.name, change.value)
             if change is Change.UP:
                 # the kernel dropped the routes with the link
@@ -417,8 +419,10 @@ class UserspaceBackend:
             self._tun.close()
             self._check_ours()
             self._open_tun()
-            await self._configure_device(self._mtu, path_mtu=self._routes.path_mtu)
-            self._routes.forget()
+            mtu = self._routes.mtu
+            await self._configure_device(mtu, path_mtu=self._routes.path_mtu)
+            if self._router is not None:
+                self._routes.attach(self._router, self.device, mtu)
             self._make_pumps()
             await self.sync_routes()
             self._go()
@@ -590,11 +594,8 @@ class UserspaceBackend:
 
     async def sync_routes(self) -> None:
         """Return when the device's MTU and the routes are in line with what is installed. BackendError if not."""
+        self._on_link()
         await self._routes.sync()
-
-    async def _adjust_mtu(self) -> None:
-        if self._routes.mtu != self._mtu:
-            await self._configure_device(self._routes.mtu, path_mtu=self._routes.path_mtu)
 
     async def add_address(self, address: IpInterface) -> None:
         """Give the device an address; counted."""
@@ -624,7 +625,7 @@ class UserspaceBackend:
     @property
     def mtu(self) -> int:
         """The device's MTU now."""
-        return self._mtu
+        return self._routes.device_mtu
 
     @property
     def workers(self) -> int:
@@ -679,16 +680,6 @@ class UserspaceBackend:
         ports = ", ".join(f"IPv{version} UDP port {port}" for version, port in self._ports.items())
         raw = " and IP protocol 50" if self._settings.raw_esp else ""
         log.info("device %s, %s%s, packets move in %s", self._tun.name, ports, raw, where)
-
-
-def superframe_size(mtu: int, path_mtu: int) -> int:
-    """IFLA_GSO_MAX_SIZE that makes one TCP superframe one UDP train: 64 segments, 65507 octets of datagrams.
-
-    ``mtu`` octets inside become a datagram of at most ``path_mtu`` less IP and UDP headers outside.
-    """
-    segments = min(64, 65507 // max(path_mtu - 28, 1))
-    # 52 octets: IPv4 and TCP headers with timestamps, once in the superframe and once in each segment
-    return min(segments * (mtu - 52) + 52, 65535)
 
 
 def _moved(params: SaParams, address: IpAddress, port: int) -> SaParams:

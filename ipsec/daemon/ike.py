@@ -70,7 +70,9 @@ class IkeControl:
         self._fetcher = Fetcher()
         self._collector = Collector()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due: float | None = None
+        "when the timer ends"
         self._tasks: set[asyncio.Task[object]] = set()
         self._retries: dict[tuple[str, str], float] = {}
         self._handled = False
@@ -273,9 +275,11 @@ class IkeControl:
             self._send(datagrams)
         when = engine.next_timer()
         if self._timer is not None:
-            if when is not None and self._timer.when() == when and not self._timer.cancelled():
+            if when == self._due:
                 return
             self._timer.cancel()
+        self._due = when
+        # uvloop's has no ``when`` if that is now
         self._timer = self._loop.call_at(when, self._tick) if when is not None else None
 
     def _send(self, datagrams: Iterable[Outgoing]) -> None:

@@ -1,4 +1,7 @@
-"""Hears from the kernel when the tunnel device goes up, down or away (rtnetlink link group), without polling."""
+"""Hears from the kernel when the tunnel device goes up, down or away, and when addresses of this host come or go.
+
+By rtnetlink's groups, without polling.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ import struct
 from enum import Enum
 
 # linux/rtnetlink.h, linux/if.h
-_RTMGRP_LINK = 1
+_RTMGRP_LINK = 0x1
+_RTMGRP_IPV4_IFADDR = 0x10
+_RTMGRP_IPV6_IFADDR = 0x100
 _RTM_NEWLINK = 16
 _RTM_DELLINK = 17
+_RTM_NEWADDR = 20
+_RTM_DELADDR = 21
 _IFF_UP = 1
 _NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 
 
 class Change(Enum):
-    """What happened to the device."""
+    """What happened to the device, or to the host's addresses."""
 
     UP = "up"
     DOWN = "down"
     GONE = "gone"
+    ADDRESSES = "addresses"
 
 
 class LinkMonitor:
@@ -32,7 +40,7 @@ class LinkMonitor:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
-        self._socket.bind((0, _RTMGRP_LINK))
+        self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
 
     @property
     def fd(self) -> int:
@@ -49,7 +57,7 @@ class LinkMonitor:
                 return found
             except OSError:
                 # ENOBUFS: the kernel dropped messages, and ours may have been one of them
-                found.append(Change.UP if self._exists() else Change.GONE)
+                found += [Change.UP if self._exists() else Change.GONE, Change.ADDRESSES]
                 continue
             found += self._parse(data)
 
@@ -67,18 +75,26 @@ class LinkMonitor:
     def _parse(self, data: bytes) -> list[Change]:
         found: list[Change] = []
         at = 0
-        while at + _NLMSG.size + _IFINFO.size <= len(data):
+        while at + _NLMSG.size <= len(data):
             length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
-            if length < _NLMSG.size + _IFINFO.size:
+            if not _NLMSG.size <= length <= len(data) - at:
                 break
-            family, _, index, flags, _ = _IFINFO.unpack_from(data, at + _NLMSG.size)
-            # a device that leaves a bridge is a DELLINK of family AF_BRIDGE, and goes nowhere
-            if index == self._index and family == socket.AF_UNSPEC:
-                up = bool(flags & _IFF_UP)
-                if kind == _RTM_DELLINK:
-                    found.append(Change.GONE)
-                elif kind == _RTM_NEWLINK and up != self._up:
-                    self._up = up
-                    found.append(Change.UP if up else Change.DOWN)
+            if kind in (_RTM_NEWADDR, _RTM_DELADDR):
+                found.append(Change.ADDRESSES)
+            elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and length >= _NLMSG.size + _IFINFO.size:
+                found += self._parse_link(kind, data, at + _NLMSG.size)
             at += (length + 3) & ~3
         return found
+
+    def _parse_link(self, kind: int, data: bytes, at: int) -> list[Change]:
+        family, _, index, flags, _ = _IFINFO.unpack_from(data, at)
+        # a device that leaves a bridge is a DELLINK of family AF_BRIDGE, and goes nowhere
+        if index != self._index or family != socket.AF_UNSPEC:
+            return []
+        if kind == _RTM_DELLINK:
+            return [Change.GONE]
+        up = bool(flags & _IFF_UP)
+        if up == self._up:
+            return []
+        self._up = up
+        return [Change.UP if up else Change.DOWN]

@@ -1,4 +1,4 @@
-"""Addresses, MTU, routes and rules of the tunnel device, through rtnetlink (pyroute2).
+"""Addresses, MTU, routes and rules of the tunnel device, through rtnetlink.
 
 Layout, as strongSwan users know it: a rule of priority 220 looks up table 220, which holds one route per protected
 network to the device, a throw route per peer inside such a network (its outer packets must not enter the tunnel), and
@@ -9,7 +9,8 @@ start. Its unreachable routes stay until ours are there: nothing leaves in clear
 abstract socket named after the table tells other daemons in the same network namespace to keep off it; the kernel drops
 it with the process.
 
-All of this is blocking and belongs on one thread outside the event loop.
+All of this is blocking and belongs on one thread outside the event loop. What happens with every tunnel is done by
+``rtnetlink``, all else by pyroute2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from types import TracebackType
@@ -26,8 +27,10 @@ from typing import Any
 from pyroute2 import IPRoute, NetlinkError
 
 from ipsec.errors import BackendError
+from ipsec.net import rtnetlink
+from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
-from ipsec.net.rtnetlink import RouteWriter
+from ipsec.net.rtnetlink import RouteWriter, Rule
 
 IpAddress = IPv4Address | IPv6Address
 IpInterface = IPv4Interface | IPv6Interface
@@ -37,7 +40,6 @@ PROTOCOL = 205
 #: worse than any metric a person would choose, so that the device's own route wins while it is there
 FAIL_CLOSED_METRIC = 0xFF000000
 
-_FIB_RULE_INVERT = 2
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -52,11 +54,17 @@ class Router:
         self._claim: socket.socket | None = None
         self._addresses: list[tuple[int, IpInterface]] = []
         self._rules: set[int] = set()
+        "IP versions that there is a rule for"
+        self._rules_sure = False
+        "there are no others of ours"
         self.inherited = False
         "unreachable routes of a predecessor were found and kept"
         try:
             self._netlink: Any = IPRoute()
-            self._writer = RouteWriter(table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC)
+            self._fast = Netlink()
+            self._writer = RouteWriter(
+                self._fast, table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC
+            )
         except OSError as error:
             raise BackendError(f"netlink socket: {error.strerror}") from error
 
@@ -101,7 +109,7 @@ class Router:
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
-        return len(self.present()) + len(list(self._our_rules()))
+        return len(self.present()) + len(self._our_rules())
 
     def try_rule(self) -> None:
         """Add a rule for an empty table and remove it again, to see whether that is permitted. BackendError if not."""
@@ -140,7 +148,7 @@ class Router:
         try:
             failed = self._writer.carry_out(changes, index)
         except OSError as error:
-            raise BackendError(f"netlink socket: {error.strerror}") from error
+            raise _no_answer(error) from error
         return [(change, self._refused(change, number)) for change, number in failed]
 
     def _refused(self, change: Change, number: int) -> BackendError:
@@ -148,24 +156,37 @@ class Router:
         return self._explain(f"{do} the {change.entry.kind} route to {change.entry.prefix}", number)
 
     def set_rules(self, versions: Set[int]) -> None:
-        """Look the table up for these IP versions, and for no others."""
-        for version in versions:
+        """Look the table up for these IP versions, and for no others. BackendError."""
+        for version in versions - self._rules:
             self._add_rule(version)
-        for family, priority, mark in list(self._our_rules()):
-            wrong = (priority, mark) != (self._priority, self._fwmark)
-            if wrong or not any(_FAMILIES[version] == family for version in versions):
-                self._del_rule(family, priority, mark)
+        if self._rules_sure and self._rules <= versions:
+            return
+        for rule in self._our_rules():
+            wrong = (rule.priority, rule.mark) != (self._priority, self._fwmark)
+            if wrong or rule.version not in versions:
+                self._writer.del_rule(rule)
         self._rules &= versions
+        self._rules_sure = True
+
+    def set_mtu(self, device: str, mtu: int, gso_max_size: int) -> None:
+        """Give the device another MTU, and superframes of that size where the kernel can. BackendError."""
+        index = self.index(device)
+        try:
+            error = rtnetlink.set_mtu(self._fast, index, mtu)
+            # old kernels have no such limit; ``configure`` has said so
+            rtnetlink.set_gso_max_size(self._fast, index, gso_max_size)
+        except OSError as failure:
+            raise _no_answer(failure) from failure
+        if error:
+            raise self._explain(f"set the MTU of {device} to {mtu}", error)
 
     def local_addresses(self) -> list[IpAddress]:
-        """This host's addresses, in the kernel's order, link-local and loopback ones left out."""
-        found: list[IpAddress] = []
-        for family, make in ((socket.AF_INET, IPv4Address), (socket.AF_INET6, IPv6Address)):
-            for message in self._netlink.get_addr(family=family):
-                text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                if text and not (make(text).is_link_local or make(text).is_loopback):
-                    found.append(make(text))
-        return found
+        """This host's addresses, in the kernel's order, link-local and loopback ones left out. BackendError."""
+        try:
+            found = rtnetlink.addresses(self._fast)
+        except OSError as error:
+            raise _no_answer(error) from error
+        return [address for address in found if not (address.is_link_local or address.is_loopback)]
 
     def close(self, *, keep_closed: bool = False) -> None:
         """Remove everything of ours and give the table back. Never raises: it also runs after a failed start.
@@ -184,7 +205,7 @@ class Router:
             self._claim.close()
             self._claim = None
         with suppress(NetlinkError, OSError):
-            self._writer.close()
+            self._fast.close()
             self._netlink.close()
 
     def _sweep(self, *, keep_closed: bool) -> bool:
@@ -196,9 +217,10 @@ class Router:
         while book.pending:
             self._writer.carry_out(book.changes(1024), 0)
         if not kept:
-            for rule in list(self._our_rules()):
-                self._del_rule(*rule)
+            for rule in self._our_rules():
+                self._writer.del_rule(rule)
         self._rules.clear()
+        self._rules_sure = not kept
         return bool(kept)
 
     def present(self) -> set[Entry]:
@@ -206,34 +228,22 @@ class Router:
         try:
             return self._writer.present()
         except OSError as error:
-            raise BackendError(f"netlink socket: {error.strerror}") from error
+            raise _no_answer(error) from error
 
     def _add_rule(self, version: int) -> None:
-        if version in self._rules:
-            return
-        family = _FAMILIES[version]
         try:
-            self._netlink.rule("add", **self._rule(family, self._priority, self._fwmark))
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise self._explain(f"add the IPv{version} rule for table {self._table}", error.code) from error
+            error = self._writer.add_rule(Rule(version, self._priority, self._fwmark))
+        except OSError as failure:
+            raise _no_answer(failure) from failure
+        if error not in (0, errno.EEXIST):
+            raise self._explain(f"add the IPv{version} rule for table {self._table}", error)
         self._rules.add(version)
 
-    def _del_rule(self, family: int, priority: int, mark: int) -> None:
-        with suppress(NetlinkError):
-            self._netlink.rule("del", **self._rule(family, priority, mark))
-
-    def _our_rules(self) -> Iterable[tuple[int, int, int]]:
-        for family in _FAMILIES.values():
-            for message in self._netlink.get_rules(family=family):
-                if message.get_attr("FRA_PROTOCOL") == PROTOCOL and message.get_attr("FRA_TABLE") == self._table:
-                    yield family, message.get_attr("FRA_PRIORITY") or 0, message.get_attr("FRA_FWMARK") or 0
-
-    def _rule(self, family: int, priority: int, mark: int) -> dict[str, Any]:
-        spec: dict[str, Any] = {"family": family, "table": self._table, "priority": priority, "protocol": PROTOCOL}
-        if mark:
-            spec.update(fwmark=mark, fwmask=0xFFFFFFFF, flags=_FIB_RULE_INVERT)
-        return spec
+    def _our_rules(self) -> list[Rule]:
+        try:
+            return self._writer.rules()
+        except OSError as error:
+            raise _no_answer(error) from error
 
     def add_address(self, device: str, address: IpInterface) -> None:
         """Give the device an address until ``del_address`` or ``close``. BackendError."""
@@ -296,3 +306,7 @@ class Router:
             errno.EACCES: "IPv6 is switched off here (net.ipv6.conf.all.disable_ipv6)",
         }
         return BackendError(f"cannot {what}: {os.strerror(number)}", remedy=remedies.get(number))
+
+
+def _no_answer(error: OSError) -> BackendError:
+    return BackendError(f"netlink socket: {error.strerror or error}")

@@ -91,8 +91,7 @@ def test_changes_are_carried_out_by_themselves(namespace: None, workers: int) ->
                 encap=(backend.ports[4], 4501),
                 path_mtu=1400,
             )
-            await until(lambda: "throw 198.51.100.8 proto 205" in table())
-            assert "throw 198.51.100.7 proto 205" not in table()
+            await until(lambda: table() == ["default dev ipsec0 proto 205", "throw 198.51.100.8 proto 205"])
             backend.del_sa(ids[0])
             backend.del_policy(number)
             await until(lambda: table() == [])
@@ -100,6 +99,26 @@ def test_changes_are_carried_out_by_themselves(namespace: None, workers: int) ->
             backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
             await backend.sync_routes()
             assert table() == ["10.2.0.1 dev ipsec0 proto 205"]
+
+    asyncio.run(main())
+
+
+def test_the_mtu_and_the_sources_of_routes_follow(namespace: None) -> None:
+    def mtu() -> str:
+        return subprocess.run(["ip", "link", "show", "ipsec0"], capture_output=True, text=True, check=True).stdout
+
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(one("10.1.0.1"), one("10.2.0.1")))
+            number = backend.add_sa(sa(backend, "198.51.100.7"))
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"] and "mtu 1438" in mtu())
+            # nobody but the kernel says so
+            subprocess.run(["ip", "address", "add", "10.1.0.1/32", "dev", "lo"], check=True)
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.1.0.1"])
+            subprocess.run(["ip", "address", "del", "10.1.0.1/32", "dev", "lo"], check=True)
+            backend.del_sa(number)
+            # the kernel took the route with its source
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"] and "mtu 1400" in mtu())
 
     asyncio.run(main())
 

@@ -22,9 +22,10 @@ from ipsec.backend import manual, seqstore
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
+from ipsec.backend.routes import superframe_size
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
-from ipsec.backend.userspace import UserspaceBackend, superframe_size
+from ipsec.backend.userspace import UserspaceBackend
 from ipsec.crypto.suites import esp_suite
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
