@@ -11,6 +11,7 @@ Sections that come by vici are read by the same code as those of the file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -145,6 +146,15 @@ class Loaded:
         for crl in old.crls:
             self._crls.pop(crl.issuer.data, None)
         self._add_file(file)
+
+    def after(self, file: Config) -> Config:
+        """What ``config`` would be once ``read_again`` had read this; nothing changes."""
+        copied = copy(self)
+        for name, table in vars(self).items():
+            if isinstance(table, dict | list):
+                setattr(copied, name, table.copy())
+        copied.read_again(file)
+        return copied.config()
 
     def _add_file(self, file: Config) -> None:
         for connection in file.connections:

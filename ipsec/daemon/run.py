@@ -95,7 +95,7 @@ class Daemon:
         self.backend.on_datagram(self.ike.on_datagram)
         if vici_wanted(self._config):
             # before anything is started: another daemon may be there
-            self._vici = await start_vici(self.ike, self.backend, self._config.settings, self.health, self.reload)
+            self._vici = await start_vici(self.ike, self.backend, self._config.settings, self.health, self)
         await self.ike.start()
 
     async def reload(self) -> str:
@@ -120,6 +120,14 @@ class Daemon:
             await self._start_ike()
         log.info("reloaded %s: %s", config.file, amount(len(config.connections), "connection"))
         return ""
+
+    async def preview(self) -> tuple[Config, Config]:
+        """What is in effect, and what would be if a ``reload`` could change all of it. ConfigError, as it would say."""
+        config = await asyncio.to_thread(load_again, self._config)
+        if self.ike is None:
+            return self._config, config
+        loaded = self.ike.loaded
+        return loaded.config(), replace(loaded.after(config), settings=config.settings, sas=config.sas)
 
     async def stop(self) -> None:
         """Release everything; safe in any state."""

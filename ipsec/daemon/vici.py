@@ -12,14 +12,16 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ipsec.backend.base import Feature
 from ipsec.backend.userspace import UserspaceBackend
+from ipsec.config import Config
+from ipsec.config.diff import changes
 from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
@@ -31,7 +33,7 @@ from ipsec.ike.events import Event
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.vici.commands import ViciService
-from ipsec.vici.control import DataPath, Policy
+from ipsec.vici.control import DataPath, Policy, Preview
 from ipsec.vici.show import Traffic
 
 log = logging.getLogger(__name__)
@@ -40,16 +42,27 @@ log = logging.getLogger(__name__)
 SETTLE_S = 0.05
 
 
+class ConfigFile(Protocol):
+    """Where the configuration comes from."""
+
+    async def reload(self) -> str:
+        """Read it again and have it take effect; why not, or an empty text."""
+
+    async def preview(self) -> tuple[Config, Config]:
+        """What is in effect, and what is in the file with it. ConfigError."""
+
+
 class ViciControl:
     """``ipsec.vici.control.Control`` for an IkeControl."""
 
     def __init__(
-        self, ike: IkeControl, backend: UserspaceBackend, health: Health, reload: Callable[[], Awaitable[str]]
+        self, ike: IkeControl, backend: UserspaceBackend, health: Health, file: ConfigFile, keylog: str = ""
     ) -> None:
         self._ike = ike
         self._backend = backend
         self._health = health
-        self._reload = reload
+        self._file = file
+        self._keylog = keylog
         self._loop = asyncio.get_running_loop()
         self._pending: asyncio.TimerHandle | None = None
         "what was loaded is not in the engine yet"
@@ -111,6 +124,7 @@ class ViciControl:
             providers=backend.providers(),
             counters=backend.counters(),
             drops={reason.name: count for reason, count in backend.drops().items()},
+            keylog=self._keylog,
         )
 
     def observe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
@@ -243,9 +257,14 @@ class ViciControl:
 
     async def reload_settings(self) -> None:
         """See Control."""
-        why = await self._reload()
+        why = await self._file.reload()
         if why:
             raise ConfigError(why)
+
+    async def preview(self) -> Preview:
+        """See Control."""
+        old, new = await self._file.preview()
+        return Preview(new.file, new.warnings, changes(old, new))
 
     def _changed(self) -> None:
         """The engine takes it soon: making its tables anew for each of a thousand commands would take minutes."""
@@ -306,11 +325,11 @@ async def start(
     backend: UserspaceBackend,
     settings: DaemonSettings,
     health: Health,
-    reload: Callable[[], Awaitable[str]],
+    file: ConfigFile,
 ) -> ViciService | None:
     """Serve vici. BackendError if the socket cannot be had; only a warning for the default path without privileges."""
     path = settings.vici_socket
-    service = ViciService(ViciControl(ike, backend, health, reload))
+    service = ViciService(ViciControl(ike, backend, health, file, settings.keylog))
     if path == VICI_SOCKET and not _may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
         return None

@@ -15,7 +15,8 @@ class ViciService:
     """Serves a daemon's control; ``start`` and ``stop`` once each."""
 
     def __init__(self, control: Control) -> None:
-        parts = (Actions(control), Lists(control), Loading(control), Extensions(control))
+        self._extensions = Extensions(control)
+        parts = (Actions(control), Lists(control), Loading(control), self._extensions)
         commands = {name: handler for part in parts for name, handler in part.commands.items()}
         self._server = ViciServer(commands, NAMES)
         self._publisher = Publisher(control, self._server)
@@ -28,4 +29,5 @@ class ViciService:
     async def stop(self) -> None:
         """Hang up on everybody."""
         self._publisher.stop()
+        self._extensions.close()
         await self._server.stop()

@@ -47,6 +47,41 @@ class DataPath:
     counters: Mapping[str, int]
     drops: Mapping[str, int]
     "by reason, in all"
+    keylog: str = ""
+    "directory of key files for Wireshark, if keys are written"
+
+
+class Change(Protocol):
+    """``ipsec.config.diff.Change``."""
+
+    @property
+    def key(self) -> str:
+        """Dotted path in the configuration."""
+
+    @property
+    def kind(self) -> str:
+        """``added``, ``removed`` or ``changed``."""
+
+    @property
+    def before(self) -> str:
+        """The value in effect, empty for none. Never a secret."""
+
+    @property
+    def after(self) -> str:
+        """The value in the file."""
+
+    @property
+    def effect(self) -> str:
+        """What a reload does with it."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a reload would do."""
+
+    file: str
+    warnings: Sequence[str]
+    changes: Sequence[Change]
 
 
 class Control(Protocol):
@@ -141,3 +176,6 @@ class Control(Protocol):
 
     async def reload_settings(self) -> None:
         """What SIGHUP does."""
+
+    async def preview(self) -> Preview:
+        """What ``reload_settings`` would do. ConfigError if it could not."""

@@ -28,7 +28,7 @@ from ipsec.vici import show
 from ipsec.vici.control import Control
 from ipsec.vici.extensions import EVENTS as OUR_EVENTS
 from ipsec.vici.extensions import show_problem
-from ipsec.vici.logs import LogRelay, describe, level_of
+from ipsec.vici.logs import LogRelay, describe, describe_in_full, level_of
 from ipsec.vici.server import ViciServer
 
 Message = dict[str, Any]
@@ -85,6 +85,7 @@ class Publisher:
     def _log(self, record: logging.LogRecord, sa: IkeSa | None) -> None:
         if level_of(record) <= LOG_LEVEL:
             self._server.publish("log", lambda: describe(record, sa))
+        self._server.publish("ipsecd-log", lambda: describe_in_full(record, sa))
 
     def _see(self, event: Event) -> None:
         publish = self._server.publish

@@ -7,12 +7,13 @@ from typing import Any
 
 from ipsec.ike.failure import Problem, Terms
 from ipsec.vici.codec import Message, text
-from ipsec.vici.control import Control
+from ipsec.vici.control import Change, Control
 from ipsec.vici.lists import stream
-from ipsec.vici.server import Client, Handler
+from ipsec.vici.logs import Levels
+from ipsec.vici.server import Client, CommandError, Handler
 
 #: ``ipsecd-problem`` comes with the command ipsecd-problems, and by itself when something fails
-EVENTS = ("ipsecd-problem", "ipsecd-drop")
+EVENTS = ("ipsecd-problem", "ipsecd-drop", "ipsecd-change", "ipsecd-log")
 
 
 class Extensions:
@@ -20,12 +21,19 @@ class Extensions:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._levels = Levels()
         self.commands: dict[str, Handler] = {
             "ipsecd-health": self.health,
             "ipsecd-data-path": self.data_path,
             "ipsecd-drops": self.drops,
             "ipsecd-problems": self.problems,
+            "ipsecd-diff": self.diff,
+            "ipsecd-log-level": self.log_level,
         }
+
+    def close(self) -> None:
+        """Undo what outlives a client."""
+        self._levels.clear()
 
     async def health(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Sections ``alive``, ``healthy``, ``ready``, each with a key of its name, and ``problems`` if that is no."""
@@ -46,6 +54,7 @@ class Extensions:
             "ike-ports": {f"ipv{version}": port for version, port in found.ike_ports.items()},
             "offloads": found.offloads,
             "providers": found.providers,
+            "keylog": found.keylog or None,
             "counters": found.counters,
             "drops": _counts(found.drops),
         }
@@ -74,6 +83,37 @@ class Extensions:
         found = book.of(ike) if ike else [*book, *book.strangers]
         await stream(client, "ipsecd-problem", map(show_problem, found))
         return {}
+
+    async def diff(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """What reload-settings would change, one event for each key or section; why it could not, as an error."""
+        found = await self._control.preview()
+        await stream(client, "ipsecd-change", map(self._show_change, found.changes))
+        return {"file": found.file, "warnings": list(found.warnings) or None, "changes": len(found.changes)}
+
+    def _show_change(self, change: Change) -> Message:
+        section, _, rest = change.key.partition(".")
+        sas = self._control.engine.named(rest.partition(".")[0]) if section == "connections" else []
+        return {
+            "key": change.key,
+            "kind": str(change.kind),
+            "before": change.before or None,
+            "after": change.after or None,
+            "effect": str(change.effect),
+            "ike-sas": len(sas) or None,
+        }
+
+    async def log_level(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """Other log levels, by subsystem; those in effect. They end with the client, unless ``keep`` is yes."""
+        wanted = message.get("levels", {})
+        if not isinstance(wanted, dict):
+            raise CommandError("levels is no section")
+        if wanted:
+            levels, keep = {name: text(wanted, name) for name in wanted}, text(message, "keep") == "yes"
+            try:
+                self._levels.set(client, levels, keep=keep)
+            except ValueError as error:
+                raise CommandError(str(error)) from None
+        return {"levels": self._levels.in_effect()}
 
 
 def show_problem(problem: Problem) -> Message:

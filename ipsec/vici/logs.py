@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from ipsec.ike.child_sa import ChildSa
@@ -28,6 +29,11 @@ _GROUPS = {
 _LEVELS = ((logging.ERROR, 0), (logging.INFO, 1))
 DEBUG_LEVEL = 2
 LINE_MAX = 4096
+#: parts of the daemon that have a level of their own, by what their loggers are called
+SUBSYSTEMS = ("ike", "esp", "backend", "net", "config", "daemon", "vici", "crypto")
+_NAMES = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+DEFAULT = "default"
+"the level that the configuration says"
 
 
 def level_of(record: logging.LogRecord) -> int:
@@ -55,6 +61,70 @@ def describe(record: logging.LogRecord, sa: IkeSa | None) -> Message:
         "ikesa-uniqueid": sa.uid if sa is not None else None,
         "msg": record.getMessage()[:LINE_MAX],
     }
+
+
+def describe_in_full(record: logging.LogRecord, sa: IkeSa | None) -> Message:
+    """A line as ``ipsecd-log`` has it."""
+    args = record.args if isinstance(record.args, tuple) else ()
+    child = next((arg for arg in args if isinstance(arg, ChildSa)), None)
+    return {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "subsystem": [*record.name.split("."), "daemon"][1],
+        "message": record.getMessage()[:LINE_MAX],
+        "ike": sa.name if sa is not None else None,
+        "uniqueid": sa.uid if sa is not None else None,
+        "child": child.name if child is not None else None,
+        "remote-host": sa.path.remote if sa is not None else None,
+    }
+
+
+class Levels:
+    """Levels of subsystems while somebody wants them: of several wishes the most talkative one counts."""
+
+    def __init__(self) -> None:
+        self._wishes: dict[int, dict[str, int]] = {}
+        "by client; 0 is for those that stay"
+
+    def set(self, client: Client, levels: Mapping[str, str], *, keep: bool) -> None:
+        """Levels by subsystem, or for ``all``; ``default`` takes a wish back. ValueError names what is wrong."""
+        wish: dict[str, int | None] = {}
+        for name, level in levels.items():
+            if name != "all" and name not in SUBSYSTEMS:
+                raise ValueError(f"there is no subsystem {name[:64]!r}; there are: all, {', '.join(SUBSYSTEMS)}")
+            if level != DEFAULT and level not in _NAMES:
+                raise ValueError(f"there is no level {level[:64]!r}; there are: {', '.join(_NAMES)}, {DEFAULT}")
+            wish |= dict.fromkeys(SUBSYSTEMS if name == "all" else (name,), _NAMES.get(level))
+        owner = 0 if keep else id(client)
+        if not keep and owner not in self._wishes:
+            client.at_end.append(lambda: self._forget(owner))
+        mine = self._wishes.setdefault(owner, {})
+        for name, number in wish.items():
+            if number is None:
+                mine.pop(name, None)
+            else:
+                mine[name] = number
+        self._apply()
+
+    def in_effect(self) -> dict[str, str]:
+        """The levels of all subsystems."""
+        names = {number: name for name, number in _NAMES.items()}
+        levels = {name: logging.getLogger(f"ipsec.{name}").getEffectiveLevel() for name in SUBSYSTEMS}
+        return {name: names.get(level, str(level)) for name, level in levels.items()}
+
+    def clear(self) -> None:
+        """As the configuration says."""
+        self._wishes.clear()
+        self._apply()
+
+    def _forget(self, owner: int) -> None:
+        self._wishes.pop(owner, None)
+        self._apply()
+
+    def _apply(self) -> None:
+        for name in SUBSYSTEMS:
+            wanted = [wish[name] for wish in self._wishes.values() if name in wish]
+            logging.getLogger(f"ipsec.{name}").setLevel(min(wanted, default=logging.NOTSET))
 
 
 class LogRelay(logging.Handler):

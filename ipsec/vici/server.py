@@ -51,6 +51,8 @@ class Client:
         self._writer = writer
         self.events: set[str] = set()
         "those that it has registered for"
+        self.at_end: list[Callable[[], None]] = []
+        "what is to be undone when it has gone"
 
     def __repr__(self) -> str:
         return f"<Client {self._writer.get_extra_info('peername')!r}>"
@@ -198,6 +200,8 @@ class ViciServer:
         finally:
             self._clients.discard(client)
             client.close()
+            for undo in client.at_end:
+                undo()
 
     async def _answer(self, client: Client, packet: Packet) -> None:
         match packet.type:

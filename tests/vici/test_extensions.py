@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from ipsec.esp.drops import DropReason
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure, Terms
-from ipsec.vici.client import Session
+from ipsec.vici.client import Session, connect
+from ipsec.vici.logs import SUBSYSTEMS
 from ipsec.vici.show import Traffic
-from tests.vici.test_service import refused, with_daemon
+from tests.vici.test_service import CONNECTION, refused, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
 
@@ -119,5 +121,90 @@ def test_no_way_to_the_peer_is_a_problem(tmp_path: Path) -> None:
         await session.request("unload-conn", {"name": "lost"})
         await session.request("get-conns")
         assert await listed(session, "ipsecd-problems", "ipsecd-problem") == []
+
+    with_daemon(tmp_path, test)
+
+
+def test_what_a_reload_would_change(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        async def diff() -> list[tuple[str, str, str]]:
+            events = await listed(session, "ipsecd-diff", "ipsecd-change")
+            return [tuple(str(event[key], "utf-8") for key in ("key", "kind", "effect")) for event in events]  # type: ignore[misc]
+
+        assert await diff() == []
+        # what vici has loaded stays, so it is no difference, until the file has that name too
+        await session.request("load-conn", {"more": CONNECTION})
+        await session.request("load-shared", {"type": "IKE", "data": "x", "id": "more", "owners": ["a"]})
+        assert await diff() == []
+        file = tmp_path / "swanctl.conf"
+        before = file.read_text()
+        file.write_text(before.replace("192.0.2.2", "192.0.2.9").replace("workers = 0", "workers = 1"))
+        assert await diff() == [
+            ("ipsecd.workers", "changed", "restart"),
+            ("connections.old.remote_addrs", "changed", "reconnected"),
+        ]
+        # nothing was loaded
+        assert one.ike is not None
+        assert one.ike.engine.table.by_name["old"].remote_addrs == ("192.0.2.2",)
+        file.write_text(before.replace("  old {", "  more {"))
+        assert {key for key, _, _ in await diff()} >= {"connections.old", "connections.more.remote_addrs"}
+        file.write_text("connections {")
+        assert "closing" in await refused(session, "ipsecd-diff", {})
+        file.write_text(before)
+        assert await diff() == []
+
+    with_daemon(tmp_path, test)
+
+
+def test_log_levels_end_with_their_client(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        async def levels() -> dict[str, Any]:
+            return (await session.request("ipsecd-log-level"))["levels"]  # type: ignore[no-any-return]
+
+        before = await levels()
+        assert set(before) == set(SUBSYSTEMS)
+        other = await connect(f"{tmp_path}/s")
+        await other.request("ipsecd-log-level", {"levels": {"ike": "debug", "net": "error"}})
+        await session.request("ipsecd-log-level", {"levels": {"ike": "info"}, "keep": "yes"})
+        assert (await levels())["ike"] == b"debug"
+        await other.close()
+        while (await levels())["ike"] != b"info":
+            await asyncio.sleep(0.01)
+        assert (await levels())["net"] == before["net"]
+        await session.request("ipsecd-log-level", {"levels": {"all": "default"}, "keep": "yes"})
+        assert await levels() == before
+        for wrong, why in (({"x": "debug"}, "no subsystem 'x'"), ({"ike": "loud"}, "no level 'loud'")):
+            assert why in await refused(session, "ipsecd-log-level", {"levels": wrong})
+        await session.request("ipsecd-log-level", {"levels": {"all": "debug"}, "keep": "yes"})
+
+    with_daemon(tmp_path, test)
+    assert logging.getLogger("ipsec.ike").level == logging.NOTSET
+
+
+def test_the_log_in_full(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        sa = engine.new_sa(engine.table.by_name["old"], initiator=True, path=PATH)
+        async with await connect(f"{tmp_path}/s") as other:
+            await other.request("ipsecd-log-level", {"levels": {"ike": "debug"}})
+            events = session.listen("ipsecd-log")
+            first = asyncio.ensure_future(anext(events))
+            while not first.done():
+                logging.getLogger("ipsec.ike.test").debug("%s: said in detail", sa)
+                await asyncio.sleep(0.001)
+            name, line = await first
+            await events.aclose()
+        assert name == "ipsecd-log"
+        assert line.pop("time").startswith(b"20")
+        assert line == {
+            "level": b"debug",
+            "subsystem": b"ike",
+            "message": f"{sa}: said in detail".encode(),
+            "ike": b"old",
+            "uniqueid": str(sa.uid).encode(),
+            "remote-host": b"192.0.2.2",
+        }
+        sa.destroy("the test is over", engine.now)
 
     with_daemon(tmp_path, test)
