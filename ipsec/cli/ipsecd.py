@@ -9,20 +9,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from ipsec import daemon
-from ipsec.backend.requirements import Requirement, State, check
+from ipsec.backend.requirements import Requirement, State
 from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import LogLevel
-from ipsec.daemon import ExitCode, backend_settings
+from ipsec.daemon import ExitCode
 from ipsec.daemon.logs import formatter
-from ipsec.daemon.ready import check_ike, tunnels_networks
+from ipsec.daemon.ready import requirements
 from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
-from ipsec.esp.sa import Mode
 
 EXIT_CODES = """\
 exit status:
@@ -92,14 +90,7 @@ class _Version(argparse.Action):
 
 def _check(config: Config, *, as_json: bool) -> int:
     try:
-        settings = backend_settings(config)
-        found = check(
-            settings,
-            state_dir=Path(config.settings.state_dir) if config.sas else None,
-            outbound=[sa.params()[1] for sa in config.sas],
-            forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas) or tunnels_networks(config),
-        )
-        found += check_ike(config, settings)
+        found = requirements(config)
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG

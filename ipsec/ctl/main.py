@@ -27,6 +27,13 @@ VERBS = {
         "rekey": "ipsec.ctl.rekey:rekey",
         "redirect": "ipsec.ctl.rekey:redirect",
     },
+    "Find out why": {
+        "explain": "ipsec.ctl.explain:explain",
+        "log": "ipsec.ctl.log:log",
+        "doctor": "ipsec.ctl.doctor:doctor",
+        "check": "ipsec.ctl.check:check",
+        "diff": "ipsec.ctl.check:diff",
+    },
     "The tool itself": {
         "completion": "ipsec.ctl.completion:completion",
         "schema": "ipsec.ctl.schema:schema",

@@ -1,4 +1,7 @@
-"""What IKEv2 needs of the machine and finds there, for ``ipsecd --check``: nothing is changed, nobody is spoken to."""
+"""What the daemon needs of the machine and finds there, for ``ipsecd --check`` and ``ipsecctl doctor``.
+
+Nothing is changed, nobody is spoken to.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,32 @@ import tempfile
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from ipsec.backend.requirements import Requirement, State
+from ipsec.backend.requirements import Requirement, State, check
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import BackendKind
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
+from ipsec.daemon.settings import backend_settings
 from ipsec.errors import BackendError
+from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
 from ipsec.net import ike
 
 #: names are looked up for that long, all together
 PATIENCE_S = 5.0
+
+
+def requirements(config: Config) -> list[Requirement]:
+    """Everything that the daemon needs with this configuration. ConfigError, BackendError if it asks for the
+    impossible."""
+    settings = backend_settings(config)
+    found = check(
+        settings,
+        state_dir=Path(config.settings.state_dir) if config.sas else None,
+        outbound=[sa.params()[1] for sa in config.sas],
+        forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas) or tunnels_networks(config),
+    )
+    return found + check_ike(config, settings)
 
 
 def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:

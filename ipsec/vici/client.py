@@ -63,6 +63,8 @@ class Session:
         self._writer = writer
         self._lock = asyncio.Lock()
         self._events: deque[tuple[str, Message]] = deque(maxlen=EVENTS_MAX)
+        self.answer: Message = {}
+        "to the command of the last ``stream`` that came to its end"
 
     async def __aenter__(self) -> Session:
         return self
@@ -106,7 +108,7 @@ class Session:
                 raise
             with contextlib.suppress(ViciError):
                 await self._register(PacketType.EVENT_UNREGISTER, event)
-        _checked(command, packet)
+        self.answer = _checked(command, packet)
 
     async def register(self, *events: str) -> None:
         """Ask to be told of events from now on, for ``listen``. UnknownToDaemon."""

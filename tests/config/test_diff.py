@@ -74,8 +74,8 @@ def test_nothing() -> None:
         ("  gw {", "  other {", "connections.gw removed  > : closed"),
         ("10.3.0.0/24", "10.4.0.0/24", "pools.p.first changed 10.3.0.1 > 10.4.0.1: used"),
         ("= memory", "= memory\n  mtu = 1300", "ipsecd.mtu changed 0 > 1300: restart"),
-        ("    remote_", "    unique = keep\n    remote_", "connections.gw.unique changed no > keep: reconnected"),
-        ("    remote_", "    mobike = no\n    remote_", "connections.gw.mobike changed yes > no: reconnected"),
+        ("    local {", "    unique = keep\n    local {", "connections.gw.unique changed no > keep: reconnected"),
+        ("    local {", "    mobike = no\n    local {", "connections.gw.mobike changed yes > no: reconnected"),
         (
             "        remote_ts",
             "        start_action = trap\n        remote_ts",

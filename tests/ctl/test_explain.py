@@ -1,0 +1,116 @@
+"""explain, on a whole daemon and on one that remembers nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from ipsec.ctl.advice import ADVICE
+from ipsec.ctl.errors import ExitCode
+from ipsec.daemon.run import Daemon
+from ipsec.ike.failure import Cause, Failure, Terms
+from ipsec.vici.client import connect
+from tests.crypto.pki import DAY, EC_KEY, Ca
+from tests.ctl.daemon import Run, with_ipsecd
+from tests.ctl.fake import Ctl, FakeDaemon, child_sa, conn, ike_sa
+
+MISMATCH = Failure(
+    Cause.CHILD_PROPOSALS,
+    "NO_PROPOSAL_CHOSEN: child net: no common encryption",
+    "net",
+    ours=Terms(("ESP:AES_CBC_256",), ("10.1.0.0/16",), ("10.2.0.0/16",)),
+    theirs=Terms(("ESP:AES_GCM_16_128",), ("10.1.0.0/16",), ("10.2.0.0/16",)),
+)
+
+
+def test_nobody_has_tried(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        done = await run("explain", "old")
+        assert done.status == ExitCode.OK
+        assert "old not up" in done.out
+        assert "nobody has tried so far: ipsecctl up old" in done.out
+        assert "Certificates" not in done.out
+        document = (await run("explain", "old", "--json")).document
+        assert (document["conn"], document["up"], document["problems"]) == ("old", False, [])
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+def test_both_sides_of_what_differed(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        assert one.ike is not None
+        for _ in range(3):
+            one.ike.engine.note_without(MISMATCH, "old", ip_address("192.0.2.2"), initiator=False)
+        done = await run("explain", "old")
+        assert "child net: proposal-mismatch-child" in done.out
+        assert "3 times in a row; 192.0.2.2 began, we refused" in done.out
+        lines = [line.split() for line in done.out.splitlines()]
+        assert ["proposals", "ours", "ESP:AES_CBC_256"] in lines
+        assert ["proposals", "theirs", "ESP:AES_GCM_16_128"] in lines
+        assert f"-> {ADVICE['proposal-mismatch-child']}" in done.out
+        document = (await run("explain", "old/net", "--json")).document
+        assert document["problems"][0]["theirs"]["proposals"] == ["ESP:AES_GCM_16_128"]
+        assert document["problems"][0]["count"] == 3
+        one.ike.engine.problems.came_up("old", "net")
+        assert "has come up since" in (await run("explain", "old")).out
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+def test_a_certificate_that_is_over(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        ca, now = Ca("Root"), datetime.now(UTC)
+        over = ca.issue("gw", EC_KEY, not_before=now - 30 * DAY, not_after=now - 3 * DAY)
+        async with await connect(f"{tmp_path}/s") as session:
+            key = EC_KEY.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+            await session.request("load-key", {"type": "any", "data": key})
+            await session.request("load-cert", {"type": "X509", "flag": "CA", "data": ca.certificate.der})
+            auth = {"auth": "pubkey"}
+            message = {"remote_addrs": ["192.0.2.9"], "children": {"x": {}}}
+            message |= {"local": auth | {"certs": [over.der]}, "remote": auth | {"id": "peer.example"}}
+            await session.request("load-conn", {"sig": message})
+        done = await run("explain", "sig")
+        assert "Certificates" in done.out
+        assert "expired 3d" in done.out
+        (cert,) = [one for one in (await run("explain", "sig", "--json")).document["certs"] if one["role"] == "ours"]
+        assert cert["trouble"].startswith("expired")
+        assert cert["has_key"]
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_advice(cause: Cause) -> None:
+    assert ADVICE[cause.value]
+
+
+def test_unknown_name(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        done = await run("explain", "olt")
+        assert done.status == ExitCode.UNKNOWN_NAME
+        assert "did you mean old" in done.err
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+@pytest.mark.parametrize(
+    ("more", "advice"),
+    [
+        ({}, "this daemon does not remember failures: ipsecctl up gw"),
+        ({"remote": "%any"}, "this daemon does not remember failures"),
+    ],
+)
+def test_a_charon(daemon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: str) -> None:
+    daemon.conns["gw"] = conn(**more)
+    done = ctl("explain", "gw")
+    assert done.status == ExitCode.OK, done.err
+    assert advice in done.out
+    assert ctl("explain", "gw", "--json").document["problems"] is None
+    daemon.sas.append(("gw", ike_sa(children=[child_sa()])))
+    done = ctl("explain", "gw")
+    assert "gw up" in done.out
+    assert "What to do" not in done.out
