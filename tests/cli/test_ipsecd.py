@@ -102,7 +102,7 @@ def test_check(
     status: int,
 ) -> None:
     found = [Requirement("a thing", state, "its detail", "its remedy")]
-    monkeypatch.setattr(ipsecd, "check", lambda *args, **rest: found)
+    monkeypatch.setattr("ipsec.daemon.ready.check", lambda *args, **rest: found)
     path = written(tmp_path / "good.conf", sas())
     assert ipsecd.main(["--check", "--config", path]) == status
     table = capsys.readouterr().out
