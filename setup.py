@@ -43,7 +43,12 @@ RELEASE_FLAGS = ["-O3", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall"]
 DEBUG_FLAGS = ["-O1", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", "-Wall"]
 
 #: name -> sources beside the .pyx. _providers alone is linked with every provider; _modp is not part of the data path.
-COMPILED: dict[str, list[str]] = {"_fastpath": [], "_providers": ["ipsec/fast/gcm_vaes.c"], "_pump": [], "_modp": []}
+COMPILED: dict[str, list[str]] = {
+    "_fastpath": [],
+    "_providers": ["ipsec/fast/gcm_avx512.c", "ipsec/fast/gcm_vaes.c"],
+    "_pump": [],
+    "_modp": [],
+}
 PROBES: dict[str, list[str]] = {"_probe": []}
 
 

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 from posix.uio cimport iovec
 
+from ipsec._providers cimport Cipher, cipher_for, expand_key
 from ipsec.fast.checksum cimport csum_bulk
 from ipsec.fast.coalesce cimport (
     COALESCE_FULL,
@@ -19,6 +20,7 @@ from ipsec.fast.coalesce cimport (
 from ipsec.fast.fragment cimport FragmentPlan, fragment_start, fragment_next
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, outer_tos, transport_fix_checksum
 from ipsec.fast.icmp cimport TOO_BIG_MAX, build_too_big
+from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.packet cimport PacketInfo, csum_fold, parse_packet
 from ipsec.fast.segment cimport (
     SEGMENT_HEADER_MAX,
@@ -331,3 +333,33 @@ cdef class SpdProbe:
         finally:
             free(pairs)
         return accepted, ambiguous != 0
+
+
+cdef class CipherProbe:
+    """An AEAD of a provider with keys of its own, on octets wherever they lie: ``source`` and ``target`` may be one."""
+
+    cdef Cipher cipher
+    cdef void *key
+
+    def __cinit__(self, suite, provider, key):
+        if not cipher_for(suite, provider, &self.cipher) or not self.cipher.key_size:
+            raise ValueError(f"{suite.name}: provider {provider!r} is not there, or has no keys of its own")
+        self.key = aligned_zero(self.cipher.key_size)
+        expand_key(suite, provider, key, self.key)
+
+    def __dealloc__(self):
+        free(self.key)
+
+    def seal(self, const uint8_t[::1] nonce, const uint8_t[::1] aad, const uint8_t[::1] source, uint8_t[::1] target,
+             uint8_t[::1] tag):
+        """Seal source to target, the tag to tag. Empty ones must be views of something, so that they have an address."""
+        assert target.shape[0] == source.shape[0]
+        self.cipher.seal(self.key, &nonce[0], &aad[0], <uint32_t>aad.shape[0], &source[0], <uint32_t>source.shape[0],
+                         &target[0], &tag[0], <uint32_t>tag.shape[0])
+
+    def open(self, const uint8_t[::1] nonce, const uint8_t[::1] aad, const uint8_t[::1] source, uint8_t[::1] target,
+             const uint8_t[::1] tag):
+        """Whether the tag is right."""
+        assert target.shape[0] == source.shape[0]
+        return self.cipher.open(self.key, &nonce[0], &aad[0], <uint32_t>aad.shape[0], &source[0],
+                                <uint32_t>source.shape[0], &target[0], &tag[0], <uint32_t>tag.shape[0]) == 0

@@ -59,6 +59,7 @@ class ProviderKind(Enum):
     AUTO = "auto"
     IPSEC_MB = "ipsec-mb"
     LIBCRYPTO = "libcrypto"
+    AVX512 = "avx512"
     VAES = "vaes"
     COPY = "copy"
     "no cipher at all, for benchmarks: the engine refuses it outside of one"

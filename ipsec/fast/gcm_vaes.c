@@ -16,8 +16,7 @@
 
 #if defined(__x86_64__)
 
-#include <cpuid.h>
-#include <immintrin.h>
+#include "gcm_key.h"
 
 /* The file is compiled for the baseline CPU: only these functions may use the newer instructions. */
 #define VECTOR __attribute__((target("avx2,vaes,vpclmulqdq,aes,pclmul,ssse3,sse4.1,bmi2")))
@@ -33,11 +32,6 @@ enum {
 };
 
 /* ---- Loads and stores ------------------------------------------------------------------------------------------ */
-
-INLINE __m128i load16(const void *p)
-{
-    return _mm_loadu_si128((const __m128i *)p);
-}
 
 INLINE __m256i load32(const void *p)
 {
@@ -64,7 +58,7 @@ INLINE __m256i both(__m128i low, __m128i high)
 INLINE __m128i load_short(const uint8_t *p, size_t n)
 {
     if (n == BLOCK)
-        return load16(p);
+        return gcm_load16(p);
     uint32_t octets = 0;
     size_t at = n & 12;
     if (n & 2) {
@@ -90,7 +84,7 @@ INLINE __m256i load_short_pair(const uint8_t *p, size_t n)
     if (n == PAIR)
         return load32(p);
     if (n >= BLOCK)
-        return both(load16(p), load_short(p + BLOCK, n - BLOCK));
+        return both(gcm_load16(p), load_short(p + BLOCK, n - BLOCK));
     return both(load_short(p, n), _mm_setzero_si128());
 }
 
@@ -150,20 +144,11 @@ INLINE __m256i reverse_octets(__m256i v)
                                                                           13, 14, 15)));
 }
 
-INLINE __m128i reverse_octets_128(__m128i v)
-{
-    return _mm_shuffle_epi8(v, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-}
-
 /* ---- GHASH (SP 800-38D section 6.4) ---------------------------------------------------------------------------- */
 
-/* Section 6.3 numbers bits from the left: with the octets of a block reversed, bit i of the block is bit 127 - i of
- * the register. A carry-less product of two such numbers comes out one bit too low, which a factor x in one operand
- * mends: the stored powers are H^k * x. The field polynomial 1 + x + x^2 + x^7 + x^128 becomes, as the multiplier
- * that folds 64 bits away, 0xC2 << 56. */
-#define FOLD 0xC200000000000000ULL
-
-/* Sum of products, not yet reduced: low + middle * 2^64 + high * 2^128. By Karatsuba, `middle` still contains low and
+/* Powers of H are stored times x: see gcm_key.h.
+ *
+ * Sum of products, not yet reduced: low + middle * 2^64 + high * 2^128. By Karatsuba, `middle` still contains low and
  * high until reduce() takes them out: three multiplications, the scarce resource, instead of four. */
 struct sum {
     __m256i low, middle, high;
@@ -198,14 +183,14 @@ INLINE void add_pair(struct sum *sum, const struct gcm_vaes_key *key, __m256i x,
 INLINE void add_ends(struct sum *sum, const struct gcm_vaes_key *key, __m256i x, size_t power)
 {
     size_t at = GCM_VAES_POWERS - power, one = GCM_VAES_POWERS - 1;
-    add_product(sum, x, both(load16(key->h[at]), load16(key->h[one])),
-                both(load16(key->h_sum[at]), load16(key->h_sum[one])));
+    add_product(sum, x, both(gcm_load16(key->h[at]), gcm_load16(key->h[one])),
+                both(gcm_load16(key->h_sum[at]), gcm_load16(key->h_sum[one])));
 }
 
 /* Reduce both lanes and add them up. Each step folds the lowest 64 bits that are left into the 128 bits above. */
 INLINE __m128i reduce(struct sum sum)
 {
-    const __m256i fold = _mm256_set1_epi64x((long long)FOLD);
+    const __m256i fold = _mm256_set1_epi64x((long long)GHASH_FOLD);
     __m256i middle = _mm256_xor_si256(sum.middle, _mm256_xor_si256(sum.low, sum.high));
     middle = _mm256_xor_si256(middle, _mm256_shuffle_epi32(sum.low, 0x4E));
     middle = _mm256_xor_si256(middle, _mm256_clmulepi64_epi128(sum.low, fold, 0x00));
@@ -233,7 +218,7 @@ static __attribute__((noinline)) VECTOR __m128i hash_aad(const struct gcm_vaes_k
             part -= n;
         }
         if (part) {
-            __m256i x = _mm256_zextsi128_si256(_mm_xor_si128(y, reverse_octets_128(load_short(aad, part))));
+            __m256i x = _mm256_zextsi128_si256(_mm_xor_si128(y, gcm_reverse_octets(load_short(aad, part))));
             add_ends(&sum, key, x, 1);
             aad += part;
         }
@@ -246,7 +231,7 @@ static __attribute__((noinline)) VECTOR __m128i hash_aad(const struct gcm_vaes_k
 
 INLINE __m256i round_key(const struct gcm_vaes_key *key, unsigned round)
 {
-    return _mm256_broadcastsi128_si256(load16(key->round_key[round]));
+    return _mm256_broadcastsi128_si256(gcm_load16(key->round_key[round]));
 }
 
 /* Counter blocks of a group. inc32 (section 6.2) is a big-endian addition, but within 16 blocks that start at a
@@ -422,7 +407,7 @@ INLINE __m128i finish_pairs(const struct gcm_vaes_key *key, const struct rest *r
             add_pair(&sum, key, reverse_octets(keep_first(text, last_len)), power - 2 * (size_t)(pairs - 1));
     }
     __m128i mask = _mm256_castsi256_si128(_mm256_aesenclast_epi128(state[pairs], last));
-    return _mm_xor_si128(mask, reverse_octets_128(reduce(sum)));
+    return _mm_xor_si128(mask, gcm_reverse_octets(reduce(sum)));
 }
 
 INLINE __m128i finish(const struct gcm_vaes_key *key, const struct rest *rest, const int sealing)
@@ -454,7 +439,7 @@ INLINE void start(const struct gcm_vaes_key *key, struct rest *rest, const uint8
     rest->lengths = _mm_set_epi64x((long long)((uint64_t)aad_len * 8), (long long)((uint64_t)len * 8));
     if (aad_len <= BLOCK) {
         /* ESP: SPI and sequence number, 8 or 12 octets (RFC 4106 section 5) */
-        rest->y = reverse_octets_128(load_short(aad, aad_len));
+        rest->y = gcm_reverse_octets(load_short(aad, aad_len));
         rest->y_blocks = 1;
     } else {
         rest->y = hash_aad(key, aad, aad_len);
@@ -520,59 +505,12 @@ VECTOR int gcm_vaes_open(const struct gcm_vaes_key *key, const uint8_t nonce[12]
 
 /* ---- Keys ------------------------------------------------------------------------------------------------------ */
 
-/* FIPS 197 section 5.2 SubWord without a table, whose lookups would show the key in the cache: with four equal
- * columns ShiftRows changes nothing, and without MixColumns AESENCLAST is SubBytes alone. */
-INLINE uint32_t sub_word(uint32_t word)
-{
-    return (uint32_t)_mm_cvtsi128_si32(_mm_aesenclast_si128(_mm_set1_epi32((int)word), _mm_setzero_si128()));
-}
-
-/* FIPS 197 figure 11. Words are little-endian here: RotWord is a rotation to the right by one octet. */
-INLINE void expand_round_keys(struct gcm_vaes_key *key, const uint8_t *raw, unsigned key_words)
-{
-    uint8_t *const words = key->round_key[0];
-    uint32_t constant = 1, word, earlier;
-    memcpy(words, raw, 4 * key_words);
-    memcpy(&word, words + 4 * (key_words - 1), 4);
-    for (unsigned i = key_words; i < 4 * (key->rounds + 1); i++) {
-        if (i % key_words == 0) {
-            word = sub_word(word);
-            word = ((word >> 8) | (word << 24)) ^ constant;
-            constant = (constant << 1) ^ (constant & 0x80 ? 0x11B : 0);
-        } else if (key_words > 6 && i % key_words == 4) {
-            word = sub_word(word);
-        }
-        memcpy(&earlier, words + 4 * (i - key_words), 4);
-        word ^= earlier;
-        memcpy(words + 4 * i, &word, 4);
-    }
-}
-
-/* H = E(K, 0), SP 800-38D section 7.1 step 1. */
-INLINE __m128i hash_key(const struct gcm_vaes_key *key)
-{
-    __m128i h = load16(key->round_key[0]);
-    for (unsigned round = 1; round < key->rounds; round++)
-        h = _mm_aesenc_si128(h, load16(key->round_key[round]));
-    return reverse_octets_128(_mm_aesenclast_si128(h, load16(key->round_key[key->rounds])));
-}
-
-/* h * x: a shift to the left by one bit, and if a bit falls out, the field polynomial; without a branch. */
-INLINE __m128i times_x(__m128i h)
-{
-    const __m128i polynomial = _mm_set_epi64x((long long)FOLD, 1);
-    __m128i carries = _mm_srli_epi64(h, 63);
-    __m128i fallen = _mm_cmpeq_epi32(_mm_shuffle_epi32(carries, 0xAA), _mm_set1_epi32(1));
-    h = _mm_or_si128(_mm_slli_epi64(h, 1), _mm_slli_si128(carries, 8));
-    return _mm_xor_si128(h, _mm_and_si128(fallen, polynomial));
-}
-
 VECTOR void gcm_vaes_expand(struct gcm_vaes_key *key, const uint8_t *raw, unsigned bits)
 {
     memset(key, 0, sizeof *key);
     key->rounds = bits / 32 + 6;
-    expand_round_keys(key, raw, bits / 32);
-    const __m128i h = times_x(hash_key(key));
+    gcm_expand_round_keys(key->round_key[0], raw, bits / 32, key->rounds);
+    const __m128i h = gcm_hash_key(key->round_key, key->rounds);
     __m128i power = h;
     for (unsigned at = GCM_VAES_POWERS - 1;; at--) {
         store16(key->h[at], power);
@@ -589,18 +527,8 @@ VECTOR void gcm_vaes_expand(struct gcm_vaes_key *key, const uint8_t *raw, unsign
 
 int gcm_vaes_supported(void)
 {
-    const unsigned basic = bit_AES | bit_PCLMUL | bit_SSSE3 | bit_SSE4_1 | bit_OSXSAVE | bit_AVX;
-    const unsigned vector = 1u << 9 | 1u << 10;  /* VAES, VPCLMULQDQ */
-    const unsigned ymm_state = 6;                /* XCR0: the system saves XMM and YMM registers */
-    unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & basic) != basic)
-        return 0;
-    __asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
-    if ((eax & ymm_state) != ymm_state)
-        return 0;
-    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx))
-        return 0;
-    return (ebx & bit_AVX2) && (ebx & bit_BMI2) && (ecx & vector) == vector;
+    return gcm_cpu_has(bit_AES | bit_PCLMUL | bit_SSSE3 | bit_SSE4_1, bit_AVX2 | bit_BMI2,
+                       CPUID7_ECX_VAES | CPUID7_ECX_VPCLMULQDQ, XCR0_YMM);
 }
 
 #else /* other architectures: gcm_vaes_supported() says no, and calling on regardless is a bug that must not pass */

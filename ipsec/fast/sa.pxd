@@ -8,7 +8,7 @@ from ipsec.fast.crypto cimport (
     EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex,
     EVP_EncryptUpdate, AeadOpen, AeadSeal, Mac, mac_run)
 from ipsec.fast.drops cimport DROP_OUT_STATE_EXPIRED, DROP_OUT_STATE_SEQ_ERROR, DROP_REASONS
-from ipsec.fast.packet cimport be32, put32
+from ipsec.fast.packet cimport be32, put32, put64
 from ipsec.fast.replay cimport Replay
 from ipsec.fast.selector cimport SelectorPairC
 
@@ -177,12 +177,11 @@ cdef inline uint32_t sa_reserve(Sa *sa, uint32_t n, uint64_t *first) noexcept no
 
 # Authenticated data of an AEAD: SPI and sequence number, with its high word between them under ESN (RFC 4106 section 5).
 cdef inline uint32_t esp_aad(const Sa *sa, uint64_t seq, uint8_t *aad) noexcept nogil:
-    put32(aad, sa.spi)
     if sa.esn:
-        put32(aad + 4, <uint32_t>(seq >> 32))
+        put64(aad, <uint64_t>sa.spi << 32 | seq >> 32)
         put32(aad + 8, <uint32_t>seq)
         return 12
-    put32(aad + 4, <uint32_t>seq)
+    put64(aad, <uint64_t>sa.spi << 32 | <uint32_t>seq)
     return 8
 
 # The IV of a counter mode is the sequence number: unique for as long as the number is (RFC 8750, RFC 4106 section 3.1).
@@ -191,8 +190,7 @@ cdef inline void esp_nonce(const Sa *sa, const uint8_t *iv, uint64_t seq, uint8_
     if iv != NULL:
         memcpy(nonce + sa.salt_len, iv, 8)
     else:
-        put32(nonce + sa.salt_len, <uint32_t>(seq >> 32))
-        put32(nonce + sa.salt_len + 4, <uint32_t>seq)
+        put64(nonce + sa.salt_len, seq)
 
 # RFC 4543: everything is authenticated, nothing is enciphered. Runs AES-GCM over associated data alone.
 cdef inline int gmac_tag(void *key, const uint8_t *nonce, const uint8_t *aad, uint32_t aad_len,
@@ -230,7 +228,7 @@ cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *p
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, NULL, seq, nonce)
         if sa.iv_len:
-            memcpy(iv, nonce + sa.salt_len, 8)
+            put64(iv, seq)
         if sa.aead_seal(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv, sa.icv_len) != 0:
             return -1
         return <int>(icv + sa.icv_len - out)
