@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hmac
+from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 IpAddress = IPv4Address | IPv6Address
 
 SECRET_LIFETIME_S = 120.0
+#: how long a cookie is asked for after the last time that there were too many half-open IKE_SAs. Whoever was asked has
+#: sent another message 1 than before; the first one, repeated and late, must not be taken any more: AUTH is over one
+INSIST_S = 10.0
+#: requests in a second that are read in full and lead nowhere, before cookies are asked for: 50 ms of work at worst
+FRUITLESS_PER_S = 100
 _SECRET_LEN = 32
 _MAC_LEN = 16
 
@@ -63,12 +69,17 @@ def _mac(secret: bytes, nonce: bytes, address: IpAddress, spi_i: bytes) -> bytes
 class HalfOpenLimiter:
     """Half-open IKE_SAs as responder: how many there are, whether to ask for a cookie, whether there is room for more.
 
+    Once there were too many, or too many requests that led nowhere, cookies are asked for until INSIST_S later.
+
     Sources are counted by IPv4 address or IPv6 /64, which is what one sender has at its command. A source that answers
     our cookies is not refused for its count alone, since many clients may be behind one NAT: only when half of all
     places are taken may one source have no more than an eighth of them, so that others still get in.
     """
 
-    __slots__ = ("_counts", "_limit", "_threshold", "_threshold_source", "_total")
+    __slots__ = (
+        "_counts", "_fruitless", "_insist", "_insist_sources", "_limit", "_second", "_threshold", "_threshold_source",
+        "_total",
+    )  # fmt: skip
 
     def __init__(
         self, cookie_threshold: int | None = 30, cookie_threshold_ip: int | None = 3, limit: int = 2000
@@ -80,6 +91,13 @@ class HalfOpenLimiter:
         self._total = 0
         self._counts: dict[tuple[int, int], int] = {}
         "never more entries than half-open IKE_SAs"
+        self._insist = float("-inf")
+        "until when everybody is asked"
+        self._insist_sources: OrderedDict[tuple[int, int], float] = OrderedDict()
+        "until when a source is asked, the first to end first; never more entries than ``limit``"
+        self._second = 0
+        self._fruitless = 0
+        "in this second"
 
     def __len__(self) -> int:
         """Half-open IKE_SAs in all."""
@@ -89,11 +107,29 @@ class HalfOpenLimiter:
         """Half-open IKE_SAs of the source that ``address`` belongs to."""
         return self._counts.get(_source(address), 0)
 
-    def needs_cookie(self, address: IpAddress) -> bool:
+    def needs_cookie(self, address: IpAddress, now: float) -> bool:
         """Whether a request from ``address`` has to come with a cookie before anything is kept of it."""
-        if self._threshold is not None and self._total >= self._threshold:
+        if self._threshold is not None:
+            if self._total >= self._threshold or (self._fruitless > FRUITLESS_PER_S and int(now) == self._second):
+                self._insist = now + INSIST_S
+            if now < self._insist:
+                return True
+        if self._threshold_source is None:
+            return False
+        source = _source(address)
+        if self._counts.get(source, 0) >= self._threshold_source:
+            self._insist_sources[source] = now + INSIST_S
+            self._insist_sources.move_to_end(source)
+            if len(self._insist_sources) > self._limit:
+                self._insist_sources.popitem(last=False)
             return True
-        return self._threshold_source is not None and self.count(address) >= self._threshold_source
+        return now < self._insist_sources.get(source, now)
+
+    def read_in_full(self, now: float) -> None:
+        """A request without a good cookie is about to be read in full; ``add`` says that it was worth it."""
+        if int(now) != self._second:
+            self._second, self._fruitless = int(now), 0
+        self._fruitless += 1
 
     @property
     def full(self) -> bool:
@@ -111,6 +147,7 @@ class HalfOpenLimiter:
         source = _source(address)
         self._counts[source] = self._counts.get(source, 0) + 1
         self._total += 1
+        self._fruitless = max(self._fruitless - 1, 0)
 
     def remove(self, address: IpAddress) -> None:
         """One that was added is established, or gone. Once for each ``add``, with the same address."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ipsec.errors import ParseError
-from ipsec.wire.iana import ExchangeType, PayloadType, name_of
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, name_of
 from ipsec.wire.payloads import (
     Payload,
     UnknownPayload,
@@ -47,6 +47,8 @@ _HEADER = struct.Struct("!8s8sBBBBII")  # SPIs, next payload, version, exchange,
 _GENERIC = struct.Struct("!BBH")  # next payload, critical bit and reserved, length
 _FRAGMENT = struct.Struct("!HH")  # number, total (RFC 7383 section 2.5)
 _CRITICAL = 0x80
+#: size of SPI and type of a COOKIE notification (section 3.10), whatever its protocol is
+_COOKIE = bytes(1) + NotifyType.COOKIE.to_bytes(2, "big")
 
 
 class UnsupportedCriticalPayload(ParseError):
@@ -172,6 +174,34 @@ def parse_payloads(first: int, data: bytes | memoryview, exchange: int, protecte
     if type_:
         raise ParseError(f"{name_of(PayloadType, type_)} payload in a message that should be in clear")
     return payloads
+
+
+def skim_init(header: Header, data: bytes) -> tuple[bytes | None, bytes]:
+    """Cookie, if there is one, and nonce of the IKE_SA_INIT request ``data``, the whole message. ParseError.
+
+    Nothing else is looked at: this is what an answer to a flood may cost.
+    """
+    cookie: bytes | None = None
+    nonce: bytes | None = None
+    type_, offset, end = header.next_payload, HEADER_LEN, len(data)
+    for _ in range(MAX_PAYLOADS):
+        if not type_:
+            break
+        start = offset + _GENERIC.size
+        if start > end:
+            raise ParseError("message ends before its last payload")
+        following, _, length = _GENERIC.unpack_from(data, offset)
+        stop = offset + length
+        if stop < start or stop > end:
+            raise ParseError(f"payload of {length} octets does not fit")
+        if type_ == PayloadType.NONCE:
+            nonce = data[start:stop]
+        elif type_ == PayloadType.NOTIFY and cookie is None and data[start + 1 : start + 4] == _COOKIE:
+            cookie = data[start + 4 : stop]
+        type_, offset = following, stop
+    if nonce is None:
+        raise ParseError("IKE_SA_INIT without a nonce")
+    return cookie, nonce
 
 
 def find_encrypted(header: Header, data: bytes | memoryview) -> Encrypted:

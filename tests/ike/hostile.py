@@ -138,7 +138,7 @@ _FIXED = ("ipsec.ike.config", "ipsec.ike.counters", "ipsec.ike.credentials", "ip
 _MISSING = object()
 #: what any datagram may change: the clock, the account of answers to strangers, what is to go out
 _VOLATILE = frozenset(("now", "_stranger_second", "_strangers", "_outbox", "count", "_born", "_previous", "_secret",
-                       "_version"))  # fmt: skip
+                       "_version", "_second", "_fruitless", "_insist"))  # fmt: skip
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec.ike.cookie import SECRET_LIFETIME_S, CookieJar, HalfOpenLimiter
+from ipsec.ike.cookie import FRUITLESS_PER_S, INSIST_S, SECRET_LIFETIME_S, CookieJar, HalfOpenLimiter
 
 NONCE, SPI = bytes(range(32)), bytes(range(8))
 A, B = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -98,32 +98,68 @@ def test_no_secret_in_repr() -> None:
 def test_threshold_overall() -> None:
     limiter = HalfOpenLimiter(3, None)
     for number in range(3):
-        assert not limiter.needs_cookie(A)
+        assert not limiter.needs_cookie(A, 0.0)
         limiter.add(IPv4Address(number))
-    assert limiter.needs_cookie(A)
+    assert limiter.needs_cookie(A, 0.0)
     limiter.remove(IPv4Address(0))
-    assert not limiter.needs_cookie(A)
+    # for a while everybody still is asked: those who were have another message 1 now
+    assert limiter.needs_cookie(B, INSIST_S - 0.1)
+    assert not limiter.needs_cookie(B, INSIST_S)
 
 
 def test_threshold_per_source() -> None:
     limiter = HalfOpenLimiter()
     for _ in range(3):
-        assert not limiter.needs_cookie(A)
+        assert not limiter.needs_cookie(A, 0.0)
         limiter.add(A)
     assert limiter.count(A) == 3
-    assert limiter.needs_cookie(A)
-    assert not limiter.needs_cookie(B)
+    assert limiter.needs_cookie(A, 0.0)
+    assert not limiter.needs_cookie(B, 0.0)
     # strongSwan #2791: all clients behind one NAT are still let in, with a cookie
     assert limiter.admits(A)
+    limiter.remove(A)
+    assert limiter.needs_cookie(A, INSIST_S - 0.1)
+    assert not limiter.needs_cookie(B, INSIST_S - 0.1)
+    assert not limiter.needs_cookie(A, INSIST_S)
+
+
+def test_the_memory_of_sources_is_bounded() -> None:
+    limiter = HalfOpenLimiter(None, 1, 8)
+    for number in range(100):
+        address = IPv4Address(number)
+        limiter.add(address)
+        assert limiter.needs_cookie(address, 0.0)
+        limiter.remove(address)
+    assert [number for number in range(100) if limiter.needs_cookie(IPv4Address(number), 1.0)] == list(range(92, 100))
+
+
+def test_requests_that_lead_nowhere_bring_cookies_on() -> None:
+    limiter = HalfOpenLimiter()
+    for number in range(3 * FRUITLESS_PER_S):
+        limiter.read_in_full(0.5)
+        limiter.add(IPv4Address(number))
+        limiter.remove(IPv4Address(number))
+    assert not limiter.needs_cookie(A, 0.5)
+    for _ in range(FRUITLESS_PER_S):
+        limiter.read_in_full(0.6)
+    assert not limiter.needs_cookie(A, 0.6)
+    limiter.read_in_full(0.7)
+    assert limiter.needs_cookie(A, 0.7)
+    assert limiter.needs_cookie(A, 10.0)
+    assert not limiter.needs_cookie(A, 11.0)
+    never = HalfOpenLimiter(None, None)
+    for _ in range(10 * FRUITLESS_PER_S):
+        never.read_in_full(0.5)
+    assert not never.needs_cookie(A, 0.5)
 
 
 def test_zero_is_always_and_none_is_never() -> None:
-    assert HalfOpenLimiter(0, None).needs_cookie(A)
-    assert HalfOpenLimiter(None, 0).needs_cookie(A)
+    assert HalfOpenLimiter(0, None).needs_cookie(A, 0.0)
+    assert HalfOpenLimiter(None, 0).needs_cookie(A, 0.0)
     never = HalfOpenLimiter(None, None, 10_000)
     for _ in range(1000):
         never.add(A)
-    assert not never.needs_cookie(A)
+    assert not never.needs_cookie(A, 0.0)
 
 
 def test_hard_limit() -> None:
@@ -160,8 +196,8 @@ def test_ipv6_is_counted_by_64_bits() -> None:
     limiter = HalfOpenLimiter()
     for number in range(3):
         limiter.add(IPv6Address(int(A6) + number))
-    assert limiter.needs_cookie(IPv6Address(int(A6) + 99))
-    assert not limiter.needs_cookie(IPv6Address("2001:db8:0:1::1"))
+    assert limiter.needs_cookie(IPv6Address(int(A6) + 99), 0.0)
+    assert not limiter.needs_cookie(IPv6Address("2001:db8:0:1::1"), 0.0)
     # an IPv4 address is not taken for the prefix of the same number
     assert limiter.count(IPv4Address(0)) == 0
 
@@ -178,7 +214,7 @@ def test_removing_what_was_not_added_changes_nothing() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5))))
 def test_counts_are_those_of_a_counter_and_the_table_is_bounded(steps: list[tuple[bool, int]]) -> None:
-    limiter, model = HalfOpenLimiter(5, 2, 8), Counter[int]()
+    limiter, model, now = HalfOpenLimiter(5, 2, 8), Counter[int](), 0.0
     for adding, number in steps:
         address = IPv4Address(number)
         if adding and limiter.admits(address):
@@ -189,4 +225,5 @@ def test_counts_are_those_of_a_counter_and_the_table_is_bounded(steps: list[tupl
             model[number] = max(0, model[number] - 1)
         assert len(limiter) == model.total() <= 8
         assert len(limiter._counts) == len(+model)
-        assert limiter.needs_cookie(address) == (model.total() >= 5 or model[number] >= 2)
+        now += INSIST_S
+        assert limiter.needs_cookie(address, now) == (model.total() >= 5 or model[number] >= 2)

@@ -229,6 +229,40 @@ def test_a_cookie_grows_old() -> None:
     assert list(notifies(deliver(lab.b, with_cookie(cookie), A, lab.now)[0])) == [NotifyType.COOKIE]
 
 
+def test_the_first_message_is_not_taken_once_a_cookie_was_asked_for() -> None:
+    """AUTH is over message 1 (section 2.15), and the initiator's has the cookie."""
+    lab = Lab(settings={"cookie_threshold": 5, "half_open_timeout": 3.0})
+    for number in range(1, 6):
+        deliver(lab.b, request(bytes((number,)) * 8, NONCE, size=300), IPv4Address(number), lab.now)
+    lab.a.initiate(lab.ca, [(lab.ca.children[0], 0)], Path(A, 500, B, 500), lab.now)
+    ((first, _),) = lab.a.datagrams_to_send()
+    (cookie,) = deliver(lab.b, first, A, lab.now)
+    assert list(notifies(cookie)) == [NotifyType.COOKIE]
+    # the five are gone before a copy of the first message comes in
+    lab.now += 3.5
+    lab.b.handle_timer(lab.now)
+    assert not lab.b.sas
+    late = deliver(lab.b, first, A, lab.now)
+    assert not lab.b.sas
+    lab.a.receive_datagram(cookie, Path(A, 500, B, 500), lab.now)
+    for answer in late:
+        lab.a.receive_datagram(answer, Path(A, 500, B, 500), lab.now)
+    lab.pump()
+    assert [sa.established for engine in (lab.a, lab.b) for sa in engine.sas.values()] == [True, True]
+
+
+def test_requests_that_lead_nowhere_are_soon_not_read() -> None:
+    lab = Lab()
+    rng = random.Random(8)
+    for _ in range(300):
+        # a public value that is too short: never half-open
+        data = request(rng.randbytes(8), rng.randbytes(32), public=bytes(31), size=300)
+        out = deliver(lab.b, data, IPv4Address(rng.getrandbits(32)), lab.now)
+    assert not lab.b.sas
+    assert list(notifies(out[0])) == [NotifyType.COOKIE]
+    assert connect(lab, lambda: None)
+
+
 def test_a_retransmission_costs_nothing() -> None:
     """OB-44: the same request gets the same answer, and no second IKE_SA."""
     lab = Lab()
