@@ -1,7 +1,7 @@
 # Every target sets up what it needs. Start with: make demo
 PY = .venv/bin/python
 
-.PHONY: demo demo-strongswan test lint types bench build asan soak clean
+.PHONY: demo demo-strongswan test lint types bench build asan soak fuzz clean
 
 demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
 demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.demo_strongswan
@@ -12,4 +12,5 @@ bench: ; @tools/setup build fast net test interop && $(PY) -m bench
 build: ; @tools/setup build fast && $(PY) -m pip wheel -q --no-deps -w dist .
 asan: ; @tools/setup build fast net test && tools/asan
 soak: ; @tools/setup build fast net test && $(PY) -m pytest -m slow --hypothesis-profile=soak --timeout=3600
-clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis ipsec/*.so *.egg-info
+fuzz: ; @tools/setup build fast net test && $(PY) -m pip install -qq 'atheris>=2.3' && $(PY) -m tests.fuzz
+clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz ipsec/*.so *.egg-info
