@@ -5,7 +5,7 @@ PY = .venv/bin/python
 
 demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
 demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.demo_strongswan
-test: ; @tools/setup build fast net test && $(PY) -m pytest
+test: ; @tools/setup build fast net test && $(PY) -m pytest -n auto --dist loadgroup
 lint: ; @tools/setup build fast && $(PY) -m ruff check .
 types: ; @tools/setup build fast && $(PY) -m mypy
 bench: ; @tools/setup build fast net test interop && $(PY) -m bench

@@ -71,6 +71,7 @@ class BuildExt(build_ext):
             if extension.name == "ipsec._providers" and ipsec_mb:
                 extension.libraries.append("IPSec_MB")
                 extension.define_macros.append(("HAVE_IPSEC_MB", "1"))
+        self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 
     def links(self, code: str, libraries: list[str]) -> bool:

@@ -29,13 +29,35 @@ settings.register_profile("soak", deadline=None, max_examples=5000)
 settings.load_profile("test")
 
 child_key = pytest.StashKey["E2eChild"]()
+way_key = pytest.StashKey[str]()
+#: in what a worker of parallel tests tells at its end
+E2E_WAY = "e2e_way"
+E2E_GROUP = "e2e"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs: tests of tunnels wait more than they compute."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(E2eGroup())
     # ip, ethtool and tc live where an ordinary user's PATH does not look
     os.environ["PATH"] = netadmin.environment()["PATH"]
     if REPORTS_FD in os.environ:
+        # this is the child, in the namespaces that it needs
         config.pluginmanager.register(ReportWriter(config, int(os.environ.pop(REPORTS_FD))))
+
+
+class E2eGroup:
+    """Of several workers one runs all e2e tests if they need a child. xdist looks at the marks before conftest does."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if item.get_closest_marker("e2e") and netadmin.find_way().prefix:
+                item.add_marker(pytest.mark.xdist_group(E2E_GROUP))
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,8 +72,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"no network namespaces ({'; '.join(way.obstacles)})"))
     elif way.prefix:
         config.stash[child_key] = E2eChild(config, way, e2e)
+        config.stash[way_key] = way.name
         for item in e2e:
             item.add_marker(pytest.mark.timeout(0))  # the child keeps the time
+        if hasattr(config, "workeroutput"):
+            config.workeroutput[E2E_WAY] = way.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the session that the workers belong to."""
+    way = getattr(node, "workeroutput", {}).get(E2E_WAY)
+    if way:
+        node.config.stash[way_key] = way
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,9 +116,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for reason, nodeids in skipped.items():
             files = sorted({nodeid.split("::")[0] for nodeid in nodeids})
             terminalreporter.line(f"{len(nodeids)} tests in {', '.join(files)}: {reason}")
-    child = terminalreporter.config.stash.get(child_key, None)
-    if child is not None:
-        terminalreporter.line(f"e2e tests ran {child.way.name}")
+    way = terminalreporter.config.stash.get(way_key, "")
+    if way:
+        terminalreporter.line(f"e2e tests ran {way}")
 
 
 class E2eChild:
@@ -94,7 +127,8 @@ class E2eChild:
     def __init__(self, config: pytest.Config, way: netadmin.Way, items: list[pytest.Item]) -> None:
         self.config = config
         self.way = way
-        self.nodeids = {item.nodeid: None for item in items}
+        self.nodeids = {item.nodeid: item.nodeid.removesuffix(f"@{E2E_GROUP}") for item in items}
+        "as they are here, where xdist adds the group, and in the child"
         self._ready: dict[str, list[pytest.TestReport]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: IO[str] | None = None
@@ -106,23 +140,26 @@ class E2eChild:
         if self._process is None:
             self._start()
         assert self._lines is not None
-        while not any(report.when == "teardown" for report in self._ready.get(item.nodeid, ())):
+        nodeid = self.nodeids[item.nodeid]
+        while not any(report.when == "teardown" for report in self._ready.get(nodeid, ())):
             line = self._lines.readline()
             if not line:
-                self._ready[item.nodeid] = [self._lost(item)]
+                self._ready[nodeid] = [self._lost(item)]
                 break
             report = self.config.hook.pytest_report_from_serializable(config=self.config, data=json.loads(line))
             if isinstance(report.longrepr, list):
                 report.longrepr = tuple(report.longrepr)  # what JSON made of a skip
             self._ready.setdefault(report.nodeid, []).append(report)
-        yield from self._ready.pop(item.nodeid)
+        for report in self._ready.pop(nodeid):
+            report.nodeid = item.nodeid
+            yield report
 
     def _start(self) -> None:
         reader, writer = os.pipe()
         command = [sys.executable, "-m", "pytest", "-m", "e2e", "-p", "no:cacheprovider"]
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [*self.way.prefix, *command, f"--basetemp={self._folder.name}/tmp", *self.nodeids],
+                [*self.way.prefix, *command, f"--basetemp={self._folder.name}/tmp", *self.nodeids.values()],
                 cwd=self.config.rootpath,
                 env={**os.environ, REPORTS_FD: str(writer)},
                 pass_fds=[writer],

@@ -39,6 +39,10 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+#: the tests share what was built: one worker of parallel tests runs them all
+pytestmark = pytest.mark.xdist_group("build")
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy without anything built."""

@@ -77,6 +77,8 @@ class IpsecdGateway(Gateway):
             "state_dir": self.home / "state",
             "offload": {"udp_gso": "no"},
             "allow_weak": "yes",
+            # other runs of these tests go on beside this one
+            "vici_socket": "none",
             **{key: value for key, value in self.side.settings.items() if key in SETTINGS},
         }
         path = self.home / "swanctl.conf"
