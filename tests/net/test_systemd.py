@@ -54,6 +54,8 @@ def test_a_full_socket_does_not_block(tmp_path: Path, monkeypatch: pytest.Monkey
         ("-1", "", None),
         ("soon", "", None),
     ],
+    # not the process's number, which is another one for each of several workers
+    ids=["ours", "for us by number", "for another process", "zero", "unset", "negative", "no number"],
 )
 def test_watchdog(usec: str, pid: str, seconds: float | None) -> None:
     assert systemd.watchdog_interval({"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}) == seconds
