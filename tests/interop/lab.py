@@ -62,7 +62,7 @@ def run(*args: str, check: bool = True, timeout: float = 30) -> subprocess.Compl
     return done
 
 
-def eventually(condition: Callable[[], object], what: str, *, timeout: float = 5.0) -> None:
+def eventually(condition: Callable[[], object], what: str, *, timeout: float = 15.0) -> None:
     """Wait until ``condition`` holds; AssertionError with ``what`` if it does not within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
