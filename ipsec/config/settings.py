@@ -218,6 +218,8 @@ class DaemonSettings:
     "group that may use the socket besides the daemon's user; empty: the daemon's own"
     vici_mode: int = 0o660
     "permissions of the socket, octal; whoever can write to it controls the daemon"
+    vici_tcp: Listen | None = None
+    "127.0.0.1:4502 or [::1]:4502: vici over TCP as well, for every user of this host; 'none' (here None): not"
     offload: OffloadSettings = OffloadSettings()
     "a section: which kernel offloads to use"
     http: HttpSettings = HttpSettings()
@@ -302,6 +304,15 @@ def _parse_endpoint(text: str) -> Listen:
     return Listen(address, number_in(1, 65535)(match["port"]))
 
 
+def _parse_loopback(text: str) -> Listen | None:
+    if text == "none":
+        return None
+    endpoint = _parse_endpoint(text)
+    if not endpoint.address.is_loopback:
+        raise ConfigError(f"{endpoint.address} is not an address of this host alone, as 127.0.0.1 and ::1 are")
+    return endpoint
+
+
 def _parse_endpoints(text: str) -> tuple[Listen, ...]:
     found = list_of(_parse_endpoint)(text) if text != "none" else ()
     for endpoint in found:
@@ -364,6 +375,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "vici_socket": _parse_socket,
     "vici_group": _parse_group,
     "vici_mode": _parse_mode,
+    "vici_tcp": _parse_loopback,
 }
 
 

@@ -83,6 +83,8 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
 def vici_wanted(config: Config) -> bool:
     """Whether vici is to be served: a daemon in memory, or one for manual SAs alone, is asked for it explicitly."""
     path = config.settings.vici_socket
+    if config.settings.vici_tcp is not None:
+        return True
     if path != VICI_SOCKET:
         return bool(path)
     return config.settings.backend is not BackendKind.MEMORY and bool(config.connections or not config.sas)

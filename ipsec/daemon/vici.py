@@ -327,18 +327,25 @@ async def start(
     health: Health,
     file: ConfigFile,
 ) -> ViciService | None:
-    """Serve vici. BackendError if the socket cannot be had; only a warning for the default path without privileges."""
-    path = settings.vici_socket
+    """Serve vici. BackendError if a socket cannot be had; only a warning for the default path without privileges."""
+    path, tcp = settings.vici_socket, settings.vici_tcp
     service = ViciService(ViciControl(ike, backend, health, file, settings.keylog))
     if path == VICI_SOCKET and not _may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
+        path = ""
+    if not path and tcp is None:
         return None
     try:
-        await service.start(path, group=settings.vici_group, mode=settings.vici_mode)
+        if path:
+            await service.listen(path, group=settings.vici_group, mode=settings.vici_mode)
+            log.info("vici on %s", path)
+        if tcp is not None:
+            await service.listen_tcp(str(tcp.address), tcp.port)
+            log.warning("vici on TCP %s: every user of this host controls the daemon (ipsecd.vici_tcp)", tcp)
     except BackendError:
         await service.stop()
         raise
-    log.info("vici on %s", path)
+    service.start()
     return service
 
 

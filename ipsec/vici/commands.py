@@ -12,7 +12,7 @@ from ipsec.vici.server import MODE, ViciServer
 
 
 class ViciService:
-    """Serves a daemon's control; ``start`` and ``stop`` once each."""
+    """Serves a daemon's control: ``listen`` where it is to be served, ``start``, and ``stop``."""
 
     def __init__(self, control: Control) -> None:
         self._extensions = Extensions(control)
@@ -21,9 +21,16 @@ class ViciService:
         self._server = ViciServer(commands, NAMES)
         self._publisher = Publisher(control, self._server)
 
-    async def start(self, path: str, *, group: str = "", mode: int = MODE) -> None:
-        """Listen. BackendError, also if another daemon is there."""
+    async def listen(self, path: str, *, group: str = "", mode: int = MODE) -> None:
+        """Listen on a Unix socket. BackendError, also if another daemon is there."""
         await self._server.start(path, group=group, mode=mode)
+
+    async def listen_tcp(self, address: str, port: int) -> None:
+        """Listen on a TCP port. BackendError."""
+        await self._server.start_tcp(address, port)
+
+    def start(self) -> None:
+        """Tell clients of events from now on."""
         self._publisher.start()
 
     async def stop(self) -> None:

@@ -22,7 +22,7 @@ from ipsec.vici.codec import Message, Packet, PacketType, emit_packet, parse_len
 
 log = logging.getLogger(__name__)
 
-CLIENTS_MAX = 64
+CLIENTS_MAX = 256
 #: octets of events that may wait for one client
 BACKLOG_MAX = 8 << 20
 #: a client that does not take an answer within this is dropped
@@ -67,16 +67,14 @@ class Client:
 
     def send(self, kind: PacketType, name: str = "", message: Mapping[str, Any] | None = None) -> None:
         """Queue a packet; a client with too much waiting for it is dropped."""
+        packet = _packet(kind, name, message)
+        if packet:
+            self.write(packet)
+
+    def write(self, packet: bytes) -> None:
+        """Queue a packet that is complete; as ``send``."""
         if self._writer.is_closing():
             return
-        try:
-            packet = emit_packet(kind, name, message)
-        except ValueError as error:
-            # something that we tell about is larger than vici can carry: a client must not wait for its answer
-            log.warning("cannot tell a vici client%s: %s", f" of {name}" if name else "", error)
-            if kind is not PacketType.CMD_RESPONSE:
-                return
-            packet = emit_packet(kind, message={"success": "no", "errmsg": str(error)})
         self._writer.write(packet)
         if self._writer.transport.get_write_buffer_size() > BACKLOG_MAX:
             log.warning("a vici client does not read what it asked for, dropped")
@@ -114,7 +112,7 @@ class ViciServer:
         self._events = frozenset(events)
         self._clients: set[Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._path: Path | None = None
 
     async def start(self, path: str, *, group: str = "", mode: int = MODE) -> None:
@@ -137,7 +135,7 @@ class ViciServer:
                 if group:
                     os.chown(path, -1, grp.getgrnam(group).gr_gid)
                 os.chmod(path, mode)
-                self._server = await asyncio.start_unix_server(self._accept, sock=sock)
+                self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock))
             except BaseException:
                 sock.close()
                 target.unlink(missing_ok=True)
@@ -150,11 +148,19 @@ class ViciServer:
             ) from error
         self._path = target
 
+    async def start_tcp(self, address: str, port: int) -> None:
+        """Listen on a TCP port, where nobody is asked who he is. BackendError."""
+        try:
+            self._servers.append(await asyncio.start_server(self._accept, address, port))
+        except OSError as error:
+            why = f"cannot listen on TCP {address} port {port}: {os.strerror(error.errno or 0)}"
+            raise BackendError(why, remedy="set ipsecd.vici_tcp to another port, or none") from error
+
     async def stop(self) -> None:
         """Hang up on everybody."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        for server in self._servers:
+            server.close()
+        self._servers = []
         for client in list(self._clients):
             client.close()
         for task in list(self._tasks):
@@ -169,9 +175,9 @@ class ViciServer:
         """Send an event to all who registered for it; a callable is asked for the message only if somebody has."""
         wanting = [client for client in self._clients if event in client.events]
         if wanting:
-            content = message() if callable(message) else message
+            packet = _packet(PacketType.EVENT, event, message() if callable(message) else message)
             for client in wanting:
-                client.send(PacketType.EVENT, event, content)
+                client.write(packet)
 
     def wanted(self, event: str) -> bool:
         """Whether anybody has registered for an event."""
@@ -242,6 +248,18 @@ class ViciServer:
         except Exception:
             log.exception("this is a bug in the command %s", packet.name)
             return {"success": "no", "errmsg": "internal error, see the log"}
+
+
+def _packet(kind: PacketType, name: str, message: Mapping[str, Any] | None) -> bytes:
+    """A packet; nothing for an event that is larger than vici can carry."""
+    try:
+        return emit_packet(kind, name, message)
+    except ValueError as error:
+        log.warning("cannot tell a vici client%s: %s", f" of {name}" if name else "", error)
+        if kind is not PacketType.CMD_RESPONSE:
+            return b""
+        # a client must not wait for its answer
+        return emit_packet(kind, message={"success": "no", "errmsg": str(error)})
 
 
 async def _call(handler: Handler, client: Client, message: Message) -> Mapping[str, Any]:

@@ -8,12 +8,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from ipsec.config.diff import Effect, Kind
 from ipsec.daemon.run import Daemon
 from ipsec.esp.drops import DropReason
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure, Terms
 from ipsec.vici.client import Session, connect
+from ipsec.vici.events import NAMES
 from ipsec.vici.logs import SUBSYSTEMS
 from ipsec.vici.show import Traffic
 from tests.vici.test_service import CONNECTION, refused, with_daemon
@@ -206,5 +208,17 @@ def test_the_log_in_full(tmp_path: Path) -> None:
             "remote-host": b"192.0.2.2",
         }
         sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+def test_the_documentation_has_all_names(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "vici.md").read_text()
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one._vici is not None
+        names = {*one._vici._server._commands, *NAMES, *(cause.value for cause in Cause), *SUBSYSTEMS, *Kind, *Effect}
+        missing = {name for name in names if f"`{name}`" not in text}
+        assert not missing
 
     with_daemon(tmp_path, test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -392,3 +393,40 @@ def test_two_daemons_do_not_share_a_socket(tmp_path: Path) -> None:
         assert names((await session.request("get-conns"))["conns"]) == ["old"]
 
     with_daemon(tmp_path, test)
+
+
+def test_tcp_on_request_and_on_this_host_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = taken.getsockname()[1]
+
+        async def main() -> None:
+            file = tmp_path / "swanctl.conf"
+            file.touch(mode=0o600)
+            text = FILE.format(folder=tmp_path)
+
+            def with_port(port: int) -> Daemon:
+                file.write_text(text.replace("  workers", f"  vici_tcp = [::1]:{port}\n  workers"))
+                return Daemon(load(str(file)))
+
+            one = with_port(free_port())
+            await one.start()
+            try:
+                for uri in (f"tcp://[::1]:{one._config.settings.vici_tcp.port}", f"{tmp_path}/s"):  # type: ignore[union-attr]
+                    async with await connect(uri) as session:
+                        assert names((await session.request("get-conns"))["conns"]) == ["old"]
+            finally:
+                await one.stop()
+            assert "every user of this host controls the daemon" in caplog.text
+            file.write_text(text.replace("  workers", f"  vici_tcp = {busy}\n  workers"))
+            two = Daemon(load(str(file)))
+            with pytest.raises(BackendError, match=f"TCP 127.0.0.1 port {busy}"):
+                await two.start()
+            assert not (tmp_path / "s").exists()
+
+        asyncio.run(main())
+
+
+def free_port() -> int:
+    """A port of ::1 that nobody had a moment ago."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as sock:
+        return int(sock.getsockname()[1])
