@@ -28,6 +28,8 @@ class UserspaceSettings:
     """How to run. The defaults need CAP_NET_ADMIN and /dev/net/tun, and nothing else."""
 
     device: str = "ipsec0"
+    prepared: bool = False
+    "somebody made the device with addresses, routes and rules; netlink is left alone, and nothing needs a capability"
     tun_fd: int | None = None
     "an inherited TUN queue instead of a device by name"
     mtu: int = 0

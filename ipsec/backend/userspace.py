@@ -24,6 +24,7 @@ from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expi
 from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.datagrams import BUDGET as DATAGRAMS
 from ipsec.backend.datagrams import Datagrams
+from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Worker, socket_name
@@ -54,6 +55,8 @@ class UserspaceBackend:
         self._engine: CoreEngine | None = None
         self._tun: Tun | None = None
         self._router: Router | None = None
+        self._claim: socket.socket | None = None
+        "keeps others off the table, where that was prepared"
         self._monitor: LinkMonitor | None = None
         self._workers: list[Worker] = []
         self._sockets: list[socket.socket] = []
@@ -100,6 +103,8 @@ class UserspaceBackend:
         )
         if settings.install_routes and settings.memory is None:
             self._router = await self._blocking(self._make_router)
+        elif settings.prepared and settings.memory is None:
+            self._claim = take_prepared(settings)
         self._verdicts = outside.probe(settings)
         try:
             self._open_tun()
@@ -269,6 +274,9 @@ class UserspaceBackend:
             router, keep_closed = self._router, self._stays_closed(self._router)
             await self._blocking(lambda: router.close(keep_closed=keep_closed))
             self._router = None
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
         if self._tun is not None:
             self._tun.close()
             self._tun = None
@@ -442,8 +450,8 @@ class UserspaceBackend:
             raise BackendError("its other end is closed")
         if self._router is None and settings.tun_fd is None and not device_exists(settings.device):
             raise BackendError(
-                f"device {settings.device} was prepared by somebody else (ipsecd.install_routes = no) and is gone",
-                remedy="make it again with its addresses and routes, then start ipsecd",
+                f"device {settings.device} was prepared by somebody else and is gone",
+                remedy="make it again with its addresses and routes (ipsecd --prepare), then start ipsecd",
             )
 
     # -- SAs and policies
@@ -599,6 +607,7 @@ class UserspaceBackend:
 
     async def add_address(self, address: IpInterface) -> None:
         """Give the device an address; counted."""
+        check_address(self._settings, address)
         await self._routes.add_address(address)
 
     async def del_address(self, address: IpInterface) -> None:

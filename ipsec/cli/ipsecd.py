@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import json
 import logging
 import os
+import pwd
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if options.json and not options.check:
         _parser().error("--json needs --check")
+    if not options.prepare and (options.undo or options.sysctl or options.owner):
+        _parser().error("--undo, --owner and --sysctl need --prepare")
+    if options.prepare and not options.undo and options.owner is None:
+        _parser().error("--prepare needs --owner: who will run ipsecd")
     try:
         environment = read_environment(os.environ)
         forget_secrets(os.environ)
@@ -55,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ipsec").setLevel(level.upper())
     if options.check:
         return _check(config, as_json=options.json)
+    if options.prepare:
+        return _prepare(config, options)
     return daemon.run(config)
 
 
@@ -74,10 +82,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="say what would be used and what is missing, and exit")
     parser.add_argument("--json", action="store_true", help="with --check: for programs")
     parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="make device, addresses and routes (CAP_NET_ADMIN), so that ipsecd itself needs no capability, and exit",
+    )
+    parser.add_argument("--owner", metavar="UID[:GID]", type=_owner, help="with --prepare: who will run ipsecd")
+    parser.add_argument("--sysctl", action="store_true", help="with --prepare: also set what sysctls are wanted")
+    parser.add_argument("--undo", action="store_true", help="with --prepare: remove it all again")
+    parser.add_argument(
         "--log-level", choices=[level.value for level in LogLevel], help="instead of ipsecd.log_level in the file"
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print version and crypto providers, and exit")
     return parser
+
+
+def _owner(text: str) -> tuple[int, int | None]:
+    """Numbers, or names of this machine."""
+    user, colon, group = text.partition(":")
+    try:
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+        gid = None if not colon else int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no such user or group here: {text!r}") from None
+    if uid >= 1 << 32 or (gid or 0) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large")
+    return uid, gid
 
 
 class _Version(argparse.Action):
@@ -86,6 +115,21 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         print(version_text())
         parser.exit(ExitCode.OK)
+
+
+def _prepare(config: Config, options: argparse.Namespace) -> int:
+    from ipsec.daemon.prepare import Owner, prepare, undo
+
+    try:
+        lines = undo(config) if options.undo else prepare(config, Owner(*options.owner), sysctls=options.sysctl)
+    except ConfigError as error:
+        print(f"ipsecd: {error}", file=sys.stderr)
+        return ExitCode.CONFIG
+    except BackendError as error:
+        print(f"ipsecd: {error}", file=sys.stderr)
+        return ExitCode.REQUIREMENT
+    print("\n".join(lines))
+    return ExitCode.OK
 
 
 def _check(config: Config, *, as_json: bool) -> int:

@@ -45,6 +45,16 @@ class BackendKind(Enum):
     "nothing outside this process: for tests and trials without privileges"
 
 
+class Setup(Enum):
+    """Who makes the device, its addresses and the routes to it."""
+
+    AUTO = "auto"
+    OWN = "own"
+    "the daemon; it needs CAP_NET_ADMIN"
+    PREPARED = "prepared"
+    "``ipsecd --prepare``, or the operator; the daemon then needs no capability"
+
+
 class EventLoopKind(Enum):
     """Which event loop drives the daemon."""
 
@@ -136,6 +146,8 @@ class DaemonSettings:
     "userspace: TUN device and sockets; memory: nothing outside the process, for trials"
     device: str = "ipsec0"
     "name of the TUN device; it is created unless it is there already"
+    setup: Setup = Setup.AUTO
+    "own: ipsecd makes device, addresses and routes; prepared: they are there; auto sees what is possible"
     mtu: int = 0
     "MTU of the device in octets, 576..65535; 0 takes what path_mtu leaves inside ESP for the suites in use"
     path_mtu: int = 1500
@@ -334,6 +346,7 @@ _OFFLOAD_KEYS = dict.fromkeys(
 _KEYS: dict[str, Callable[[str], object]] = {
     "backend": one_of(BackendKind),
     "device": _parse_device,
+    "setup": one_of(Setup),
     "mtu": number_in(576, 65535, also=(0,)),
     "path_mtu": number_in(576, 65535),
     "addresses": list_of(parse_interface),

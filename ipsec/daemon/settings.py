@@ -6,16 +6,18 @@ import contextlib
 import logging
 import os
 from enum import IntEnum
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.config import Config
-from ipsec.config.settings import ANY_ADDRESSES, VICI_SOCKET, BackendKind
+from ipsec.config.settings import ANY_ADDRESSES, VICI_SOCKET, BackendKind, DaemonSettings, Setup
 from ipsec.config.values import Switch
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Action, IpAddress
 from ipsec.ike.config import ChildMode, IkeSettings
+from ipsec.net.rtnetlink import may_configure
+from ipsec.net.tun import device_exists
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +44,14 @@ class ExitCode(IntEnum):
 def backend_settings(config: Config, ends: MemoryEnds | None = None) -> UserspaceSettings:
     """What the configuration means for the user-space backend. ConfigError if it asks for what that cannot do."""
     settings = config.settings
+    prepared = ends is None and is_prepared(settings)
     policies = config.policies()
     bypass = any(policy.action is Action.BYPASS for policy in policies) or any(
         child.mode is ChildMode.PASS for connection in config.connections for child in connection.children
     )
-    fwmark = settings.fwmark
-    if not fwmark and ends is None and (bypass or _protects_peer(config)):
+    # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
+    fwmark = 0 if prepared else settings.fwmark
+    if not fwmark and ends is None and not prepared and (bypass or _protects_peer(config)):
         fwmark = DEFAULT_FWMARK
         log.info(
             "our own packets bear mark %d, because policies cover the outer addresses or bypass the tunnel", fwmark
@@ -62,13 +66,14 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         port=_port(config),
         ike_port=(settings.port or None) if config.connections or vici_wanted(config) else None,
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
-        bypass=bypass,
-        install_routes=settings.install_routes,
+        bypass=bypass and not prepared,
+        install_routes=settings.install_routes and not prepared,
+        prepared=prepared,
         routing_table=settings.routing_table,
         routing_priority=settings.routing_priority,
         fwmark=fwmark,
         queue_length=settings.tun_queue_length,
-        addresses=settings.addresses,
+        addresses=device_addresses(config) if prepared else settings.addresses,
         fail_closed=settings.fail_closed,
         crypto_provider=settings.crypto_provider.value,
         busy_poll_us=settings.busy_poll_us,
@@ -78,6 +83,20 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         },
         memory=ends,
     )
+
+
+def is_prepared(settings: DaemonSettings) -> bool:
+    """Whether device, addresses and routes are there already and the daemon leaves them alone."""
+    if settings.setup is not Setup.AUTO or not settings.install_routes:
+        return settings.setup is Setup.PREPARED
+    return device_exists(settings.device) and not may_configure()
+
+
+def device_addresses(config: Config) -> tuple[IPv4Interface | IPv6Interface, ...]:
+    """What a prepared device must have: configured addresses, and virtual ones that are known beforehand."""
+    known = {address.ip for address in config.settings.addresses}
+    virtual = (vip for connection in config.connections for vip in connection.vips if not vip.is_unspecified)
+    return (*config.settings.addresses, *(ip_interface(vip) for vip in dict.fromkeys(virtual) if vip not in known))
 
 
 def vici_wanted(config: Config) -> bool:

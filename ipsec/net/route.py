@@ -40,17 +40,35 @@ PROTOCOL = 205
 #: worse than any metric a person would choose, so that the device's own route wins while it is there
 FAIL_CLOSED_METRIC = 0xFF000000
 
+_IFA_F_NODAD = 2
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def claim_table(table: int) -> socket.socket:
+    """A socket that keeps other daemons in this network namespace off a table while it is open. BackendError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.bind(f"\0ipsecd-table-{table}")
+    except OSError as error:
+        sock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise BackendError(
+            f"routing table {table} is in use by another ipsecd in this network namespace",
+            remedy="give each its own ipsecd.routing_table and ipsecd.device",
+        ) from error
+    return sock
 
 
 class Router:
     """Owns one routing table and one device's settings. Use as a context manager, or call ``close``."""
 
-    def __init__(self, *, table: int = 220, priority: int = 220, fwmark: int = 0) -> None:
-        """``fwmark``: packets with this mark skip the table."""
+    def __init__(self, *, table: int = 220, priority: int = 220, fwmark: int = 0, uid: int | None = None) -> None:
+        """``fwmark``: packets with this mark skip the table. ``uid``: so do packets of this user's sockets instead."""
         self._table = table
         self._priority = priority
         self._fwmark = fwmark
+        self._uid = uid
         self._claim: socket.socket | None = None
         self._addresses: list[tuple[int, IpInterface]] = []
         self._rules: set[int] = set()
@@ -83,29 +101,14 @@ class Router:
         ``set_rules``.
         BackendError if another daemon in this network namespace has the table.
         """
-        self._claim = self._take_table()
+        self._claim = claim_table(self._table)
         found = self.leftovers()
         self.inherited = self._sweep(keep_closed=keep_closed)
         return found
 
     def try_claim(self) -> None:
         """Claim the table and let go of it again. BackendError if another daemon in this network namespace has it."""
-        self._take_table().close()
-
-    def _take_table(self) -> socket.socket:
-        name = f"\0ipsecd-table-{self._table}"
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            sock.bind(name)
-        except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise BackendError(
-                f"routing table {self._table} is in use by another ipsecd in this network namespace",
-                remedy="give each its own ipsecd.routing_table and ipsecd.device",
-            ) from error
-        return sock
+        claim_table(self._table).close()
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
@@ -162,7 +165,7 @@ class Router:
         if self._rules_sure and self._rules <= versions:
             return
         for rule in self._our_rules():
-            wrong = (rule.priority, rule.mark) != (self._priority, self._fwmark)
+            wrong = rule[1:] != (self._priority, self._fwmark, self._uid)
             if wrong or rule.version not in versions:
                 self._writer.del_rule(rule)
         self._rules &= versions
@@ -208,6 +211,14 @@ class Router:
             self._fast.close()
             self._netlink.close()
 
+    def leave(self) -> None:
+        """Give the table back with everything in it as it is. Never raises."""
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+        self._addresses.clear()
+        self.close()
+
     def _sweep(self, *, keep_closed: bool) -> bool:
         """Remove our routes and rules; whether unreachable ones were kept."""
         book = RouteBook()
@@ -232,7 +243,7 @@ class Router:
 
     def _add_rule(self, version: int) -> None:
         try:
-            error = self._writer.add_rule(Rule(version, self._priority, self._fwmark))
+            error = self._writer.add_rule(Rule(version, self._priority, self._fwmark, self._uid))
         except OSError as failure:
             raise _no_answer(failure) from failure
         if error not in (0, errno.EEXIST):
@@ -262,9 +273,12 @@ class Router:
     def _add_address(self, device: str, index: int, address: IpInterface) -> None:
         try:
             # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)
-            self._netlink.addr(
-                "add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen, proto=PROTOCOL
-            )
+            spec = {"index": index, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+            if address.version == 6:
+                # There are no neighbours to have the same one. Until the kernel has found that out for itself, which it
+                # does later, no route can prefer the address.
+                spec["flags"] = _IFA_F_NODAD
+            self._netlink.addr("add", proto=PROTOCOL, **spec)
         except NetlinkError as error:
             if error.code == errno.EEXIST:
                 return
@@ -285,6 +299,26 @@ class Router:
                 if (message["index"], message.get_attr("IFA_PROTO")) == (index, PROTOCOL) and address not in ours:
                     with suppress(NetlinkError):
                         self._del_address(index, address)
+
+    def owner_of(self, device: str) -> tuple[int | None, int | None, int]:
+        """Owner, group and attached queues of a TUN device. BackendError if it is none, or not persistent."""
+        (message,) = self._netlink.link("get", index=self.index(device))
+        info = message.get_attr("IFLA_LINKINFO")
+        data = (
+            info.get_attr("IFLA_INFO_DATA") if info is not None and info.get_attr("IFLA_INFO_KIND") == "tun" else None
+        )
+        if data is None or data.get_attr("IFLA_TUN_TYPE") != 1 or not data.get_attr("IFLA_TUN_PERSIST"):
+            raise BackendError(
+                f"device {device} is there and not a persistent TUN device",
+                remedy="stop who made it, or set ipsecd.device to another name",
+            )
+        # a device with a single queue does not say whether it is in use; then attaching to it will
+        queues = data.get_attr("IFLA_TUN_NUM_QUEUES") or 0
+        return data.get_attr("IFLA_TUN_OWNER"), data.get_attr("IFLA_TUN_GROUP"), queues
+
+    def delete(self, device: str) -> None:
+        """Remove a device. BackendError."""
+        self._do(f"remove {device}", "link", "del", index=self.index(device))
 
     def index(self, device: str) -> int:
         """The number of a device. BackendError if there is none of that name."""

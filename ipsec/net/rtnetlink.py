@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
@@ -29,12 +30,15 @@ _FRA_PRIORITY = 6
 _FRA_FWMARK = 10
 _FRA_TABLE = 15
 _FRA_FWMASK = 16
+_FRA_UID_RANGE = 20
 _FRA_PROTOCOL = 21
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFLA_MTU = 4
 _IFLA_GSO_MAX_SIZE = 41
+#: a table without routes
+_NOBODYS_TABLE = 0xFFFFFFFE
 
 #: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -47,11 +51,12 @@ _LINK = struct.Struct("=BxHiII")
 
 
 class Rule(NamedTuple):
-    """A rule that looks up a table, unless a packet bears ``mark`` (0: in any case)."""
+    """A rule that looks up a table, unless a packet bears ``mark`` (0: in any case), or is of the user ``uid``."""
 
     version: int
     priority: int
     mark: int
+    uid: int | None = None
 
 
 class RouteWriter:
@@ -117,7 +122,9 @@ class RouteWriter:
                 table = _number(known.get(_FRA_TABLE), _RULE.unpack_from(answer)[4])
                 if (table, known.get(_FRA_PROTOCOL)) == (self._table, bytes((self._protocol,))):
                     priority, mark = (_number(known.get(kind), 0) for kind in (_FRA_PRIORITY, _FRA_FWMARK))
-                    found.append(Rule(version, priority, mark))
+                    uids = known.get(_FRA_UID_RANGE)
+                    # ours are ranges of one
+                    found.append(Rule(version, priority, mark, _number(uids[:4], 0) if uids else None))
         return found
 
     def add_rule(self, rule: Rule) -> int:
@@ -129,13 +136,26 @@ class RouteWriter:
         return self._change_rule(_RTM_DELRULE, CHANGE_FLAGS, rule)
 
     def _change_rule(self, kind: int, flags: int, rule: Rule) -> int:
-        inverted = _FIB_RULE_INVERT if rule.mark else 0
+        inverted = _FIB_RULE_INVERT if rule.mark or rule.uid is not None else 0
         body = _RULE.pack(_FAMILIES[rule.version], 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, inverted)
         body += u32(_FRA_PRIORITY, rule.priority) + u32(_FRA_TABLE, self._table)
         body += attribute(_FRA_PROTOCOL, bytes((self._protocol,)))
         if rule.mark:
             body += u32(_FRA_FWMARK, rule.mark) + u32(_FRA_FWMASK, 0xFFFFFFFF)
+        if rule.uid is not None:
+            body += attribute(_FRA_UID_RANGE, struct.pack("=II", rule.uid, rule.uid))
         return _errno(self._netlink.change([Message(kind, flags, body)]))
+
+
+def may_configure() -> bool:
+    """Whether we may change addresses and routes of this network namespace (CAP_NET_ADMIN). Changes nothing."""
+    try:
+        with closing(Netlink()) as netlink:
+            writer = RouteWriter(netlink, table=_NOBODYS_TABLE, protocol=0, unreachable_metric=0)
+            # the kernel looks at privileges first, and then finds no such route, which is no failure here
+            return not writer.carry_out([Change(False, Entry("throw", Prefix(4, 32, 0xC0000201)))], 0)
+    except OSError:
+        return False
 
 
 def addresses(netlink: Netlink) -> list[IpAddress]:

@@ -20,6 +20,9 @@ DEVICE_NODE = "/dev/net/tun"
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
+_TUNSETGROUP = 0x400454CE
 _TUNSETOFFLOAD = 0x400454D0
 _TUNGETIFF = 0x800454D2
 _TUNSETVNETHDRSZ = 0x400454D8
@@ -40,7 +43,7 @@ VNET_HDR_LEN = 10
 "octets of struct virtio_net_hdr in front of each packet when ``vnet_hdr`` is on"
 
 LOAD_MODULE = "load the module on the host (modprobe tun) and give the container --device /dev/net/tun"
-GRANT_ADMIN = "grant CAP_NET_ADMIN (docker: --cap-add NET_ADMIN), or prepare a persistent device owned by this user"
+GRANT_ADMIN = "grant CAP_NET_ADMIN (docker: --cap-add NET_ADMIN), or have the device made: ipsecd --prepare"
 
 
 @dataclass
@@ -136,6 +139,25 @@ def tun_from_fd(fd: int, *, tso: bool = True, uso: bool = True) -> Tun:
         )
     os.set_blocking(fd, False)
     return _finish([fd], tso=tso, uso=uso)
+
+
+def make_persistent(name: str, *, owner: int, group: int | None = None) -> None:
+    """Create a device that outlives us, and let a user, and members of a group, attach to it.
+
+    It has as many queues as are attached to it. BackendError that says what to do.
+    """
+    _check_name(name)
+    fd = _open_node()
+    try:
+        _set_iff(fd, name, _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE)
+        fcntl.ioctl(fd, _TUNSETOWNER, owner)
+        if group is not None:
+            fcntl.ioctl(fd, _TUNSETGROUP, group)
+        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    except OSError as error:
+        raise _explain(name, error) from error
+    finally:
+        os.close(fd)
 
 
 def _finish(fds: list[int], *, tso: bool, uso: bool) -> Tun:
@@ -246,5 +268,8 @@ def _explain(name: str, error: OSError) -> BackendError:
         errno.E2BIG: ("too many queues", "set fewer workers"),
         errno.ENOSPC: ("too many queues", "set fewer workers"),
     }
+    if error.errno == errno.EPERM and device_exists(name):
+        mend = f"ipsecd --prepare --owner {os.geteuid()}, or grant CAP_NET_ADMIN"
+        known[errno.EPERM] = f"it was made for another user than {os.geteuid()}", mend
     text, remedy = known.get(error.errno or 0, (error.strerror or "unknown error", "see the kernel log"))
     return BackendError(f"TUN device {name}: {text}", remedy=remedy)

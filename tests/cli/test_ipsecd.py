@@ -65,7 +65,21 @@ def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "none.conf" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--wrong"], ["--log-level", "loud"], ["extra"], ["--json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--wrong"],
+        ["--log-level", "loud"],
+        ["extra"],
+        ["--json"],
+        ["--undo"],
+        ["--owner", "1"],
+        ["--prepare"],
+        ["--prepare", "--owner", "no-such-user"],
+        ["--prepare", "--owner", "1:no-such-group"],
+        ["--prepare", "--owner", "4294967296"],
+    ],
+)
 def test_wrong_command_line(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         ipsecd.main(arguments)

@@ -1,0 +1,43 @@
+"""What a network device is like, asked without any privilege."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from ipaddress import IPv4Address, IPv6Address
+
+# linux/sockios.h, linux/if.h
+_SIOCGIFFLAGS = 0x8913
+_SIOCGIFMTU = 0x8921
+_IFF_UP = 1
+_IFREQ_FLAGS = struct.Struct("16sH22x")
+_IFREQ_MTU = struct.Struct("16si20x")
+
+
+def is_up(device: str) -> bool:
+    """Whether a device was brought up. OSError if there is none."""
+    return bool(_ask(device, _SIOCGIFFLAGS, _IFREQ_FLAGS) & _IFF_UP)
+
+
+def mtu_of(device: str) -> int:
+    """The MTU of a device. OSError if there is none."""
+    return _ask(device, _SIOCGIFMTU, _IFREQ_MTU)
+
+
+def has_address(address: IPv4Address | IPv6Address) -> bool:
+    """Whether this is an address of the network namespace, of whatever device."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
+
+
+def _ask(device: str, request: int, layout: struct.Struct) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        answer = fcntl.ioctl(sock, request, layout.pack(device.encode(), 0))
+    value: int = layout.unpack(answer)[1]
+    return value
