@@ -165,6 +165,12 @@ cdef class Pump:
         cdef int i
         return {_COUNTERS[i]: self.p.counters[i] for i in range(COUNTERS)}
 
+    def batches(self):
+        """System calls by the datagrams that each received ("in") or sent ("out"): of 1, 2, up to 4, up to 8, ..., more."""
+        cdef int i
+        return {"in": [self.p.batches[0][i] for i in range(BATCHES)],
+                "out": [self.p.batches[1][i] for i in range(BATCHES)]}
+
     def offloads(self):
         """Which offloads are in use now, after what failed at run time was switched off."""
         return {"vnet_hdr": self.p.vnet_hdr != 0, "udp_gso": self.p.udp_gso != 0,

@@ -57,6 +57,9 @@ class CorePump(Protocol):
     def counters(self) -> dict[str, int]:
         """Packets and octets at both ends, batches, system calls, fall-backs."""
 
+    def batches(self) -> dict[str, list[int]]:
+        """System calls by the datagrams that each received (in) or sent (out): of 1, 2, up to 4, up to 8, ..., more."""
+
     def offloads(self) -> dict[str, bool]:
         """What is in use now."""
 

@@ -27,7 +27,7 @@ from ipsec.backend.datagrams import Datagrams
 from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
 from ipsec.backend.settings import UserspaceSettings
-from ipsec.backend.worker import Worker, socket_name
+from ipsec.backend.worker import Totals, Worker, socket_name
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
@@ -68,7 +68,7 @@ class UserspaceBackend:
         self._spis: set[int] = set()
         self._outbound: dict[int, set[int]] = {}
         "outbound SAs by reqid"
-        self._past: dict[str, int] = {}
+        self._totals = Totals()
         self._handler: Callable[[BackendEvent], None] = lambda event: None
         self._datagrams = Datagrams()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -302,7 +302,7 @@ class UserspaceBackend:
         return self._lost or (router.inherited and not self._routes.applied)
 
     def _drop_pumps(self) -> None:
-        self._past = self._pump_counters()
+        self._totals.retire(self._workers)
         self._workers.clear()
 
     async def _blocking(self, work: Callable[[], T]) -> T:
@@ -669,14 +669,11 @@ class UserspaceBackend:
 
     def counters(self) -> dict[str, int]:
         """Counters of all pumps since the start, pumps of an earlier device included, and of IKE datagrams."""
-        return self._pump_counters() | self._datagrams.counts
+        return self._totals.counters(self._workers) | self._datagrams.counts
 
-    def _pump_counters(self) -> dict[str, int]:
-        total = dict(self._past)
-        for worker in self._workers:
-            for name, value in worker.pump.counters().items():
-                total[name] = total.get(name, 0) + value
-        return total
+    def batches(self) -> dict[str, list[int]]:
+        """System calls by how many datagrams they moved (see CorePump), of all pumps since the start."""
+        return self._totals.batches(self._workers)
 
     def _log_start(self) -> None:
         assert self._tun is not None

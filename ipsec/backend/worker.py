@@ -6,8 +6,9 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 
 from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, CorePump
 from ipsec.net import udp
@@ -137,6 +138,34 @@ class Worker:
         self._waiting = -1
         loop.add_reader(self._tun_fd, self._run, self.pump.run_tun)
         self._run(self.pump.run_tun)
+
+
+class Totals:
+    """What all pumps have counted since the start, those of an earlier device included."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, int] = {}
+        self._batches: dict[str, list[int]] = {}
+
+    def retire(self, workers: Sequence[Worker]) -> None:
+        """These are about to go."""
+        self._counters, self._batches = self.counters(workers), self.batches(workers)
+
+    def counters(self, workers: Sequence[Worker]) -> dict[str, int]:
+        """See CorePump."""
+        total = dict(self._counters)
+        for worker in workers:
+            for name, value in worker.pump.counters().items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def batches(self, workers: Sequence[Worker]) -> dict[str, list[int]]:
+        """See CorePump."""
+        total = dict(self._batches)
+        for worker in workers:
+            for direction, counts in worker.pump.batches().items():
+                total[direction] = [sum(pair) for pair in zip_longest(total.get(direction, ()), counts, fillvalue=0)]
+        return total
 
 
 def socket_name(sock: socket.socket) -> str:

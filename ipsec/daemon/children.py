@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
+from ipsec.daemon.traffic import NOTHING, Accounts, ChildName, Seen
 from ipsec.errors import BackendError, PolicyError, SaError, SuiteError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
@@ -33,6 +34,9 @@ class _Installed:
     outbound: int | None = None
     policies: tuple[tuple[SelectorPair, int], ...] = ()
     "keys of Policies"
+    seen_in: Seen = NOTHING
+    seen_out: Seen = NOTHING
+    "what of both SAs is in the accounts"
 
 
 @dataclass
@@ -54,6 +58,8 @@ class Children:
         self._installed: dict[int, _Installed] = {}
         self._by_sa: dict[int, ChildSa] = {}
         self._policies: dict[tuple[SelectorPair, int], _Shared] = {}
+        self.accounts = Accounts()
+        "what has passed, by connection and child; what is installed is in them as far as it was looked at"
         self.new_policies = False
         "there are policies that were not there when somebody last set this to False"
 
@@ -86,6 +92,27 @@ class Children:
             self._backend.query_sa(inbound) if inbound is not None else None,
             self._backend.query_sa(outbound) if outbound is not None else None,
         )
+
+    def installed(self) -> list[int]:
+        """Unique ids of what is installed."""
+        return list(self._installed)
+
+    def look(self, uid: int) -> None:
+        """Bring the accounts up to date with one CHILD_SA; nothing happens if it is gone."""
+        known = self._installed.get(uid)
+        if known is not None:
+            self._look_in(known)
+            self._look_out(known)
+
+    def _look_in(self, known: _Installed) -> None:
+        if known.inbound is not None:
+            stats = self._backend.query_sa(known.inbound)
+            known.seen_in = self.accounts.add(_name(known.child), Direction.IN, stats, known.seen_in)
+
+    def _look_out(self, known: _Installed) -> None:
+        if known.outbound is not None:
+            stats = self._backend.query_sa(known.outbound)
+            known.seen_out = self.accounts.add(_name(known.child), Direction.OUT, stats, known.seen_out)
 
     def install(self, event: InstallChild) -> str | None:
         """Put SAs in place; why that cannot be, or None."""
@@ -191,11 +218,13 @@ class Children:
 
     def _remove(self, known: _Installed, *, inbound: bool, outbound: bool) -> None:
         if outbound and known.outbound is not None:
+            self._look_out(known)
             self._del(known.outbound)
-            known.outbound = None
+            known.outbound, known.seen_out = None, NOTHING
         if inbound and known.inbound is not None:
+            self._look_in(known)
             self._del(known.inbound)
-            known.inbound = None
+            known.inbound, known.seen_in = None, NOTHING
         if known.inbound is None and known.outbound is None:
             del self._installed[known.child.uid]
             for key in known.policies:
@@ -208,3 +237,7 @@ class Children:
     def _del(self, sa: int) -> None:
         self._by_sa.pop(sa, None)
         self._backend.del_sa(sa)
+
+
+def _name(child: ChildSa) -> ChildName:
+    return child.ike.name, child.name

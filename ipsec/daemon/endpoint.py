@@ -1,4 +1,4 @@
-"""The HTTP endpoint: health."""
+"""The HTTP endpoint: health, and metrics. What writes metrics is imported only where there is an endpoint."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import json
 import logging
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from ipsec.config.settings import HttpSettings
 from ipsec.daemon.health import Health, Verdict
 from ipsec.net.http import Handler, HttpServer, Request, Response
+
+if TYPE_CHECKING:
+    from ipsec.backend.userspace import UserspaceBackend
+    from ipsec.daemon.metrics import Manual
 
 log = logging.getLogger(__name__)
 
@@ -17,10 +22,15 @@ log = logging.getLogger(__name__)
 class Endpoint:
     """Serves what ``ipsecd.http { }`` asks for, from ``start`` to ``stop``."""
 
-    def __init__(self, settings: HttpSettings, health: Health) -> None:
+    def __init__(self, settings: HttpSettings, backend: UserspaceBackend, health: Health, manual: Manual) -> None:
+        from ipsec.daemon.exposition import Exposition
+        from ipsec.daemon.metrics import Metrics
+
         self._settings = settings
+        self.metrics = Metrics(backend, health, manual)
         self.server = HttpServer(
             {
+                "/metrics": Exposition(self.metrics.collect).answer,
                 "/healthz": _answers(health.healthy, "healthy"),
                 "/readyz": _answers(health.ready, "ready"),
                 "/livez": _answers(health.live, "alive"),
@@ -30,10 +40,12 @@ class Endpoint:
     async def start(self) -> None:
         """Listen. BackendError if an address cannot be had."""
         await self.server.start((str(address), port) for address, port in self._settings.listen)
+        self.metrics.start()
         log.info("metrics and health on %s", ", ".join(f"http://{endpoint}" for endpoint in self._settings.listen))
 
     async def stop(self) -> None:
         """Hang up; safe in any state."""
+        self.metrics.stop()
         await self.server.stop()
 
 

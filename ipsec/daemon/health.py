@@ -9,23 +9,23 @@ What a peer does or leaves undone is never a reason to be restarted, so it count
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ipsec.config.settings import Readiness
-from ipsec.ike.config import Action
-from ipsec.ike.events import ChildUp, Event
+from ipsec.daemon.traffic import ChildName
+from ipsec.ike.config import Action, Connection
+from ipsec.ike.events import ChildDown, ChildUp, Event, IkeDown, IkeRekeyed, IkeUp, InstallChild, RemoveChild
 
 if TYPE_CHECKING:
     from ipsec.backend.userspace import UserspaceBackend
     from ipsec.daemon.ike import IkeControl
+    from ipsec.ike.table import ConnectionTable
 
 #: children that are named; of the rest there is a number
 NAMED_MAX = 8
-
-ChildName = tuple[str, str]
-"connection and child"
 
 
 class Phase(Enum):
@@ -48,24 +48,41 @@ class Verdict(NamedTuple):
 
 
 class Health:
-    """The health of one daemon. Everything belongs to the event loop's thread."""
+    """The health of one daemon. Everything belongs to the event loop's thread.
+
+    Probes come every second and connections are many, so a question costs what has changed since the last one.
+    """
 
     def __init__(self, backend: UserspaceBackend, readiness: Readiness = Readiness.UP) -> None:
         self.phase = Phase.STARTING
         self._backend = backend
         self._readiness = readiness
         self._ike: IkeControl | None = None
+        self._table: ConnectionTable | None = None
+        "what ``_wanted`` was made of"
+        self._wanted: dict[str, list[str]] = {}
+        "children that are to be up, by connection"
+        self._down: dict[ChildName, None] = {}
+        "those of them that are not"
+        self._changed: set[str] = set()
+        "connections of which something has happened since ``_down`` was made"
         self._seen: set[ChildName] = set()
-        "children that have been up"
+        "children that have been up, if that is what is asked for"
 
     def attach(self, ike: IkeControl) -> None:
         """From now on its children count."""
         self._ike = ike
-        if self._readiness is Readiness.ONCE:
-            ike.observers.append(self._on_event)
+        ike.observers.append(self._on_event)
 
     def _on_event(self, event: Event) -> None:
-        if isinstance(event, ChildUp):
+        match event:
+            case ChildUp() | ChildDown() | InstallChild() | RemoveChild():
+                self._changed.add(event.child.ike.name)
+            case IkeUp() | IkeDown():
+                self._changed.add(event.sa.name)
+            case IkeRekeyed():
+                self._changed.add(event.new.name)
+        if isinstance(event, ChildUp) and self._readiness is Readiness.ONCE:
             self._seen.add((event.child.ike.name, event.child.name))
 
     def live(self) -> Verdict:
@@ -88,27 +105,46 @@ class Health:
         """The three answers."""
         return {"alive": self.live(), "healthy": self.healthy(), "ready": self.ready()}
 
-    def down(self) -> list[ChildName]:
-        """Children that are to be up and are not, or have never been."""
+    def wanted(self) -> Mapping[str, Sequence[str]]:
+        """Children that are to be up, by connection."""
+        self._settle()
+        return self._wanted
+
+    def down(self) -> Collection[ChildName]:
+        """Those of them that are not, or have never been."""
+        self._settle()
+        return self._down.keys()
+
+    def _settle(self) -> None:
         if self._ike is None:
-            return []
-        up = self._seen if self._readiness is Readiness.ONCE else self._ike.children_up()
-        return [name for name in self.wanted() if name not in up]
+            return
+        engine = self._ike.engine
+        if engine.table is not self._table:
+            self._table = engine.table
+            self._down.clear()
+            self._wanted = {connection.name: _to_be_up(connection) for connection in engine.table.by_name.values()}
+            self._seen = {name for name in self._seen if name[0] in self._wanted}
+            self._changed.update(self._wanted)
+        for connection in self._changed:
+            wanted = self._wanted.get(connection)
+            if not wanted:
+                continue
+            up = {child.name for sa in engine.named(connection) for child in sa.children_up()}
+            for child in wanted:
+                name = connection, child
+                if child in up or name in self._seen:
+                    self._down.pop(name, None)
+                else:
+                    self._down[name] = None
+        self._changed.clear()
 
-    def wanted(self) -> list[ChildName]:
-        """Children that are to be up."""
-        if self._ike is None:
-            return []
-        return [
-            (connection.name, child.name)
-            for connection in self._ike.engine.table.by_name.values()
-            for child in connection.children
-            if Action.START in child.start_action and not child.shunt
-        ]
+
+def _to_be_up(connection: Connection) -> list[str]:
+    return [child.name for child in connection.children if Action.START in child.start_action and not child.shunt]
 
 
-def _told(names: list[ChildName]) -> Iterable[str]:
-    for connection, child in names[:NAMED_MAX]:
+def _told(names: Collection[ChildName]) -> Iterator[str]:
+    for connection, child in islice(names, NAMED_MAX):
         yield f"{connection}/{child} is not up"
     if len(names) > NAMED_MAX:
         yield f"{len(names) - NAMED_MAX} more are not up"

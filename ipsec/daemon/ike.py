@@ -396,10 +396,6 @@ class IkeControl:
         if current is not None and current.child(child.name) == child and not self._is_up(current, child):
             await self.connect(current, child)
 
-    def children_up(self) -> set[tuple[str, str]]:
-        """Connection and child of every CHILD_SA that is up."""
-        return {(sa.name, child.name) for sa in self.engine.sas.values() for child in sa.children_up()}
-
     def _is_up(self, connection: Connection, child: ChildConfig) -> bool:
         return any(
             other.name == child.name

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.secret import qcd_secret
 from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, vici_wanted
+from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
-from ipsec.esp.sa import Direction
+from ipsec.esp.engine import SaStats
+from ipsec.esp.sa import Direction, SaParams
 from ipsec.net.memory import MemoryLink, MemoryTun
 from ipsec.vici.commands import ViciService
 
@@ -50,6 +52,7 @@ class Daemon:
         self.health = Health(self.backend, config.settings.http.ready)
         self._vici: ViciService | None = None
         self._endpoint: Endpoint | None = None
+        self._supervisor = Supervisor(self._status)
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[str] | None = None
@@ -68,7 +71,7 @@ class Daemon:
         try:
             if config.settings.http.listen:
                 # first, so that who asks is told "starting" instead of nothing
-                self._endpoint = Endpoint(config.settings.http, self.health)
+                self._endpoint = Endpoint(config.settings.http, self.backend, self.health, self._manual_stats)
                 await self._endpoint.start()
             await self.backend.start()
             # Policies first: what they protect is dropped until its SA is there, and never leaves in clear.
@@ -92,6 +95,8 @@ class Daemon:
         fwmark = self._backend_settings.fwmark
         self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret)
         self.health.attach(self.ike)
+        if self._endpoint is not None:
+            self._endpoint.metrics.attach(self.ike)
         self.backend.on_datagram(self.ike.on_datagram)
         if vici_wanted(self._config):
             # before anything is started: another daemon may be there
@@ -100,6 +105,15 @@ class Daemon:
 
     async def reload(self) -> str:
         """Read the configuration file again. If it is wrong, everything goes on as it was: why, else an empty text."""
+        self._supervisor.reloading()
+        error = "this is a bug, see the log"
+        try:
+            error = await self._reload()
+        finally:
+            self._supervisor.reloaded(error)
+        return error
+
+    async def _reload(self) -> str:
         try:
             config = load_again(self._config)
         except ConfigError as error:
@@ -161,7 +175,9 @@ class Daemon:
         try:
             await self.start()
             log.info("ready")
+            self._supervisor.ready()
             await self._stopping.wait()
+            self._supervisor.stopping()
             await self.stop()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
@@ -184,9 +200,7 @@ class Daemon:
 
     def _log_counters(self) -> None:
         """What SIGUSR1 asks for: every SA that was used, then the totals."""
-        names: dict[tuple[Direction, int, object], str] = {}
-        for sa in self._config.sas:
-            names[Direction.IN, sa.spi_in, sa.remote] = names[Direction.OUT, sa.spi_out, sa.remote] = sa.name
+        names = self._manual_names()
         unused = 0
         now = time.monotonic()
         for params, stats in self._manual.stats():
@@ -208,6 +222,29 @@ class Daemon:
         if unused:
             log.info("%s had no packet", amount(unused, "more SA has", "more SAs have"))
         self._log_totals()
+
+    def _status(self) -> str:
+        """How it goes, for ``systemctl status``."""
+        wanted, down = sum(map(len, self.health.wanted().values())), len(self.health.down())
+        parts = [f"{wanted - down} of {amount(wanted, 'child', 'children')} up"] if wanted else []
+        if self.ike is not None:
+            parts.append(amount(len(self.ike.established()), "IKE_SA"))
+        if self._config.sas:
+            parts.append(amount(len(self._config.sas), "manual SA pair"))
+        return ", ".join(parts) or "no connections"
+
+    def _manual_names(self) -> dict[tuple[Direction, int, object], str]:
+        names: dict[tuple[Direction, int, object], str] = {}
+        for sa in self._config.sas:
+            names[Direction.IN, sa.spi_in, sa.remote] = names[Direction.OUT, sa.spi_out, sa.remote] = sa.name
+        return names
+
+    def _manual_stats(self) -> Iterator[tuple[str, SaParams, SaStats]]:
+        names = self._manual_names()
+        for params, stats in self._manual.stats():
+            name = names.get((params.direction, params.spi, params.remote))
+            if name is not None:
+                yield name, params, stats
 
     def _log_totals(self) -> None:
         with contextlib.suppress(BackendError):

@@ -46,6 +46,7 @@ cdef enum:
     RUN_MORE = 1
     RUN_BLOCKED = 2
     RUN_DEVICE_LOST = 4
+    BATCHES = 14                     # sizes of batches: 1, 2, up to 4, up to 8, ..., more than 4096
     ICMP_INTERVAL_NS = 1000000       # at most 1000 errors a second
     ICMP_BURST = 50
     PATH_MTU_MIN = 296               # no path is taken for narrower (RFC 1191 section 7): every suite has room in it
@@ -112,6 +113,14 @@ cdef struct PumpState:
     Coalescer *coalescer
     Inbox inbox
     uint64_t counters[COUNTERS]
+    uint64_t batches[2][BATCHES]     # system calls by how many datagrams they received, sent
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long) noexcept nogil
+
+cdef inline void pump_count_batch(PumpState *p, bint sent, uint64_t datagrams) noexcept nogil:
+    cdef int bucket = 64 - __builtin_clzll(datagrams - 1) if datagrams > 1 else 0
+    p.batches[sent][bucket if bucket < BATCHES else BATCHES - 1] += 1
 
 # Where message i is received.
 cdef inline uint8_t *rx_slot(PumpState *p, int i) noexcept nogil:
@@ -226,6 +235,7 @@ cdef inline bint message_send_each(PumpState *p, Message *m, int fd) noexcept no
             p.counters[NET_TX_MESSAGES] += 1
             p.counters[NET_TX_DATAGRAMS] += 1
             p.counters[NET_TX_BYTES] += n
+            pump_count_batch(p, True, 1)
             if p.gso_suspect:
                 p.counters[GSO_FALLBACKS] += 1
         elif errno == EINTR:
@@ -269,6 +279,7 @@ cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexce
 cdef inline void pump_flush(PumpState *p) noexcept nogil:
     cdef uint32_t i, run
     cdef int sent, fd, error
+    cdef uint64_t before
     cdef Message *m
     i = 0
     p.blocked = 0
@@ -300,8 +311,10 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
         p.counters[NET_TX_CALLS] += 1
         sent = sendmmsg(fd, &p.out[i], run, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent > 0:
+            before = p.counters[NET_TX_DATAGRAMS]
             for run in range(<uint32_t>sent):
                 message_done(p, &p.messages[i + run])
+            pump_count_batch(p, True, p.counters[NET_TX_DATAGRAMS] - before)
             i += <uint32_t>sent
             continue
         error = errno
@@ -650,6 +663,7 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
                 sad_prefetch_rest(sad, rx_slot(p, i), rx_slot(p, i + 2), p.incoming[i + 2].msg_len)
             pump_message(p, sad, which, <uint32_t>i)
         p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
+        pump_count_batch(p, False, p.counters[NET_RX_DATAGRAMS] - before)
         pump_write(p)
         if got < width:
             break

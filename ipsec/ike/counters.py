@@ -1,4 +1,4 @@
-"""Messages and rekeyings counted, in all and by connection, under the names that charon's counters have."""
+"""Messages, rekeyings and the like counted, in all and by connection; where charon counts the same, under its names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections import Counter
 
 from ipsec.wire.iana import ExchangeType
 
-#: all there are, in the order in which they are told
+#: those that charon has, in the order in which they are told
 NAMES = (
     *("ike-rekey-init", "ike-rekey-resp", "child-rekey", "invalid", "invalid-spi"),
     *(f"{what}-{how}" for what in ("ike-init", "ike-auth", "create-child", "info")
       for how in ("in-req", "in-resp", "out-req", "out-resp")),
+)  # fmt: skip
+
+#: what charon does not count: our requests sent again, what came of cookies, initiators for whom there was no room,
+#: SAs that both ends rekeyed at once
+MORE_NAMES = (
+    *("retransmit", "cookie-asked", "cookie-good", "cookie-wrong", "half-open-refused"),
+    *("ike-collision", "child-collision"),
 )  # fmt: skip
 
 _EXCHANGES = {
@@ -31,12 +38,14 @@ _MESSAGES = {
 class Counters:
     """Counters since the start or the last reset; a message counts once, however often it is sent."""
 
-    __slots__ = ("all", "named")
+    __slots__ = ("_taken", "all", "named")
 
     def __init__(self) -> None:
         self.all: Counter[str] = Counter()
         self.named: dict[str, Counter[str]] = {}
         "by connection"
+        self._taken: dict[str, Counter[str]] = {}
+        "what resets took away"
 
     def add(self, name: str, connection: str = "") -> None:
         """Count one; without a connection only in all."""
@@ -52,7 +61,16 @@ class Counters:
 
     def reset(self, connection: str = "") -> bool:
         """Begin anew, in all or for one connection; False if nothing was counted for that."""
-        if connection:
-            return self.named.pop(connection, None) is not None
-        self.all.clear()
+        found = self.named.pop(connection, None) if connection else self.all
+        if found is None:
+            return False
+        self._taken.setdefault(connection, Counter()).update(found)
+        if not connection:
+            self.all = Counter()
         return True
+
+    def total(self, name: str, connection: str = "") -> int:
+        """One of them since the start, however often somebody began anew; without a connection in all."""
+        found = self.named.get(connection) if connection else self.all
+        taken = self._taken.get(connection)
+        return (found[name] if found is not None else 0) + (taken[name] if taken is not None else 0)

@@ -225,6 +225,8 @@ def handle_create_child(sa: IkeSa, payloads: list[Payload], now: float) -> list[
     # as long as the initiator may not have our answer it sends through the old SA, and so do we (section 2.8)
     install(sa, child, nonce_i, nonce_r, shared, now, initiator=False, outbound=old is None)
     if old is not None:
+        if old.state is ChildState.REKEYING:
+            sa.core.counters.add("child-collision", sa.name)
         old.peer_rekey = child
         child.rekey_of = old
     if old is None:

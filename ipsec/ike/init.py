@@ -358,12 +358,15 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     # the cookie first: all else in the request costs twenty times as much to read
     cookie, ni = skim_init(header, data)
     proved = cookie is not None and core.cookies.verify(now, cookie, ni, path.remote, header.spi_i)
+    if cookie is not None:
+        core.counters.add("cookie-good" if proved else "cookie-wrong")
     if not proved:
         if core.half_open.needs_cookie(path.remote, now):
             _ask_cookie(core, header, ni, path, now)
             return
         core.half_open.read_in_full(now)
     if not core.half_open.admits(path.remote):
+        core.counters.add("half-open-refused")
         return
     payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
     offer, ke, nonce = _mandatory(payloads)
@@ -402,6 +405,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
 
 
 def _ask_cookie(core: IkeEngine, header: Header, nonce: bytes, path: Path, now: float) -> None:
+    core.counters.add("cookie-asked")
     fresh = core.cookies.make(now, nonce, path.remote, header.spi_i)
     _reply(core, header, NotifyPayload(NotifyType.COOKIE, fresh), path)
 

@@ -241,6 +241,7 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload
         # nobody else's successor is in question: this one takes over at once
         take_over(sa, new, now)
     else:
+        sa.core.counters.add("ike-collision", sa.name)
         new.change(IkeState.ESTABLISHED)
         sa.rekey.peers = new
         sa.rekey.peer_nonce = min(nonce_i, nonce_r)

@@ -315,6 +315,7 @@ class IkeSa:
         if pending.tries >= settings.retransmit_tries:
             return False
         pending.tries += 1
+        self.core.counters.add("retransmit", self.name)
         pending.sent_at = now
         log.info("%s: no answer yet, sending request %d again (%d)", self, pending.message_id, pending.tries)
         self.transmit(pending.datagrams, self.path, now)

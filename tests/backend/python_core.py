@@ -153,6 +153,9 @@ class Pump:
     def counters(self) -> dict[str, int]:
         return dict(self._counters)
 
+    def batches(self) -> dict[str, list[int]]:
+        return {"in": [self._counters["wire_in"]], "out": [self._counters["wire_out"]]}
+
     def offloads(self) -> dict[str, bool]:
         return dict.fromkeys(("tun_tso", "tun_uso", "udp_gso", "udp_gro", "coalesce_tcp", "coalesce_udp"), False)
 

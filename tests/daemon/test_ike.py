@@ -14,6 +14,7 @@ from ipsec.config import load_text
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError
+from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
 
 LOOP = ip_address("127.0.0.1")
@@ -54,7 +55,7 @@ class FakeBackend:
         del self.sas[sa]
 
     def query_sa(self, sa: int) -> Any:
-        return type("Stats", (), {"last_use": None})
+        return SaStats(0, 0, None, 0, {}, LOOP, None)
 
     def add_policy(self, policy: Policy) -> int:
         self.policies[self._next()] = policy
