@@ -35,7 +35,7 @@ from ipsec.ike.config import (
     SelectorTemplate,
 )
 from ipsec.ike.credentials import Credentials, SharedSecret
-from ipsec.ike.engine import IkeEngine
+from ipsec.ike.engine import TIMERS_AT_ONCE, IkeEngine
 from ipsec.ike.events import (
     ChildDown,
     ChildUp,
@@ -466,7 +466,8 @@ class World:
             _, _, what, arguments = heapq.heappop(self.queue)
             what(*arguments)
             return True
-        who.engine.handle_timer(self.now)
+        for _ in range(len(who.engine.timers) // TIMERS_AT_ONCE + 1):
+            who.engine.handle_timer(self.now)
         again = who.engine.next_timer()
         if again is not None and again <= self.now:
             raise Violation(f"{who.name}: a timer that has been handled is due")

@@ -6,16 +6,21 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 
 from ipsec.backend.base import Datagram, IpAddress
-from ipsec.backend.core import RawDatagram
+from ipsec.backend.core import CorePump, RawDatagram
 from ipsec.net import ike
 
 log = logging.getLogger(__name__)
 
-#: datagrams of one socket in one turn of the loop: at 100 us each for the worst of them, timers wait for 6 ms
+#: datagrams of one socket in one turn of the loop, and after how many seconds no more are begun: one with a signature
+#: to verify takes a millisecond or two, and others wait
 BUDGET = 64
+TURN_SECONDS = 0.005
+#: that are taken out of the data path at once
+_CHUNK = 4
 #: seconds between two log lines about what could not be sent
 COMPLAIN_SECONDS = 1.0
 
@@ -23,7 +28,8 @@ COMPLAIN_SECONDS = 1.0
 class Datagrams:
     """Sends and receives IKE. Belongs to the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.handler: Callable[[Datagram], None] = lambda datagram: None
         self.counts = dict.fromkeys(
             ("ike_rx_datagrams", "ike_tx_datagrams", "ike_tx_keepalives", "ike_tx_errors", "ike_rx_unusable"), 0
@@ -86,8 +92,27 @@ class Datagrams:
     # -- in
 
     def _read(self, sock: socket.socket, address: IpAddress, port: int) -> None:
-        for data, source, source_port, local in ike.receive(sock, address, BUDGET):
-            self._deliver(Datagram(data, source, source_port, local, port))
+        end = self._clock() + TURN_SECONDS
+        for _ in range(BUDGET):
+            found = ike.receive(sock, address, 1)
+            if not found:
+                return
+            for data, source, source_port, local in found:
+                self._deliver(Datagram(data, source, source_port, local, port))
+            if self._clock() >= end:
+                return
+
+    def drain(self, pump: CorePump) -> bool:
+        """Deliver what the data path took for IKE, as far as one turn of the loop goes; whether more may wait."""
+        end = self._clock() + TURN_SECONDS
+        for _ in range(BUDGET // _CHUNK):
+            found = pump.datagrams(_CHUNK)
+            self.deliver(found)
+            if len(found) < _CHUNK:
+                return False
+            if self._clock() >= end:
+                break
+        return True
 
     def deliver(self, found: Sequence[RawDatagram]) -> None:
         """Datagrams that the data path took for IKE, marker and all."""

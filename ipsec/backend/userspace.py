@@ -22,7 +22,6 @@ from typing import TypeVar, assert_never
 from ipsec.backend import outside
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
 from ipsec.backend.core import Core, CoreEngine, compiled_core
-from ipsec.backend.datagrams import BUDGET as DATAGRAMS
 from ipsec.backend.datagrams import Datagrams
 from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
@@ -311,13 +310,10 @@ class UserspaceBackend:
     # -- what the data path has to say
 
     def _drain(self, worker: Worker) -> None:
-        found = worker.pump.datagrams(DATAGRAMS)
-        if len(found) == DATAGRAMS:
-            # the rest in the loop's next turn: others wait too
-            worker.drain_again()
         # first what the data path has to say: a datagram may be handled for long
         self._drain_engine()
-        self._datagrams.deliver(found)
+        if self._datagrams.drain(worker.pump):
+            worker.drain_again()
 
     def _df_lost(self) -> None:
         for worker in self._workers[:1]:

@@ -55,6 +55,8 @@ STOP_RETRANSMIT_S = 0.5
 #: a child that is to be up and cannot be is tried again after this, doubled each time up to the second
 RETRY_S = 10.0
 RETRY_MAX_S = 300.0
+#: datagrams in one turn of the loop that have waited for routes
+SEND_AT_ONCE = 32
 #: names are looked up again
 RESOLVE_S = 60.0
 
@@ -298,7 +300,9 @@ class IkeControl:
                     await self._backend.sync_routes()
                 except BackendError as error:
                     log.error("routes: %s", error)
-                self._send(held)
+                for at in range(0, len(held), SEND_AT_ONCE):
+                    self._send(held[at : at + SEND_AT_ONCE])
+                    await asyncio.sleep(0)
         finally:
             self._holding = False
 

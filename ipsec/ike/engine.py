@@ -64,6 +64,9 @@ from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
 
 log = logging.getLogger(__name__)
 
+#: timers in one call: each may start an exchange, of up to a millisecond
+TIMERS_AT_ONCE = 16
+
 
 class IkeEngine(Registry):
     """See the module's text."""
@@ -96,9 +99,9 @@ class IkeEngine(Registry):
             self._contain(sa, now, before)
 
     def handle_timer(self, now: float) -> None:
-        """Do what has come due."""
+        """Do what has come due, the earliest first; if that is much, ``next_timer`` is in the past afterwards."""
         self.now = now
-        for key in self.timers.due(now):
+        for key in self.timers.due(now, TIMERS_AT_ONCE):
             assert isinstance(key, tuple)
             kind, uid = key
             child = self.children.get(uid)

@@ -52,15 +52,15 @@ class Timers:
             heapq.heappop(heap)
         return None
 
-    def due(self, now: float) -> list[Hashable]:
-        """Keys whose deadline is not after ``now``, earliest first; they are no longer set.
+    def due(self, now: float, limit: int = 1 << 30) -> list[Hashable]:
+        """Up to ``limit`` keys whose deadline is not after ``now``, earliest first; they are no longer set.
 
         Cancelling one of them afterwards takes nothing off the list: whoever works through it and may end what a later
         key stands for has to look whether that still exists.
         """
         keys: list[Hashable] = []
         heap, live = self._heap, self._live
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and len(keys) < limit:
             _, count, key = heapq.heappop(heap)
             if live.get(key) == count:
                 del live[key]
