@@ -142,7 +142,8 @@ class IkeEngine(Registry):
 
     def _receive_init(self, sa: IkeSa | None, header: Header, data: bytes, path: Path, now: float) -> None:
         if not header.response:
-            handle_init_request(self, header, data, path, now)
+            if sa is not None or not self._stopping:
+                handle_init_request(self, header, data, path, now)
         elif sa is not None and sa.initiator and sa.spi_i == header.spi_i:
             try:
                 handle_init_response(sa, header, data, path, now)
@@ -380,8 +381,12 @@ class IkeEngine(Registry):
             sa.ask(Liveness([redirect.redirect(gateway)]), now)
 
     def stop(self, now: float) -> None:
-        """Close everything; when ``sas`` is empty, or patience is at its end, it is done."""
+        """Close everything; when ``sas`` is empty, or patience is at its end, it is done.
+
+        Who comes from now on hears nothing: he sends again, perhaps to who runs next.
+        """
         self.now = now
+        self._stopping = True
         for sa in list(self.sas.values()):
             self.terminate_ike(sa, now, "shutting down")
 

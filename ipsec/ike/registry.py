@@ -67,6 +67,7 @@ class Registry:
         "those that have sent a part of a message and are not authenticated, the longest waiting first"
         self._half_open: dict[int, tuple[bytes, IpAddress]] = {}
         self.by_spi: dict[bytes, IkeSa] = {}
+        self._stopping = False
         self.by_peer: dict[tuple[Identity | None, Identity | None], dict[int, IkeSa]] = {}
         self.closed: OrderedDict[bytes, tuple[bytes, list[bytes]]] = OrderedDict()
         self._reqids: dict[tuple[str, str], int] = {}

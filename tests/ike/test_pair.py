@@ -12,6 +12,7 @@ from ipsec.ike.config import Action, Childless, IkeSettings, Unique
 from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, TrapWanted
 from ipsec.ike.rekey import RekeyIke
+from ipsec.ike.state import IkeState
 from ipsec.wire.iana import Protocol
 from tests.pair import IN_FLIGHT_S, Link, Pair, unique_ivs
 
@@ -162,3 +163,17 @@ def test_half_open_goes() -> None:
     pair.world.run(15.0)
     assert not pair.b.engine.sas
     assert not len(pair.b.engine.half_open)
+
+
+def test_who_stops_takes_nobody_new() -> None:
+    """A peer that comes back at once would have an IKE_SA with somebody who is gone."""
+    pair = Pair().up()
+    pair.b.do(pair.b.engine.stop)
+    pair.world.until(lambda: not pair.a.engine.sas)
+    pair.a.initiate()
+    pair.world.run(1.0)
+    assert not pair.b.engine.sas
+    assert [sa.state for sa in pair.a.engine.sas.values()] == [IkeState.CONNECTING]
+    pair.b.restart()
+    pair.world.settle()
+    pair.agree()
