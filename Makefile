@@ -1,7 +1,7 @@
 # Every target sets up what it needs. Start with: make demo
 PY = .venv/bin/python
 
-.PHONY: demo demo-strongswan test lint types bench build asan soak fuzz clean
+.PHONY: demo demo-strongswan test lint types bench build image scenarios asan soak fuzz clean
 
 demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
 demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.demo_strongswan
@@ -10,6 +10,8 @@ lint: ; @tools/setup build fast && $(PY) -m ruff check .
 types: ; @tools/setup build fast && $(PY) -m mypy
 bench: ; @tools/setup build fast net test interop && $(PY) -m bench
 build: ; @tools/setup build fast && $(PY) -m pip wheel -q --no-deps -w dist .
+image: ; @tools/setup build fast containers && $(PY) -m tools.image $(if $(BASE),--base $(BASE))
+scenarios: ; @tools/setup build fast net containers && $(PY) -m tools.scenarios $(ONLY)
 asan: ; @tools/setup build fast net test && tools/asan
 soak: ; @tools/setup build fast net test && $(PY) -m pytest -m slow --hypothesis-profile=soak --timeout=3600
 fuzz: ; @tools/setup build fast net test && $(PY) -m pip install -qq 'atheris>=2.3' && $(PY) -m tests.fuzz
