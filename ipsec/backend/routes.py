@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from ipsec.backend.base import IpAddress, IpInterface
+from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
@@ -37,11 +38,14 @@ DEFAULT_PATH_MTU = 1500
 class Routes:
     """Hears of SAs and policies. Belongs to the event loop's thread; the kernel is asked on the helper thread."""
 
-    def __init__(self, helper: Callable[[], Executor | None], *, fail_closed: bool, mtu: int) -> None:
-        """``helper`` is the thread for what blocks. ``mtu`` 0 takes what fits through every SA."""
+    def __init__(self, helper: Callable[[], Executor | None], settings: UserspaceSettings) -> None:
+        """``helper`` is the thread for what blocks."""
         self._helper = helper
-        self._fixed_mtu = mtu
-        self._book = RouteBook(fail_closed=fail_closed)
+        self._fixed_mtu = settings.mtu
+        "0 takes what fits through every SA"
+        self._book = RouteBook(fail_closed=settings.fail_closed)
+        self._apart = bool(settings.namespace)
+        "nothing has a way around the tunnel where the routes are, and outer packets do not come there"
         self._inner_mtus: Counter[int] = Counter()
         self._path_mtus: Counter[int] = Counter()
         self._router: Router | None = None
@@ -71,7 +75,8 @@ class Routes:
 
     def add_sa(self, params: SaParams) -> None:
         """An SA was installed: its peer stays outside."""
-        self._book.exclude((params.remote, params.remote))
+        if not self._apart:
+            self._book.exclude((params.remote, params.remote))
         self._path_mtus[params.path_mtu] += 1
         if params.direction is Direction.OUT:
             self._inner_mtus[inner_mtu(params)] += 1
@@ -79,7 +84,8 @@ class Routes:
 
     def del_sa(self, params: SaParams) -> None:
         """Undo ``add_sa``."""
-        self._book.include((params.remote, params.remote))
+        if not self._apart:
+            self._book.include((params.remote, params.remote))
         _less(self._path_mtus, params.path_mtu)
         if params.direction is Direction.OUT:
             _less(self._inner_mtus, inner_mtu(params))

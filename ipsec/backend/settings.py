@@ -32,6 +32,8 @@ class UserspaceSettings:
     "somebody made the device with addresses, routes and rules; netlink is left alone, and nothing needs a capability"
     tun_fd: int | None = None
     "an inherited TUN queue instead of a device by name"
+    namespace: str = ""
+    "network namespace of the device, its addresses and routes: name or path; empty is our own"
     mtu: int = 0
     "of the device; 0 takes what fits through every SA"
     workers: int = 0

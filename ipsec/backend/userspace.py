@@ -17,12 +17,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, assert_never
 
 from ipsec.backend import outside
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
 from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.datagrams import Datagrams
+from ipsec.backend.place import check_ours, make_router, open_helper
 from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
 from ipsec.backend.settings import UserspaceSettings
@@ -34,7 +36,7 @@ from ipsec.esp.sa import Direction, IpAddress, Lifetime, Policy, SaParams
 from ipsec.net import udp
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.route import Router
-from ipsec.net.tun import Tun, device_exists, open_tun, tun_from_fd
+from ipsec.net.tun import Tun, open_tun, tun_from_fd
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class UserspaceBackend:
         self._running = False
         self._recovering = False
         self._lost = False
-        self._routes = Routes(lambda: self._helper, fail_closed=settings.fail_closed, mtu=settings.mtu)
+        self._routes = Routes(lambda: self._helper, settings)
 
     # -- start and stop
 
@@ -91,7 +93,7 @@ class UserspaceBackend:
     async def _start(self) -> None:
         settings = self._settings
         core = self._core = self._core or compiled_core()
-        self._helper = ThreadPoolExecutor(1, "ipsec-netlink")
+        self._helper = await asyncio.to_thread(open_helper, settings)
         self._engine = core.Engine(
             provider=settings.crypto_provider,
             workers=max(1, settings.workers),
@@ -101,12 +103,12 @@ class UserspaceBackend:
             hold_packets=settings.hold_packets,
         )
         if settings.install_routes and settings.memory is None:
-            self._router = await self._blocking(self._make_router)
+            self._router = await self._blocking(partial(make_router, settings))
         elif settings.prepared and settings.memory is None:
             self._claim = take_prepared(settings)
         self._verdicts = outside.probe(settings)
         try:
-            self._open_tun()
+            await self._blocking(self._open_tun)
             self._open_sockets()
         except OSError as error:
             raise BackendError(f"cannot open the device or its sockets: {error.strerror}") from error
@@ -116,22 +118,6 @@ class UserspaceBackend:
         self._make_pumps()
         self._log_start()
         self._go()
-
-    def _make_router(self) -> Router:
-        settings = self._settings
-        router = Router(table=settings.routing_table, priority=settings.routing_priority, fwmark=settings.fwmark)
-        try:
-            stale = router.claim(keep_closed=settings.fail_closed)
-        except BaseException:
-            router.close()
-            raise
-        if stale:
-            log.info(
-                "removed or took over %d routes and rules that a predecessor left in table %d",
-                stale,
-                settings.routing_table,
-            )
-        return router
 
     def _open_tun(self) -> None:
         settings = self._settings
@@ -192,7 +178,7 @@ class UserspaceBackend:
 
         self._unwatch()
         await self._blocking(work)
-        self._watch()
+        await self._watch()
 
     def _make_pumps(self) -> None:
         settings, tun, core = self._settings, self._tun, self._core
@@ -285,7 +271,7 @@ class UserspaceBackend:
         self._sockets.clear()
         self._engine = None
         settings = self._settings
-        self._routes = Routes(lambda: self._helper, fail_closed=settings.fail_closed, mtu=settings.mtu)
+        self._routes = Routes(lambda: self._helper, settings)
         self._sas.clear()
         self._policies.clear()
         self._spis.clear()
@@ -370,12 +356,13 @@ class UserspaceBackend:
 
     # -- the device under us
 
-    def _watch(self) -> None:
-        if self._tun is not None and self._router is not None:
+    async def _watch(self) -> None:
+        tun = self._tun
+        if tun is not None and self._router is not None:
             try:
-                self._monitor = LinkMonitor(self._tun.index, up=True)
+                self._monitor = await self._blocking(lambda: LinkMonitor(tun.index, up=True))
             except OSError as error:
-                raise BackendError(f"device {self._tun.name} went away during start: {error.strerror}") from error
+                raise BackendError(f"device {tun.name} went away during start: {error.strerror}") from error
             asyncio.get_running_loop().add_reader(self._monitor.fd, self._on_link)
 
     def _unwatch(self) -> None:
@@ -421,8 +408,8 @@ class UserspaceBackend:
             self._drop_pumps()
             assert self._tun is not None
             self._tun.close()
-            self._check_ours()
-            self._open_tun()
+            await self._blocking(partial(check_ours, self._settings, routed=self._router is not None))
+            await self._blocking(self._open_tun)
             mtu = self._routes.mtu
             await self._configure_device(mtu, path_mtu=self._routes.path_mtu)
             if self._router is not None:
@@ -438,17 +425,6 @@ class UserspaceBackend:
         finally:
             self._recovering = False
         log.info("device %s is back", self._tun.name)
-
-    def _check_ours(self) -> None:
-        """A device that somebody else prepared can be attached to again, but a new one would lack what they gave it."""
-        settings = self._settings
-        if settings.memory is not None:
-            raise BackendError("its other end is closed")
-        if self._router is None and settings.tun_fd is None and not device_exists(settings.device):
-            raise BackendError(
-                f"device {settings.device} was prepared by somebody else and is gone",
-                remedy="make it again with its addresses and routes (ipsecd --prepare), then start ipsecd",
-            )
 
     # -- SAs and policies
 

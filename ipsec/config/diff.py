@@ -73,9 +73,7 @@ def changes(old: Config, new: Config) -> list[Change]:
     return found
 
 
-def _named(
-    section: str, old: Sequence[Any], new: Sequence[Any], effects: dict[Kind, Effect]
-) -> Iterator[Change]:
+def _named(section: str, old: Sequence[Any], new: Sequence[Any], effects: dict[Kind, Effect]) -> Iterator[Change]:
     """Entries with a name."""
     before, after = ({one.name: one for one in entries} for entries in (old, new))
     for name, one in after.items():

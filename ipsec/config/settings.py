@@ -148,6 +148,8 @@ class DaemonSettings:
     "name of the TUN device; it is created unless it is there already"
     setup: Setup = Setup.AUTO
     "own: ipsecd makes device, addresses and routes; prepared: they are there; auto sees what is possible"
+    namespace: str = ""
+    "network namespace for device, addresses and routes: a name of ip-netns(8) or /proc/PID/ns/net; sockets stay here"
     mtu: int = 0
     "MTU of the device in octets, 576..65535; 0 takes what path_mtu leaves inside ESP for the suites in use"
     path_mtu: int = 1500
@@ -242,6 +244,12 @@ def _parse_device(text: str) -> str:
     # 15 octets is IFNAMSIZ without its NUL; % would make the kernel choose a number
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", "..", "lo"):
         raise ConfigError(f"{quoted(text)} is not a device name of 1..15 letters, digits, '_', '-', '.'")
+    return text
+
+
+def _parse_namespace(text: str) -> str:
+    if not re.fullmatch(r"(/[^/\0]+)+|[^/\0]{1,255}", text) or text in (".", ".."):
+        raise ConfigError(f"{quoted(text)} is neither the name of a network namespace nor an absolute path")
     return text
 
 
@@ -347,6 +355,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "backend": one_of(BackendKind),
     "device": _parse_device,
     "setup": one_of(Setup),
+    "namespace": _parse_namespace,
     "mtu": number_in(576, 65535, also=(0,)),
     "path_mtu": number_in(576, 65535),
     "addresses": list_of(parse_interface),

@@ -45,13 +45,17 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
     """What the configuration means for the user-space backend. ConfigError if it asks for what that cannot do."""
     settings = config.settings
     prepared = ends is None and is_prepared(settings)
+    if settings.namespace and prepared:
+        why = "a device in another namespace cannot be prepared: to go there takes capabilities"
+        raise ConfigError(why, file=config.file, key="ipsecd.namespace")
     policies = config.policies()
     bypass = any(policy.action is Action.BYPASS for policy in policies) or any(
         child.mode is ChildMode.PASS for connection in config.connections for child in connection.children
     )
     # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
     fwmark = 0 if prepared else settings.fwmark
-    if not fwmark and ends is None and not prepared and (bypass or _protects_peer(config)):
+    inside = not settings.namespace and _protects_peer(config)
+    if not fwmark and ends is None and not prepared and (bypass or inside):
         fwmark = DEFAULT_FWMARK
         log.info(
             "our own packets bear mark %d, because policies cover the outer addresses or bypass the tunnel", fwmark
@@ -69,6 +73,7 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         bypass=bypass and not prepared,
         install_routes=settings.install_routes and not prepared,
         prepared=prepared,
+        namespace=settings.namespace if ends is None else "",
         routing_table=settings.routing_table,
         routing_priority=settings.routing_priority,
         fwmark=fwmark,
@@ -87,7 +92,7 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
 
 def is_prepared(settings: DaemonSettings) -> bool:
     """Whether device, addresses and routes are there already and the daemon leaves them alone."""
-    if settings.setup is not Setup.AUTO or not settings.install_routes:
+    if settings.setup is not Setup.AUTO or not settings.install_routes or settings.namespace:
         return settings.setup is Setup.PREPARED
     return device_exists(settings.device) and not may_configure()
 

@@ -5,6 +5,7 @@ By rtnetlink's groups, without polling.
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import struct
 from enum import Enum
@@ -18,6 +19,8 @@ _RTM_DELLINK = 17
 _RTM_NEWADDR = 20
 _RTM_DELADDR = 21
 _IFF_UP = 1
+_SIOCGIFNAME = 0x8910
+_IFREQ = struct.Struct("16si20x")
 _NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -67,7 +70,8 @@ class LinkMonitor:
 
     def _exists(self) -> bool:
         try:
-            socket.if_indextoname(self._index)
+            # not if_indextoname: the socket may be of another network namespace
+            fcntl.ioctl(self._socket, _SIOCGIFNAME, _IFREQ.pack(b"", self._index))
         except OSError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""Work in another network namespace for a moment: sockets and devices opened there stay there."""
+"""Work in another network namespace: sockets and devices opened there stay there."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ _CLONE_NEWNET = 0x40000000
 NAMED = "/run/netns"
 
 
-@contextmanager
-def inside(name: str) -> Iterator[None]:
-    """Run the body in the network namespace ``name``, this thread only. OSError if that is not permitted."""
-    target = os.open(f"{NAMED}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+def enter(name: str) -> None:
+    """Go into a network namespace, this thread only and for good: a name of ip-netns(8), or a path. OSError."""
+    target = os.open(os.path.join(NAMED, name), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(target)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(home)
+        _setns(target)
     finally:
         os.close(target)
+
+
+@contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Run the body in a network namespace, this thread only. OSError if that is not permitted."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(name)
+        try:
+            yield
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
 
 
 def _setns(fd: int) -> None:
