@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.text import Text
 
 from ipsec.ctl.app import App
-from ipsec.ctl.output import DIM, WARN, Column, Table, bits, count, duration, octets
+from ipsec.ctl.output import BAD, DIM, WARN, Column, Table, bits, count, duration, octets
 from ipsec.ctl.report import STYLES, Status
-from ipsec.ctl.screen import networks, state_of
+from ipsec.ctl.screen import networks, reasons, state_of
 from ipsec.ctl.tunnels import Tunnel
-from ipsec.ctl.view import IkeSa
+from ipsec.ctl.view import IkeSa, Problem
 
 
 def print_details(app: App, found: Status) -> None:
@@ -24,6 +24,16 @@ def print_details(app: App, found: Status) -> None:
         for child in idle:
             line = Text.assemble("  ", (child.name, "bold"), " ", (child.state.value, STYLES[child.state]))
             app.out.print(line.append(f"  {networks(child.local_ts, child.remote_ts)}"))
+        for problem in found.problems.get(tunnel.name, ()):
+            _print_problem(app, problem)
+
+
+def _print_problem(app: App, problem: Problem) -> None:
+    ago = f"{duration(problem.ago_s)} ago" if problem.ago_s is not None else problem.at
+    often = f", {problem.count} times in a row" if problem.count > 1 else ""
+    over = ", over" if problem.over else ""
+    line = Text.assemble(("  ! ", DIM if problem.over else BAD), (f"{ago}{often}{over}: ", DIM))
+    app.out.print(line.append(f"{problem.child}: " if problem.child else "").append(problem.reason))
 
 
 def _head(app: App, tunnel: Tunnel) -> None:
@@ -66,6 +76,7 @@ def _print_ike_sa(app: App, found: Status, sa: IkeSa) -> None:
             ("SPIs", f"{child.spi_in}_i {child.spi_out}_o, reqid {child.reqid}"),
             ("in", _flow(child.bytes_in, child.packets_in, child.idle_in_s, rate.bits_in, found.sampled)),
             ("out", _flow(child.bytes_out, child.packets_out, child.idle_out_s, rate.bits_out, found.sampled)),
+            ("dropped", reasons(found.dropped(sa, child) or {})),
             ("age", duration(child.age_s)),
             ("rekeying", f"in {duration(child.rekey_in_s)}" if child.rekey_in_s is not None else ""),
             ("end", f"in {duration(child.expires_in_s)}" if child.expires_in_s is not None else ""),

@@ -7,7 +7,6 @@ from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 GAP = 2
@@ -29,94 +28,86 @@ class Column:
 
 
 class Table:
-    """Rows under titles: as wide as it needs to be, on a terminal not wider than that."""
+    """Rows under titles, and notes between them: on a terminal as wide as that at most, elsewhere nothing is cut."""
 
     def __init__(self, *columns: Column | str, heads: bool = True) -> None:
         self.heads = heads
         self.columns = [Column(one) if isinstance(one, str) else one for one in columns]
-        self.rows: list[list[Text]] = []
+        self.rows: list[list[Text] | Text] = []
 
-    def add(self, *cells: str | Text, style: str = "") -> None:
+    def add(self, *cells: str | Text) -> None:
         """Add a row; missing cells at its end are empty."""
         row = [cell if isinstance(cell, Text) else Text(cell) for cell in cells]
-        row += [Text()] * (len(self.columns) - len(row))
-        if style:
-            for cell in row:
-                cell.stylize(style)
-        self.rows.append(row)
+        self.rows.append(row + [Text()] * (len(self.columns) - len(row)))
+
+    def note(self, line: Text) -> None:
+        """Add a line as wide as it needs to be."""
+        self.rows.append(line)
 
     def print(self, console: Console) -> None:
         """Print it."""
-        if console.is_terminal:
-            console.print(self.rich(console.width))
-        else:
-            for line in self.lines():
-                console.print(line, soft_wrap=True)
+        for line in self.lines(console.width if console.is_terminal else None):
+            console.print(line, soft_wrap=True)
 
-    def lines(self) -> list[str]:
-        """Plain lines, nothing cut."""
-        widths = self._widths()
-        shown = [i for i, _ in enumerate(self.columns) if self._filled(i)]
-        lines = []
-        heads = [[column.title for column in self.columns]] if self.heads else []
-        for row in [*heads, *([cell.plain for cell in row] for row in self.rows)]:
-            parts = []
-            for i in shown:
-                space = " " * (widths[i] - cell_len(row[i]))
-                parts.append(space + row[i] if self.columns[i].align == "right" else row[i] + space)
-            lines.append((" " * GAP).join(parts).rstrip())
-        return lines
-
-    def rich(self, width: int) -> RichTable:
-        """For a terminal of that width."""
-        table = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold", show_header=self.heads)
-        shown = self._shown(width)
-        widths = self._fitted(shown, width)
-        for i in shown:
-            column = self.columns[i]
-            table.add_column(column.title, justify=column.align, no_wrap=True, overflow="ellipsis", width=widths[i])
-        for row in self.rows:
-            table.add_row(*(row[i] for i in shown))
-        return table
-
-    def _filled(self, i: int) -> bool:
-        return not self.columns[i].title or not self.rows or any(row[i].plain for row in self.rows)
-
-    def _widths(self) -> list[int]:
-        return [
-            max([cell_len(column.title), *(row[i].cell_len for row in self.rows)])
+    def lines(self, width: int | None = None) -> list[Text]:
+        """All lines, none longer than ``width``."""
+        natural = [
+            max([cell_len(column.title), *(row[i].cell_len for row in self.rows if isinstance(row, list))])
             for i, column in enumerate(self.columns)
         ]
-
-    def _shown(self, width: int) -> list[int]:
-        """Columns that have something, without those that there is no room for."""
-        widths = self._widths()
         shown = [i for i, _ in enumerate(self.columns) if self._filled(i)]
-        while sum(widths[i] + GAP for i in shown) - GAP > width:
-            last = max(shown, key=lambda i: self.columns[i].drop, default=0)
-            if not shown or not self.columns[last].drop:
-                break
-            shown.remove(last)
-        return shown
+        if width is not None:
+            shown = self._that_fit(shown, natural, width)
+            natural = self._narrowed(shown, natural, width)
+        heads = [[Text(column.title, style="bold") for column in self.columns]] if self.heads else []
+        found = []
+        for row in [*heads, *self.rows]:
+            line = row if isinstance(row, Text) else self._line(row, shown, natural)
+            if width is not None and line.cell_len > width:
+                line.truncate(width, overflow="ellipsis")
+            found.append(line)
+        return found
 
-    def _fitted(self, shown: list[int], width: int) -> dict[int, int]:
-        """The widths of what is shown; the widest ones give way first."""
-        natural = self._widths()
-        widths = {i: natural[i] for i in shown}
-        over = sum(widths.values()) + GAP * (len(shown) - 1) - width
+    def _line(self, row: list[Text], shown: list[int], widths: list[int]) -> Text:
+        line = Text()
+        for i in shown:
+            cell, space = row[i].copy(), widths[i] - row[i].cell_len
+            if space < 0:
+                cell.truncate(widths[i], overflow="ellipsis")
+            if space > 0 and self.columns[i].align == "right":
+                cell.pad_left(space)
+            elif space > 0:
+                cell.pad_right(space)
+            line.append_text(cell).append(" " * GAP)
+        line.rstrip()
+        return line
+
+    def _filled(self, i: int) -> bool:
+        """Whether a column has anything in it; one without a title is always there."""
+        rows = [row for row in self.rows if isinstance(row, list)]
+        return not self.columns[i].title or not rows or any(row[i].plain for row in rows)
+
+    def _that_fit(self, shown: list[int], widths: list[int], width: int) -> list[int]:
+        """Columns without those that there is no room for."""
+        kept = list(shown)
+        while kept and sum(widths[i] + GAP for i in kept) - GAP > width:
+            last = max(kept, key=lambda i: self.columns[i].drop)
+            if not self.columns[last].drop:
+                break
+            kept.remove(last)
+        return kept
+
+    def _narrowed(self, shown: list[int], natural: list[int], width: int) -> list[int]:
+        """Widths that fit; the columns that can spare most give way."""
+        widths = list(natural)
+        over = sum(widths[i] + GAP for i in shown) - GAP - width
         while over > 0:
-            widest = max(shown, key=lambda i: widths[i] - self.columns[i].least, default=0)
-            if not shown or widths[widest] <= self.columns[widest].least:
+            widest = max(shown, key=lambda i: widths[i] - self.columns[i].least)
+            if widths[widest] <= self.columns[widest].least:
                 break
             widths[widest] -= 1
             over -= 1
         return widths
-
-
-def titled(console: Console, title: str, table: Table) -> None:
-    """A table under a title."""
-    console.print(Text(title, style="bold"))
-    table.print(console)
 
 
 def amount(value: float, unit: str) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from ipsec.ctl.app import App
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, duration, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, plural
 from ipsec.ctl.report import STYLES, Status
 from ipsec.ctl.tunnels import TROUBLE, Child, Rate, State, Tunnel
-from ipsec.ctl.view import ChildSa, IkeSa
+from ipsec.ctl.view import ChildSa, DataPath, IkeSa, Problem
 
 #: lines besides the summary and the table's rows: titles, what is not shown, the prompt, two empty ones
 LINES_AROUND = 5
@@ -20,15 +20,16 @@ LINES_AROUND = 5
 def print_screen(app: App, found: Status, everything: bool) -> None:
     """Print it; ``everything`` even if that is more than the screen has."""
     out = app.out
-    summary = _summary(found)
-    out.print(summary)
+    heading = _heading(found)
+    for line in heading:
+        out.print(line)
     tunnels = sorted(found.tunnels, key=lambda tunnel: tunnel.state not in TROUBLE)
     if not tunnels:
         out.print("No connections are loaded: see `ipsecctl load` and `ipsecctl reload`.")
         return
     room = None
     if out.is_terminal and not everything:
-        room = out.height - LINES_AROUND - -(-summary.cell_len // out.width)
+        room = out.height - LINES_AROUND - sum(-(-line.cell_len // out.width) for line in heading)
     table, left = _table(found, tunnels, room)
     out.print()
     table.print(out)
@@ -39,7 +40,8 @@ def print_screen(app: App, found: Status, everything: bool) -> None:
         out.print(Text(f"not shown: {more} (ipsecctl status --all, or name them)", style=DIM))
 
 
-def _summary(found: Status) -> Text:
+def _heading(found: Status) -> list[Text]:
+    """What there is in all: tunnels, traffic, drops, and what is wrong with the daemon itself."""
     states = Counter(tunnel.state for tunnel in found.tunnels)
     parts = [Text(f"{found.daemon} {found.version}", style="bold"), Text(f"running {found.running}")]
     parts.append(Text(plural(len(found.tunnels), "connection")))
@@ -48,17 +50,37 @@ def _summary(found: Status) -> Text:
     if found.sampled and sas:
         rate = found.rate(sas)
         parts.append(Text(f"in {bits(rate.bits_in)}, out {bits(rate.bits_out)}"))
-    return Text(" | ", style=DIM).join(parts)
+    lines = [Text(" | ", style=DIM).join(parts)]
+    if found.data_path is not None:
+        lines.append(Text(" | ", style=DIM).join(_data_path(found.data_path)))
+    return lines + [Text(f"! {ailment}", style=BAD) for ailment in found.ailments]
+
+
+def _data_path(path: DataPath) -> list[Text]:
+    parts = [Text(f"{path.device}, MTU {path.mtu}"), Text(plural(path.workers, "worker"))]
+    if off := [name for name, used in path.offloads.items() if not used]:
+        parts.append(Text(f"without {', '.join(off)}", style=WARN))
+    if path.drops:
+        parts.append(Text(f"dropped since the start: {reasons(path.drops)}"))
+    return parts
+
+
+def reasons(drops: dict[str, int]) -> str:
+    """``IN_STATE_SEQ_ERROR 12, OUT_NO_POLS 1``: the most frequent first."""
+    return ", ".join(f"{reason} {count(drops[reason])}" for reason in sorted(drops, key=lambda one: -drops[one]))
 
 
 def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[Table, list[Tunnel]]:
     """The table, in as much detail as there are lines for; and what has no place in it."""
     shown = list(tunnels)
+    notes = {id(tunnel): note for tunnel in tunnels if (note := _note(found.problem(tunnel)))}
     if room is not None and len(tunnels) > room:
         ranked = sorted(tunnels, key=lambda tunnel: (tunnel.state not in TROUBLE, -_weight(found, tunnel)))
         kept = set(map(id, ranked[: max(room, 1)]))
         shown = [tunnel for tunnel in tunnels if id(tunnel) in kept]
     spare = room - len(shown) if room is not None else None
+    noted = [tunnel for tunnel in shown if id(tunnel) in notes][: None if spare is None else max(spare, 0)]
+    spare = spare - len(noted) if spare is not None else None
     whole = set()
     for tunnel in sorted(shown, key=lambda tunnel: (tunnel.state is not State.PARTLY, tunnel.state not in TROUBLE)):
         if spare is None or _lines(tunnel) <= spare:
@@ -69,8 +91,20 @@ def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[
         _add_connection(table, found, tunnel)
         if id(tunnel) in whole:
             _add_children(table, found, tunnel)
+        if tunnel in noted:
+            table.note(notes[id(tunnel)])
     kept = set(map(id, shown))
     return table, [tunnel for tunnel in tunnels if id(tunnel) not in kept]
+
+
+def _note(problem: Problem | None) -> Text | None:
+    """Why a connection is not up."""
+    if problem is None:
+        return None
+    ago = f"{duration(problem.ago_s)} ago" if problem.ago_s is not None else problem.at
+    often = f", {problem.count} times" if problem.count > 1 else ""
+    child = f"{problem.child}: " if problem.child else ""
+    return Text.assemble(("  ! ", BAD), (f"{ago}{often}: ", DIM), f"{child}{problem.reason}")
 
 
 def _lines(tunnel: Tunnel) -> int:
@@ -94,11 +128,14 @@ def _new_table() -> Table:
         Column("REKEY", "right", drop=4),
         Column("IN", "right", drop=1),
         Column("OUT", "right", drop=1),
+        Column("DROPS", "right", drop=1),
     )
 
 
 def _add_connection(table: Table, found: Status, tunnel: Tunnel) -> None:
     style = STYLES[tunnel.state]
+    if tunnel.state is State.PARTLY and not any(child.state is State.UP for child in tunnel.children):
+        style = BAD
     sa = tunnel.sas[0] if len(tunnel.sas) == 1 else None
     peer = " ".join(part for part in (tunnel.peer, tunnel.peer_id) if part) or "anybody"
     if len(tunnel.sas) > 1:
@@ -112,7 +149,8 @@ def _add_connection(table: Table, found: Status, tunnel: Tunnel) -> None:
         f"{sa.suite.cipher} {sa.suite.ke}" if sa and sa.up else "",
         duration(sa.age_s) if sa else "",
         duration(_next(sa)) if sa else "",
-        *(_both(rate) if found.sampled and tunnel.child_sas() else ()),
+        *(_both(rate) if found.sampled and tunnel.child_sas() else ("", "")),
+        _dropped(found, [(one, child) for one in tunnel.sas for child in one.children]),
     )
 
 
@@ -136,7 +174,7 @@ def _add_children(table: Table, found: Status, tunnel: Tunnel) -> None:
             _add_peer(table, found, sa)
         return
     for child in tunnel.children:
-        _add_child(table, found, child)
+        _add_child(table, found, tunnel, child)
 
 
 def _add_peer(table: Table, found: Status, sa: IkeSa) -> None:
@@ -152,10 +190,10 @@ def _add_peer(table: Table, found: Status, sa: IkeSa) -> None:
         duration(_next(sa)),
     )
     for child in sa.children:
-        _add_sa(table, found, child, f"    {child.name}")
+        _add_sa(table, found, sa, child, f"    {child.name}")
 
 
-def _add_sa(table: Table, found: Status, sa: ChildSa, name: str) -> None:
+def _add_sa(table: Table, found: Status, ike: IkeSa, sa: ChildSa, name: str) -> None:
     table.add(
         Text(name),
         Text("up", style=GOOD) if sa.up else Text(sa.state.lower(), style=WARN),
@@ -163,14 +201,15 @@ def _add_sa(table: Table, found: Status, sa: ChildSa, name: str) -> None:
         sa.suite.cipher,
         duration(sa.age_s),
         duration(sa.rekey_in_s),
-        *(_both(found.rate((sa,))) if found.sampled else ()),
+        *(_both(found.rate((sa,))) if found.sampled else ("", "")),
+        _dropped(found, [(ike, sa)]),
     )
 
 
-def _add_child(table: Table, found: Status, child: Child) -> None:
+def _add_child(table: Table, found: Status, tunnel: Tunnel, child: Child) -> None:
     live = [sa for sa in child.sas if sa.state != "REKEYED"]
     if len(live) == 1 and live[0].up:
-        _add_sa(table, found, live[0], f"  {child.name}")
+        _add_sa(table, found, tunnel.sas[0], live[0], f"  {child.name}")
         return
     style = STYLES[child.state]
     several = f" ({len(child.sas)} SAs)" if len(child.sas) > 1 else ""
@@ -191,3 +230,9 @@ def _both(rate: Rate) -> tuple[Text, Text]:
         return Text(bits(value)) if value >= 1 else Text("0", style=DIM)
 
     return one(rate.bits_in), one(rate.bits_out)
+
+
+def _dropped(found: Status, sas: Sequence[tuple[IkeSa, ChildSa]]) -> Text:
+    """Packets that SAs have dropped; nothing if there are none, or the daemon does not tell."""
+    total = sum(sum((found.dropped(ike, child) or {}).values()) for ike, child in sas)
+    return Text(count(total), style=WARN) if total else Text()

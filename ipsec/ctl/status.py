@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -14,10 +14,10 @@ from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.details import print_details
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.names import Known
-from ipsec.ctl.report import Status
+from ipsec.ctl.report import Status, ask
 from ipsec.ctl.screen import print_screen
-from ipsec.ctl.tunnels import TROUBLE, State, Tunnel, sample
-from ipsec.ctl.view import ChildSa, section, text
+from ipsec.ctl.tunnels import TROUBLE, State, Tunnel
+from ipsec.ctl.view import ChildSa
 
 SAMPLE_S = 0.5
 
@@ -66,16 +66,15 @@ def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool
 
 async def _ask(app: App, names: Sequence[str], seconds: float) -> Status:
     async with app.session() as session:
-        who = await session.request("version")
-        stats = await session.request("stats")
-        now, traffic = await sample(session, seconds)
-    tunnels: Sequence[Tunnel] = now.tunnels()
-    if names:
-        known = Known(now.conns, now.sas)
-        wanted = {target.conn for name in names for target in known.find(name)}
-        tunnels = [tunnel for tunnel in tunnels if tunnel.name in wanted]
-    running = text(section(stats, "uptime"), "running")
-    return Status(text(who, "daemon"), text(who, "version"), running, tunnels, traffic, seconds > 0)
+        found = await ask(session, seconds)
+    if not names:
+        return found
+    known = Known(
+        tuple(tunnel.conn for tunnel in found.tunnels if tunnel.conn),
+        tuple(sa for tunnel in found.tunnels for sa in tunnel.sas),
+    )
+    wanted = {target.conn for name in names for target in known.find(name)}
+    return replace(found, tunnels=[tunnel for tunnel in found.tunnels if tunnel.name in wanted])
 
 
 # -- for programs
@@ -85,7 +84,13 @@ def document(found: Status) -> dict[str, Any]:
     """What --json prints."""
     states = Counter(tunnel.state for tunnel in found.tunnels)
     return {
-        "daemon": {"name": found.daemon, "version": found.version, "running": found.running},
+        "daemon": {
+            "name": found.daemon,
+            "version": found.version,
+            "running": found.running,
+            "problems": found.ailments,
+            "data_path": asdict(found.data_path) if found.data_path else None,
+        },
         "summary": {state.name.lower(): states[state] for state in State},
         "connections": [_connection(found, tunnel) for tunnel in found.tunnels],
     }
@@ -112,9 +117,16 @@ def _connection(found: Status, tunnel: Tunnel) -> dict[str, Any]:
             for child in tunnel.children
         ],
         "ike_sas": [
-            asdict(sa) | {"children": [asdict(child) | _traffic(found, (child,)) for child in sa.children]}
+            asdict(sa)
+            | {
+                "children": [
+                    asdict(child) | _traffic(found, (child,)) | {"drops": found.dropped(sa, child)}
+                    for child in sa.children
+                ]
+            }
             for sa in tunnel.sas
         ],
+        "problems": [asdict(one) for one in found.problems.get(tunnel.name, ())],
     }
 
 

@@ -450,12 +450,49 @@ async def fetch_drops(session: Session) -> dict[tuple[int, str], dict[str, int]]
     return found
 
 
-async def fetch_data_path(session: Session) -> Message | None:
-    """What ``ipsecd-data-path`` tells; None if the daemon does not know it."""
+@dataclass(frozen=True, slots=True)
+class DataPath:
+    """How packets are moved (``ipsecd-data-path``); the counters are those since the daemon's start."""
+
+    device: str
+    mtu: int
+    workers: int
+    raw_esp: bool
+    offloads: dict[str, bool]
+    counters: dict[str, int]
+    drops: dict[str, int]
+    "packets by reason"
+
+    @staticmethod
+    def of(message: Mapping[str, Any]) -> DataPath:
+        """From the answer."""
+        offloads = section(message, "offloads")
+        return DataPath(
+            device=text(message, "device"),
+            mtu=number(message, "mtu"),
+            workers=number(message, "workers"),
+            raw_esp=text(message, "raw-esp") == "yes",
+            offloads={printable(key): text(offloads, key) == "yes" for key in offloads},
+            counters=counts(section(message, "counters")),
+            drops=counts(section(message, "drops")),
+        )
+
+
+async def fetch_data_path(session: Session) -> DataPath | None:
+    """How packets are moved; None if the daemon does not tell."""
     try:
-        return await session.request("ipsecd-data-path")
+        return DataPath.of(await session.request("ipsecd-data-path"))
     except UnknownToDaemon:
         return None
+
+
+async def fetch_ailments(session: Session) -> tuple[str, ...]:
+    """What the daemon says is wrong with itself."""
+    try:
+        answer = await session.request("ipsecd-health")
+    except UnknownToDaemon:
+        return ()
+    return tuple(dict.fromkeys(one for _, question in sections(answer) for one in texts(question, "problems")))
 
 
 def counts(message: Mapping[str, Any]) -> dict[str, int]:

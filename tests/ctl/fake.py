@@ -104,10 +104,11 @@ def ike_sa(uid: int = 1, children: Sequence[Message] = (), **more: Any) -> Messa
 
 
 class FakeDaemon:
-    """Answers from what its attributes hold. A context manager."""
+    """Answers from what its attributes hold, but for commands ``without``. A context manager."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, *, without: str = "-") -> None:
         self.socket = socket
+        self._without = without
         self.conns: dict[str, Message] = {}
         self.sas: list[tuple[str, Message]] = []
         self.policies: dict[str, str] = {}
@@ -115,6 +116,7 @@ class FakeDaemon:
         self.growth = 0
         "octets that come in between two looks at a CHILD_SA"
         self.problems: list[Message] = []
+        self.drops: dict[tuple[str, int, str], dict[str, int]] = {}
         self.log: list[str] = []
         "what is logged while a command runs"
         self.fails: str | None = None
@@ -141,7 +143,7 @@ class FakeDaemon:
         commands = {
             name.removeprefix("do_").replace("_", "-"): self._noted(name)
             for name in dir(self)
-            if name.startswith("do_")
+            if name.startswith("do_") and not name.startswith(self._without)
         }
         self.server = ViciServer(commands, NAMES)
         await self.server.start(str(self.socket))
@@ -174,6 +176,26 @@ class FakeDaemon:
             if text(message, "ike") in ("", problem["ike"]):
                 client.send_event("ipsecd-problem", problem)
         return {}
+
+    async def do_ipsecd_drops(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for (name, uid, child), drops in self.drops.items():
+            sas = {child: {"name": child.rpartition("-")[0], "drops": drops}}
+            client.send_event("ipsecd-drop", {name: {"uniqueid": uid, "child-sas": sas}})
+        return {}
+
+    async def do_ipsecd_data_path(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {
+            "device": "ipsec0",
+            "mtu": 1422,
+            "workers": 1,
+            "raw-esp": "no",
+            "offloads": {"udp_gso": "no", "udp_gro": "yes"},
+            "counters": {"tun_rx_packets": 7},
+            "drops": {"OUT_NO_POLS": 1, "IN_STATE_SEQ_ERROR": 12},
+        }
+
+    async def do_ipsecd_health(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"alive": {"alive": "yes"}, "healthy": {"healthy": "no", "problems": ["the disk is full"]}}
 
     async def do_version(self, client: Client, message: Message) -> Mapping[str, Any]:
         return {"daemon": "ipsecd", "version": "1.2.3"}

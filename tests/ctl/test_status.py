@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,7 +83,11 @@ def test_screen(busy: FakeDaemon, ctl: Ctl) -> None:
     assert done.status == 0
     lines = done.out.splitlines()
     assert lines[0] == "ipsecd 1.2.3 | running 3 days | 3 connections | 1 down | 2 up"
-    assert lines[3].startswith("down "), "what is down comes first"
+    assert lines[1] == (
+        "ipsec0, MTU 1422 | 1 worker | without udp_gso | dropped since the start: IN_STATE_SEQ_ERROR 12, OUT_NO_POLS 1"
+    )
+    assert lines[2] == "! the disk is full"
+    assert lines[5].startswith("down "), "what is down comes first"
     assert re.search(r"(?m)^down +down +192\.0\.2\.9 b\.example$", done.out)
     assert re.search(r"(?m)^up +up +192\.0\.2\.2 b\.example +AES_GCM_16-256 CURVE_25519 +2m 00s +3h 36m$", done.out)
     assert re.search(r"(?m)^  net +up +10\.1\.0\.0/16 === 10\.2\.0\.0/16 +AES_GCM_16-128 +1m 00s +50m$", done.out)
@@ -101,13 +106,49 @@ def test_rates(busy: FakeDaemon, ctl: Ctl) -> None:
 
 def test_document(busy: FakeDaemon, ctl: Ctl) -> None:
     document = ctl("status", "--sample", "0", "--json").document
-    assert document["daemon"] == {"name": "ipsecd", "version": "1.2.3", "running": "3 days"}
+    assert document["daemon"].items() >= {"name": "ipsecd", "version": "1.2.3", "running": "3 days"}.items()
+    assert document["daemon"]["data_path"]["offloads"] == {"udp_gso": False, "udp_gro": True}
     assert (document["summary"]["up"], document["summary"]["down"]) == (2, 1)
     road = document["connections"][2]
     assert (road["name"], road["state"], road["children"][0]["sas"]) == ("road", "up", [2, 3])
     assert road["ike_sas"][1]["remote_vips"] == ["10.9.0.1"]
     assert road["ike_sas"][0]["children"][0]["suite"]["encr_bits"] == 128
     assert road["ike_sas"][0]["children"][0]["bits_in_per_s"] is None
+
+
+def test_problems(busy: FakeDaemon, ctl: Ctl) -> None:
+    """The last one of what is not up; all of what is named."""
+    busy.problem("up", reason="long ago")
+    busy.problem("down", reason="it was over", over="yes", time="2020-01-01T00:00:00+00:00")
+    busy.problem("down", reason="they do not like us", child="net", count=3)
+    out = ctl("status", "--sample", "0").out
+    assert re.search(r"(?m)^  ! \ds ago, 3 times: net: they do not like us$", out)
+    assert "long ago" not in out
+    assert "it was over" not in out
+    assert re.search(r"ago, over: it was over$", ctl("status", "--sample", "0", "down").out.rstrip())
+    (problem, _) = ctl("status", "--json", "down").document["connections"][0]["problems"]
+    assert (problem["reason"], problem["count"], problem["over"]) == ("they do not like us", 3, False)
+
+
+def test_drops(busy: FakeDaemon, ctl: Ctl) -> None:
+    busy.drops = {("up", 1, "net-1"): {"IN_STATE_SEQ_ERROR": 3, "IN_TMPL_MISMATCH": 2}}
+    out = ctl("status", "--sample", "0").out
+    assert re.search(r"(?m)^up +up .* 3h 36m +5$", out)
+    assert re.search(r"(?m)^  net +up .* 50m +5$", out)
+    assert re.search(r"dropped +IN_STATE_SEQ_ERROR 3, IN_TMPL_MISMATCH 2\n", ctl("status", "--sample", "0", "up").out)
+    child = ctl("status", "--json").document["connections"][0]["ike_sas"][0]["children"][0]
+    assert child["drops"] == {"IN_STATE_SEQ_ERROR": 3, "IN_TMPL_MISMATCH": 2}
+
+
+def test_charon_knows_less(ctl: Ctl, tmp_path: Path) -> None:
+    with FakeDaemon(tmp_path / "s", without="do_ipsecd") as charon:
+        charon.conns = {"gw": conn()}
+        charon.sas = [("gw", ike_sa(1, [child_sa()]))]
+        document = ctl("status", "--json", "--sample", "0").document
+        assert document["daemon"]["data_path"] is None
+        assert document["connections"][0]["problems"] == []
+        assert document["connections"][0]["ike_sas"][0]["children"][0]["drops"] is None
+        assert "gw " in ctl("status").out
 
 
 def test_check(busy: FakeDaemon, ctl: Ctl) -> None:
@@ -148,7 +189,7 @@ def test_what_a_peer_says_moves_no_cursor(busy: FakeDaemon, ctl: Ctl) -> None:
         assert "x1b]0;owned" in out
 
 
-@pytest.mark.parametrize(("height", "shown"), [(60, "net"), (16, "up"), (8, "not shown: 6 up")])
+@pytest.mark.parametrize(("height", "shown"), [(60, "net"), (18, "up"), (10, "not shown: 6 up")])
 def test_one_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch, height: int, shown: str) -> None:
     """A terminal gets what it has lines for, trouble first."""
     daemon.conns = {f"c{index}": conn() for index in range(8)}
@@ -160,6 +201,6 @@ def test_one_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatc
     assert all(len(line) <= 100 for line in out.splitlines())
     assert re.search(r"(?m)^c0 +down", out)
     assert shown in out
-    assert ("not shown" in out) == (height == 8)
+    assert ("not shown" in out) == (height == 10)
     everything = ctl("status", "--sample", "0", "--color", "always", "--all").out
     assert everything.count("net") == 8
