@@ -18,6 +18,13 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 
 
 @pytest.fixture
+def charon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    """One that knows nothing of what only ipsecd has."""
+    with FakeDaemon(tmp_path / "s", without="do_ipsecd") as daemon:
+        yield daemon
+
+
+@pytest.fixture
 def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
     """ipsecctl for the socket of ``daemon``, whether that runs or not."""
     monkeypatch.delenv("IPSECCTL_SOCKET", raising=False)

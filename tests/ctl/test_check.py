@@ -133,7 +133,7 @@ def test_doctor_of_a_running_daemon(tmp_path: Path, ctl: Ctl) -> None:
     with_ipsecd(tmp_path, ctl, test)
 
 
-def test_doctor_of_a_charon(daemon: FakeDaemon, file: Path, ctl: Ctl) -> None:
+def test_doctor_of_a_charon(charon: FakeDaemon, file: Path, ctl: Ctl) -> None:
     assert "it is no ipsecd" in ctl("doctor", str(file)).out
 
 
