@@ -104,8 +104,8 @@ def test_unknown_name(tmp_path: Path, ctl: Ctl) -> None:
         ({"remote": "%any"}, "this daemon does not remember failures"),
     ],
 )
-def test_a_charon(daemon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: str) -> None:
-    daemon.conns["gw"] = conn(**more)
+def test_a_charon(charon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: str) -> None:
+    charon.conns["gw"] = conn(**more)
     done = ctl("explain", "gw")
     assert done.status == ExitCode.OK, done.err
     assert advice in done.out
