@@ -110,7 +110,7 @@ def test_a_charon(charon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: st
     assert done.status == ExitCode.OK, done.err
     assert advice in done.out
     assert ctl("explain", "gw", "--json").document["problems"] is None
-    daemon.sas.append(("gw", ike_sa(children=[child_sa()])))
+    charon.sas.append(("gw", ike_sa(children=[child_sa()])))
     done = ctl("explain", "gw")
     assert "gw up" in done.out
     assert "What to do" not in done.out
