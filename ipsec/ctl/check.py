@@ -144,5 +144,3 @@ def _print(app: App, file: str, warnings: tuple[str, ...], found: tuple[Change, 
         app.out.print(Text("\nA reload", style="bold"))
         for words, names in effects.items():
             app.out.print(Text.assemble(f"  {words}", (f"  ({', '.join(names)})", DIM)))
-
-

@@ -20,12 +20,17 @@ VERBS = {
     "See what there is": {
         "status": "ipsec.ctl.status:status",
         "list": "ipsec.ctl.lists:list_",
+        "counters": "ipsec.ctl.counters:counters",
+        "top": "ipsec.ctl.top:top",
+        "watch": "ipsec.ctl.watch:watch",
     },
     "Change it": {
         "up": "ipsec.ctl.up:up",
         "down": "ipsec.ctl.down:down",
         "rekey": "ipsec.ctl.rekey:rekey",
         "redirect": "ipsec.ctl.rekey:redirect",
+        "load": "ipsec.ctl.load:load",
+        "reload": "ipsec.ctl.load:reload",
     },
     "Find out why": {
         "explain": "ipsec.ctl.explain:explain",

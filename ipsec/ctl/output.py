@@ -91,10 +91,10 @@ class Table:
         """Columns without those that there is no room for."""
         kept = list(shown)
         while kept and sum(widths[i] + GAP for i in kept) - GAP > width:
-            last = max(kept, key=lambda i: self.columns[i].drop)
-            if not self.columns[last].drop:
+            last = max(self.columns[i].drop for i in kept)
+            if not last:
                 break
-            kept.remove(last)
+            kept = [i for i in kept if self.columns[i].drop != last]
         return kept
 
     def _narrowed(self, shown: list[int], natural: list[int], width: int) -> list[int]:

@@ -117,6 +117,8 @@ class FakeDaemon:
         "octets that come in between two looks at a CHILD_SA"
         self.problems: list[Message] = []
         self.drops: dict[tuple[str, int, str], dict[str, int]] = {}
+        self.certs: list[Message] = []
+        "as list-cert has them"
         self.log: list[str] = []
         "what is logged while a command runs"
         self.fails: str | None = None
@@ -208,6 +210,36 @@ class FakeDaemon:
             ike, child = name.split("/")
             client.send_event("list-policy", {name: {"ike": ike, "child": child, "mode": mode}})
         return {}
+
+    async def do_list_certs(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for one in self.certs:
+            client.send_event("list-cert", one)
+        return {}
+
+    async def do_list_authorities(self, client: Client, message: Message) -> Mapping[str, Any]:
+        client.send_event("list-authority", {"root": {"cacert": "CN=root", "crl_uris": ["http://a/"], "ocsp_uris": []}})
+        return {}
+
+    async def do_get_pools(self, client: Client, message: Message) -> Mapping[str, Any]:
+        pool: Message = {"base": "10.9.0.0", "size": 254, "online": 2, "offline": 1}
+        if text(message, "leases") == "yes":
+            pool["leases"] = {"0": {"address": "10.9.0.1", "identity": "carol", "status": "online"}}
+        return {"road": pool}
+
+    async def do_get_algorithms(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"aead": {"AES_GCM_16": "openssl"}, "prf": {"PRF_HMAC_SHA2_256": "openssl"}}
+
+    async def do_get_counters(self, client: Client, message: Message) -> Mapping[str, Any]:
+        if text(message, "all") == "yes":
+            found = {name: {"ike-init-out-req": 1, "invalid": 0} for name in self.conns}
+        elif name := text(message, "name"):
+            raise CommandError(f"no counters found for '{name}'")
+        else:
+            found = {"": {"ike-init-out-req": 7, "invalid": 0}}
+        return {"success": "yes", "counters": found}
+
+    async def do_reset_counters(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"success": "yes"}
 
     async def do_list_conns(self, client: Client, message: Message) -> Mapping[str, Any]:
         for name, value in self.conns.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,10 @@ def test_help_names_every_verb_and_status(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_schema_is_one() -> None:
-    jsonschema.Draft202012Validator.check_schema(json.loads(schema_text()))
+    schema = json.loads(schema_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    # each definition is used, and there
+    assert set(re.findall(r"#/\$defs/(\w+)", schema_text())) == set(schema["$defs"])
 
 
 def test_no_daemon(ctl: Ctl) -> None:
@@ -121,7 +125,7 @@ def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline().startswith("NAME")
+        assert process.stdout.readline().startswith("CONNECTION")
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == ExitCode.BROKEN_PIPE

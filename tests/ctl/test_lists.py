@@ -1,0 +1,159 @@
+"""list, counters, completion of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from ipsec.ctl.app import App
+from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.main import cli
+from tests.ctl.fake import Ctl, FakeDaemon, child_sa, conn, ike_sa
+
+
+@pytest.fixture
+def busy(daemon: FakeDaemon) -> FakeDaemon:
+    """Two connections, one of them up."""
+    daemon.conns = {"gw": conn(children=("net", "voice")), "road": conn("%any")}
+    daemon.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7)]))]
+    daemon.policies = {"gw/net": "TUNNEL", "gw/lan": "PASS"}
+    return daemon
+
+
+def test_sas(busy: FakeDaemon, ctl: Ctl) -> None:
+    out = ctl("list", "sas").out
+    assert re.search(r"(?m)^gw\[5\] +ESTABLISHED +192\.0\.2\.2:4500 b\.example +AES_GCM_16-256/PRF_HMAC_SHA2_256/", out)
+    assert re.search(r"(?m)^  net\{6\} +INSTALLED +c0000006_i d0000006_o +AES_GCM_16-128 .* 1\.00 kB +2\.00 kB$", out)
+    (sa,) = ctl("list", "sas", "--json", "gw").document["sas"]
+    assert (sa["id"], [child["id"] for child in sa["children"]]) == (5, [6, 7])
+    assert ctl("list", "sas", "gw[9]").status == ExitCode.UNKNOWN_NAME
+
+
+def test_conns(busy: FakeDaemon, ctl: Ctl) -> None:
+    out = ctl("list", "conns").out
+    assert re.search(
+        r"(?m)^gw +%any \[a\.example\] +192\.0\.2\.2 \[b\.example\] +pre-shared key / pre-sh.* 4h 00m$", out
+    )
+    assert re.search(r"(?m)^  voice +10\.1\.0\.0/16 +10\.2\.0\.0/16 +1h 00m$", out)
+    assert [one["name"] for one in ctl("list", "conns", "--json", "ro*").document["conns"]] == ["road"]
+
+
+def test_policies(busy: FakeDaemon, ctl: Ctl) -> None:
+    assert re.search(r"(?m)^gw +lan +pass", ctl("list", "policies").out)
+    assert [one["kind"] for one in ctl("list", "policies", "--json").document["policies"]] == ["trap", "pass"]
+    busy.policies = {}
+    assert "no policies" in ctl("list", "policies").err
+
+
+def certificate(days: int, begin: int = -400, *, ca: bool = False) -> bytes:
+    """One that ends in so many days."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gw\x1b[2J")])
+    now = datetime.now(UTC) + timedelta(minutes=1)
+    names = x509.SubjectAlternativeName([x509.DNSName("gw.example")])
+    found = x509.CertificateBuilder(name, name, key.public_key(), 255)
+    found = found.not_valid_before(now + timedelta(days=begin)).not_valid_after(now + timedelta(days=days))
+    found = found.add_extension(x509.BasicConstraints(ca, None), True)
+    return found.add_extension(names, False).sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def test_certs(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.certs = [
+        {"type": "X509", "flag": "NONE", "has_privkey": "yes", "data": certificate(300)},
+        {"type": "X509", "flag": "CA", "data": certificate(10)},
+        {"type": "X509", "flag": "NONE", "data": certificate(-2)},
+        {"type": "X509", "flag": "NONE", "data": certificate(900, begin=5)},
+        {"type": "X509", "flag": "NONE", "data": b"\x30\x00"},
+        {"type": "X509_CRL", "data": b"\x30\x00"},
+    ]
+    done = ctl("list", "certs")
+    assert "\x1b" not in done.out
+    rows = done.out.splitlines()[1:]
+    assert [re.sub(r".* (?=ended|not|\d+ days|cannot)", "", row) for row in rows] == [
+        "ended 1d 23h ago" if "1d" in rows[0] else "ended 2d 00h ago",
+        "10 days",
+        "300 days",
+        "not yet valid",
+        "cannot be read",
+        "cannot be read",
+    ]
+    assert re.search(r"ours +EC secp256r1 .* gw\.example ", rows[2])
+    document = ctl("list", "certs", "--json", "--expiring", "30").document
+    assert [one["ca"] for one in document["certs"]] == [False, True]
+    assert document["certs"][1]["serial"] == "ff"
+    assert document["crls"] == []
+
+
+def test_pools_authorities_algorithms(daemon: FakeDaemon, ctl: Ctl) -> None:
+    assert re.search(r"(?m)^road +10\.9\.0\.0 +254 +2 +1 +1 %$", ctl("list", "pools").out)
+    assert "  10.9.0.1  online  carol" in ctl("list", "pools", "--leases").out
+    assert ctl("list", "pools", "--json").document["pools"][0]["leases"] is None
+    assert ctl("list", "pools", "--json", "--leases").document["pools"][0]["leases"][0]["identity"] == "carol"
+    assert re.search(r"(?m)^root +CN=root +http://a/$", ctl("list", "authorities").out)
+    assert ctl("list", "authorities", "--json").document["authorities"][0]["cacert"] == "CN=root"
+    assert re.search(r"(?m)^aead +AES_GCM_16 +openssl$", ctl("list", "algs").out)
+    assert ctl("list", "algs", "--json").document["algs"]["prf"] == {"PRF_HMAC_SHA2_256": "openssl"}
+
+
+def test_counters(busy: FakeDaemon, ctl: Ctl) -> None:
+    out = ctl("counters").out
+    assert re.search(r"(?m)^ike-init-out-req +7 +1 +1$", out)
+    assert "invalid" not in out
+    assert "invalid" in ctl("counters", "--zero").out
+    assert re.search(r"(?m)^IN_STATE_SEQ_ERROR +12$", out)
+    document = ctl("counters", "--json").document
+    assert (document["ike"]["ike-init-out-req"], document["connections"]["gw"]["ike-init-out-req"]) == (7, 1)
+    assert document["data_path"] == {"tun_rx_packets": 7}
+    assert ctl("counters", "gw", "--json").document["connections"] == {"gw": {}}
+    assert ctl("counters", "nobody").status == ExitCode.UNKNOWN_NAME
+    assert ctl("counters", "--reset").status == 0
+    assert [name for name, _ in busy.asked].count("reset-counters") == 2
+
+
+def test_counters_of_a_charon(charon: FakeDaemon, ctl: Ctl) -> None:
+    document = ctl("counters", "--json").document
+    assert (document["data_path"], document["drops"]) == (None, None)
+
+
+def completed(socket: Path, words: Sequence[str], incomplete: str) -> list[str]:
+    """What a shell would offer."""
+    completer = ShellComplete(cli, {"obj": App(socket=str(socket))}, "ipsecctl", "_IPSECCTL_COMPLETE")
+    return [item.value for item in completer.get_completions(list(words), incomplete)]
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "offered"),
+    [
+        (("down",), "", ["gw", "road"]),
+        (("down",), "g", ["gw"]),
+        (("down",), "gw", ["gw", "gw/net", "gw/voice"]),
+        (("down",), "gw/v", ["gw/voice"]),
+        (("down", "gw"), "", ["road"]),
+        (("counters",), "r", ["road"]),
+        ((), "redi", ["redirect"]),
+        (("list",), "po", ["policies", "pools"]),
+        (("up",), "--no", ["--no-wait"]),
+        (("completion",), "", ["bash", "zsh", "fish"]),
+    ],
+)
+def test_completion(busy: FakeDaemon, words: Sequence[str], incomplete: str, offered: list[str]) -> None:
+    assert completed(busy.socket, words, incomplete) == offered
+
+
+def test_completion_without_a_daemon(tmp_path: Path) -> None:
+    assert completed(tmp_path / "nothing", ("down",), "") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(ctl: Ctl, shell: str) -> None:
+    assert "_IPSECCTL_COMPLETE" in ctl("completion", shell).out
