@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from ipsec.net.http import Handler, HttpServer, Request, Response
 
 if TYPE_CHECKING:
     from ipsec.backend.userspace import UserspaceBackend
-    from ipsec.daemon.metrics import Manual
+    from ipsec.daemon.families import Series
+    from ipsec.daemon.metrics import Manual, Pace
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,21 @@ class Endpoint:
         self.metrics = Metrics(backend, health, manual)
         self.server = HttpServer(
             {
-                "/metrics": Exposition(self.metrics.collect).answer,
+                "/metrics": Exposition(self._collect).answer,
                 "/healthz": _answers(health.healthy, "healthy"),
                 "/readyz": _answers(health.ready, "ready"),
                 "/livez": _answers(health.live, "alive"),
             }
         )
+
+    async def _collect(self, pace: Pace) -> AsyncIterator[Series]:
+        async for series in self.metrics.collect(pace):
+            yield series
+        if self._settings.torilabs_names and self.metrics.ike is not None:
+            from ipsec.daemon import torilabs
+
+            async for series in torilabs.collect(self.metrics.ike, pace):
+                yield series
 
     async def start(self) -> None:
         """Listen. BackendError if an address cannot be had."""

@@ -26,6 +26,7 @@ from ipsec.daemon.traffic import Account, ChildName
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import SaParams
+from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import ChildUp, Event, IkeUp
 
 Manual = Callable[[], Iterator[tuple[str, SaParams, SaStats]]]
@@ -138,16 +139,7 @@ class Metrics:
 
     def _loaded(self, ike: IkeControl) -> Iterator[Series]:
         """Certificates and pools."""
-        credentials = ike.engine.credentials
-        kinds: dict[Certificate, str] = {}
-        for connection in ike.engine.table.by_name.values():
-            kinds.update(dict.fromkeys((*connection.local.certs, *connection.remote.certs), "peer"))
-            kinds.update(dict.fromkeys(connection.remote.cacerts, "ca"))
-        kinds.update(dict.fromkeys(credentials.certificates, "peer"))
-        kinds.update(dict.fromkeys(credentials.anchors, "ca"))
-        for certificate in kinds:
-            if credentials.private_key_for(certificate) is not None:
-                kinds[certificate] = "own"
+        kinds = certificates(ike.engine)
         yield f.CERTIFICATE.series(
             ((str(one.subject), f"{one.serial:x}", kind), one.not_after.timestamp()) for one, kind in kinds.items()
         )
@@ -247,6 +239,20 @@ class Metrics:
         connections = {connection for connection, _ in known} | set(ike.engine.table.by_name)
         for connection in [connection for connection in self._up if connection not in connections]:
             del self._up[connection]
+
+
+def certificates(engine: IkeEngine) -> dict[Certificate, str]:
+    """All that are loaded: ``own``, ``ca`` or ``peer``."""
+    credentials = engine.credentials
+    kinds: dict[Certificate, str] = {}
+    for connection in engine.table.by_name.values():
+        if connection.local.certs or connection.remote.certs or connection.remote.cacerts:
+            kinds.update(dict.fromkeys((*connection.local.certs, *connection.remote.certs), "peer"))
+            kinds.update(dict.fromkeys(connection.remote.cacerts, "ca"))
+    kinds.update(dict.fromkeys(credentials.certificates, "peer"))
+    kinds.update(dict.fromkeys(credentials.anchors, "ca"))
+    own = [certificate for certificate in kinds if credentials.private_key_for(certificate) is not None]
+    return {**kinds, **dict.fromkeys(own, "own")}
 
 
 def data_path(backend: UserspaceBackend) -> Iterator[Series]:

@@ -91,24 +91,7 @@ class ViciControl:
 
     def traffic(self, child: ChildSa) -> Traffic:
         """See Control."""
-        inbound, outbound = self._ike.children.stats(child)
-        # the data path's clock, which may be another one than the event loop's
-        now = time.monotonic()
-
-        def ago(last: float | None) -> float | None:
-            return max(now - last, 0.0) if last is not None else None
-
-        return Traffic(
-            bytes_in=inbound.bytes if inbound else 0,
-            packets_in=inbound.packets if inbound else 0,
-            use_in=ago(inbound.last_use) if inbound else None,
-            bytes_out=outbound.bytes if outbound else 0,
-            packets_out=outbound.packets if outbound else 0,
-            use_out=ago(outbound.last_use) if outbound else None,
-            drops={
-                reason.name: count for stats in (inbound, outbound) if stats for reason, count in stats.drops.items()
-            },
-        )
+        return traffic(self._ike, child)
 
     def data_path(self) -> DataPath:
         """See Control."""
@@ -318,6 +301,28 @@ class ViciControl:
             else:
                 for one in own:
                     self.engine.terminate_child(one, now, "its connection was unloaded")
+
+
+def traffic(ike: IkeControl, child: ChildSa) -> Traffic:
+    """Counters of a CHILD_SA."""
+    inbound, outbound = ike.children.stats(child)
+    # the data path's clock, which may be another one than the event loop's
+    now = time.monotonic()
+
+    def ago(last: float | None) -> float | None:
+        return max(now - last, 0.0) if last is not None else None
+
+    return Traffic(
+        bytes_in=inbound.bytes if inbound else 0,
+        packets_in=inbound.packets if inbound else 0,
+        use_in=ago(inbound.last_use) if inbound else None,
+        bytes_out=outbound.bytes if outbound else 0,
+        packets_out=outbound.packets if outbound else 0,
+        use_out=ago(outbound.last_use) if outbound else None,
+        drops={
+            reason.name: count for stats in (inbound, outbound) if stats for reason, count in stats.drops.items()
+        },
+    )
 
 
 async def start(

@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.core import Metric
@@ -20,7 +26,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ipsec.config import load, load_text
-from ipsec.daemon import exposition
+from ipsec.crypto.x509 import parse_certificate
+from ipsec.daemon import exposition, torilabs
 from ipsec.daemon import families as f
 from ipsec.daemon.exposition import Exposition
 from ipsec.daemon.families import FAMILIES, Series
@@ -32,6 +39,7 @@ from ipsec.esp.engine import SaStats
 from ipsec.net.http import Request
 from tests.daemon.test_ike import LOOP, A, B, Pair, run, until
 
+FIRST, LAST = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
 
 
@@ -210,6 +218,97 @@ def test_peers_make_no_series() -> None:
         await pair.stop()
 
     run(main())
+
+
+# -- another exporter's names
+
+#: metrics and labels of torilabs/ipsec-prometheus-exporter
+TORILABS = """
+    cert_count:
+    cert_valid: serial_number subject not_before not_after
+    cert_expire_secs: serial_number subject not_before not_after
+    conn_count:
+    conn_version: conn_name version
+    conn_reauth_time: conn_name
+    conn_rekey_time: conn_name
+    conn_child_count: conn_name
+    conn_child_rekey_time: conn_name child_name mode
+    conn_child_rekey_bytes: conn_name child_name mode
+    conn_child_rekey_packets: conn_name child_name mode
+    ike_count:
+    ike_version: ike_name ike_id
+    ike_status: ike_name ike_id
+    ike_initiator: ike_name ike_id
+    ike_nat_local: ike_name ike_id
+    ike_nat_remote: ike_name ike_id
+    ike_nat_fake: ike_name ike_id
+    ike_nat_any: ike_name ike_id
+    ike_encryption_key_size: ike_name ike_id algorithm dh_group
+    ike_integrity_key_size: ike_name ike_id algorithm dh_group
+    ike_established_seconds: ike_name ike_id
+    ike_rekey_seconds: ike_name ike_id
+    ike_reauth_seconds: ike_name ike_id
+    ike_children_size: ike_name ike_id
+    sa_status: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_encap: ike_name ike_id child_name child_id
+    sa_encryption_key_size: ike_name ike_id child_name child_id algorithm dh_group
+    sa_integrity_key_size: ike_name ike_id child_name child_id algorithm dh_group
+    sa_inbound_bytes: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_inbound_packets: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_last_inbound_seconds: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_outbound_bytes: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_outbound_packets: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_last_outbound_seconds: ike_name ike_id child_name child_id local_ts remote_ts
+    sa_established_seconds: ike_name ike_id child_name child_id
+    sa_rekey_seconds: ike_name ike_id child_name child_id
+    sa_lifetime_seconds: ike_name ike_id child_name child_id
+"""
+
+
+def test_names_of_another_exporter() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        a = Observed(pair, 0)
+        await pair.start()
+        await until(lambda: len(a.backend.sas) == 2)
+        a.count(7)
+        found = {series.name: list(series.samples) async for series in torilabs.collect(a.ike, Pace())}
+        await pair.stop()
+        known = {}
+        for line in TORILABS.split("\n")[1:-1]:
+            name, _, labels = line.strip().partition(":")
+            known[f"strongswan_{name}"] = set(labels.split())
+        assert found.keys() == known.keys()
+        for name, samples in found.items():
+            for sample in samples:
+                assert (sample.name, sample.labels.keys()) == (name, known[name])
+        selectors = {"local_ts": "10.1.0.0/16", "remote_ts": "10.2.0.0/16"}
+        for name, value, labels in (
+            ("ike_count", 1, {}),
+            ("ike_status", 1, {"ike_name": "c", "ike_id": "1"}),
+            ("ike_initiator", 1, {"ike_name": "c"}),
+            ("ike_encryption_key_size", 128, {"algorithm": "AES_GCM_16", "dh_group": "CURVE_25519"}),
+            ("sa_status", 0, {"child_name": "n", "child_id": "2", **selectors}),
+            ("sa_inbound_bytes", 700, selectors),
+            ("sa_outbound_packets", 7, selectors),
+            ("conn_version", 1, {"conn_name": "c", "version": "IKEv2"}),
+            ("conn_child_rekey_time", 3600, {"child_name": "n", "mode": "TUNNEL"}),
+            ("cert_count", 0, {}),
+        ):
+            (sample,) = found[f"strongswan_{name}"]
+            assert sample.value == value, name
+            assert labels.items() <= sample.labels.items(), name
+
+    run(main())
+
+
+def test_certificates_of_another_exporter() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = ((NameOID.COUNTRY_NAME, "DE"), (NameOID.ORGANIZATION_NAME, "One, Two"), (NameOID.COMMON_NAME, "gw"))
+    subject = x509.Name([x509.NameAttribute(*name) for name in names])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), 0xABC, FIRST, LAST)
+    found = torilabs._describe(parse_certificate(builder.sign(key, SHA256()).public_bytes(Encoding.DER)))
+    assert found == ("0a:bc", "CN=gw,O=One\\, Two,C=DE", "2026-01-02T03:04:05Z", "2027-01-02T03:04:05Z")
 
 
 # -- the text
