@@ -27,7 +27,10 @@ ROOT = Path(__file__).parent.parent
 DOCKERFILE = ROOT / "docker/Dockerfile"
 STRONGSWAN = ROOT / "docker/scenarios/strongswan.Dockerfile"
 #: what goes into the image, see .dockerignore
-SOURCES = ("docker/Dockerfile", "docker/bill.py", "docker/requirements.py", "pyproject.toml", "setup.py", "README.md")
+SOURCES = (
+    *(".dockerignore", "docker/Dockerfile", "docker/bill.py", "docker/requirements.py"),
+    *("pyproject.toml", "setup.py", "README.md", "LICENSE"),
+)
 SUFFIXES = (".py", ".pyi", ".pyx", ".pxd", ".c", ".h")
 LOCK = ROOT / "build/image.lock"
 
@@ -107,7 +110,9 @@ def build(dockerfile: Path, tag: str, arguments: Iterable[str]) -> None:
         else:
             # HEALTHCHECK is there in Docker's format alone; chroot works inside containers too
             tool = ["buildah", "bud"] if shutil.which("buildah") else ["podman", "build"]
-            command = [*tool, "--format=docker", "--isolation=chroot", "--layers", *options]
+            # a step of which nothing changed is not done again; vfs would copy everything for each step
+            layers = run(["podman", "info", "--format={{.Store.GraphDriverName}}"]).strip() != "vfs"
+            command = [*tool, "--format=docker", "--isolation=chroot", f"--layers={str(layers).lower()}", *options]
             command += pip_settings(Path(folder))
         run([*command, str(ROOT)], shown=True)
 

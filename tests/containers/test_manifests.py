@@ -69,6 +69,18 @@ def test_pod_is_consistent(pod: dict[str, Any]) -> None:
     assert used == volumes
 
 
+def test_device_plugin_is_all_that_differs() -> None:
+    one, other = (
+        yaml.safe_load((DOCKER / f"k8s/{name}.yaml").read_text())["spec"]["template"]["spec"]
+        for name in ("sidecar", "sidecar-device-plugin")
+    )
+    one["volumes"] = [volume for volume in one["volumes"] if volume["name"] != "tun"]
+    for container in one["initContainers"]:
+        container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "tun"]
+        container.setdefault("resources", {}).setdefault("limits", {})["squat.ai/tun"] = 1
+    assert one == other
+
+
 def test_monitor_finds_the_metrics_service() -> None:
     documents = list(yaml.safe_load_all((DOCKER / "k8s/gateway.yaml").read_text()))
     monitor = yaml.safe_load((DOCKER / "k8s/gateway-monitor.yaml").read_text())

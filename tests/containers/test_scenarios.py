@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.scenarios import file
+from tools.scenarios import file, model
 from tools.scenarios.play import make_images, obstacle, play
 from tools.scenarios.steps import VERBS
 
@@ -22,7 +22,7 @@ def images() -> dict[str, str]:
     why = obstacle()
     if why:
         pytest.skip(why)
-    return make_images(file.IMAGES)
+    return make_images(model.IMAGES)
 
 
 @pytest.mark.containers

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
-from tools.scenarios.file import COMMON, FOLDER, Scenario
 from tools.scenarios.lab import Lab, LabError
+from tools.scenarios.model import COMMON, FOLDER, Scenario
 
 #: podman's own settings for the scenarios
 ENVIRONMENT = {"CONTAINERS_CONF": str(FOLDER / "containers.conf")}
@@ -90,6 +92,10 @@ class Containers:
         self._scenario = scenario
         self._lab = lab
         self._images = images
+        self._folder = tempfile.TemporaryDirectory(prefix="ipsec-scenario-", ignore_cleanup_errors=True)
+        self._scratch = Path(self._folder.name)
+        # users of containers have to get in
+        self._scratch.chmod(0o755)
         self.running: dict[str, Running] = {}
         "the last run of each"
 
@@ -100,18 +106,30 @@ class Containers:
     def command(self, name: str) -> list[str]:
         """``podman run`` as it is in the scenario."""
         container = self._scenario.containers[name]
-        command = ["podman", "run", "--rm", "--name", self.full_name(name), "--log-driver=none"]
+        # podman wants systemd for the image's HEALTHCHECK; what that asks is asked by steps
+        command = ["podman", "run", "--rm", "--no-healthcheck", "--log-driver=none", "--name", self.full_name(name)]
         command += [f"--network=ns:/run/netns/{self._lab.namespace(container.node)}", *COMMON]
         command += [self._expand(flag) for flag in container.flags]
-        for inside, file in (container.files or {}).items():
+        for inside, file in container.files.items():
             command.append(f"--volume={self._scenario.folder / file}:{inside}:ro")
-        for key, value in (container.environment or {}).items():
-            command.append(f"--env={key}={value}")
-        return [*command, self._images[container.image], *map(self._expand, container.arguments)]
+        for number, (inside, text) in enumerate(container.contents.items()):
+            path = self._scratch / f"{name}.{number}"
+            path.write_text(text)
+            command.append(f"--volume={path}:{inside}:ro")
+        command += [f"--env={key}={value}" for key, value in container.environment.items()]
+        return [*command, self._images[container.image], *container.arguments]
 
-    def _expand(self, text: str) -> str:
-        """``{volume}`` is a volume of this run, ``{netns}`` what its namespaces are called."""
-        return text.replace("{volume}", f"{self._lab.prefix}").replace("{netns}", self._lab.prefix)
+    def _expand(self, flag: str) -> str:
+        """What is this run's own in a flag.
+
+        ``{scratch}/NAME`` is a folder that everybody may write to, as emptyDir is in a pod; ``{netns}/NODE`` the file
+        of a node's network namespace.
+        """
+        for name in re.findall(r"{scratch}/([\w-]+)", flag):
+            (self._scratch / name).mkdir(exist_ok=True)
+            (self._scratch / name).chmod(0o777)
+        flag = re.sub(r"{netns}/(\w+)", lambda found: f"/run/netns/{self._lab.namespace(found[1])}", flag)
+        return flag.replace("{scratch}", str(self._scratch))
 
     def start(self, name: str) -> Running:
         """Run it."""
@@ -138,7 +156,7 @@ class Containers:
                     running.wait_end(STOP_S)
                 except LabError:
                     running.process.kill()
-        podman("volume", "rm", "-f", self._lab.prefix)
+        self._folder.cleanup()
 
 
 def podman(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,17 @@
     [container.NAME]        in the node of its own name unless it names one
     node = "NODE"
     image = "ipsec"         or "strongswan"
-    flags = ["--cap-add=NET_ADMIN"]         options of podman-run(1) besides COMMON
+    flags = ["--cap-add=NET_ADMIN"]         options of podman-run(1) besides COMMON; {scratch}/NAME is a folder of the
+                                            run, {netns}/NODE a node's network namespace
     files = { "/path/in/container" = "file in this folder" }
     environment = { NAME = "VALUE" }
     arguments = ["--check"]                 of the entry point
+
+    [[manifest]]            containers out of a Deployment or a compose file
+    file = "../../k8s/NAME.yaml"
+    node = "NODE"                           of a Deployment's pod; services are in nodes of their names
+    secrets = "FOLDER"                      with NAME/KEY for Kubernetes, NAME for compose
+    prefix = "PREFIX"                       of the containers' names
 
     [[step]]                one line in the table; what is in it is done in that order
     check = "what is shown by it"
@@ -23,71 +30,12 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[2] / "docker/scenarios"
-FILE = "scenario.toml"
-IMAGES = ("ipsec", "strongswan")
-#: what every container is denied
-COMMON = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges")
-
-
-class ScenarioError(Exception):
-    """A scenario is written wrongly; the text says where."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A network namespace."""
-
-    links: dict[str, str | list[str]]
-    routes: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-
-    def addresses(self, wire: str) -> list[str]:
-        """Those on one link."""
-        found = self.links[wire]
-        return [found] if isinstance(found, str) else found
-
-
-@dataclass(frozen=True)
-class Container:
-    """What podman is asked to run."""
-
-    node: str
-    image: str = "ipsec"
-    flags: tuple[str, ...] = ()
-    files: dict[str, str] | None = None
-    environment: dict[str, str] | None = None
-    arguments: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of the table."""
-
-    check: str
-    actions: dict[str, Any]
-    "verb -> its arguments"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A folder of docker/scenarios/."""
-
-    name: str
-    folder: Path
-    about: str
-    nodes: dict[str, Node]
-    containers: dict[str, Container]
-    steps: tuple[Step, ...]
-
-    @property
-    def images(self) -> set[str]:
-        """Those it needs."""
-        return {container.image for container in self.containers.values()}
+from tools.scenarios import manifests
+from tools.scenarios.model import FILE, FOLDER, IMAGES, Container, Node, Scenario, ScenarioError, Step
 
 
 def names() -> list[str]:
@@ -102,8 +50,10 @@ def read(name: str, verbs: set[str]) -> Scenario:
         data = tomllib.loads(path.read_text())
         nodes = {key: _build(Node, value) for key, value in data.pop("node").items()}
         containers = {
-            key: _build(Container, {"node": key, **value}) for key, value in data.pop("container").items()
+            key: _build(Container, {"node": key, **value}) for key, value in data.pop("container", {}).items()
         }
+        for manifest in data.pop("manifest", ()):
+            _add_manifest(path.parent, nodes, containers, **manifest)
         steps = tuple(Step(step.pop("check"), step) for step in data.pop("step"))
         scenario = Scenario(name, path.parent, data.pop("about"), nodes, containers, steps)
     except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
@@ -115,11 +65,25 @@ def read(name: str, verbs: set[str]) -> Scenario:
     for key, container in containers.items():
         wrong += [f"container {key}: no node {container.node}"] if container.node not in nodes else []
         wrong += [f"container {key}: no image {container.image}"] if container.image not in IMAGES else []
-        files = (container.files or {}).values()
+        files = container.files.values()
         wrong += [f"container {key}: no file {file}" for file in files if not (path.parent / file).exists()]
     if wrong:
         raise ScenarioError(f"{path}: {'; '.join(wrong)}")
     return scenario
+
+
+def _add_manifest(
+    folder: Path, nodes: dict[str, Node], containers: dict[str, Container], *, file: str, secrets: str,
+    node: str = "", prefix: str = "",
+) -> None:  # fmt: skip
+    """Put in what a file of docker/ describes."""
+    path = (folder / file).resolve()
+    if node:
+        found, sysctls = manifests.pod(path, node, folder / secrets)
+        nodes[node] = replace(nodes[node], setup=(*nodes[node].setup, *sysctls))
+    else:
+        found = manifests.compose(path, folder / secrets)
+    containers |= {f"{prefix}{name}": container for name, container in found.items()}
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

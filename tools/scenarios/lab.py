@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 from ipsec.net.netns import inside
-from tools.scenarios.file import Node, Scenario
+from tools.scenarios.model import Node, Scenario
 
 PREFIX = "ipsec-lab-"
 SWITCH = "switch"

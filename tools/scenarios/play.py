@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from tools import image
 from tools.scenarios.containers import Containers
-from tools.scenarios.file import Scenario
 from tools.scenarios.lab import Lab, LabError
+from tools.scenarios.model import Scenario
 from tools.scenarios.steps import World, act
 
 

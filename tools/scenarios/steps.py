@@ -11,8 +11,8 @@ from ipaddress import ip_network
 from typing import Any
 
 from tools.scenarios.containers import Containers, podman
-from tools.scenarios.file import Scenario
 from tools.scenarios.lab import Lab, LabError
+from tools.scenarios.model import Scenario
 
 WITHIN_S = 20.0
 #: between two tries of what nothing announces
@@ -88,6 +88,19 @@ def execute(world: World, of: str, command: list[str], prints: str = "", status:
         raise LabError(f"{' '.join(command)} in {of}: exit status {found}\n{output}")
     if not re.search(prints, output):
         raise LabError(f"{' '.join(command)} in {of} did not print {prints!r} but\n{output}")
+
+
+def probe(world: World, of: str, kind: str, good: bool = True) -> None:
+    """``probe = { of = "NAME", kind = "livenessProbe" }``: what the kubelet or Docker would ask."""
+    asked = world.scenario.containers[of].probes[kind]
+    if "exec" in asked:
+        command = asked["exec"]["command"]
+    else:
+        port = world.scenario.containers[of].ports[asked["httpGet"]["port"]]
+        command = ["python3", "-c", FETCH, f"http://127.0.0.1:{port}{asked['httpGet']['path']}"]
+    status, output = world.containers.execute(of, command)
+    if (status == 0) != good:
+        raise LabError(f"{kind} of {of}: exit status {status}, {output}")
 
 
 def run(world: World, on: str, command: list[str], prints: str = "", within: float = 0) -> None:
@@ -167,7 +180,7 @@ def _eventually(attempt: Callable[[], None], within_s: float) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
-        *(start, log, never, ends, stop, signal, kill, execute, run, ping, no_ping, fetch, no_fetch),
+        *(start, log, never, ends, stop, signal, kill, execute, probe, run, ping, no_ping, fetch, no_fetch),
         *(unplug, plug, wire),
     )
 }
