@@ -538,7 +538,7 @@ class World:
         for event in batch:
             self.note(host.name, type(event).__name__)
             host.handle(event, batch)
-        for data, path in host.engine.datagrams_to_send():
+        for data, path, _ in host.engine.datagrams_to_send():
             self.transmit(host, data, path)
         consistent(host)
         while self.later:

@@ -116,7 +116,7 @@ class Load:
                 event.child.ike.destroy("done", now)
             elif isinstance(event, ChildNotMade) or (isinstance(event, IkeDown) and not event.established):
                 self._reasons.append(event.reason)
-        for data, path in engine.datagrams_to_send():
+        for data, path, _ in engine.datagrams_to_send():
             parts = (data,) if path.local_port == SETTINGS.port else (ike.NON_ESP_MARKER, data)
             with contextlib.suppress(BlockingIOError):
                 ike.send(self._sockets[path.local_port], parts, path.local, path.remote, path.remote_port)

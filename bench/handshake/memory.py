@@ -79,7 +79,7 @@ def _turn(engine: IkeEngine) -> list[tuple[bytes, Path]]:
     while engine.next_event() is not None:
         pass
     engine.next_timer()
-    return [(data, path) for data, path in engine.datagrams_to_send()]
+    return [(data, path) for data, path, _ in engine.datagrams_to_send()]
 
 
 def _reverse(path: Path) -> Path:

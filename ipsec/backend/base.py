@@ -189,7 +189,14 @@ class Backend(Protocol):
         """Local UDP port for IKE without a marker, by IP version; empty without such sockets."""
 
     def send_datagram(
-        self, data: bytes, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int
+        self,
+        data: bytes,
+        local: IpAddress | None,
+        local_port: int,
+        remote: IpAddress,
+        remote_port: int,
+        *,
+        dscp: int = 0,
     ) -> None:
         """Send IKE from ``local``, or from the address the kernel picks for None or the unspecified address.
 

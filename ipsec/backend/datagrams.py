@@ -137,17 +137,27 @@ class Datagrams:
 
     # -- out
 
-    def send(self, data: bytes, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int) -> None:
+    def send(
+        self,
+        data: bytes,
+        local: IpAddress | None,
+        local_port: int,
+        remote: IpAddress,
+        remote_port: int,
+        *,
+        dscp: int = 0,
+    ) -> None:
         """See ``Backend.send_datagram``."""
         esp = self._esp.get(remote.version)
         if esp is not None and esp[2] == local_port:
-            self._send("ike_tx_datagrams", esp[0], (ike.NON_ESP_MARKER, data), local, remote, remote_port, shared=True)
+            parts = (ike.NON_ESP_MARKER, data)
+            self._send("ike_tx_datagrams", esp[0], parts, local, remote, remote_port, shared=True, dscp=dscp)
             return
         own = self._ike.get(remote.version)
         if own is None:
             self._failed(f"no IPv{remote.version} socket for IKE from port {local_port}", remote, remote_port)
             return
-        self._send("ike_tx_datagrams", own[0], (data,), local, remote, remote_port)
+        self._send("ike_tx_datagrams", own[0], (data,), local, remote, remote_port, dscp=dscp)
 
     def keepalive(self, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int) -> None:
         """See ``Backend.send_keepalive``."""
@@ -168,15 +178,16 @@ class Datagrams:
         remote_port: int,
         *,
         shared: bool = False,
+        dscp: int = 0,
     ) -> None:
         try:
             if shared and len(parts[-1]) > ike.FITS_EVERY_PATH:
                 try:
-                    ike.send_fragmentable(sock, parts, local, remote, remote_port)
+                    ike.send_fragmentable(sock, parts, local, remote, remote_port, dscp=dscp)
                 finally:
                     self._df_lost()
             else:
-                ike.send(sock, parts, local, remote, remote_port)
+                ike.send(sock, parts, local, remote, remote_port, dscp=dscp)
         except (OSError, OverflowError, ValueError) as error:
             # EAGAIN, ENOBUFS: full. EPERM: a packet filter. ENETUNREACH, EADDRNOTAVAIL, EINVAL: no way, or no longer
             # our address. The other two: a port or an address that is none.

@@ -563,10 +563,17 @@ class UserspaceBackend:
         self._datagrams.handler = handler
 
     def send_datagram(
-        self, data: bytes, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int
+        self,
+        data: bytes,
+        local: IpAddress | None,
+        local_port: int,
+        remote: IpAddress,
+        remote_port: int,
+        *,
+        dscp: int = 0,
     ) -> None:
         """Send IKE, with the non-ESP marker if ``local_port`` is that of ESP."""
-        self._datagrams.send(data, local, local_port, remote, remote_port)
+        self._datagrams.send(data, local, local_port, remote, remote_port, dscp=dscp)
 
     def send_keepalive(self, local: IpAddress | None, local_port: int, remote: IpAddress, remote_port: int) -> None:
         """Send a NAT keepalive (RFC 3948 section 2.3)."""

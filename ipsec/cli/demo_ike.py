@@ -108,7 +108,7 @@ def exchange(gateways: Sequence[Negotiator]) -> int:
         before = messages
         for gateway, other in (gateways, gateways[::-1]):
             gateway.handle_events()
-            for data, path in gateway.engine.datagrams_to_send():
+            for data, path, _ in gateway.engine.datagrams_to_send():
                 messages += 1
                 back = Path(path.remote, path.remote_port, path.local, path.local_port)
                 other.engine.receive_datagram(data, back, time.monotonic())

@@ -285,11 +285,13 @@ class IkeControl:
         self._timer = self._loop.call_at(when, self._tick) if when is not None else None
 
     def _send(self, datagrams: Iterable[Outgoing]) -> None:
-        for data, path in datagrams:
+        for data, path, dscp in datagrams:
             if data == KEEPALIVE:
                 self._backend.send_keepalive(path.local, path.local_port, path.remote, path.remote_port)
             else:
-                self._backend.send_datagram(data, path.local, path.local_port, path.remote, path.remote_port)
+                self._backend.send_datagram(
+                    data, path.local, path.local_port, path.remote, path.remote_port, dscp=dscp
+                )
 
     async def _send_held(self) -> None:
         """Send what waits for routes; those that come to wait meanwhile have the next round."""

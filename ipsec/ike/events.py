@@ -40,6 +40,8 @@ class Outgoing(NamedTuple):
     data: bytes
     "one octet 0xff is a NAT keepalive, which has no marker"
     path: Path
+    dscp: int = 0
+    "of the IP header (RFC 2474)"
 
 
 KEEPALIVE = b"\xff"

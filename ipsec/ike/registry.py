@@ -98,9 +98,9 @@ class Registry:
         """What has happened, in order; None when there is nothing more."""
         return self._events.popleft() if self._events else None
 
-    def send(self, data: bytes, path: Path) -> None:
+    def send(self, data: bytes, path: Path, dscp: int = 0) -> None:
         """For ``datagrams_to_send``."""
-        self._outbox.append(Outgoing(data, path))
+        self._outbox.append(Outgoing(data, path, dscp))
 
     def emit(self, event: Event) -> None:
         """For ``next_event``."""

@@ -304,7 +304,7 @@ class IkeSa:
         """Give datagrams to the caller."""
         self.last_out = now
         for datagram in datagrams:
-            self.core.send(datagram, path)
+            self.core.send(datagram, path, self.connection.dscp)
 
     def retransmit(self, now: float) -> bool:
         """Send the request under way once more, bit by bit the same (RFC 7296 section 2.1); False: enough is enough."""

@@ -40,6 +40,7 @@ _SO_MARK = 36
 _PKTINFO4 = struct.Struct("=I4s4s")
 #: struct in6_pktinfo: address, interface
 _PKTINFO6 = struct.Struct("=16sI")
+_INT = struct.Struct("=i")
 _CONTROL = socket.CMSG_SPACE(_PKTINFO6.size)
 
 ControlData = list[tuple[int, int, bytes]]
@@ -94,15 +95,29 @@ def receive(sock: socket.socket, bound: IpAddress, limit: int) -> list[Received]
 
 
 def send(
-    sock: socket.socket, parts: Sequence[bytes], local: IpAddress | None, remote: IpAddress, remote_port: int
+    sock: socket.socket,
+    parts: Sequence[bytes],
+    local: IpAddress | None,
+    remote: IpAddress,
+    remote_port: int,
+    *,
+    dscp: int = 0,
 ) -> None:
     """Send one datagram, from ``local`` if that is an address. OSError if the kernel does not take it; never blocks."""
     control: ControlData = _sent_from(local) if local is not None and not local.is_unspecified else []
+    if dscp:
+        control = [*control, _marked(remote.version, dscp)]
     sock.sendmsg(parts, control, socket.MSG_DONTWAIT, (str(remote), remote_port))
 
 
 def send_fragmentable(
-    sock: socket.socket, parts: Sequence[bytes], local: IpAddress | None, remote: IpAddress, remote_port: int
+    sock: socket.socket,
+    parts: Sequence[bytes],
+    local: IpAddress | None,
+    remote: IpAddress,
+    remote_port: int,
+    *,
+    dscp: int = 0,
 ) -> None:
     """Like ``send``, but without DF, through a socket that is used with it otherwise. Leaves DF off.
 
@@ -113,7 +128,7 @@ def send_fragmentable(
     else:
         level, option = socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER
     sock.setsockopt(level, option, _PMTUDISC_DONT)
-    send(sock, parts, local, remote, remote_port)
+    send(sock, parts, local, remote, remote_port, dscp=dscp)
 
 
 @lru_cache(maxsize=4096)
@@ -132,6 +147,13 @@ def _sent_from(local: IpAddress) -> ControlData:
     if isinstance(local, IPv4Address):
         return [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, local.packed, bytes(4)))]
     return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, _PKTINFO6.pack(local.packed, 0))]
+
+
+def _marked(version: int, dscp: int) -> tuple[int, int, bytes]:
+    """The upper six bits of TOS or traffic class (RFC 2474); the kernel keeps the ECN bits."""
+    if version == 4:
+        return socket.IPPROTO_IP, socket.IP_TOS, _INT.pack(dscp << 2)
+    return socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _INT.pack(dscp << 2)
 
 
 def _sent_to(control: list[Any]) -> IpAddress | None:

@@ -73,7 +73,9 @@ class FakeBackend:
         if self.fail_sync:
             raise BackendError("no routes today")
 
-    def send_datagram(self, data: bytes, local: Any, local_port: int, remote: Any, remote_port: int) -> None:
+    def send_datagram(
+        self, data: bytes, local: Any, local_port: int, remote: Any, remote_port: int, *, dscp: int = 0
+    ) -> None:
         self.sent.append((data, local_port, remote_port))
         if self.deliver is not None:
             found = Datagram(data, LOOP, local_port, LOOP, remote_port)

@@ -317,7 +317,7 @@ class Lab:
             for me, other in ((self.a, self.b), (self.b, self.a)):
                 name = "moon" if me is self.a else "sun"
                 self.events += [(name, event) for event in me.drain()]
-                for data, path in me.datagrams_to_send():
+                for data, path, _ in me.datagrams_to_send():
                     self.sent.append(data)
                     back = Path(path.remote, path.remote_port, path.local, path.local_port)
                     waiting.append((other, data, back))
@@ -461,7 +461,7 @@ class Attack:
 
     def _send(self, data: bytes) -> list[bytes]:
         self.target.receive_datagram(data, self.path, self.now)
-        return [out for out, _ in self.target.datagrams_to_send()]
+        return [out for out, *_ in self.target.datagrams_to_send()]
 
     def stranger(self, data: bytes, path: Path | None = None) -> list[bytes]:
         """What does not authenticate changes nothing, and hears at most one thing, not longer than it was itself.
@@ -470,7 +470,7 @@ class Attack:
         """
         if path is not None:
             self.target.receive_datagram(data, path, self.now)
-            out = [found for found, _ in self.target.datagrams_to_send()]
+            out = [found for found, *_ in self.target.datagrams_to_send()]
         else:
             out = self._send(data)
         changes = self.before.changes()

@@ -85,7 +85,7 @@ class Stage:
     def give(self, payloads: list[Payload]) -> tuple[bool, list[bytes]]:
         """Whether it is believed, and what comes back; then everything is as before."""
         events = self._send(payloads)
-        out = [(data, path) for data, path in self.engine.datagrams_to_send()]
+        out = [(data, path) for data, path, _ in self.engine.datagrams_to_send()]
         believed = any(isinstance(e, IkeUp | InstallChild) for e in events) or self.sa.established_at > 0
         answers = [data for data, _ in out]
         plain = [self._open(data) for data in answers]

@@ -50,7 +50,7 @@ def notifies(data: bytes) -> dict[int, bytes]:
 
 def deliver(engine: Target, data: bytes, remote: Any, now: float, port: int = 500) -> list[bytes]:
     engine.receive_datagram(data, Path(B, 500, remote, port), now)
-    return [out for out, _ in engine.datagrams_to_send()]
+    return [out for out, *_ in engine.datagrams_to_send()]
 
 
 def memory(engine: Target) -> int:
@@ -240,7 +240,7 @@ def test_the_first_message_is_not_taken_once_a_cookie_was_asked_for() -> None:
     for number in range(1, 6):
         deliver(lab.b, request(bytes((number,)) * 8, NONCE, size=300), IPv4Address(number), lab.now)
     lab.a.initiate(lab.ca, [(lab.ca.children[0], 0)], Path(A, 500, B, 500), lab.now)
-    ((first, _),) = lab.a.datagrams_to_send()
+    ((first, *_),) = lab.a.datagrams_to_send()
     (cookie,) = deliver(lab.b, first, A, lab.now)
     assert list(notifies(cookie)) == [NotifyType.COOKIE]
     # the five are gone before a copy of the first message comes in

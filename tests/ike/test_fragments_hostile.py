@@ -43,7 +43,7 @@ def fragment(sa: IkeSa, first: int, number: int, total: int, piece: bytes, messa
 
 def give(lab: Lab, engine: Target, sa: IkeSa, data: bytes) -> list[bytes]:
     engine.receive_datagram(data, sa.path, lab.now)
-    return [out for out, _ in engine.datagrams_to_send()]
+    return [out for out, *_ in engine.datagrams_to_send()]
 
 
 def test_cve_t_03_every_order() -> None:
@@ -191,7 +191,7 @@ def test_cve_t_55_many_that_never_end() -> None:
         for sa in lab.a.sas.values():
             sa.quiet = True
         out = lab.a.datagrams_to_send()
-        data, path = out[-1]
+        data, path, _ = out[-1]
         lab.b.receive_datagram(data, path._replace(local=path.remote, remote=path.local), lab.now)
         lab.b.datagrams_to_send()
     sas = list(lab.b.sas.values())

@@ -228,7 +228,7 @@ def test_matrix(state: str) -> None:
         before = {uid for uid, one in engine.sas.items() if one.established_at}
         engine.receive_datagram(data, path, now)
         allowed = {(cell.exchange, message_id_of(data))}
-        for reply, _ in engine.datagrams_to_send():
+        for reply, *_ in engine.datagrams_to_send():
             header = parse_header(reply)
             assert header.next_payload in (PayloadType.SK, PayloadType.SKF), cell
             assert not header.response or (header.exchange, header.message_id) in allowed, cell

@@ -10,7 +10,7 @@ import pytest
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
 from ipsec.ike.delete import DeleteChild, Liveness
-from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, TrapWanted
+from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, Path, TrapWanted
 from ipsec.ike.rekey import RekeyIke
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import Protocol
@@ -177,3 +177,18 @@ def test_who_stops_takes_nobody_new() -> None:
     pair.b.restart()
     pair.world.settle()
     pair.agree()
+
+
+def test_dscp() -> None:
+    pair = Pair(a={"dscp": 46})
+    sent = []
+    send = pair.a.engine.send
+
+    def watched(data: bytes, path: Path, dscp: int = 0) -> None:
+        sent.append(dscp)
+        send(data, path, dscp)
+
+    pair.a.engine.send = watched  # type: ignore[method-assign]
+    pair.up()
+    assert sent == [46, 46]
+    pair.finish()

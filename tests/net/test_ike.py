@@ -92,3 +92,22 @@ def test_only_ip_sockets_have_an_address() -> None:
     left, right = socket.socketpair()
     with left, right, pytest.raises(BackendError):
         ike.bound_to(left)
+
+
+def test_dscp(address: IPv4Address | IPv6Address) -> None:
+    """One datagram bears it, the next one through the same socket does not (RFC 2474)."""
+    ip_recvtos = 13
+    level, receive, option = (
+        (socket.IPPROTO_IP, ip_recvtos, socket.IP_TOS)
+        if address.version == 4
+        else (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS)
+    )
+    with ike.open_ike(address, 0) as a, ike.open_ike(address, 0) as b:
+        b.setsockopt(level, receive, 1)
+        b.settimeout(5)
+        seen = []
+        for dscp in (46, 0):
+            ike.send(a, (b"x",), address, address, ike.bound_to(b)[1], dscp=dscp)
+            _, control, _, _ = b.recvmsg(100, 1000)
+            seen += [value[0] for at, kind, value in control if (at, kind) == (level, option)]
+        assert seen == [46 << 2, 0]
