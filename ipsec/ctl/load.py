@@ -7,18 +7,20 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import click
 from rich.text import Text
 
-from ipsec.config import DEFAULT_FILE
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.output import BAD, DIM, GOOD, plural
-from ipsec.ctl.swanctl import Item, read
 from ipsec.ctl.view import printable, text, texts
 from ipsec.errors import ConfigError
 from ipsec.vici.client import Session, ViciError
+
+if TYPE_CHECKING:
+    from ipsec.ctl.swanctl import Item
 
 #: what a daemon has by name: how to ask for it, the key of the answer, how to forget it, the key that names it.
 #: The later ones need the earlier ones, so they go first.
@@ -59,6 +61,10 @@ def load(file: str | None, clear: bool, keep: bool, quiet: bool) -> int:
     An ipsecd reads its own file at its start and with `ipsecctl reload`; it needs `load` for files of others only, a
     charon for all of them. Passphrases of keys are asked for, if they are not in the file.
     """
+    # what reads keys and certificates takes its time to load, and no other verb needs it
+    from ipsec.config import DEFAULT_FILE
+    from ipsec.ctl.swanctl import read
+
     app = current()
     items = read(file or DEFAULT_FILE, _ask)
     result = app.run(lambda: _load(app, items, clear=clear, keep=keep))

@@ -244,6 +244,7 @@ class FakeDaemon:
     async def do_list_conns(self, client: Client, message: Message) -> Mapping[str, Any]:
         for name, value in self.conns.items():
             client.send_event("list-conn", {name: value})
+            await client.flush()
         return {}
 
     async def do_list_sas(self, client: Client, message: Message) -> Mapping[str, Any]:
@@ -251,6 +252,7 @@ class FakeDaemon:
         for name, value in self.sas:
             if wanted in ("", name):
                 client.send_event("list-sa", {name: value})
+                await client.flush()
                 for child in value["child-sas"].values():
                     child["bytes-in"] += self.growth
         return {}
