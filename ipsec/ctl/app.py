@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -95,6 +96,9 @@ def unreachable(socket: str, error: ViciError) -> CtlError:
             f"start ipsecd (or charon); if ipsecd.vici_socket names another path, give it with --socket or "
             f"{SOCKET_VARIABLE}"
         )
+    elif isinstance(cause, ConnectionRefusedError) and not Path(path).is_socket():
+        why = f"{path} is no socket"
+        remedy = "give the path of the daemon's vici socket with --socket"
     elif isinstance(cause, ConnectionRefusedError):
         why = f"no daemon listens on {path}"
         remedy = "it has stopped or was killed: start it, and look at its log"

@@ -67,8 +67,8 @@ def conns(names: tuple[str, ...]) -> None:
 def _conns_table(found: Sequence[Conn]) -> Table:
     table = Table(
         Column("CONNECTION", least=16),
-        Column("LOCAL", drop=1, least=12),
-        Column("REMOTE", least=14),
+        Column("LOCAL", drop=1, least=12, enough=30),
+        Column("REMOTE", least=14, enough=30),
         Column("AUTHENTICATION", drop=3),
         Column("REKEY", "right", drop=2),
         Column("DPD", "right", drop=2),
@@ -120,7 +120,7 @@ def _sas_table(found: Sequence[IkeSa]) -> Table:
     table = Table(
         Column("SA", least=14),
         "STATE",
-        Column("PEER, SPIs", least=20),
+        Column("PEER, SPIs", least=20, enough=36),
         Column("SUITE", drop=2),
         Column("AGE", "right", drop=1),
         Column("REKEY", "right", drop=1),
@@ -188,11 +188,11 @@ def certs(days: int | None) -> None:
         app.document("certs", certs=[asdict(one) for one in found], crls=[asdict(one) for one in crls])
         return
     table = Table(
-        Column("SUBJECT", least=20),
+        Column("SUBJECT", least=20, enough=40),
         "KIND",
         Column("KEY", drop=3),
-        Column("ISSUER", least=12, drop=2),
-        Column("NAMES", least=12, drop=1),
+        Column("ISSUER", least=12, drop=2, enough=30),
+        Column("NAMES", least=12, drop=1, enough=24),
         Column("ENDS"),
         Column("LEFT", "right"),
     )

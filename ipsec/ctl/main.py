@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
+        if app.json:
+            app.document("error", error="usage", message=error.format_message(), remedy=None)
         error.show()
         return ExitCode.USAGE
     except CtlError as error:

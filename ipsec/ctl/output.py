@@ -24,7 +24,9 @@ class Column:
     drop: int = 0
     "on a terminal that is too narrow, those with the highest number go first; 0 stays"
     least: int = 8
-    "columns that are left of it if it has to be cut"
+    "characters that are left of it if it has to be cut"
+    enough: int = 999
+    "characters that it is cut to before other columns go"
 
 
 class Table:
@@ -90,7 +92,7 @@ class Table:
     def _that_fit(self, shown: list[int], widths: list[int], width: int) -> list[int]:
         """Columns without those that there is no room for."""
         kept = list(shown)
-        while kept and sum(widths[i] + GAP for i in kept) - GAP > width:
+        while kept and sum(min(widths[i], self.columns[i].enough) + GAP for i in kept) - GAP > width:
             last = max(self.columns[i].drop for i in kept)
             if not last:
                 break

@@ -120,9 +120,9 @@ def _weight(found: Status, tunnel: Tunnel) -> float:
 
 def _new_table() -> Table:
     return Table(
-        Column("CONNECTION", least=16),
+        Column("CONNECTION", least=16, enough=24),
         "STATE",
-        Column("PEER, NETWORKS", least=20),
+        Column("PEER, NETWORKS", least=20, enough=36),
         Column("SUITE", drop=3),
         Column("AGE", "right", drop=2),
         Column("REKEY", "right", drop=4),

@@ -285,8 +285,8 @@ def _heading(sample: Sample, view: View) -> Text:
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(
-        Column("NAME", least=16),
-        Column("PEER", drop=3, least=14),
+        Column("NAME", least=16, enough=24),
+        Column("PEER", drop=3, least=14, enough=28),
         Column("STATE", drop=6),
         Column("IN", "right"),
         Column("OUT", "right"),

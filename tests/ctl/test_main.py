@@ -80,6 +80,19 @@ def test_socket_that_nobody_listens_on(ctl: Ctl, tmp_path: Path) -> None:
     assert "no daemon listens on" in done.err
 
 
+def test_socket_that_is_none(ctl: Ctl) -> None:
+    ctl.socket.write_text("")
+    done = ctl("list", "conns")
+    assert done.status == ExitCode.UNREACHABLE
+    assert f"{ctl.socket} is no socket" in done.err
+
+
+def test_wrong_usage_is_a_document_too(ctl: Ctl) -> None:
+    done = ctl("--json", "list", "conns", "--odd")
+    assert done.status == ExitCode.USAGE
+    assert done.document["error"] == "usage"
+
+
 def test_no_permission(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied")

@@ -1,0 +1,96 @@
+"""Amounts, times and tables."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+
+from ipsec.ctl.output import Column, Table, amount, count, duration, plural
+from ipsec.ctl.view import printable
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 bit/s"),
+        (999.4, "999 bit/s"),
+        (999.6, "1.00 kbit/s"),
+        (1_234, "1.23 kbit/s"),
+        (9_996, "10.0 kbit/s"),
+        (99_960, "100 kbit/s"),
+        (999_600, "1.00 Mbit/s"),
+        (7.6e9, "7.60 Gbit/s"),
+        (1e15, "1000 Tbit/s"),
+    ],
+)
+def test_amounts(value: float, text: str) -> None:
+    assert amount(value, "bit/s") == text
+
+
+def test_counts() -> None:
+    assert [count(9_999), count(10_000), count(123_456_789)] == ["9999", "10.0 k", "123 M"]
+    assert [plural(1, "peer"), plural(2, "peer"), plural(2, "policy", "policies")] == [
+        "1 peer",
+        "2 peers",
+        "2 policies",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (-5, "0s"),
+        (59.9, "59s"),
+        (61, "1m 01s"),
+        (600, "10m"),
+        (3599, "59m"),
+        (3660, "1h 01m"),
+        (90_000, "1d 01h"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def table() -> Table:
+    """Two columns that stay, one that goes, one without anything in it."""
+    found = Table(Column("NAME", least=4, enough=6), Column("N", "right"), Column("MORE", drop=1), "EMPTY")
+    found.add("a longer name", "1", "something")
+    found.note(Text("a note across all columns, as long as it likes"))
+    found.add("b", "100")
+    return found
+
+
+def test_plain_tables_are_not_cut() -> None:
+    assert [line.plain for line in table().lines()] == [
+        "NAME             N  MORE",
+        "a longer name    1  something",
+        "a note across all columns, as long as it likes",
+        "b              100",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "row"),
+    [
+        (40, "a longer name    1  something"),
+        (24, "a longe…    1  something"),
+        (20, "a longer name    1"),
+        (9, "a l…    1"),
+    ],
+)
+def test_tables_fit(width: int, row: str) -> None:
+    lines = [line.plain for line in table().lines(width)]
+    assert lines[1] == row
+    assert all(len(line) <= width for line in lines)
+
+
+@given(st.binary(max_size=40))
+def test_all_bytes_can_be_printed(data: bytes) -> None:
+    assert printable(data).isprintable()
+    # and what could be printed is as it was
+    if (text := data.decode("utf-8", "replace")).isprintable() and "\ufffd" not in text:
+        assert printable(data) == text
