@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
-from ipsec.net import netns
+from ipsec.net import grants, netns
 from ipsec.net.route import Router
 from ipsec.net.tun import device_exists
 
@@ -82,7 +82,7 @@ def explain(namespace: str, error: OSError) -> BackendError:
     """Why a namespace cannot be entered, and how to mend it."""
     remedies = {
         errno.ENOENT: f"make it (ip netns add {namespace}), or correct ipsecd.namespace",
-        errno.EPERM: "grant CAP_SYS_ADMIN and CAP_NET_ADMIN (docker: --cap-add SYS_ADMIN --cap-add NET_ADMIN)",
+        errno.EPERM: grants.capability("SYS_ADMIN"),
         errno.EACCES: "grant CAP_SYS_ADMIN, and CAP_SYS_PTRACE for another user's /proc/PID/ns/net",
         errno.EINVAL: "name a network namespace: a name of ip-netns(8), or a path such as /proc/PID/ns/net",
     }

@@ -9,12 +9,10 @@ import socket
 from ipsec.backend.base import IpInterface
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
-from ipsec.net import link
+from ipsec.net import grants, link
 from ipsec.net.route import claim_table
 
 log = logging.getLogger(__name__)
-
-_REMEDY = "run ipsecd --prepare --owner UID with CAP_NET_ADMIN and this configuration, in an init container perhaps"
 
 
 def take_prepared(settings: UserspaceSettings) -> socket.socket:
@@ -39,7 +37,7 @@ def _check(settings: UserspaceSettings) -> None:
             up, mtu = link.is_up(device), link.mtu_of(device)
         except OSError as error:
             raise BackendError(
-                f"device {device} was to be prepared: {os.strerror(error.errno or 0)}", remedy=_REMEDY
+                f"device {device} was to be prepared: {os.strerror(error.errno or 0)}", remedy=grants.PREPARE
             ) from error
         if not up:
             raise BackendError(f"device {device} was prepared and is down", remedy=f"ip link set {device} up")

@@ -7,22 +7,24 @@ user namespaces and under security modules alike.
 from __future__ import annotations
 
 import errno
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ipsec.backend.core import compiled_core
+from ipsec.backend.place import explain
+from ipsec.backend.prepared import take_prepared
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.esp.sa import SaParams
-from ipsec.net import udp
+from ipsec.net import grants, netns, udp
 from ipsec.net.route import Router
-from ipsec.net.tun import DEVICE_NODE, open_tun
+from ipsec.net.tun import DEVICE_NODE, device_exists, open_tun
 
 #: of a device that is made only to see whether it can be made; ``%d`` picks a free number
 TRIAL_DEVICE = "ipsectry%d"
@@ -63,11 +65,18 @@ def check(
     found = [_core(settings)]
     if settings.memory is not None:
         return found
-    found += [_device(settings), _sockets(settings, 4), _sockets(settings, 6)]
+    try:
+        with netns.inside(settings.namespace) if settings.namespace else nullcontext():
+            found.append(_device(settings))
+            if settings.install_routes:
+                found.append(_netlink(settings))
+    except OSError as error:
+        found.append(_missing("network namespace", explain(settings.namespace, error)))
+    if settings.prepared:
+        found.append(_prepared(settings))
+    found += [_sockets(settings, 4), _sockets(settings, 6)]
     if settings.raw_esp or settings.bypass:
         found.append(_raw(settings))
-    if settings.install_routes:
-        found.append(_netlink(settings))
     if state_dir is not None:
         found.append(_state(state_dir, outbound))
     if forwards:
@@ -93,7 +102,9 @@ def _device(settings: UserspaceSettings) -> Requirement:
         return Requirement("TUN device", State.FOUND, f"inherited descriptor {settings.tun_fd}")
     name = settings.device
     # A device of that name is either persistent and attachable, or in the way; otherwise a trial one tells.
-    exists = any(name == known for _, known in socket.if_nameindex())
+    exists = device_exists(name)
+    if settings.prepared and not exists:
+        return Requirement("TUN device", State.MISSING, f"{name} was to be prepared", grants.PREPARE)
     try:
         tun = open_tun(name if exists else TRIAL_DEVICE, queues=max(1, settings.workers))
     except BackendError as error:
@@ -102,6 +113,15 @@ def _device(settings: UserspaceSettings) -> Requirement:
     extras = [text for text, on in (("TCP superframes", tun.tso), ("UDP superframes", tun.uso)) if on]
     how = f"{name} is there and can be attached to" if exists else f"{DEVICE_NODE} works, {name} can be made"
     return Requirement("TUN device", State.FOUND, "; ".join([how, *extras]))
+
+
+def _prepared(settings: UserspaceSettings) -> Requirement:
+    try:
+        take_prepared(settings).close()
+    except BackendError as error:
+        return _missing("what was prepared", error)
+    addresses = ", ".join(str(address.ip) for address in settings.addresses) or "none asked for"
+    return Requirement("what was prepared", State.FOUND, f"the device is up; addresses: {addresses}")
 
 
 def _sockets(settings: UserspaceSettings, version: int) -> Requirement:

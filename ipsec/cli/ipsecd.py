@@ -14,11 +14,12 @@ from dataclasses import asdict
 
 from ipsec import daemon
 from ipsec.backend.requirements import Requirement, State
+from ipsec.backend.ways import Way, ways
 from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
-from ipsec.config.settings import LogLevel
-from ipsec.daemon import ExitCode
+from ipsec.config.settings import BackendKind, LogLevel
+from ipsec.daemon import ExitCode, backend_settings
 from ipsec.daemon.logs import formatter
 from ipsec.daemon.ready import requirements
 from ipsec.daemon.settings import amount
@@ -135,6 +136,7 @@ def _prepare(config: Config, options: argparse.Namespace) -> int:
 def _check(config: Config, *, as_json: bool) -> int:
     try:
         found = requirements(config)
+        possible = ways(backend_settings(config)) if config.settings.backend is BackendKind.USERSPACE else []
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG
@@ -145,13 +147,14 @@ def _check(config: Config, *, as_json: bool) -> int:
     if as_json:
         lines = [{**asdict(requirement), "state": requirement.state.value} for requirement in found]
         document = {"backend": config.settings.backend.value, "complete": complete, "requirements": lines}
-        print(json.dumps({**document, "warnings": list(config.warnings)}, indent=2))
+        more = {"ways": [asdict(way) for way in possible], "warnings": list(config.warnings)}
+        print(json.dumps({**document, **more}, indent=2))
     else:
-        print(_table(config, found, complete))
+        print(_table(config, found, possible, complete))
     return ExitCode.OK if complete else ExitCode.REQUIREMENT
 
 
-def _table(config: Config, found: Sequence[Requirement], complete: bool) -> str:
+def _table(config: Config, found: Sequence[Requirement], possible: Sequence[Way], complete: bool) -> str:
     width = max(len(requirement.name) for requirement in found)
     what = [amount(len(config.connections), "connection")] if config.connections or not config.sas else []
     what += [amount(len(config.sas), "manual SA pair")] if config.sas else []
@@ -160,6 +163,12 @@ def _table(config: Config, found: Sequence[Requirement], complete: bool) -> str:
         lines.append(f"  {requirement.state.value:7}  {requirement.name:{width}}  {requirement.detail}")
         if requirement.state is not State.FOUND:
             lines.append(f"  {'':7}  {'':{width}}  -> {requirement.remedy}")
+    if possible:
+        lines += ["", "ways to run:"]
+    for way in possible:
+        state = "used" if way.used else "possible" if not way.missing else "missing"
+        lines.append(f"  {state:8}  {way.name:9}  {way.what}")
+        lines += [f"  {'':8}  {'':9}  no {what} -> {remedy}" for what, remedy in way.missing]
     lines += ["", *(f"warning: {warning}" for warning in config.warnings)]
     lines.append("ready to run" if complete else "something is missing: ipsecd would not start")
     return "\n".join(lines)

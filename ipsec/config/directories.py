@@ -17,6 +17,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar
 
+from ipsec.config.sources import note
 from ipsec.config.values import read_regular
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.keyfiles import load_public_key
@@ -72,6 +73,7 @@ class CredentialFiles:
         if self.base is None:
             return []
         path = os.path.join(self.base, directory)
+        note(path)
         try:
             with os.scandir(path) as entries:
                 names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]

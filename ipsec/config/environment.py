@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from ipsec.config import DEFAULT_FILE
 from ipsec.config.grammar import Section, Value, parse_file
 from ipsec.config.settings import DaemonSettings
+from ipsec.config.sources import note
 from ipsec.config.values import read_regular, suggestion
 from ipsec.errors import ConfigError
 
@@ -150,6 +151,7 @@ class Environment:
         return root
 
     def _parse_default(self) -> Section:
+        note(DEFAULT_FILE)
         try:
             # not exists(): a file that this user may not see is no reason to go on without it
             os.stat(DEFAULT_FILE)

@@ -25,6 +25,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ipsec.config.sources import note
 from ipsec.errors import ConfigError
 
 FILE_SIZE_MAX = 16 << 20
@@ -113,6 +114,7 @@ def _read_file(path: str, origin: _Cursor | None) -> str:
     def fail(why: str) -> ConfigError:
         return origin.error(f"cannot include {path}: {why}") if origin else ConfigError(why, file=path)
 
+    note(path)
     try:
         # O_NONBLOCK: an included FIFO without a writer must not hang us; the file named first may be a pipe
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if origin else 0))
@@ -276,6 +278,8 @@ class _Parser:
             raise cursor.error(f"more than {INCLUDE_DEPTH_MAX} files include each other", section.path)
         pattern = os.path.join(os.path.dirname(cursor.file), pattern)
         wild = glob.has_magic(pattern)
+        if wild:
+            note(os.path.dirname(pattern) or ".")
         names = sorted(glob.iglob(pattern)) if wild and not os.path.exists(pattern) else [pattern]
         for name in names:
             if wild and os.path.isdir(name):

@@ -8,7 +8,7 @@ keys are next to the file, or in SWANCTL_DIR.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipsec.config import DEFAULT_FILE
@@ -23,6 +23,7 @@ from ipsec.config.pools import read_pools
 from ipsec.config.sas import ManualSa, read_sa
 from ipsec.config.secrets import read_secrets, secret_warnings
 from ipsec.config.settings import DaemonSettings, read_settings
+from ipsec.config.sources import Look, recorded
 from ipsec.config.values import error_at, is_mounted, read_keys
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Policy
@@ -55,6 +56,8 @@ class Config:
     "the file to read again; None is the default one, if it is there"
     environment: Environment = field(default_factory=Environment)
     "what variables added"
+    sources: Mapping[str, Look] = field(default_factory=dict, compare=False)
+    "files and directories that were read, and what they looked like then"
 
     def policies(self) -> tuple[Policy, ...]:
         """All SPD entries, in the order in which they are matched; equal ones only once."""
@@ -79,9 +82,10 @@ def load(path: str | None = DEFAULT_FILE, environment: Environment | None = None
     """
     environment = environment or Environment()
     try:
-        root = environment.parse(path)
-        config = _read(root, base_directory(path or DEFAULT_FILE), environment)
-        return replace(config, path=path, environment=environment)
+        with recorded() as sources:
+            root = environment.parse(path)
+            config = _read(root, base_directory(path or DEFAULT_FILE), environment)
+        return replace(config, path=path, environment=environment, sources=sources)
     except ConfigError as error:
         raise environment.explain(error) from None
 

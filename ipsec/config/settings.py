@@ -188,6 +188,8 @@ class DaemonSettings:
     "drop what the tunnels protect when there is no device: ipsecd was killed or lost it; a clean stop ends that"
     state_dir: str = "/var/lib/ipsecd"
     "directory where sequence numbers of manual SAs survive restarts, so that no IV comes twice (RFC 4106 section 10)"
+    watch_files: Switch = Switch.AUTO
+    "read the configuration again when one of its files changes; auto: if one is in a read-only mount, as in containers"
     log_level: LogLevel = LogLevel.INFO
     "debug, info, warning or error"
     log_format: LogFormat = LogFormat.TEXT
@@ -375,6 +377,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "allow_weak": parse_bool,
     "fail_closed": parse_bool,
     "state_dir": _parse_directory,
+    "watch_files": parse_switch,
     "log_level": one_of(LogLevel),
     "log_format": one_of(LogFormat),
     "port": number_in(0, 65535),

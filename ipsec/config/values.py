@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from typing import Any, TypeVar
 
 from ipsec.config.grammar import Section, Value, shown
+from ipsec.config.sources import note
 from ipsec.errors import ConfigError
 
 T = TypeVar("T")
@@ -199,6 +200,7 @@ def read_regular(path: str, limit: int) -> tuple[bytes, int]:
 
     Permissions of group and others are left out where they mean nothing, see ``is_mounted``.
     """
+    note(path)
     try:
         # O_NONBLOCK: a FIFO without a writer must not hang us
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:

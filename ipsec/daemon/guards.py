@@ -96,6 +96,12 @@ class Guards:
             del self._by_policy[policy]
             self._backend.del_policy(policy)
 
+    def exchange(self, old: Connection, new: Connection) -> None:
+        """What waits for traffic of a connection asks for another one that has the same children."""
+        for guard in self._guards.values():
+            if guard.connection == old:
+                guard.connection = new
+
     def remove_all(self, connection: Connection) -> None:
         """Undo ``add`` for all children of a connection."""
         for name, child in [key for key in self._guards if key[0] == connection.name]:

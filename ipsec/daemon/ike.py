@@ -123,7 +123,17 @@ class IkeControl:
         config = self.loaded.config()
         old = {connection.name: connection for connection in self._config.connections}
         new = {connection.name: connection for connection in config.connections}
-        gone = [connection for name, connection in old.items() if new.get(name) != connection]
+        gone = []
+        for name, connection in old.items():
+            if name in new and _is_renewed(connection, new[name]):
+                log.info("connection %s has another certificate of ours, from its next authentication on", name)
+                self.guards.exchange(connection, new[name])
+                for sa in self.engine.named(name):
+                    if sa.connection == connection:
+                        self.engine.rename(sa, new[name])
+                old[name] = new[name]
+            elif new.get(name) != connection:
+                gone.append(connection)
         for connection in gone:
             log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
             self.guards.remove_all(connection)
@@ -504,3 +514,8 @@ class IkeControl:
     def established(self) -> list[IkeSa]:
         """IKE_SAs that are up."""
         return [sa for sa in self.engine.sas.values() if sa.established]
+
+
+def _is_renewed(old: Connection, new: Connection) -> bool:
+    """Whether nothing but our own certificates differs: for the peer we are who we were."""
+    return old != new and old == replace(new, local=replace(new.local, certs=old.local.certs))

@@ -19,8 +19,11 @@ from ipsec.backend.manual import ManualSas
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds
 from ipsec.backend.userspace import UserspaceBackend
+from ipsec.backend.ways import ways
 from ipsec.config import Config, load_again
 from ipsec.config.settings import BackendKind, EventLoopKind
+from ipsec.daemon.changed import SourceWatch
+from ipsec.daemon.changed import wanted as watch_wanted
 from ipsec.daemon.endpoint import Endpoint
 from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
@@ -56,6 +59,7 @@ class Daemon:
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[str] | None = None
+        self._sources: SourceWatch | None = None
         self._exit_code = ExitCode.OK
 
     async def start(self) -> None:
@@ -84,6 +88,8 @@ class Daemon:
             await self.stop()
             raise
         self.health.phase = Phase.RUNNING
+        if watch_wanted(config):
+            self._sources = SourceWatch(config, self._on_hangup)
         if config.sas:
             policies = amount(len(config.policies()), "policy", "policies")
             log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
@@ -126,6 +132,8 @@ class Daemon:
             if old != new:
                 log.warning("section %s changed, which takes a restart", what)
         self._config = replace(config, settings=self._config.settings, sas=self._config.sas)
+        if self._sources is not None:
+            self._sources.read(config)
         for warning in config.warnings:
             log.warning("%s", warning)
         if self.ike is not None:
@@ -146,6 +154,8 @@ class Daemon:
     async def stop(self) -> None:
         """Release everything; safe in any state."""
         self.health.phase = Phase.STOPPING
+        if self._sources is not None:
+            self._sources.close()
         if self._vici is not None:
             await self._vici.stop()
         if self.ike is not None:
@@ -293,6 +303,7 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
         return ExitCode.SA
     except BackendError as error:
         log.error("%s", error)
+        _log_ways(config)
         return ExitCode.REQUIREMENT
     except IpsecError as error:
         log.error("%s", error)
@@ -300,6 +311,16 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
     except Exception:
         log.exception("this is a bug")
         return ExitCode.BUG
+
+
+def _log_ways(config: Config) -> None:
+    """Say what would have to be given for each way to run, if the one taken lacks something."""
+    if config.settings.backend is not BackendKind.USERSPACE:
+        return
+    found = ways(backend_settings(config))
+    if any(way.used and way.missing for way in found):
+        for way in found:
+            log.error("way to run: %s", way)
 
 
 def _loop_runner(kind: EventLoopKind) -> Callable[[Coroutine[Any, Any, ExitCode]], ExitCode]:

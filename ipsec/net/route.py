@@ -27,7 +27,7 @@ from typing import Any
 from pyroute2 import IPRoute, NetlinkError
 
 from ipsec.errors import BackendError
-from ipsec.net import rtnetlink
+from ipsec.net import grants, rtnetlink
 from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.net.rtnetlink import RouteWriter, Rule
@@ -335,7 +335,7 @@ class Router:
 
     def _explain(self, what: str, number: int) -> BackendError:
         remedies = {
-            errno.EPERM: "grant CAP_NET_ADMIN, or set ipsecd.install_routes to no and let the operator do it",
+            errno.EPERM: f"{grants.capability('NET_ADMIN')}, or have all made beforehand: ipsecd --prepare",
             errno.EAFNOSUPPORT: "this network namespace has no such address family",
             errno.EACCES: "IPv6 is switched off here (net.ipv6.conf.all.disable_ipv6)",
         }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ipsec.errors import BackendError
+from ipsec.net import grants
 
 DEVICE_NODE = "/dev/net/tun"
 
@@ -42,8 +43,7 @@ _IFNAMSIZ = 16
 VNET_HDR_LEN = 10
 "octets of struct virtio_net_hdr in front of each packet when ``vnet_hdr`` is on"
 
-LOAD_MODULE = "load the module on the host (modprobe tun) and give the container --device /dev/net/tun"
-GRANT_ADMIN = "grant CAP_NET_ADMIN (docker: --cap-add NET_ADMIN), or have the device made: ipsecd --prepare"
+GRANT_ADMIN = f"{grants.capability('NET_ADMIN')}, or have the device made: ipsecd --prepare"
 
 
 @dataclass
@@ -236,13 +236,20 @@ def _check_name(name: str) -> None:
         raise BackendError(f"{name!r} is not a device name", remedy="use 1 to 15 characters without space, '/' or ':'")
 
 
+def check_node() -> None:
+    """BackendError if TUN devices cannot be opened at all."""
+    os.close(_open_node())
+
+
 def _open_node() -> int:
     try:
         return os.open(DEVICE_NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        remedy = LOAD_MODULE
+        remedy = grants.DEVICE
         if error.errno in (errno.EACCES, errno.EPERM):
-            remedy = f"let this user open it (chmod 0666 {DEVICE_NODE}, or a device cgroup rule for 'c 10:200 rwm')"
+            # EPERM: the container's device rules do not have it, whatever is in its /dev
+            permission = f"let this user open it: chmod 0666 {DEVICE_NODE}"
+            remedy = grants.DEVICE if error.errno == errno.EPERM else permission
         raise BackendError(f"{DEVICE_NODE}: {error.strerror}", remedy=remedy) from error
 
 

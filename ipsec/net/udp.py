@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.errors import BackendError
+from ipsec.net import grants
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -349,9 +350,8 @@ def explain(what: str, error: OSError, *, setting: str = "ipsecd.port_nat_t") ->
     known = {
         errno.EADDRINUSE: f"stop the other IPsec daemon on this port, or choose another port ({setting})",
         errno.EADDRNOTAVAIL: "listen on an address of this host (ipsecd.listen)",
-        errno.EACCES: "let everybody have such ports (sysctl -w net.ipv4.ip_unprivileged_port_start=500), "
-        f"grant CAP_NET_BIND_SERVICE, or choose a port from 1024 on ({setting})",
-        errno.EPERM: "grant CAP_NET_RAW for raw ESP and bypass (docker: --cap-add NET_RAW), CAP_NET_ADMIN for marks",
+        errno.EACCES: grants.low_ports(setting),
+        errno.EPERM: f"{grants.capability('NET_RAW')} for raw ESP and bypass, CAP_NET_ADMIN for marks",
         errno.EAFNOSUPPORT: "this kernel has no such address family: listen on the other one only",
     }
     text = os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,89 @@
+"""ipsec.daemon.changed and ipsec.config.sources: a configuration that changes under a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ipsec.config import Config, load
+from ipsec.config.environment import Environment
+from ipsec.config.settings import DaemonSettings
+from ipsec.config.values import Switch
+from ipsec.daemon import changed
+from ipsec.daemon.changed import SourceWatch, wanted
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """Laid out as Kubernetes does it: names are links into what ``..data`` links to."""
+    first = tmp_path / "..1"
+    first.mkdir()
+    (first / "swanctl.conf").write_text("include conf.d/*.conf\n")
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "swanctl.conf").symlink_to("..data/swanctl.conf")
+    (tmp_path / "conf.d").mkdir()
+    return tmp_path
+
+
+def swap(volume: Path, text: str) -> None:
+    """Put another version in place, all files at once."""
+    second = volume / "..2"
+    second.mkdir()
+    (second / "swanctl.conf").write_text(text)
+    (volume / "..new").symlink_to("..2")
+    (volume / "..new").rename(volume / "..data")
+
+
+def add_file(volume: Path, text: str) -> None:
+    (volume / "conf.d" / "one.conf").write_text(text)
+
+
+def test_what_was_read_is_known(volume: Path) -> None:
+    (volume / "x509").mkdir()
+    config = load(str(volume / "swanctl.conf"))
+    names = {str(Path(path).relative_to(volume)) for path in config.sources}
+    assert {"swanctl.conf", "conf.d", "x509", "x509ca", "private"} <= names
+
+
+@pytest.mark.parametrize("change", [swap, add_file])
+def test_changes_are_noticed_once(volume: Path, change: Callable[[Path, str], None]) -> None:
+    async def main() -> None:
+        config = load(str(volume / "swanctl.conf"))
+        calls: list[int] = []
+        event = asyncio.Event()
+
+        def on_change() -> None:
+            calls.append(1)
+            event.set()
+
+        watch = SourceWatch(config, on_change, interval_s=0.01)
+        await asyncio.sleep(0.1)
+        assert calls == []
+        change(volume, "ipsecd { mtu = 1300 }\n")
+        await asyncio.wait_for(event.wait(), 10)
+        # not read again, since it was wrong: nobody is told twice
+        await asyncio.sleep(0.1)
+        assert calls == [1]
+        watch.read(load(str(volume / "swanctl.conf")))
+        await asyncio.sleep(0.1)
+        assert calls == [1]
+        event.clear()
+        change(volume, "ipsecd { mtu = 1280 }\n") if change is add_file else (volume / "swanctl.conf").unlink()
+        await asyncio.wait_for(event.wait(), 10)
+        watch.close()
+
+    asyncio.run(main())
+
+
+def test_when_to_watch(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(str(volume / "swanctl.conf"))
+    assert not wanted(config)
+    for switch in (Switch.YES, Switch.NO):
+        assert wanted(replace(config, settings=DaemonSettings(watch_files=switch))) is (switch is Switch.YES)
+    monkeypatch.setattr(changed, "is_mounted", lambda path: path.endswith("swanctl.conf"))
+    assert wanted(config)
+    assert not wanted(Config("environment", DaemonSettings(), (), environment=Environment()))

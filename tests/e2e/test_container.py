@@ -1,0 +1,145 @@
+"""Life in a container: what is said when something is missing, secrets that are renewed, and the host's own network."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateways import COMMAND, INNER, Gateway
+from tests.e2e.ike_gateways import IkeWorld, eventually, launch, loss, make_certificates, ups
+
+pytestmark = pytest.mark.e2e
+
+NOTHING = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[IkeWorld]:
+    """Two gateways, not started yet."""
+    with IkeWorld(tmp_path) as world:
+        yield world
+
+
+# -- nothing is given
+
+
+def test_what_is_missing_and_what_to_give(world: IkeWorld) -> None:
+    world.write()
+    check = ["--config", str(world.a.config), "--check"]
+    done = world.a.run(*NOTHING, *COMMAND, *check, "--json", check=False)
+    assert done.returncode == 4, done.stderr
+    found = {way["name"]: way for way in json.loads(done.stdout)["ways"]}
+    assert found["own"]["used"]
+    (missing,) = found["own"]["missing"]
+    assert missing[0] == "CAP_NET_ADMIN"
+    assert "--cap-add NET_ADMIN" in missing[1]
+    assert "securityContext: {capabilities: {add: [NET_ADMIN]}}" in missing[1]
+    assert [what for what, _ in found["namespace"]["missing"]] == ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]
+    assert [what for what, _ in found["prepared"]["missing"]] == ["device ipsec0"]
+
+    before = world.a.run("ip", "address").stdout
+    with world.a.log_file.open("wb") as log:
+        command = ["ip", "netns", "exec", world.a.namespace, *NOTHING, *COMMAND, "--config", str(world.a.config)]
+        assert subprocess.run(command, stdout=log, stderr=log, timeout=30).returncode == 4
+    assert "way to run: prepared: no device ipsec0: run ipsecd --prepare" in world.a.log()
+    assert "ready" not in world.a.log()
+    assert world.a.run("ip", "address").stdout == before
+
+    found = {way["name"]: way for way in json.loads(world.a.run(*COMMAND, *check, "--json").stdout)["ways"]}
+    assert found["own"]["missing"] == found["namespace"]["missing"] == []
+
+
+def test_check_of_what_was_prepared(world: IkeWorld) -> None:
+    world.write()
+    config = ["--config", str(world.a.config)]
+    assert world.a.run(*COMMAND, *config, "--prepare", "--owner", "0", "--sysctl").returncode == 0
+    done = world.a.run(*NOTHING, *COMMAND, *config, "--check")
+    assert "used      prepared" in done.stdout
+    assert "found    what was prepared" in done.stdout
+    assert "ready to run" in done.stdout
+    world.a.run("ip", "link", "set", "ipsec0", "down")
+    done = world.a.run(*NOTHING, *COMMAND, *config, "--check", check=False)
+    assert done.returncode == 4
+    assert "was prepared and is down" in done.stdout
+
+
+# -- files that change
+
+
+def test_a_renewed_certificate_drops_no_tunnel(world: IkeWorld, tmp_path: Path) -> None:
+    make_certificates(tmp_path, "ecdsa")
+    for side in (0, 1):
+        world.set("secrets", None, side)
+        world.set("@local", {"certs": f"gw{side}.pem"}, side)
+        world.set("@remote", {}, side)
+    world.set("ipsecd.watch_files", "yes", 0)
+    world.up()
+    make_certificates(tmp_path, "ecdsa")
+    assert eventually(lambda: "reloaded" in world.a.log(), 20), world.a.log()
+    assert "connection site has another certificate of ours" in world.a.log()
+    assert "closed" not in world.a.log()
+    assert ups(world.a) == 1
+    assert loss(world.a.ping(INNER[4][1])) == 0
+    # a file that is wrong is told once, and harms nobody
+    (tmp_path / "private" / "gw0.pem").write_text("nonsense")
+    assert eventually(lambda: "not reloaded" in world.a.log(), 20), world.a.log()
+    assert loss(world.a.ping(INNER[4][1])) == 0
+
+
+# -- next to others
+
+
+FOREIGN = """
+    ip rule add fwmark 7 lookup 77 priority 100
+    ip rule add from 172.16.0.0/12 lookup 220 priority 219
+    ip rule add to 10.2.0.0/16 lookup main priority 221 protocol 3
+    ip -6 rule add from fd77::/16 lookup 78 priority 220
+    ip route add 198.51.100.0/24 via 192.0.2.2 metric 7
+    ip route add blackhole 203.0.113.0/24
+    ip route add 172.20.0.0/16 via 192.0.2.2 table 77
+    ip route add 10.200.0.0/16 via 192.0.2.2 table 220
+    ip route add unreachable 10.2.0.0/16 metric 99 table 220
+    ip -6 route add fd77::/16 via 2001:db8::2 table 78 proto 42
+    ip address add 172.16.0.1/24 dev wire0 label wire0:x
+    ip tuntap add other0 mode tun user 5
+    ip link set other0 up mtu 1333
+    ip address add 172.31.0.1/24 dev other0
+    ip route add 172.30.0.0/16 dev other0
+"""
+
+
+def network(gateway: Gateway) -> set[str]:
+    """All addresses, links, rules and routes, one a line."""
+    commands = (["-o", "address"], ["-o", "-d", "link"], ["-4", "rule"], ["-6", "rule"])
+    tables = (["-4", "route", "show", "table", "all"], ["-6", "route", "show", "table", "all"])
+    return {line.strip() for what in (*commands, *tables) for line in gateway.run("ip", *what).stdout.splitlines()}
+
+
+def test_what_others_have_is_left_alone(world: IkeWorld) -> None:
+    for line in FOREIGN.strip().splitlines():
+        world.a.run(*line.split())
+    before = network(world.a)
+    world.up()
+    assert before <= network(world.a)
+    assert loss(world.a.ping(INNER[4][1])) == 0
+    world.a.stop(signal.SIGKILL)
+    assert before <= network(world.a)
+    launch(world.a)
+    assert before <= network(world.a)
+    assert world.a.stop()[0] == 0
+    assert network(world.a) == before
+
+
+# -- the end
+
+
+def test_the_peer_is_dead_when_we_stop(world: IkeWorld) -> None:
+    world.up()
+    world.b.stop(signal.SIGKILL)
+    assert world.a.stop()[0] == 0
+    assert world.a.leftovers() == ""
