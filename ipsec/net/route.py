@@ -9,8 +9,7 @@ start. Its unreachable routes stay until ours are there: nothing leaves in clear
 abstract socket named after the table tells other daemons in the same network namespace to keep off it; the kernel drops
 it with the process.
 
-All of this is blocking and belongs on one thread outside the event loop. What happens with every tunnel is done by
-``rtnetlink``, all else by pyroute2.
+All of this is blocking and belongs on one thread outside the event loop.
 """
 
 from __future__ import annotations
@@ -18,19 +17,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from functools import partial
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from types import TracebackType
-from typing import Any
-
-from pyroute2 import IPRoute, NetlinkError
 
 from ipsec.errors import BackendError
 from ipsec.net import grants, rtnetlink
 from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
-from ipsec.net.rtnetlink import RouteWriter, Rule
+from ipsec.net.rtnetlink import RouteWriter, Rule, TunInfo
 
 IpAddress = IPv4Address | IPv6Address
 IpInterface = IPv4Interface | IPv6Interface
@@ -40,7 +37,6 @@ PROTOCOL = 205
 #: worse than any metric a person would choose, so that the device's own route wins while it is there
 FAIL_CLOSED_METRIC = 0xFF000000
 
-_IFA_F_NODAD = 2
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -78,10 +74,9 @@ class Router:
         self.inherited = False
         "unreachable routes of a predecessor were found and kept"
         try:
-            self._netlink: Any = IPRoute()
-            self._fast = Netlink()
+            self._netlink = Netlink()
             self._writer = RouteWriter(
-                self._fast, table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC
+                self._netlink, table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC
             )
         except OSError as error:
             raise BackendError(f"netlink socket: {error.strerror}") from error
@@ -116,9 +111,10 @@ class Router:
 
     def try_rule(self) -> None:
         """Add a rule for an empty table and remove it again, to see whether that is permitted. BackendError if not."""
-        spec = {"family": socket.AF_INET, "table": 0xFFFFFFFE, "priority": 0x7FFFFFFE, "protocol": PROTOCOL}
-        self._do("add a routing rule", "rule", "add", **spec)
-        self._do("remove a routing rule", "rule", "del", **spec)
+        rule = Rule(4, 0x7FFFFFFE, 0)
+        trial = RouteWriter(self._netlink, table=0xFFFFFFFE, protocol=PROTOCOL, unreachable_metric=0)
+        self._do("add a routing rule", lambda: trial.add_rule(rule))
+        self._do("remove a routing rule", lambda: trial.del_rule(rule))
 
     def configure(
         self,
@@ -132,18 +128,22 @@ class Router:
         """Bring ``device`` up with these settings; notes about settings the kernel has not (old kernels)."""
         notes: list[str] = []
         index = self.index(device)
-        self._do(f"set the MTU of {device} to {mtu}", "link", "set", index=index, mtu=mtu)
-        for key, value in (("txqlen", queue_length), ("gso_max_size", gso_max_size)):
+        netlink = self._netlink
+        self._do(f"set the MTU of {device} to {mtu}", lambda: rtnetlink.set_mtu(netlink, index, mtu))
+        for name, value, work in (
+            ("queue length", queue_length, rtnetlink.set_queue_length),
+            ("GSO size", gso_max_size, rtnetlink.set_gso_max_size),
+        ):
             if value is None:
                 continue
             try:
-                self._do(f"set {key} of {device} to {value}", "link", "set", index=index, **{key: value})
+                self._do(f"set the {name} of {device} to {value}", partial(work, netlink, index, value))
             except BackendError as error:
                 notes.append(error.message)
         self._drop_stale(index)
         for address in addresses:
             self._add_address(device, index, address)
-        self._do(f"bring {device} up", "link", "set", index=index, state="up")
+        self._do(f"bring {device} up", lambda: rtnetlink.set_up(netlink, index))
         return notes
 
     def carry_out(self, index: int, changes: Sequence[Change]) -> list[tuple[Change, BackendError]]:
@@ -174,19 +174,15 @@ class Router:
     def set_mtu(self, device: str, mtu: int, gso_max_size: int) -> None:
         """Give the device another MTU, and superframes of that size where the kernel can. BackendError."""
         index = self.index(device)
-        try:
-            error = rtnetlink.set_mtu(self._fast, index, mtu)
+        self._do(f"set the MTU of {device} to {mtu}", lambda: rtnetlink.set_mtu(self._netlink, index, mtu))
+        with suppress(BackendError):
             # old kernels have no such limit; ``configure`` has said so
-            rtnetlink.set_gso_max_size(self._fast, index, gso_max_size)
-        except OSError as failure:
-            raise _no_answer(failure) from failure
-        if error:
-            raise self._explain(f"set the MTU of {device} to {mtu}", error)
+            self._do("", lambda: rtnetlink.set_gso_max_size(self._netlink, index, gso_max_size))
 
     def local_addresses(self) -> list[IpAddress]:
         """This host's addresses, in the kernel's order, link-local and loopback ones left out. BackendError."""
         try:
-            found = rtnetlink.addresses(self._fast)
+            found = rtnetlink.addresses(self._netlink)
         except OSError as error:
             raise _no_answer(error) from error
         return [address for address in found if not (address.is_link_local or address.is_loopback)]
@@ -197,18 +193,17 @@ class Router:
         With ``keep_closed`` unreachable routes stay, as after a kill.
         """
         if self._claim is not None:
-            with suppress(NetlinkError, OSError, BackendError):
+            with suppress(OSError, BackendError):
                 self._sweep(keep_closed=keep_closed)
         for index, address in self._addresses:
             # gone with the device if that was ours
-            with suppress(NetlinkError, OSError):
-                self._del_address(index, address)
+            with suppress(OSError):
+                rtnetlink.del_address(self._netlink, index, address)
         self._addresses.clear()
         if self._claim is not None:
             self._claim.close()
             self._claim = None
-        with suppress(NetlinkError, OSError):
-            self._fast.close()
+        with suppress(OSError):
             self._netlink.close()
 
     def leave(self) -> None:
@@ -264,61 +259,44 @@ class Router:
         """Take away an address that ``add_address`` or ``configure`` gave. BackendError."""
         for entry in [entry for entry in self._addresses if entry[1] == address]:
             self._addresses.remove(entry)
-            try:
-                self._del_address(*entry)
-            except NetlinkError as error:
-                if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-                    raise self._explain(f"remove {address}", error.code) from error
+            error = self._ask(partial(rtnetlink.del_address, self._netlink, *entry))
+            if error not in (0, errno.EADDRNOTAVAIL, errno.ENODEV):
+                raise self._explain(f"remove {address}", error)
 
     def _add_address(self, device: str, index: int, address: IpInterface) -> None:
-        try:
-            # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)
-            spec = {"index": index, "address": str(address.ip), "prefixlen": address.network.prefixlen}
-            if address.version == 6:
-                # There are no neighbours to have the same one. Until the kernel has found that out for itself, which it
-                # does later, no route can prefer the address.
-                spec["flags"] = _IFA_F_NODAD
-            self._netlink.addr("add", proto=PROTOCOL, **spec)
-        except NetlinkError as error:
-            if error.code == errno.EEXIST:
-                return
-            raise self._explain(f"add {address} to {device}", error.code) from error
-        self._addresses.append((index, address))
-
-    def _del_address(self, index: int, address: IpInterface) -> None:
-        self._netlink.addr("del", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)
+        error = self._ask(partial(rtnetlink.add_address, self._netlink, index, address, PROTOCOL))
+        if not error:
+            self._addresses.append((index, address))
+        elif error != errno.EEXIST:
+            raise self._explain(f"add {address} to {device}", error)
 
     def _drop_stale(self, index: int) -> None:
         """Addresses that a killed predecessor left on a device that outlived it."""
         ours = {address for _, address in self._addresses}
-        for family in _FAMILIES.values():
-            for message in self._netlink.get_addr(family=family, index=index):
-                text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                address = ip_interface(f"{text}/{message['prefixlen']}")
-                # the kernel may have filtered by index, or not
-                if (message["index"], message.get_attr("IFA_PROTO")) == (index, PROTOCOL) and address not in ours:
-                    with suppress(NetlinkError):
-                        self._del_address(index, address)
+        try:
+            for address in rtnetlink.addresses_of(self._netlink, index, PROTOCOL):
+                if address not in ours:
+                    rtnetlink.del_address(self._netlink, index, address)
+        except OSError as error:
+            raise _no_answer(error) from error
 
-    def owner_of(self, device: str) -> tuple[int | None, int | None, int]:
+    def owner_of(self, device: str) -> TunInfo:
         """Owner, group and attached queues of a TUN device. BackendError if it is none, or not persistent."""
-        (message,) = self._netlink.link("get", index=self.index(device))
-        info = message.get_attr("IFLA_LINKINFO")
-        data = (
-            info.get_attr("IFLA_INFO_DATA") if info is not None and info.get_attr("IFLA_INFO_KIND") == "tun" else None
-        )
-        if data is None or data.get_attr("IFLA_TUN_TYPE") != 1 or not data.get_attr("IFLA_TUN_PERSIST"):
+        try:
+            info = rtnetlink.tun_info(self._netlink, self.index(device))
+        except OSError as error:
+            raise _no_answer(error) from error
+        if info is None:
             raise BackendError(
                 f"device {device} is there and not a persistent TUN device",
                 remedy="stop who made it, or set ipsecd.device to another name",
             )
-        # a device with a single queue does not say whether it is in use; then attaching to it will
-        queues = data.get_attr("IFLA_TUN_NUM_QUEUES") or 0
-        return data.get_attr("IFLA_TUN_OWNER"), data.get_attr("IFLA_TUN_GROUP"), queues
+        return info
 
     def delete(self, device: str) -> None:
         """Remove a device. BackendError."""
-        self._do(f"remove {device}", "link", "del", index=self.index(device))
+        self._do(f"remove {device}", partial(rtnetlink.delete_link, self._netlink, self.index(device)))
 
     def index(self, device: str) -> int:
         """The number of a device. BackendError if there is none of that name."""
@@ -327,11 +305,17 @@ class Router:
         except OSError as error:
             raise BackendError(f"device {device}: {os.strerror(errno.ENODEV)}") from error
 
-    def _do(self, what: str, method: str, *args: str, **spec: Any) -> None:
+    def _do(self, what: str, work: Callable[[], int]) -> None:
+        error = self._ask(work)
+        if error:
+            raise self._explain(what, error)
+
+    def _ask(self, work: Callable[[], int]) -> int:
+        """What the kernel says to a change: 0 or an errno. BackendError if it says nothing."""
         try:
-            getattr(self._netlink, method)(*args, **spec)
-        except NetlinkError as error:
-            raise self._explain(what, error.code) from error
+            return work()
+        except OSError as error:
+            raise _no_answer(error) from error
 
     def _explain(self, what: str, number: int) -> BackendError:
         remedies = {

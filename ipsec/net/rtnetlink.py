@@ -8,14 +8,16 @@ import struct
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import NamedTuple
 
 from ipsec.net.netlink import ADD_FLAGS, ADD_NEW_FLAGS, CHANGE_FLAGS, Message, Netlink, attribute, attributes, u32
 from ipsec.net.routebook import Change, Entry, IpAddress, Kind, Prefix
 
-_RTM_NEWLINK = 16
-_RTM_NEWADDR, _RTM_GETADDR = 20, 22
+IpInterface = IPv4Interface | IPv6Interface
+
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _TYPES: dict[Kind, int] = {"unicast": 1, "unreachable": 7, "throw": 9}
@@ -34,9 +36,14 @@ _FRA_UID_RANGE = 20
 _FRA_PROTOCOL = 21
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_IFLA_MTU = 4
-_IFLA_GSO_MAX_SIZE = 41
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
+_IFA_F_NODAD = 2
+_IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_GSO_MAX_SIZE = 4, 13, 18, 41
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+# if_link.h: of a TUN device
+_IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_TYPE, _IFLA_TUN_PERSIST, _IFLA_TUN_NUM_QUEUES = 1, 2, 3, 6, 8
+_IFF_TUN = 1
+_IFF_UP = 1
 #: a table without routes
 _NOBODYS_TABLE = 0xFFFFFFFE
 
@@ -181,9 +188,87 @@ def set_gso_max_size(netlink: Netlink, index: int, size: int) -> int:
     return _set_link(netlink, index, u32(_IFLA_GSO_MAX_SIZE, size))
 
 
-def _set_link(netlink: Netlink, index: int, attribute_: bytes) -> int:
-    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute_
+def set_queue_length(netlink: Netlink, index: int, packets: int) -> int:
+    """Let an interface's queue hold so many packets; 0 or the errno."""
+    return _set_link(netlink, index, u32(_IFLA_TXQLEN, packets))
+
+
+def set_up(netlink: Netlink, index: int) -> int:
+    """Bring an interface up; 0 or the errno."""
+    return _set_link(netlink, index, b"", flags=_IFF_UP)
+
+
+def _set_link(netlink: Netlink, index: int, attribute_: bytes, *, flags: int = 0) -> int:
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, flags, flags) + attribute_
     return _errno(netlink.change([Message(_RTM_NEWLINK, CHANGE_FLAGS, body)]))
+
+
+def delete_link(netlink: Netlink, index: int) -> int:
+    """Remove an interface; 0 or the errno."""
+    body = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    return _errno(netlink.change([Message(_RTM_DELLINK, CHANGE_FLAGS, body)]))
+
+
+class TunInfo(NamedTuple):
+    """A persistent TUN device, as the kernel describes it."""
+
+    owner: int | None
+    group: int | None
+    queues: int
+    "that are attached; a device for a single one does not say so"
+
+
+def tun_info(netlink: Netlink, index: int) -> TunInfo | None:
+    """Whose a TUN device is; None if it is none, or goes with its last queue. OSError."""
+    for answer in netlink.dump(_RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), answer=_RTM_NEWLINK):
+        if _LINK.unpack_from(answer)[2] != index:
+            continue
+        info = attributes(attributes(answer, _LINK.size).get(_IFLA_LINKINFO, b""), 0)
+        data = attributes(info.get(_IFLA_INFO_DATA, b""), 0)
+        is_tun = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0") == b"tun" and data.get(_IFLA_TUN_TYPE) == bytes(
+            (_IFF_TUN,)
+        )
+        if is_tun and data.get(_IFLA_TUN_PERSIST) == b"\1":
+            owner, group = data.get(_IFLA_TUN_OWNER), data.get(_IFLA_TUN_GROUP)
+            return TunInfo(
+                _number(owner, 0) if owner is not None else None,
+                _number(group, 0) if group is not None else None,
+                _number(data.get(_IFLA_TUN_NUM_QUEUES), 0),
+            )
+    return None
+
+
+def add_address(netlink: Netlink, index: int, address: IpInterface, protocol: int) -> int:
+    """Give an interface an address that bears a protocol number (Linux 5.18); 0 or the errno."""
+    body = _interface_address(index, address) + attribute(_IFA_PROTO, bytes((protocol,)))
+    return _errno(netlink.change([Message(_RTM_NEWADDR, ADD_NEW_FLAGS, body)]))
+
+
+def del_address(netlink: Netlink, index: int, address: IpInterface) -> int:
+    """Take an address away; 0 or the errno."""
+    return _errno(netlink.change([Message(_RTM_DELADDR, CHANGE_FLAGS, _interface_address(index, address))]))
+
+
+def _interface_address(index: int, address: IpInterface) -> bytes:
+    # There are no neighbours to have the same address. Until the kernel has found that out for itself, which it does
+    # later, no route can prefer it.
+    flags = _IFA_F_NODAD if address.version == 6 else 0
+    body = _ADDRESS.pack(_FAMILIES[address.version], address.network.prefixlen, flags, 0, index)
+    return body + attribute(_IFA_LOCAL, address.ip.packed) + attribute(_IFA_ADDRESS, address.ip.packed)
+
+
+def addresses_of(netlink: Netlink, index: int, protocol: int) -> list[IpInterface]:
+    """The addresses of an interface that bear a protocol number. OSError."""
+    found: list[IpInterface] = []
+    for family in _FAMILIES.values():
+        for answer in netlink.dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, index), answer=_RTM_NEWADDR):
+            known = attributes(answer, _ADDRESS.size)
+            packed = known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS)
+            # an old kernel does not filter by interface
+            _, prefix, _, _, of = _ADDRESS.unpack_from(answer)
+            if packed and of == index and known.get(_IFA_PROTO) == bytes((protocol,)):
+                found.append(ip_interface((packed, prefix)))
+    return found
 
 
 def _errno(failed: list[tuple[int, int]]) -> int:

@@ -105,7 +105,6 @@ def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
     killed.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
     apply(killed, plan())
     killed._netlink.close()  # as the kernel does for a process that is killed
-    killed._fast.close()
     assert killed._claim is not None
     killed._claim.close()
     with Router() as router:
@@ -204,7 +203,6 @@ def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     for text in ("10.1.0.1/32", "fd01::1/128"):
         killed.add_address("ipsec0", ip_interface(text))
     killed._netlink.close()
-    killed._fast.close()
     with Router() as router:
         router.configure("ipsec0", mtu=1400)
         addresses = ip("addr", "show", "dev", "ipsec0")
