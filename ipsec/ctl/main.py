@@ -35,6 +35,7 @@ VERBS = {
     "Find out why": {
         "explain": "ipsec.ctl.explain:explain",
         "log": "ipsec.ctl.log:log",
+        "capture": "ipsec.ctl.capture:capture",
         "doctor": "ipsec.ctl.doctor:doctor",
         "check": "ipsec.ctl.check:check",
         "diff": "ipsec.ctl.check:diff",

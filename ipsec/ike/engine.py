@@ -301,6 +301,7 @@ class IkeEngine(Registry):
         """Close an IKE_SA at both ends."""
         self.now = now
         if sa.established or sa.state is IkeState.REKEYED:
+            log.info("%s: closing it: %s", sa, reason)
             sa.queue.clear()
             sa.ask(DeleteIke(reason), now)
         elif sa.state is not IkeState.DELETING:
@@ -309,6 +310,7 @@ class IkeEngine(Registry):
     def terminate_child(self, child: ChildSa, now: float, reason: str = "terminated") -> None:
         """Close a CHILD_SA at both ends."""
         self.now = now
+        log.info("%s: closing CHILD_SA %s: %s", child.ike, child, reason)
         child.ike.ask(DeleteChild(child, reason), now)
 
     def rekey_ike_sa(self, sa: IkeSa, now: float) -> None:
