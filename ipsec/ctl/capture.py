@@ -26,9 +26,9 @@ from ipsec.ctl.names import known
 from ipsec.ctl.output import BAD, plural
 from ipsec.ctl.pcapng import Writer
 from ipsec.ctl.tap import Copied, Tap, addresses, cars, parse_outer
-from ipsec.ctl.view import fetch_data_path, number, section, text
+from ipsec.ctl.view import number, section, text
 from ipsec.ctl.whose import Labels, fetch_labels
-from ipsec.vici.client import Session, ViciError, connect
+from ipsec.vici.client import Session, UnknownToDaemon, ViciError, connect
 
 #: packets are written so much later, so that the names of new SAs are known by then
 DELAY_S = 0.5
@@ -107,9 +107,11 @@ async def _run(app: App, options: _Options, keys: str | None) -> _Counts:
             there = await known(session)
             names = {target.conn for name in options.conns for target in there.find(name)}
             options.conns = frozenset(names)
-        path = await fetch_data_path(session)
-        if path is None:
-            raise CtlError("this daemon does not say what its device is (it is no ipsecd)", "use tcpdump")
+        try:
+            path = await session.request("ipsecd-data-path")
+        except UnknownToDaemon as error:
+            why = "this daemon does not say what its device is (it is no ipsecd)"
+            raise CtlError(why, "use tcpdump") from error
         device = text(path, "device")
         if device not in (name for _, name in socket.if_nameindex()):
             raise CtlError(

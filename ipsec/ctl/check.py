@@ -38,10 +38,14 @@ def check(file: str | None, strict: bool) -> int:
     else:
         for warning in config.warnings:
             app.err.print(Text.assemble(("warning: ", WARN), warning))
-        what = [plural(len(config.connections), "connection")] if config.connections or not config.sas else []
-        what += [plural(len(config.sas), "manual SA pair")] if config.sas else []
-        app.out.print(Text.assemble(f"{config.file}: ", ("good", GOOD), f", {', '.join(what)}"))
+        app.out.print(Text.assemble(f"{config.file}: ", ("good", GOOD), f", {contents(config)}"))
     return ExitCode.CONFIG if strict and config.warnings else ExitCode.OK
+
+
+def contents(config: Config) -> str:
+    """What it has, in words."""
+    found = [plural(len(config.connections), "connection")] if config.connections or not config.sas else []
+    return ", ".join([*found, *([plural(len(config.sas), "manual SA pair")] if config.sas else [])])
 
 
 def read(file: str | None) -> Config:

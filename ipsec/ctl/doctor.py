@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import click
@@ -11,7 +12,7 @@ from rich.text import Text
 from ipsec.backend.requirements import Requirement, State
 from ipsec.ctl.advice import ADVICE
 from ipsec.ctl.app import App, Verb, current, unreachable
-from ipsec.ctl.check import fetch_changes, read
+from ipsec.ctl.check import contents, fetch_changes, read
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table, plural
 from ipsec.ctl.view import fetch_problems, number, section, sections, text, texts
@@ -84,8 +85,7 @@ def _machine(file: str | None, *, running: bool) -> tuple[Requirement, ...]:
     except ConfigError as error:
         remedy = "correct the file, or name another: ipsecctl doctor FILE"
         return (Requirement("configuration", State.MISSING, str(error), remedy),)
-    what = f"{plural(len(config.connections), 'connection')}, {plural(len(config.sas), 'manual SA pair')}"
-    found = [Requirement("configuration", State.FOUND, f"{config.file}: {what}")]
+    found = [Requirement("configuration", State.FOUND, f"{config.file}: {contents(config)}")]
     found += [Requirement("configuration", State.HINT, one, "correct the file") for one in config.warnings]
     try:
         needed = requirements(config)
@@ -148,8 +148,9 @@ async def _data_path(session: Session, seen: _Findings) -> None:
     off = [name for name in offloads if name not in on]
     seen.add("offloads", f"in use: {', '.join(on) or 'none'}" + (f"; not in use: {', '.join(off)}" if off else ""))
     providers = section(path, "providers")
-    if providers:
-        seen.add("ciphers", ", ".join(f"{suite} by {text(providers, suite)}" for suite in providers))
+    by = Counter(text(providers, suite) for suite in providers)
+    if by:
+        seen.add("ciphers", ", ".join(f"{plural(count, 'suite')} by {name}" for name, count in sorted(by.items())))
     if text(path, "keylog"):
         seen.add("key files", f"all keys are written to {text(path, 'keylog')}", "remove ipsecd.keylog")
     drops = section(path, "drops")

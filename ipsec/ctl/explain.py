@@ -245,7 +245,10 @@ def _print_problem(app: App, problem: Problem) -> None:
     app.out.print(head)
     app.out.print(Text(f"  {problem.reason}", style=DIM if problem.over else BAD))
     for what in dict.fromkeys((*problem.ours, *problem.theirs)):
-        for who, terms in (("ours", problem.ours), ("theirs", problem.theirs)):
-            for index, value in enumerate(terms.get(what) or ("(not told)",)):
+        ours, theirs = problem.ours.get(what, ()), problem.theirs.get(what, ())
+        if ours == theirs:
+            continue
+        for who, values in (("ours", ours), ("theirs", theirs)):
+            for index, value in enumerate(values or (() if what == "certificates" else ("(not told)",))):
                 label = f"{what} {who}" if not index else ""
                 app.out.print(Text.assemble((f"  {label:20}", DIM), value))

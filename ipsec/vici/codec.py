@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ipsec.errors import ParseError
@@ -42,13 +43,9 @@ _NAMED = frozenset({PacketType.CMD_REQUEST, PacketType.EVENT_REGISTER, PacketTyp
 _WITH_MESSAGE = frozenset({PacketType.CMD_REQUEST, PacketType.CMD_RESPONSE, PacketType.EVENT})
 
 
-class _Element(IntEnum):
-    SECTION_START = 1
-    SECTION_END = 2
-    KEY_VALUE = 3
-    LIST_START = 4
-    LIST_ITEM = 5
-    LIST_END = 6
+#: elements of a message
+_SECTION_START, _SECTION_END, _KEY_VALUE, _LIST_START, _LIST_ITEM, _LIST_END = range(1, 7)
+_END_OF_SECTION, _ITEM, _END_OF_LIST = (bytes((element,)) for element in (_SECTION_END, _LIST_ITEM, _LIST_END))
 
 
 class Packet(NamedTuple):
@@ -79,18 +76,29 @@ def _emit_section(parts: list[bytes], section: Mapping[str, Any], depth: int) ->
     if depth > DEPTH_MAX:
         raise ValueError("vici sections are nested too deeply")
     for key, value in section.items():
-        if value is None:
+        kind = type(value)
+        # most values are of these types, and asking for them is quick where there are thousands of SAs to tell of
+        if kind is str or kind is int or kind is bytes:
+            parts += (_head(_KEY_VALUE, key), _value(value))
+        elif value is None:
             continue
-        if isinstance(value, Mapping):
-            parts.append(bytes((_Element.SECTION_START,)) + _name(key))
+        elif kind is dict or isinstance(value, Mapping):
+            parts.append(_head(_SECTION_START, key))
             _emit_section(parts, value, depth + 1)
-            parts.append(bytes((_Element.SECTION_END,)))
-        elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-            parts.append(bytes((_Element.LIST_START,)) + _name(key))
-            parts += [bytes((_Element.LIST_ITEM,)) + _value(item) for item in value]
-            parts.append(bytes((_Element.LIST_END,)))
+            parts.append(_END_OF_SECTION)
+        elif kind is list or (isinstance(value, Iterable) and not isinstance(value, str | bytes)):
+            parts.append(_head(_LIST_START, key))
+            for item in value:
+                parts += (_ITEM, _value(item))
+            parts.append(_END_OF_LIST)
         else:
-            parts.append(bytes((_Element.KEY_VALUE,)) + _name(key) + _value(value))
+            parts += (_head(_KEY_VALUE, key), _value(value))
+
+
+@lru_cache(maxsize=2048)
+def _head(element: int, name: str) -> bytes:
+    """An element with its name. There are few, again and again."""
+    return bytes((element,)) + _name(name)
 
 
 def _name(name: str) -> bytes:
@@ -101,7 +109,7 @@ def _name(name: str) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    if isinstance(value, bool):
+    if value is True or value is False:
         value = "yes" if value else "no"
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
     if len(data) > 0xFFFF:
@@ -144,26 +152,26 @@ def parse_message(data: bytes) -> Message:
     while offset < len(data):
         element, offset = data[offset], offset + 1
         if items is not None:
-            if element == _Element.LIST_ITEM:
+            if element == _LIST_ITEM:
                 value, offset = _read_value(data, offset)
                 items.append(value)
                 continue
-            if element != _Element.LIST_END:
+            if element != _LIST_END:
                 raise ParseError("a vici list holds items only")
             items = None
-        elif element == _Element.SECTION_START:
+        elif element == _SECTION_START:
             name, offset = _read_name(data, offset)
             if len(stack) > DEPTH_MAX:
                 raise ParseError("vici sections are nested too deeply")
             section: Message = {}
             stack[-1][name] = section
             stack.append(section)
-        elif element == _Element.SECTION_END and len(stack) > 1:
+        elif element == _SECTION_END and len(stack) > 1:
             stack.pop()
-        elif element == _Element.KEY_VALUE:
+        elif element == _KEY_VALUE:
             name, offset = _read_name(data, offset)
             stack[-1][name], offset = _read_value(data, offset)
-        elif element == _Element.LIST_START:
+        elif element == _LIST_START:
             name, offset = _read_name(data, offset)
             items = stack[-1][name] = []
         else:

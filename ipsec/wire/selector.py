@@ -96,6 +96,8 @@ class TrafficSelector:
 
     def networks(self) -> list[str]:
         """The address range as CIDR prefixes."""
+        if self.start == self.end:
+            return [f"{self.start}/{self.start.max_prefixlen}"]
         if isinstance(self.start, IPv4Address) and isinstance(self.end, IPv4Address):
             return [str(n) for n in summarize_address_range(self.start, self.end)]
         return [str(n) for n in summarize_address_range(IPv6Address(self.start), IPv6Address(self.end))]

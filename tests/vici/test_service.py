@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -430,3 +431,35 @@ def free_port() -> int:
     """A port of ::1 that nobody had a moment ago."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as sock:
         return int(sock.getsockname()[1])
+
+
+ODD: tuple[Any, ...] = (
+    *(b"", b"\xff\xfe", b"-1", b"9" * 400, b"%any", b"0::/200"),
+    *([b"x", b"\xff"], [], {"a": {"b": b"c"}}),
+)
+KEYS = (
+    *("ike", "ike-id", "child", "child-id", "name", "id", "type", "flag", "data", "owners", "levels", "keep", "slot"),
+    *("peer-ip", "peer-id", "loglevel", "all", "leases", "gateway", "force", "reauth", "trap", "drop", "pass", "local"),
+    *("children", "remote", "addrs", "cacert", "subject", "handle", "timeout"),
+)
+
+
+@pytest.mark.parametrize("part", [pytest.param(23, id="some"), pytest.param(1, marks=pytest.mark.slow, id="all")])
+def test_no_command_takes_odd_messages_amiss(tmp_path: Path, caplog: pytest.LogCaptureFixture, part: int) -> None:
+    """Any key with any kind of value, alone and in a section of a name: an answer, and never an exception of ours."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one._vici is not None
+        commands = sorted(one._vici._server._commands)
+        every = [(command, key, value) for command in commands for key in KEYS for value in ODD]
+        for command, key, value in every[::part]:
+            # what would wait for a peer that is not there
+            if command == "initiate" and key in ("timeout", "loglevel"):
+                continue
+            for message in ({key: value}, {"x": {key: value}}, {"child": b"net", "timeout": b"1", key: value}):
+                with contextlib.suppress(ViciError):
+                    await session.request(command, message)
+        await session.request("version")
+
+    with_daemon(tmp_path, test)
+    assert "bug" not in caplog.text
