@@ -128,6 +128,10 @@ async def _look(app: App) -> _Findings:
         except UnknownToDaemon:
             seen.add("data path", "this daemon does not tell how it is (it is no ipsecd)", "its own log does")
             return seen
+        except ViciError as error:
+            why = str(error).removeprefix("ipsecd-data-path: ")
+            seen.add("data path", why, "the daemon's log says why: ipsecctl log", State.MISSING)
+            return seen
         await _health(session, seen)
         await _file(session, seen)
         await _problems(session, seen)
