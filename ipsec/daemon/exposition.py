@@ -16,7 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 
 from ipsec.daemon.families import Series
 from ipsec.daemon.metrics import Pace
-from ipsec.net.http import Request, Response
+from ipsec.errors import BackendError
+from ipsec.net.http import HttpError, Request, Response
 
 Encoder = Callable[["_Some"], bytes]
 
@@ -46,15 +47,18 @@ class Exposition:
         "by content type"
 
     async def answer(self, request: Request) -> Response:
-        """Text in the format that the client prefers."""
+        """Text in the format that the client prefers. HttpError while the data path is not there."""
         encoder, content_type = _choose(request.fields.get("accept", ""))
         task = self._under_way.get(content_type)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._write(encoder))
             self._under_way[content_type] = task
             task.add_done_callback(lambda _: self._under_way.pop(content_type))
-        # a client that goes away must not take the answer from the others
-        return Response(HTTPStatus.OK, await asyncio.shield(task), content_type)
+        try:
+            # a client that goes away must not take the answer from the others
+            return Response(HTTPStatus.OK, await asyncio.shield(task), content_type)
+        except BackendError as error:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
 
     async def _write(self, encoder: Encoder) -> list[bytes]:
         pace = Pace()

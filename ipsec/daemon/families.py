@@ -143,7 +143,7 @@ NET_TRAINS = _family("counter", "net_trains", "Trains of them: one holds many da
 NET_CALLS = _family("counter", "net_calls", "System calls for them: one moves many trains.", "direction")
 BATCH = _family("histogram", "batch_datagrams", "Datagrams that one system call received or sent.",
                 "direction")  # fmt: skip
-EVENTS = _family("counter", "path_events", "Other things the data path counts; see below.", "event")
+EVENTS = _family("counter", "path_events", "Other things that the data path counts.", "event")
 OFFLOAD = _family("gauge", "offload_in_use", "1 if the data path uses this offload now.", "offload")
 PROVIDER = _family("info", "crypto_provider", "Always 1; which library does a suite of ESP that is in use.",
                    "suite", "provider")  # fmt: skip

@@ -124,9 +124,9 @@ class Metrics:
                 yield series
             async for series in self._connections(self.ike, pace):
                 yield series
-        yield f.SA_BYTES.series(((labels, stats.bytes) for labels, stats in self._manual_sas()))
-        yield f.SA_PACKETS.series(((labels, stats.packets) for labels, stats in self._manual_sas()))
         if self._health.phase is Phase.RUNNING:
+            yield f.SA_BYTES.series((labels, stats.bytes) for labels, stats in self._manual_sas())
+            yield f.SA_PACKETS.series((labels, stats.packets) for labels, stats in self._manual_sas())
             for series in data_path(self._backend):
                 yield series
             suites = {params.suite.name for _, params, _ in self._manual()} | self._suites

@@ -54,6 +54,7 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+"may raise HttpError"
 
 
 class HttpError(Exception):
@@ -149,6 +150,8 @@ class HttpServer:
             raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, Allow=", ".join(_METHODS))
         try:
             return await handler(request)
+        except HttpError:
+            raise
         except Exception:
             log.exception("this is a bug in %s", request.path)
             raise HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error, see the log") from None

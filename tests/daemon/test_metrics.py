@@ -34,9 +34,10 @@ from ipsec.daemon.families import FAMILIES, Series
 from ipsec.daemon.health import Health
 from ipsec.daemon.metrics import Metrics, Pace
 from ipsec.daemon.run import Daemon
+from ipsec.errors import BackendError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SaStats
-from ipsec.net.http import Request
+from ipsec.net.http import HttpError, Request
 from tests.daemon.test_ike import LOOP, A, B, Pair, run, until
 
 FIRST, LAST = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -345,6 +346,19 @@ def test_slices_are_what_the_library_writes_at_once(accept: str, amount: int) ->
         answer = await Exposition(collect).answer(Request("GET", "/metrics", {"accept": accept}))
         write: Callable[[Any], bytes] = generate_openmetrics if accept else generate_latest
         assert b"".join(answer.body) == write(Whole())
+
+    run(main())
+
+
+def test_a_data_path_that_ends_meanwhile_is_no_bug() -> None:
+    async def collect(pace: Pace) -> AsyncIterator[Series]:
+        yield f.READY.series([((), 1)])
+        raise BackendError("the backend is not running")
+
+    async def main() -> None:
+        with pytest.raises(HttpError, match="not running") as caught:
+            await Exposition(collect).answer(Request("GET", "/metrics", {}))
+        assert caught.value.status is HTTPStatus.SERVICE_UNAVAILABLE
 
     run(main())
 

@@ -26,13 +26,17 @@ async def big(request: Request) -> Response:
     return Response(HTTPStatus.OK, BIG)
 
 
+async def busy(request: Request) -> Response:
+    raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+
+
 async def broken(request: Request) -> Response:
     raise ZeroDivisionError("a secret")
 
 
 def serve(test: Callable[[int, HttpServer], Awaitable[None]]) -> None:
     async def main() -> None:
-        server = HttpServer({"/": hello, "/big": big, "/broken": broken})
+        server = HttpServer({"/": hello, "/big": big, "/broken": broken, "/busy": busy})
         await server.start([("127.0.0.1", 0)])
         try:
             await asyncio.wait_for(test(server.ports[0], server), 30)
@@ -86,6 +90,7 @@ def test_head_is_get_without_body() -> None:
         (get(method="POST"), 405),
         (get(method="DELETE", fields="Host: x\r\nContent-Length: 5\r\n") + b"12345", 405),
         (get("/broken"), 500),
+        (get("/busy"), 503),
         (get(version="2.0"), 505),
         (get(fields=""), 400),
         (get(version="1.0", fields=""), 200),
