@@ -97,6 +97,10 @@ class Children:
         """Unique ids of what is installed."""
         return list(self._installed)
 
+    def names(self) -> set[ChildName]:
+        """Connection and child of what is installed."""
+        return {_name(known.child) for known in self._installed.values()}
+
     def look(self, uid: int) -> None:
         """Bring the accounts up to date with one CHILD_SA; nothing happens if it is gone."""
         known = self._installed.get(uid)

@@ -21,6 +21,7 @@ from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded
 from ipsec.daemon.reach import Resolver, allows, names_of, source_address, specific, usable
 from ipsec.daemon.settings import ike_settings
+from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.watch import HostWatch
 from ipsec.errors import BackendError
 from ipsec.esp.sa import IpAddress
@@ -148,7 +149,7 @@ class IkeControl:
         for connection in config.connections:
             for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
                 self._spawn(self._keep_resolved(name))
-        self.engine.load(config.connections, config.credentials, config.pools)
+        self._give(config)
         for connection in config.connections:
             if unless is not None and connection in unless:
                 continue
@@ -165,7 +166,17 @@ class IkeControl:
                     known.add(name)
                     self._spawn(self._keep_resolved(name))
         self._config = config
+        self._give(config)
+
+    def _give(self, config: Config) -> None:
         self.engine.load(config.connections, config.credentials, config.pools)
+        # whoever loads ever other names must not make us remember them all
+        self.children.accounts.keep(self.named())
+
+    def named(self) -> set[ChildName]:
+        """Connection and child of all that is loaded, and of what is installed."""
+        loaded = self.engine.table.by_name.values()
+        return {(one.name, child.name) for one in loaded for child in one.children} | self.children.names()
 
     async def path(self, connection: Connection) -> Path | None:
         """The way to a connection's peer; None if it has no fixed address or there is no route."""

@@ -28,6 +28,7 @@ from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import SaParams
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import ChildUp, Event, IkeUp
+from ipsec.ike.table import ConnectionTable
 
 Manual = Callable[[], Iterator[tuple[str, SaParams, SaStats]]]
 "name, parameters and counters of each manual SA"
@@ -64,6 +65,8 @@ class Metrics:
         self._health = health
         self._manual = manual
         self.ike: IkeControl | None = None
+        self._table: ConnectionTable | None = None
+        "what was loaded when the counters were looked through"
         self._up: Counter[str] = Counter()
         self._starts: Counter[ChildName] = Counter()
         self._rekeys: Counter[ChildName] = Counter()
@@ -100,6 +103,9 @@ class Metrics:
         ike.observers.append(self._on_event)
 
     def _on_event(self, event: Event) -> None:
+        if self.ike is not None and self.ike.engine.table is not self._table:
+            self._table = self.ike.engine.table
+            self._forget(self.ike.named())
         match event:
             case IkeUp():
                 sa = event.sa
@@ -109,6 +115,15 @@ class Metrics:
             case ChildUp():
                 name = event.child.ike.name, event.child.name
                 (self._starts if event.replaces is None else self._rekeys)[name] += 1
+
+    def _forget(self, known: Collection[ChildName]) -> None:
+        """What is neither loaded nor up is counted no longer."""
+        for counter in (self._starts, self._rekeys):
+            for name in [name for name in counter if name not in known]:
+                del counter[name]
+        connections = {connection for connection, _ in known}
+        for connection in [connection for connection in self._up if connection not in connections]:
+            del self._up[connection]
 
     # -- all of it
 
@@ -211,8 +226,6 @@ class Metrics:
         for name in known:
             both.append((name, accounts.of(name)))
             await pace.step()
-        if len(accounts) > len(known):
-            self._forget(set(known), ike)
         yield f.CHILD_UP.series((name, children[name] > 0) for name in known)
         yield f.CHILD_SAS.series((name, children[name]) for name in known)
         yield f.CHILD_STARTS.series((name, self._starts[name]) for name in known)
@@ -229,16 +242,6 @@ class Metrics:
             if inbound.drops or outbound.drops
             for reason, dropped in (Counter(inbound.drops) + Counter(outbound.drops)).items()
         )
-
-    def _forget(self, known: Collection[ChildName], ike: IkeControl) -> None:
-        """What is neither loaded nor up is counted no longer."""
-        ike.children.accounts.keep(known)
-        for counter in (self._starts, self._rekeys):
-            for name in [name for name in counter if name not in known]:
-                del counter[name]
-        connections = {connection for connection, _ in known} | set(ike.engine.table.by_name)
-        for connection in [connection for connection in self._up if connection not in connections]:
-            del self._up[connection]
 
 
 def certificates(engine: IkeEngine) -> dict[Certificate, str]:

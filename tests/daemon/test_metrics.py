@@ -205,6 +205,30 @@ def test_who_cannot_prove_who_he_is_shows() -> None:
     run(main())
 
 
+def test_names_that_are_gone_are_forgotten() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        a = Observed(pair, 0)
+        await pair.start()
+        await until(lambda: len(a.backend.sas) == 2)
+        a.count(1)
+        assert ("ipsecd_child_up", "n", "c") in await a.values()
+        other = A.replace("connections { c {", "connections { d {")
+        await a.ike.reload(load_text(other))
+        await until(lambda: not any(sa.name == "c" for sa in a.ike.engine.sas.values()))
+        await until(lambda: len(a.backend.sas) == 2)
+        now = await a.values()
+        assert not [key for key in now if "c" in key[1:]]
+        assert now["ipsecd_child_up", "n", "d"] == 1
+        # what was closed is counted until it has gone, and forgotten with the next change
+        await a.ike.reload(load_text(other.replace("start_action = start", "start_action = none")))
+        await until(lambda: not a.backend.sas)
+        assert set(a.ike.children.accounts) == set(a.metrics._starts) == {("d", "n")}
+        await pair.stop()
+
+    run(main())
+
+
 def test_peers_make_no_series() -> None:
     """A connection for anybody has one series, however many come."""
 
