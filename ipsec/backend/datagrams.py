@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from ipsec.backend.base import Datagram, IpAddress
 from ipsec.backend.core import CorePump, RawDatagram
 from ipsec.net import ike
+from ipsec.net.inherited import matching
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,13 @@ class Datagrams:
 
     # -- sockets
 
-    def open(self, listen: Sequence[IpAddress], port: int, *, fwmark: int) -> None:
+    def open(
+        self, listen: Sequence[IpAddress], port: int, *, fwmark: int, inherited: Sequence[socket.socket] = ()
+    ) -> None:
         """Open an IKE socket on each address, one per family. BackendError if one cannot be."""
         for address in listen:
-            sock = ike.open_ike(address, port, fwmark=fwmark)
+            ready = matching(inherited, address.version, port)
+            sock = ike.open_ike(address, port, fwmark=fwmark, ready=ready[0] if ready else None)
             self._ike[address.version] = (sock, *ike.bound_to(sock))
 
     def share(self, sockets: Sequence[socket.socket], *, df_lost: Callable[[], None]) -> None:

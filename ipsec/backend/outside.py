@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, IPv6Address
 from ipsec.backend.base import IpAddress
 from ipsec.backend.settings import OFFLOADS, UserspaceSettings
 from ipsec.errors import BackendError
-from ipsec.net import udp
+from ipsec.net import ike, udp
+from ipsec.net.inherited import matching
 
 
 def probe(settings: UserspaceSettings) -> dict[str, udp.Verdict]:
@@ -26,7 +27,10 @@ def probe(settings: UserspaceSettings) -> dict[str, udp.Verdict]:
 def open_group(address: IpAddress, settings: UserspaceSettings, *, gro: bool) -> list[list[socket.socket]]:
     """All sockets of the data path on one address, by kind, UDP first: one for each worker. BackendError."""
     workers = max(1, settings.workers)
-    groups = [udp.open_udp(address, settings.port, workers=workers, gro=gro, fwmark=settings.fwmark)]
+    ready = matching(settings.inherited, address.version, settings.port)
+    if ready:
+        address = ike.bound_to(ready[0])[0]
+    groups = [udp.open_udp(address, settings.port, workers=workers, gro=gro, fwmark=settings.fwmark, ready=ready)]
     try:
         if settings.raw_esp:
             groups.append(udp.open_raw_esp(address, workers=workers, fwmark=settings.fwmark))

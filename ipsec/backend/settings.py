@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv6Interface
 
@@ -34,6 +35,8 @@ class UserspaceSettings:
     "an inherited TUN queue instead of a device by name"
     namespace: str = ""
     "network namespace of the device, its addresses and routes: name or path; empty is our own"
+    inherited: tuple[socket.socket, ...] = ()
+    "UDP sockets that a supervisor bound, used where family and port fit; the caller keeps and closes them"
     mtu: int = 0
     "of the device; 0 takes what fits through every SA"
     workers: int = 0

@@ -156,7 +156,7 @@ class UserspaceBackend:
             self._ports[address.version] = groups[0][0].getsockname()[1]
             self._datagrams.share(groups[0], df_lost=self._df_lost)
         if settings.ike_port is not None:
-            self._datagrams.open(listen, settings.ike_port, fwmark=settings.fwmark)
+            self._datagrams.open(listen, settings.ike_port, fwmark=settings.fwmark, inherited=settings.inherited)
 
     async def _configure_device(self, mtu: int, *, path_mtu: int) -> None:
         router, tun = self._router, self._tun

@@ -34,6 +34,7 @@ from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
+from ipsec.net.inherited import Inherited, take_inherited
 from ipsec.net.memory import MemoryLink, MemoryTun
 from ipsec.vici.commands import ViciService
 
@@ -45,11 +46,11 @@ __all__ = ["DEFAULT_FWMARK", "Daemon", "run"]
 class Daemon:
     """One run of ``ipsecd``. ``start`` and ``stop`` may also be called by a program that embeds it."""
 
-    def __init__(self, config: Config, *, core: Core | None = None) -> None:
+    def __init__(self, config: Config, *, core: Core | None = None, inherited: Inherited | None = None) -> None:
         """``core`` replaces the compiled data path in tests."""
         self._config = config
         self._ends = MemoryEnds(MemoryTun(), MemoryLink(), 0) if config.settings.backend is BackendKind.MEMORY else None
-        self._backend_settings = backend_settings(config, self._ends)
+        self._backend_settings = backend_settings(config, self._ends, inherited)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
         self.health = Health(self.backend, config.settings.http.ready)
@@ -291,7 +292,7 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
     """Run until stopped; errors of start-up become one log line and the exit code."""
 
     async def main() -> ExitCode:
-        return await Daemon(config, core=core).run()
+        return await Daemon(config, core=core, inherited=take_inherited(os.environ)).run()
 
     try:
         return _loop_runner(config.settings.event_loop)(main())

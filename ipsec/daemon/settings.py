@@ -16,6 +16,7 @@ from ipsec.config.values import Switch
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Action, IpAddress
 from ipsec.ike.config import ChildMode, IkeSettings
+from ipsec.net.inherited import Inherited
 from ipsec.net.rtnetlink import may_configure
 from ipsec.net.tun import device_exists
 
@@ -41,10 +42,13 @@ class ExitCode(IntEnum):
     DEVICE_LOST = 6
 
 
-def backend_settings(config: Config, ends: MemoryEnds | None = None) -> UserspaceSettings:
+def backend_settings(
+    config: Config, ends: MemoryEnds | None = None, inherited: Inherited | None = None
+) -> UserspaceSettings:
     """What the configuration means for the user-space backend. ConfigError if it asks for what that cannot do."""
     settings = config.settings
-    prepared = ends is None and is_prepared(settings)
+    inherited = inherited or Inherited()
+    prepared = ends is None and is_prepared(settings, there=inherited.tun_fd is not None)
     if settings.namespace and prepared:
         why = "a device in another namespace cannot be prepared: to go there takes capabilities"
         raise ConfigError(why, file=config.file, key="ipsecd.namespace")
@@ -73,6 +77,8 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
         bypass=bypass and not prepared,
         install_routes=settings.install_routes and not prepared,
         prepared=prepared,
+        tun_fd=inherited.tun_fd,
+        inherited=inherited.sockets,
         namespace=settings.namespace if ends is None else "",
         routing_table=settings.routing_table,
         routing_priority=settings.routing_priority,
@@ -90,11 +96,14 @@ def backend_settings(config: Config, ends: MemoryEnds | None = None) -> Userspac
     )
 
 
-def is_prepared(settings: DaemonSettings) -> bool:
-    """Whether device, addresses and routes are there already and the daemon leaves them alone."""
+def is_prepared(settings: DaemonSettings, *, there: bool) -> bool:
+    """Whether device, addresses and routes are there already and the daemon leaves them alone.
+
+    ``there``: a device was handed down.
+    """
     if settings.setup is not Setup.AUTO or not settings.install_routes or settings.namespace:
         return settings.setup is Setup.PREPARED
-    return device_exists(settings.device) and not may_configure()
+    return (there or device_exists(settings.device)) and not may_configure()
 
 
 def device_addresses(config: Config) -> tuple[IPv4Interface | IPv6Interface, ...]:

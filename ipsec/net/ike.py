@@ -55,23 +55,28 @@ class Received(NamedTuple):
     local: IpAddress
 
 
-def open_ike(address: IpAddress, port: int, *, fwmark: int = 0) -> socket.socket:
-    """A socket for IKE on ``address``, which may be the unspecified one; port 0 picks a free one. BackendError."""
+def open_ike(address: IpAddress, port: int, *, fwmark: int = 0, ready: socket.socket | None = None) -> socket.socket:
+    """A socket for IKE on ``address``, which may be the unspecified one; port 0 picks a free one. BackendError.
+
+    ``ready`` is one that is bound already, to be used instead.
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = ready or socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             if address.version == 4:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             else:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if ready is None:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             if fwmark:
                 sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
             udp.set_buffers(sock, BUFFER_BYTES)
-            sock.bind((str(address), port))
+            if ready is None:
+                sock.bind((str(address), port))
         except OSError:
             sock.close()
             raise

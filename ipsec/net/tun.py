@@ -236,6 +236,15 @@ def _check_name(name: str) -> None:
         raise BackendError(f"{name!r} is not a device name", remedy="use 1 to 15 characters without space, '/' or ':'")
 
 
+def is_tun_queue(fd: int) -> bool:
+    """Whether a descriptor is a queue that is attached to a TUN or TAP device."""
+    try:
+        _get_iff(fd)
+    except OSError:
+        return False
+    return True
+
+
 def check_node() -> None:
     """BackendError if TUN devices cannot be opened at all."""
     os.close(_open_node())

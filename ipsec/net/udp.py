@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -75,26 +76,39 @@ class Verdict:
 
 
 def open_udp(
-    address: IpAddress, port: int, *, workers: int = 1, gro: bool = True, fwmark: int = 0
+    address: IpAddress,
+    port: int,
+    *,
+    workers: int = 1,
+    gro: bool = True,
+    fwmark: int = 0,
+    ready: Sequence[socket.socket] = (),
 ) -> list[socket.socket]:
     """One socket per worker, all bound to ``address`` and ``port``; index ``SPI % workers`` gets the packets of an SPI.
 
-    IKE (SPI 0, RFC 3948 section 2.2) and keepalives go to index 0. Port 0 picks a free one for all of them.
+    IKE (SPI 0, RFC 3948 section 2.2) and keepalives go to index 0. Port 0 picks a free one for all of them. ``ready``
+    are sockets that are bound already, to be used instead: one for each worker.
     """
+    if ready and len(ready) != workers:
+        raise BackendError(
+            f"{len(ready)} sockets were handed down for UDP port {port}, {workers} workers were asked for",
+            remedy="hand down one for each, with SO_REUSEPORT if there are several, or change ipsecd.workers",
+        )
     group: list[socket.socket] = []
     try:
-        if workers > 1:
+        if workers > 1 and not ready:
             # With SO_REUSEPORT a second daemon of the same user would silently share the port; an exclusive bind tells.
             with _udp_socket(address) as exclusive:
                 exclusive.bind((str(address), port))
                 port = exclusive.getsockname()[1]
-        for _ in range(workers):
-            sock = _udp_socket(address)
+        for index in range(workers):
+            sock = ready[index] if ready else _udp_socket(address)
             group.append(sock)
             if workers > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             _set_common(sock, address, fwmark)
-            sock.bind((str(address), port))
+            if not ready:
+                sock.bind((str(address), port))
             if gro:
                 set_gro(sock, True)
         if workers > 1:
