@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -96,6 +98,12 @@ def test_every_metric_is_there_as_it_is_documented(accept: str, tmp_path: Path) 
         assert {family.name for family in known.values()} <= {family.name for family in rare}
 
     run(main())
+
+
+def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
+    code = "import sys, ipsec.cli.ipsecd; print(any(name.startswith('prometheus_client') for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 # -- two daemons, and a data path that has counted what the tests say
