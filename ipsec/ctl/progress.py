@@ -6,9 +6,11 @@ from time import monotonic
 
 from rich.text import Text
 
+from ipsec.ctl.advice import cause_in_log
 from ipsec.ctl.app import App
 from ipsec.ctl.output import DIM
-from ipsec.ctl.view import number, text
+from ipsec.ctl.view import fetch_problems, number, text
+from ipsec.vici.client import Session
 from ipsec.vici.codec import Message
 
 #: groups of charon's log that tell of single packets and of the exchange, as that of others would drown the rest
@@ -39,6 +41,14 @@ class Progress:
         if self._quiet or (not self._verbose and (group in _DETAIL or number(message, "level") > 1)):
             return
         self.say(Text.assemble((f"{group} " if self._verbose else "", DIM), line), conn)
+
+    async def why(self, session: Session, conn: str, child: str) -> tuple[str, str]:
+        """Cause and reason of a failure since the beginning: what the daemon keeps of it, else what it logged."""
+        for problem in await fetch_problems(session, conn):
+            fresh = (problem.ago_s or 0) < self.elapsed_s + 1
+            if fresh and problem.initiator and not problem.over and problem.child in ("", child):
+                return problem.cause, problem.reason
+        return cause_in_log(self.lines.get(conn, []))
 
     def say(self, line: Text | str, conn: str = "") -> None:
         """A line of our own."""

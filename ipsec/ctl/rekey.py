@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.advice import cause_in_log
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Target, id_options, known, targets_of
@@ -108,12 +107,13 @@ async def _rekey(app: App, names: Sequence[str], reauth: bool, timeout_s: float,
     async with app.session() as session, app.session() as events:
         there = await known(session)
         targets = list(dict.fromkeys(target for name in names for target in there.find(name)))
+        for target in targets:
+            if reauth and (target.child or target.child_id):
+                raise CtlError(f"{target} is a child", "--reauth is for connections and IKE_SAs", code=ExitCode.USAGE)
         for event in EVENTS:
             await events.register(event)
         outcomes = []
         for target in targets:
-            if reauth and (target.child or target.child_id):
-                raise CtlError(f"{target} is a child", "--reauth is for connections and IKE_SAs", code=ExitCode.USAGE)
             try:
                 message = target.message() | {"reauth": "yes" if reauth else None}
                 answer = await session.request("rekey", message)
@@ -129,22 +129,23 @@ async def _rekey(app: App, names: Sequence[str], reauth: bool, timeout_s: float,
         if not timeout_s or not begun:
             return outcomes
         left = await _wait(session, events, begun, there.sas, timeout_s, progress)
-        return [
-            _ended(one, target in left, progress.lines.get(target.conn, [])) if one.result == "begun" else one
-            for target, one in zip(targets, outcomes, strict=True)
-        ]
-
-
-def _ended(one: Outcome, late: bool, lines: Sequence[str]) -> Outcome:
-    if not late:
-        return Outcome(one.name, "rekeyed", one.matches)
-    return Outcome(one.name, "timeout", one.matches, cause_in_log(lines)[1])
+        for index, target in enumerate(targets):
+            if target in left:
+                _, reason = await progress.why(session, target.conn, target.child)
+                outcomes[index] = replace(outcomes[index], result="timeout", reason=reason)
+            elif target in begun:
+                outcomes[index] = replace(outcomes[index], result="rekeyed")
+        return outcomes
 
 
 async def _wait(
-    session: Session, events: Session, targets: Sequence[Target], before: Sequence[IkeSa], timeout_s: float,
+    session: Session,
+    events: Session,
+    targets: Sequence[Target],
+    before: Sequence[IkeSa],
+    timeout_s: float,
     progress: Progress,
-) -> set[Target]:  # fmt: skip
+) -> set[Target]:
     """Until everything has new keys; what has not when the time is over."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -152,17 +153,18 @@ async def _wait(
     listener = loop.create_task(_listen(events, {target.conn for target in targets}, heard, progress))
     try:
         while True:
+            heard.clear()
             sas = await fetch_sas(session)
             left = {target for target in targets if not _renewed(target, before, sas)}
             rest = min(deadline - loop.time(), LOOK_S)
             if not left or rest <= 0:
                 return left
-            heard.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), rest)
     finally:
         listener.cancel()
-        await asyncio.wait([listener])
+        # a daemon that has hung up is found out by the other connection too
+        await asyncio.gather(listener, return_exceptions=True)
 
 
 async def _listen(events: Session, conns: set[str], heard: asyncio.Event, progress: Progress) -> None:

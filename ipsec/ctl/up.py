@@ -11,13 +11,13 @@ import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.advice import ADVICE, cause_in_log
+from ipsec.ctl.advice import ADVICE
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Known, Target, known
 from ipsec.ctl.output import BAD, GOOD, WARN
 from ipsec.ctl.progress import Progress
-from ipsec.ctl.view import IkeSa, fetch_problems, fetch_sas
+from ipsec.ctl.view import IkeSa, fetch_sas
 from ipsec.vici.client import Session, ViciError
 
 TIMEOUT_S = 60
@@ -71,7 +71,7 @@ def up(names: tuple[str, ...], everything: bool, timeout: float, no_wait: bool, 
       ipsecctl up --all --timeout 20
     """
     app = current()
-    if not names and not everything:
+    if bool(names) == everything:
         raise click.UsageError("name what to bring up, or use --all")
     milliseconds = -1 if no_wait else round(timeout * 1000)
     outcomes = app.run(lambda: _Raise(app, milliseconds, Progress(app, quiet=quiet, verbose=verbose)).run(names))
@@ -171,12 +171,7 @@ class _Raise:
 
     async def _why(self, session: Session, target: Target, error: ViciError, seconds: float) -> Outcome:
         """Why it did not come up: what the daemon keeps about that, else what it logged."""
-        cause, reason = cause_in_log(self._progress.lines.get(target.conn, []))
-        for problem in await fetch_problems(session, target.conn):
-            fresh = (problem.ago_s or 0) < self._progress.elapsed_s + 1
-            if fresh and problem.initiator and not problem.over and problem.child in ("", target.child):
-                cause, reason = problem.cause, problem.reason
-                break
+        cause, reason = await self._progress.why(session, target.conn, target.child)
         late = "not established after" in str(error)
         remedy = ADVICE.get(cause, "")
         if late:

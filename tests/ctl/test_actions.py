@@ -57,6 +57,7 @@ def test_up_all_leaves_out_what_only_peers_can_begin(two: FakeDaemon, ctl: Ctl) 
 
 def test_up_without_names(two: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("up").status == ExitCode.USAGE
+    assert ctl("up", "gw", "--all").status == ExitCode.USAGE
     done = ctl("up", "net")
     assert done.status == ExitCode.UNKNOWN_NAME
     assert "gw/net, branch/net" in done.err
