@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,6 +16,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ipsec.cli import healthcheck
 
         return healthcheck.main(arguments[1:])
+    if os.getpid() == 1:
+        _be_init()
     from ipsec.cli import ipsecd
 
     return ipsecd.main(arguments)
+
+
+def _be_init() -> None:
+    """What the first process of a container has to see to.
+
+    The kernel ignores signals to it that have no handler, so one that comes before the daemon is there would be lost;
+    and it gets the orphans of others (``docker exec``), whose status nobody wants. We start no processes of our own.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)

@@ -71,8 +71,9 @@ def prepare(config: Config, owner: Owner, *, sysctls: bool) -> list[str]:
             gso_max_size=superframe_size(mtu, settings.path_mtu),
         )
         done.append(f"{settings.device} is up, MTU {mtu}, addresses: {', '.join(map(str, addresses)) or 'none'}")
-        count = _add_routes(router, settings.device, plan, fail_closed=settings.fail_closed)
-        done.append(f"table {settings.routing_table} has {count} routes")
+        if settings.install_routes:
+            count = _add_routes(router, settings.device, plan, fail_closed=settings.fail_closed)
+            done.append(f"table {settings.routing_table} has {count} routes")
     finally:
         router.leave()
     if uid is not None:

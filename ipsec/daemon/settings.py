@@ -58,6 +58,8 @@ def backend_settings(
     )
     # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
     fwmark = 0 if prepared else settings.fwmark
+    if settings.fwmark and prepared:
+        log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
     inside = not settings.namespace and _protects_peer(config)
     if not fwmark and ends is None and not prepared and (bypass or inside):
         fwmark = DEFAULT_FWMARK

@@ -143,3 +143,58 @@ def test_the_peer_is_dead_when_we_stop(world: IkeWorld) -> None:
     world.b.stop(signal.SIGKILL)
     assert world.a.stop()[0] == 0
     assert world.a.leftovers() == ""
+
+
+# -- the first process of a container
+
+
+def first_process(world: IkeWorld, *options: str) -> subprocess.Popen[bytes]:
+    """ipsecd as process 1 of a namespace of process numbers; what is returned is unshare, which waits for it."""
+    command = ["ip", "netns", "exec", world.a.namespace, "unshare", "--pid", "--fork", "--mount-proc", *options]
+    with world.a.log_file.open("wb") as log:
+        return subprocess.Popen(
+            [*command, *COMMAND, "--config", str(world.a.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def child_of(pid: int) -> int:
+    """The only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def test_as_the_first_process(world: IkeWorld) -> None:
+    world.write()
+    process = first_process(world)
+    world.a.process = process
+    assert eventually(lambda: "ready" in world.a.log(), 20), world.a.log()
+    init = child_of(process.pid)
+    # an orphan, as docker exec leaves them, ends
+    enter = ["nsenter", f"--target={init}", "--pid", "--mount", "--net"]
+    subprocess.run([*enter, "sh", "-c", "sleep 0.2 & exit 0"], check=True, timeout=10)
+    children = Path(f"/proc/{init}/task/{init}/children")
+    assert eventually(lambda: not children.read_text().split()), children.read_text()
+    subprocess.run(["kill", "-TERM", str(init)], check=True)
+    assert process.wait(10) == 0
+    world.a.process = None
+    assert world.a.leftovers() == ""
+
+
+def test_stopped_before_it_has_begun(world: IkeWorld) -> None:
+    world.write()
+    process = first_process(world)
+    world.a.process = process
+    assert eventually(lambda: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip(), 20)
+    init = child_of(process.pid)
+    # its handler is there as soon as Python is
+    assert eventually(lambda: _catches(init, signal.SIGTERM), 20)
+    subprocess.run(["kill", "-TERM", str(init)], check=True)
+    process.wait(10)
+    world.a.process = None
+    assert world.a.leftovers() == ""
+
+
+def _catches(pid: int, number: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(mask >> (number - 1) & 1)
