@@ -6,17 +6,21 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from bench.e2e.peers import CHARON, PLUGIN_LIST, STRONGSWAN_CONF, SWANCTL, StrongSwan
-from bench.e2e.topology import DEVICE, INNER, LINK_MTU, OUTER, Lab, LabError, Namespace, Pair, run, wait_for
+from bench.e2e.peers import NotInstalled
+from bench.e2e.strongswan import CHARON, PLUGIN_LIST, STRONGSWAN_CONF, SWANCTL, StrongSwan
 from bench.handshake.initiators import BEHIND, ESP_PROPOSAL, GATEWAY_ID, IKE_PROPOSAL, POOL, SECRET
+from bench.topology import INNER, OUTER, Lab, Namespace, Pair, run, wait_for
 from ipsec.vici.client import Session
 
 START_TIMEOUT_S = 15.0
 #: where initiators send from: every address of it is local to the other end (RFC 2544)
 PEERS_NET = "198.18.0.0/15"
+#: what forged messages come from: nobody there answers (RFC 5737)
+FORGED_NET = "203.0.113.0/24"
 
 GATEWAY_CONF = f"""\
 connections {{
@@ -94,30 +98,11 @@ def site_conf(index: int) -> str:
     return SITE_CONF.format(local=OUTER[index], remote=OUTER[1 - index], inner=INNER[index], far=INNER[1 - index])
 
 
-class Bench(Lab):
-    """A lab whose namespaces are named ihb-..., so that it and bench.e2e leave each other's alone."""
-
-    def adopt(self, end: Namespace) -> None:
-        """Make a namespace, to be removed by ``close``."""
-        if end.name in run(["ip", "netns", "list"]).split():
-            run(["ip", "netns", "delete", end.name])
-        self._namespaces.append(end.name)
-        run(["ip", "netns", "add", end.name])
-
-
-def make_pair(lab: Bench, name: str) -> Pair:
+def make_pair(lab: Lab, name: str) -> Pair:
     """Two namespaces joined by a veth; end b answers for all of PEERS_NET."""
-    pair = Pair(Namespace(f"ihb-{name}-a"), Namespace(f"ihb-{name}-b"))
-    for end in pair.ends:
-        lab.adopt(end)
-    run(["ip", "link", "add", DEVICE, "netns", pair.a.name, "type", "veth", "peer", "name", DEVICE,
-         "netns", pair.b.name])  # fmt: skip
-    for end, outer, inner in zip(pair.ends, OUTER, INNER, strict=True):
-        end.run("ip", "link", "set", "lo", "up")
-        end.run("ip", "link", "set", DEVICE, "mtu", str(LINK_MTU), "up")
-        end.run("ip", "address", "add", f"{outer}/24", "dev", DEVICE)
-        end.run("ip", "address", "add", f"{inner}/32", "dev", "lo")
+    pair = lab.pair(f"ike-{name}")
     pair.a.run("ip", "route", "add", PEERS_NET, "via", OUTER[1])
+    pair.a.run("ip", "route", "add", FORGED_NET, "via", OUTER[1])
     pair.b.run("ip", "route", "add", "local", PEERS_NET, "dev", "lo")
     return pair
 
@@ -163,6 +148,17 @@ class Gateway(ABC):
         """Close the tunnel."""
         asyncio.run(self._vici("terminate", {"ike": "site", "timeout": "5000"}))
 
+    def list_sas(self) -> tuple[float, int]:
+        """Seconds that the answer to list-sas takes, and how many IKE_SAs are in it."""
+        begun = time.monotonic()
+        count = asyncio.run(self._list())
+        return time.monotonic() - begun, count
+
+    async def _list(self) -> int:
+        reader, writer = await asyncio.open_unix_connection(str(self.socket))
+        async with Session(reader, writer) as session:
+            return sum([1 async for _ in session.stream("list-sas", "list-sa")])
+
     async def _vici(self, command: str, message: dict[str, str]) -> None:
         reader, writer = await asyncio.open_unix_connection(str(self.socket))
         async with Session(reader, writer) as session:
@@ -204,7 +200,7 @@ class CharonGateway(Gateway):
         """See Gateway."""
         missing = StrongSwan.missing()
         if missing:
-            raise LabError(f"strongSwan needs: apt-get install {' '.join(missing)}")
+            raise NotInstalled("strongSwan", *missing)
         strongswan = STRONGSWAN_CONF.format(directory=self.home, plugins=PLUGIN_LIST).replace("flush_line = yes", "")
         (self.home / "strongswan.conf").write_text(strongswan.replace("charon {\n", CHARON_TABLES, 1))
         (self.home / "swanctl.conf").write_text(conf)

@@ -10,15 +10,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path as File
 
-from bench.e2e.topology import INNER, LabError, Namespace, Pair
 from bench.handshake.gateways import Gateway, OurGateway
 from bench.handshake.initiators import ANY, Initiators
 from bench.handshake.memory import FIRST_PEER, GATEWAY
+from bench.topology import INNER, LabError, Namespace, Pair
+from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import IkeSettings
 from ipsec.ike.events import ChildNotMade, ChildUp, IkeDown, Path
 from ipsec.net import ike
@@ -43,6 +44,8 @@ class Burst:
     retransmitted: int
     failed: list[str]
     "why attempts came to nothing, each of which was made again"
+    took_ms: list[float] = field(default_factory=list)
+    "each of them, from the first message to the CHILD_SA, retransmissions included"
 
     @property
     def per_cpu_second(self) -> float:
@@ -54,10 +57,15 @@ class Load:
     """Initiators behind two sockets in a namespace. Each has an address of its own."""
 
     def __init__(self, where: Namespace) -> None:
+        self.where = where
         self._initiators = Initiators("psk", GATEWAY, SETTINGS)
         self._next = 0
         self._up = 0
         self._reasons: list[str] = []
+        self._begun: dict[str, float] = {}
+        self._took_ms: list[float] = []
+        self._keep = False
+        self._kept: list[ChildSa] = []
         with inside(where.name):
             self._sockets = {port: ike.open_ike(ANY, port) for port in (SETTINGS.port, SETTINGS.port_nat_t)}
 
@@ -66,11 +74,40 @@ class Load:
         for sock in self._sockets.values():
             sock.close()
 
-    def run(self, count: int, window: int, daemon: int) -> Burst:
-        """Bring up that many tunnels, at most ``window`` at a time under way. LabError if they do not come up."""
+    def run(self, count: int, window: int, daemon: int, *, keep: bool = False) -> Burst:
+        """Bring up that many tunnels, at most ``window`` at a time under way. LabError if they do not come up.
+
+        They are forgotten when they are up, unless ``keep``: then ``rekey`` can reach them.
+        """
+        self._keep = keep
+
+        def more(begun: int, now: float) -> int:
+            # a peer that fails begins anew
+            while begun - len(self._reasons) < count and begun - self._up - len(self._reasons) < window:
+                sa = self._initiators.initiate(self._next, IPv4Address(FIRST_PEER + self._next), now)
+                self._begun[sa.name] = now
+                self._next += 1
+                begun += 1
+            return begun
+
+        return self._until_up(count, daemon, more)
+
+    def rekey(self, daemon: int) -> Burst:
+        """Rekey every CHILD_SA that was kept, all at once."""
+        kept, self._kept = self._kept, []
+
+        def all_at_once(begun: int, now: float) -> int:
+            for child in kept[begun:]:
+                self._begun[child.ike.name] = now
+                self._initiators.engine.rekey_child(child, now)
+            return len(kept)
+
+        return self._until_up(len(kept), daemon, all_at_once)
+
+    def _until_up(self, count: int, daemon: int, more: Callable[[int, float], int]) -> Burst:
         engine = self._initiators.engine
         self._up = begun = 0
-        self._reasons = []
+        self._reasons, self._took_ms = [], []
         ports = {sock.fileno(): port for port, sock in self._sockets.items()}
         poll = select.poll()
         for fd in ports:
@@ -81,11 +118,7 @@ class Load:
             now = time.monotonic()
             if now - start > GIVE_UP_S:
                 raise LabError(f"{self._up} of {count} tunnels after {GIVE_UP_S:g} s: {self._reasons[-1:]}")
-            # a peer that fails begins anew
-            while begun - len(self._reasons) < count and begun - self._up - len(self._reasons) < window:
-                self._initiators.initiate(self._next, IPv4Address(FIRST_PEER + self._next), now)
-                self._next += 1
-                begun += 1
+            begun = more(begun, now)
             self._turn()
             when = engine.next_timer()
             wait = 100.0 if when is None else min(max((when - time.monotonic()) * 1000, 0.0), 100.0)
@@ -97,7 +130,7 @@ class Load:
                 engine.handle_timer(now)
                 self._turn()
         seconds = time.monotonic() - start
-        return Burst(count, seconds, cpu_s(daemon) - cpu, resent, list(self._reasons))
+        return Burst(count, seconds, cpu_s(daemon) - cpu, resent, list(self._reasons), self._took_ms)
 
     def _receive(self, port: int) -> None:
         for data, source, source_port, local in ike.receive(self._sockets[port], ANY, 64):
@@ -111,9 +144,14 @@ class Load:
         now = time.monotonic()
         while (event := engine.next_event()) is not None:
             if isinstance(event, ChildUp):
-                # it has done its work, and is forgotten without telling the gateway
                 self._up += 1
-                event.child.ike.destroy("done", now)
+                begun = self._begun.pop(event.child.ike.name, now)
+                self._took_ms.append((now - begun) * 1000)
+                if self._keep:
+                    self._kept.append(event.child)
+                else:
+                    # it has done its work, and is forgotten without telling the gateway
+                    event.child.ike.destroy("done", now)
             elif isinstance(event, ChildNotMade) or (isinstance(event, IkeDown) and not event.established):
                 self._reasons.append(event.reason)
         for data, path, _ in engine.datagrams_to_send():

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import FrameType
 
-from bench.e2e.topology import INNER, LabError, Pair, reachable
-from bench.handshake.gateways import Bench, CharonGateway, Gateway, OurGateway, make_pair, site_conf
+from bench.handshake.gateways import CharonGateway, Gateway, OurGateway, make_pair, site_conf
 from bench.handshake.live import ECHO_PORT, echo
+from bench.topology import INNER, Lab, LabError, Pair, reachable
 from ipsec.net.netns import inside
 
 KINDS: dict[str, type[Gateway]] = {"ipsecd": OurGateway, "charon": CharonGateway}
@@ -99,7 +99,7 @@ class Prober:
                 self.missing.discard(number)
 
 
-def measure(lab: Bench, args: argparse.Namespace) -> Outcome:
+def measure(lab: Lab, args: argparse.Namespace) -> Outcome:
     """One run. LabError if the tunnel does not come up or traffic stops."""
     pair = make_pair(lab, f"rekey-{args.peer}")
     ends = [
@@ -158,8 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Bench() as lab:
-            assert isinstance(lab, Bench)
+        with Lab() as lab:
             outcome = measure(lab, args)
     except LabError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The measurements. Each returns plain rows: what, value, unit, and what it was compared with.
+"""ESP packets through the engine. Each returns plain rows: every repetition, beside what it is compared with.
 
 Times are CPU time of the measuring thread: being preempted does not count.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -33,45 +32,17 @@ class BenchError(Exception):
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Nanoseconds per packet: median, least and most of the repetitions."""
-
-    ns: float
-    low: float
-    high: float
-
-    @property
-    def mpps(self) -> float:
-        """Million packets per second."""
-        return 1e3 / self.ns
-
-
-def summary(values: list[float]) -> Timing:
-    """Median with its range."""
-    return Timing(statistics.median(values), min(values), max(values))
-
-
-@dataclass(frozen=True)
 class BatchRow:
     """One size: ESP in batches beside the provider alone."""
 
     suite: str
     provider: str
     size: int
-    seal: Timing
-    open: Timing
-    provider_seal: Timing
-    provider_open: Timing
-
-    @property
-    def seal_ratio(self) -> float:
-        """Speed of sealing as a share of the provider's."""
-        return self.provider_seal.ns / self.seal.ns
-
-    @property
-    def open_ratio(self) -> float:
-        """Speed of opening as a share of the provider's."""
-        return self.provider_open.ns / self.open.ns
+    seal: list[float]
+    "nanoseconds per packet, one value for each repetition"
+    open: list[float]
+    provider_seal: list[float]
+    provider_open: list[float]
 
 
 def batches(keywords: str, provider: str, size: int, repetitions: int) -> BatchRow:
@@ -112,8 +83,7 @@ def batches(keywords: str, provider: str, size: int, repetitions: int) -> BatchR
     if opened.packets()[-1] != subject.packet(size):
         raise BenchError(f"{keywords}, {size} octets: what came out is not what went in")
     # the first repetition warms up caches and page tables
-    timings = [summary(values[1:]) for values in (seal, opening, provider_seal, provider_open)]
-    return BatchRow(keywords, used, size, *timings)
+    return BatchRow(keywords, used, size, seal[1:], opening[1:], provider_seal[1:], provider_open[1:])
 
 
 @dataclass(frozen=True)
@@ -126,9 +96,9 @@ class SadRow:
     "over how many SAs the traffic goes; the next packet is always for the next one"
     size: int
     "octets of the inner packets"
-    inbound: Timing
-    "decapsulate_batch"
-    outbound: Timing
+    inbound: list[float]
+    "decapsulate_batch, nanoseconds per packet for each repetition"
+    outbound: list[float]
     "Engine.outbound, one Python call each: SPD and sealing"
 
 
@@ -166,7 +136,7 @@ def _populations_at(
             if good != SPREAD:
                 raise BenchError(f"inbound: {good} of {SPREAD} opened: {drops(engine)}")
     gc.enable()
-    return [SadRow(*case, size, summary(inbound[at][1:]), summary(outbound[at][1:])) for at, case in enumerate(cases)]
+    return [SadRow(*case, size, inbound[at][1:], outbound[at][1:]) for at, case in enumerate(cases)]
 
 
 def drops(engine: Engine) -> dict[str, int]:

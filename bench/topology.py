@@ -1,8 +1,10 @@
-"""Two network namespaces joined by a veth, and the processes that run in them. Linux, root.
+"""Network namespaces joined by veths, and the processes that run in them. Linux, root.
 
-    inner 10.1.0.1 (lo)  [ bench-X-a ] veth0 192.0.2.1 ==== 192.0.2.2 veth0 [ bench-X-b ]  inner 10.2.0.1 (lo)
+    two hosts:     inner 10.1.0.1 (lo) [ a ] veth0 192.0.2.1 ==== 192.0.2.2 veth0 [ b ] 10.2.0.1 (lo) inner
+    with clients:  inner [ ca ] 10.1.0.2 ---- 10.1.0.1 lan0 [ a ] ==== [ b ] lan0 10.2.0.1 ---- 10.2.0.2 [ cb ] inner
 
-Everything made here is undone by ``Lab.close``; what a killed run left behind is removed by the next ``Lab``.
+Traffic goes between the two inner addresses. A namespace is named bench-PID-TUNNEL-END, PID being the process of the
+bench. Everything made here is undone by ``Lab.close``; what a killed run left behind is removed by the next ``Lab``.
 """
 
 from __future__ import annotations
@@ -11,13 +13,14 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -25,9 +28,14 @@ from typing import IO
 PREFIX = "bench-"
 SCRATCH_PREFIX = "ipsec-bench-"
 DEVICE = "veth0"
+LAN_DEVICE = "lan0"
 OUTER = ("192.0.2.1", "192.0.2.2")
+OUTER6 = ("2001:db8::1", "2001:db8::2")
 INNER = ("10.1.0.1", "10.2.0.1")
+INNER6 = ("fd00:1::1", "fd00:2::1")
 INNER_NET = ("10.1.0.0/16", "10.2.0.0/16")
+INNER_NET6 = ("fd00:1::/64", "fd00:2::/64")
+CLIENT = ("10.1.0.2", "10.2.0.2")
 LINK_MTU = 1500
 STOP_TIMEOUT_S = 5.0
 
@@ -65,32 +73,67 @@ class Namespace:
 
 
 @dataclass(frozen=True)
+class Link:
+    """What lies between the two gateways, and whether the traffic begins behind them."""
+
+    mtu: int = LINK_MTU
+    wire_segments: bool = False
+    "a train is cut into packets and merged again as a network card would; a plain veth hands it over whole"
+    ipv6: bool = False
+    "outside and inside"
+    clients: bool = False
+
+    @property
+    def outer(self) -> tuple[str, str]:
+        """The gateways' addresses."""
+        return OUTER6 if self.ipv6 else OUTER
+
+    @property
+    def inner_net(self) -> tuple[str, str]:
+        """The networks that the tunnel joins."""
+        return INNER_NET6 if self.ipv6 else INNER_NET
+
+    @property
+    def gateway_inner(self) -> tuple[str, str]:
+        """The gateways' own addresses in these networks."""
+        return INNER6 if self.ipv6 else INNER
+
+
+@dataclass(frozen=True)
 class Pair:
-    """The two ends of one tunnel under test."""
+    """The two ends of one tunnel under test, and where its traffic begins and ends."""
 
     a: Namespace
     b: Namespace
+    client: Namespace
+    server: Namespace
+    link: Link = field(default_factory=Link)
 
     @property
     def ends(self) -> tuple[Namespace, Namespace]:
-        """Both ends, in the order of OUTER, INNER and INNER_NET."""
+        """Both gateways, in the order of the addresses of ``link``."""
         return self.a, self.b
+
+    @property
+    def inner(self) -> tuple[str, str]:
+        """Addresses of ``client`` and ``server``."""
+        return CLIENT if self.link.clients else self.link.gateway_inner
 
 
 class Lab:
     """Owner of every namespace, process and scratch file of a run. A context manager.
 
-    One at a time per machine (a lock file says so), since two would measure each other.
+    One that measures (``alone``) refuses to begin beside another: they would measure each other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
         if os.geteuid() != 0:
-            raise LabError("the end-to-end bench makes network namespaces: run it as root")
-        self._lock = _take_lock()
+            raise LabError("network namespaces are needed: run this as root (sudo), or only --parts micro")
+        self._lock = _take_lock() if alone else None
         self._processes: list[subprocess.Popen[str]] = []
         self._namespaces: list[str] = []
         _remove_leftovers()
-        self.scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+        self.scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH_PREFIX}{os.getpid()}-"))
 
     def __enter__(self) -> Lab:
         return self
@@ -100,26 +143,54 @@ class Lab:
     ) -> None:
         self.close()
 
-    def pair(self, name: str, *, wire_segments: bool = False) -> Pair:
-        """Two fresh namespaces with a veth between.
-
-        With ``wire_segments`` a train is cut into packets and merged again as a network card would; a plain veth hands
-        it over whole and never computes a checksum.
-        """
-        ends = (Namespace(f"{PREFIX}{name}-a"), Namespace(f"{PREFIX}{name}-b"))
-        for end in ends:
-            self._namespaces.append(end.name)
-            run(["ip", "netns", "add", end.name])
-        a, b = ends
-        run(["ip", "link", "add", DEVICE, "netns", a.name, "type", "veth", "peer", "name", DEVICE, "netns", b.name])
-        for end, outer, inner in zip(ends, OUTER, INNER, strict=True):
-            end.run("ip", "link", "set", "lo", "up")
-            end.run("ip", "link", "set", DEVICE, "mtu", str(LINK_MTU), "up")
-            end.run("ip", "address", "add", f"{outer}/24", "dev", DEVICE)
-            end.run("ip", "address", "add", f"{inner}/32", "dev", "lo")
-            if wire_segments:
+    def pair(self, name: str, link: Link | None = None) -> Pair:
+        """Fresh namespaces with a veth between the gateways, and with ``link.clients`` one behind each."""
+        link = link or Link()
+        a, b = (self.namespace(f"{name}-{end}") for end in "ab")
+        self.join(a, DEVICE, b, DEVICE, link.mtu)
+        for end, outer, inner in zip((a, b), link.outer, link.gateway_inner, strict=True):
+            bits, host_bits, flags = ("64", "128", ["nodad"]) if link.ipv6 else ("24", "32", [])
+            end.run("ip", "address", "add", f"{outer}/{bits}", "dev", DEVICE, *flags)
+            if not link.clients:
+                end.run("ip", "address", "add", f"{inner}/{host_bits}", "dev", "lo", *flags)
+            if link.wire_segments:
                 end.run("ethtool", "-K", DEVICE, "tx-udp-segmentation", "off", "gro", "on")
-        return Pair(a, b)
+        if not link.clients:
+            return Pair(a, b, a, b, link)
+        ends = [self._client(name, gateway, index) for index, gateway in enumerate((a, b))]
+        return Pair(a, b, ends[0], ends[1], link)
+
+    def _client(self, name: str, gateway: Namespace, index: int) -> Namespace:
+        client = self.namespace(f"{name}-c{'ab'[index]}")
+        self.join(gateway, LAN_DEVICE, client, DEVICE, LINK_MTU)
+        gateway.run("ip", "address", "add", f"{INNER[index]}/24", "dev", LAN_DEVICE)
+        client.run("ip", "address", "add", f"{CLIENT[index]}/24", "dev", DEVICE)
+        client.run("ip", "route", "add", "default", "via", INNER[index])
+        gateway.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        return client
+
+    def namespace(self, name: str) -> Namespace:
+        """A fresh namespace with its loopback up."""
+        made = Namespace(f"{PREFIX}{os.getpid()}-{name}")
+        self._namespaces.append(made.name)
+        run(["ip", "netns", "add", made.name])
+        made.run("ip", "link", "set", "lo", "up")
+        return made
+
+    @staticmethod
+    def join(a: Namespace, a_device: str, b: Namespace, b_device: str, mtu: int) -> None:
+        """A veth between two namespaces, up."""
+        run(["ip", "link", "add", a_device, "netns", a.name, "type", "veth",
+             "peer", "name", b_device, "netns", b.name])  # fmt: skip
+        for end, device in ((a, a_device), (b, b_device)):
+            end.run("ip", "link", "set", device, "mtu", str(mtu), "up")
+
+    def remove(self, pair: Pair) -> None:
+        """Undo ``pair``, with every process in it."""
+        names = dict.fromkeys(end.name for end in (pair.client, pair.server, pair.a, pair.b))
+        for name in names:
+            _remove_namespace(name)
+            self._namespaces.remove(name)
 
     def start(
         self, args: Sequence[str], log: Path, *, where: Namespace | None = None, env: Mapping[str, str] | None = None
@@ -177,7 +248,8 @@ class Lab:
                 _remove_namespace(name)
             self._namespaces.clear()
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -198,7 +270,7 @@ def wait_for(
 
 def reachable(pair: Pair) -> bool:
     """Whether one ping from inner to inner address comes back within a second."""
-    args = pair.a.command(["ping", "-n", "-q", "-c", "1", "-W", "1", "-I", INNER[0], INNER[1]])
+    args = pair.client.command(["ping", "-n", "-q", "-c", "1", "-W", "1", "-I", pair.inner[0], pair.inner[1]])
     return subprocess.run(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -208,18 +280,24 @@ def _take_lock() -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise LabError("another end-to-end bench is running on this machine") from None
+        raise LabError("another bench is running on this machine; two would measure each other") from None
     return lock
 
 
 def _remove_leftovers() -> None:
-    # the lock is ours, so whatever carries our names belongs to a run that was killed
+    # a process that is no more was killed, or it would have done this itself
     listed = json.loads(run(["ip", "-json", "netns", "list"]) or "[]")
     for entry in listed:
-        if entry["name"].startswith(PREFIX):
+        if _owner_is_gone(PREFIX, entry["name"]):
             _remove_namespace(entry["name"])
     for path in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*/"):
-        shutil.rmtree(path, ignore_errors=True)
+        if _owner_is_gone(SCRATCH_PREFIX, path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _owner_is_gone(prefix: str, name: str) -> bool:
+    found = re.match(rf"{prefix}(\d+)-", name)
+    return found is not None and not Path("/proc", found[1]).exists()
 
 
 def _remove_namespace(name: str) -> None:

@@ -1,0 +1,1 @@
+"""A result as a page that one would rather look at than read."""
