@@ -22,7 +22,10 @@ from ipsec.vici.client import Session, UnknownToDaemon, ViciError, connect
 
 STYLES = {State.FOUND: GOOD, State.HINT: WARN, State.MISSING: BAD}
 #: what a running daemon holds, so that nobody else can try it
-_HELD = ("TUN device", "UDP over IPv4", "UDP over IPv6", "IKE over IPv4", "IKE over IPv6", "state directory")
+_HELD = ("TUN device", "UDP over IPv4", "UDP over IPv6", "IKE over IPv4", "IKE over IPv6", "state directory",
+         "routes (CAP_NET_ADMIN)")  # fmt: skip
+#: fewer packets for one reason are noise: a host says this and that into any device
+DROPS_MIN = 10
 #: connections whose problem is told one by one
 PROBLEMS_MAX = 10
 #: what packets are dropped for, and what to do if there are many (ipsec.esp.drops)
@@ -159,8 +162,9 @@ async def _data_path(session: Session, seen: _Findings) -> None:
         seen.add("key files", f"all keys are written to {text(path, 'keylog')}", "remove ipsecd.keylog")
     drops = section(path, "drops")
     for reason in drops:
-        if reason in _DROPS:
-            seen.add(f"dropped: {reason}", plural(number(drops, reason), "packet"), _DROPS[reason])
+        count = number(drops, reason)
+        if reason in _DROPS and count >= DROPS_MIN:
+            seen.add(f"dropped: {reason}", plural(count, "packet"), _DROPS[reason])
 
 
 async def _health(session: Session, seen: _Findings) -> None:

@@ -244,6 +244,8 @@ def _print_problem(app: App, problem: Problem) -> None:
     head = Text.assemble((what, "bold"), f": {problem.cause} ", (f"({when}{times}{over}; {began}, {refused})", DIM))
     app.out.print(head)
     app.out.print(Text(f"  {problem.reason}", style=DIM if problem.over else BAD))
+    if problem.retry_in_s is not None and not problem.over:
+        app.out.print(f"  tried again in {duration(problem.retry_in_s)}")
     for what in dict.fromkeys((*problem.ours, *problem.theirs)):
         ours, theirs = problem.ours.get(what, ()), problem.theirs.get(what, ())
         if ours == theirs:

@@ -393,6 +393,8 @@ class Problem:
     count: int
     over: bool
     "it has come up since"
+    retry_in_s: int | None
+    "the daemon tries again by itself"
     ours: dict[str, tuple[str, ...]]
     theirs: dict[str, tuple[str, ...]]
 
@@ -410,6 +412,7 @@ class Problem:
             at=text(message, "time"),
             count=number(message, "count", 1),
             over=text(message, "over") == "yes",
+            retry_in_s=seconds(message, "retry-in"),
             ours={_snake(key): texts(section(message, "ours"), key) for key in section(message, "ours")},
             theirs={_snake(key): texts(section(message, "theirs"), key) for key in section(message, "theirs")},
         )

@@ -110,6 +110,10 @@ class ViciControl:
             keylog=self._keylog,
         )
 
+    def retry_in(self, connection: str, child: str) -> float | None:
+        """See Control."""
+        return self._ike.retry_in(connection, child)
+
     def observe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
         """See Control."""
         self._ike.observers.append(observer)

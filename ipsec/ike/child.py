@@ -58,13 +58,15 @@ class ChildRefusedError(Exception):
 
     def failure(self, child: ChildSa) -> Failure:
         """What to tell of it."""
-        config = child.config
+        cause = cause_of(self.notify, child=True) if self.notify else Cause.MALFORMED
+        proposals = child.config.esp_proposals if cause is not Cause.SELECTORS else ()
+        selectors = (child.local_ts, child.remote_ts) if cause is not Cause.CHILD_PROPOSALS else ((), ())
         return Failure(
-            cause_of(self.notify, child=True) if self.notify else Cause.MALFORMED,
+            cause,
             bounded(f"{name_of(NotifyType, self.notify)} from the peer" if self.notify else str(self)),
             child.name,
             by_peer=bool(self.notify),
-            ours=terms(config.esp_proposals, child.local_ts, child.remote_ts),
+            ours=terms(proposals, *selectors),
         )
 
 

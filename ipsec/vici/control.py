@@ -107,6 +107,9 @@ class Control(Protocol):
     def data_path(self) -> DataPath:
         """What carries the packets, with its counters."""
 
+    def retry_in(self, connection: str, child: str) -> float | None:
+        """Seconds until a child that failed is tried again; None if that is not planned."""
+
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell ``observer`` of the engine's events from now on, after the daemon has acted upon each; how to stop."""
 

@@ -81,8 +81,16 @@ class Extensions:
         """The last failure of each connection and child, one event each; without ``ike`` those of strangers too."""
         ike, book = text(message, "ike"), self._control.engine.problems
         found = book.of(ike) if ike else [*book, *book.strangers]
-        await stream(client, "ipsecd-problem", map(show_problem, found))
+        await stream(client, "ipsecd-problem", map(self._with_retry, found))
         return {}
+
+    def _with_retry(self, problem: Problem) -> Message:
+        child, engine = problem.failure.child, self._control.engine
+        connection = engine.table.by_name.get(problem.connection)
+        names = [child] if child else [one.name for one in connection.children] if connection is not None else []
+        waits = [self._control.retry_in(problem.connection, name) for name in names] if problem.initiator else []
+        soonest = min((wait for wait in waits if wait is not None), default=None)
+        return show_problem(problem) | {"retry-in": int(soonest) if soonest is not None else None}
 
     async def diff(self, client: Client, message: Message) -> Mapping[str, Any]:
         """What reload-settings would change, one event for each key or section; why it could not, as an error."""

@@ -66,9 +66,15 @@ def test_both_ends_explain_selectors_that_differ(world: IkeWorld) -> None:
     assert "10.2.0.0/16" in problem["theirs"]["local_ts"]
     (problem,) = ours["problems"]
     assert (problem["cause"], problem["by_peer"], problem["peer"]) == ("ts-mismatch", True, OUTER[4][1])
+    assert 0 <= problem["retry_in_s"] <= 10
     done = world.a.run(*ctl(world.a, "explain", "site"), check=False)
     assert "TS_UNACCEPTABLE" in done.stdout
+    assert "tried again in " in done.stdout
     assert "What to do" in done.stdout
+    # what the daemon holds itself is not missing
+    done = world.a.run(*ctl(world.a, "doctor", str(world.a.config)), check=False)
+    assert done.returncode == 0, done.stdout
+    assert "nothing is missing" in done.stdout
 
 
 def test_nobody_is_there(world: IkeWorld) -> None:
@@ -180,3 +186,25 @@ def test_capture_says_what_is_missing(world: IkeWorld, tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "not in this network namespace" in done.stderr
     assert not (tmp_path / "x.pcapng").exists()
+
+
+def test_the_daemon_dies_while_somebody_looks(world: IkeWorld, tmp_path: Path) -> None:
+    world.up()
+    file = tmp_path / "a.pcapng"
+    capture = capturing(world.a, file, "--seconds", "3")
+    command = ["ip", "netns", "exec", world.a.namespace, *ctl(world.a, "log", "--level", "debug")]
+    log = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert log.stdout is not None
+    world.b.ping(INNER[4][0], count=1)
+    # it says something as soon as it hears of anything
+    assert world.a.run(*ctl(world.a, "rekey", "site/net"), check=False).returncode == 0
+    assert log.stdout.readline()
+    world.a.stop(signal.SIGKILL)
+    _, err = log.communicate(timeout=10)
+    assert (log.returncode, "hung up" in err) == (5, True), err
+    out, err = capture.communicate(timeout=20)
+    assert capture.returncode == 0, (out, err)
+    assert json.loads(out)["outside"] > 0
+    done = world.a.run(*ctl(world.a, "explain", "site"), check=False)
+    assert done.returncode == 5
+    assert "no daemon" in done.stderr
