@@ -81,7 +81,7 @@ def debian_base() -> str:
 
 def ipsec_image(base: str | None) -> str:
     """The image of this checkout."""
-    files = [ROOT / name for name in SOURCES]
+    files = [*(ROOT / name for name in SOURCES), *(ROOT / "docs/man").iterdir()]
     # what Cython and gcc make of them lies beside them
     files += [path for path in (ROOT / "ipsec").rglob("*") if path.suffix in SUFFIXES and not path.match("ipsec/_*.c")]
     tag = f"localhost/ipsec:{digest(files, [base or ''])}"

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tools import image
@@ -48,7 +49,9 @@ def make_images(kinds: Iterable[str]) -> dict[str, str]:
     """kind -> image, built unless it is there. ImageError."""
     base = image.debian_base()
     builders = {"ipsec": image.ipsec_image, "strongswan": image.strongswan_image}
-    return {kind: builders[kind](base) for kind in kinds}
+    with ThreadPoolExecutor() as pool:
+        made = {kind: pool.submit(builders[kind], base) for kind in kinds}
+        return {kind: one.result() for kind, one in made.items()}
 
 
 def play(scenario: Scenario, images: dict[str, str]) -> Result:
