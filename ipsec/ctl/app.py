@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 
 from ipsec.ctl.errors import CtlError, ExitCode
+from ipsec.errors import ParseError
 from ipsec.vici.client import DEFAULT_SOCKET, HungUp, Session, UnknownToDaemon, ViciError, connect
 
 SOCKET_VARIABLE = "IPSECCTL_SOCKET"
@@ -114,6 +115,8 @@ def explained(error: ViciError) -> CtlError:
     """A failure of the protocol as ours."""
     if isinstance(error, HungUp):
         return CtlError("the daemon has hung up", "it has stopped or was restarted", code=ExitCode.UNREACHABLE)
+    if isinstance(error.__cause__, ParseError):
+        return CtlError(str(error), "give the daemon's vici socket with --socket", code=ExitCode.UNREACHABLE)
     if isinstance(error, UnknownToDaemon):
         return CtlError(str(error), "it is an older ipsecd, or a charon without that")
     return CtlError(str(error))

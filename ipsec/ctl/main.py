@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = cli.main(
             list(arguments) if arguments is not None else None, "ipsecctl", standalone_mode=False, obj=app
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
         if app.json:
@@ -146,6 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(end.__context__, BrokenPipeError):
             return _deaf()
         raise
+    except OSError as error:
+        # a full disk below the output, or a file
+        _deaf()
+        app.json = False
+        return _fail(app, CtlError(str(error)))
 
 
 def _deaf() -> int:

@@ -30,9 +30,7 @@ class Writer:
     def interface(self, name: str, description: str) -> int:
         """Name where packets come from; its number, for ``packet``."""
         head = struct.pack("<HHI", LINKTYPE, 0, 0)
-        options = _options(
-            (_NAME, name.encode()), (_DESCRIPTION, description.encode()), (_RESOLUTION, _NANOSECONDS)
-        )
+        options = _options((_NAME, name.encode()), (_DESCRIPTION, description.encode()), (_RESOLUTION, _NANOSECONDS))
         self._block(_INTERFACE, head + options)
         self._interfaces += 1
         return self._interfaces - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -72,29 +73,31 @@ def reasons(drops: dict[str, int]) -> str:
 
 def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[Table, list[Tunnel]]:
     """The table, in as much detail as there are lines for; and what has no place in it."""
-    shown = list(tunnels)
-    notes = {id(tunnel): note for tunnel in tunnels if (note := _note(found.problem(tunnel)))}
-    if room is not None and len(tunnels) > room:
+    lines = room if room is not None else sys.maxsize
+    shown, left = list(tunnels), []
+    if len(tunnels) > lines:
         ranked = sorted(tunnels, key=lambda tunnel: (tunnel.state not in TROUBLE, -_weight(found, tunnel)))
-        kept = set(map(id, ranked[: max(room, 1)]))
-        shown = [tunnel for tunnel in tunnels if id(tunnel) in kept]
-    spare = room - len(shown) if room is not None else None
-    noted = [tunnel for tunnel in shown if id(tunnel) in notes][: None if spare is None else max(spare, 0)]
-    spare = spare - len(noted) if spare is not None else None
+        kept = {tunnel.name for tunnel in ranked[: max(lines, 1)]}
+        shown = [tunnel for tunnel in tunnels if tunnel.name in kept]
+        left = [tunnel for tunnel in tunnels if tunnel.name not in kept]
+    # a line for each; then why they are not up; then the children, first where not all of them are up
+    spare = max(lines - len(shown), 0)
+    notes = {tunnel.name: note for tunnel in shown if (note := _note(found.problem(tunnel)))}
+    notes = dict(list(notes.items())[:spare])
+    spare -= len(notes)
     whole = set()
     for tunnel in sorted(shown, key=lambda tunnel: (tunnel.state is not State.PARTLY, tunnel.state not in TROUBLE)):
-        if spare is None or _lines(tunnel) <= spare:
-            whole.add(id(tunnel))
-            spare = spare - _lines(tunnel) if spare is not None else None
+        if _lines(tunnel) <= spare:
+            whole.add(tunnel.name)
+            spare -= _lines(tunnel)
     table = _new_table()
     for tunnel in shown:
         _add_connection(table, found, tunnel)
-        if id(tunnel) in whole:
+        if tunnel.name in whole:
             _add_children(table, found, tunnel)
-        if tunnel in noted:
-            table.note(notes[id(tunnel)])
-    kept = set(map(id, shown))
-    return table, [tunnel for tunnel in tunnels if id(tunnel) not in kept]
+        if tunnel.name in notes:
+            table.note(notes[tunnel.name])
+    return table, left
 
 
 def _note(problem: Problem | None) -> Text | None:
@@ -108,9 +111,15 @@ def _note(problem: Problem | None) -> Text | None:
 
 
 def _lines(tunnel: Tunnel) -> int:
+    """How many lines ``_add_children`` adds."""
     if len(tunnel.sas) > 1:
-        return sum(1 + len(sa.children) for sa in tunnel.sas)
+        return sum(1 + len(sa.children) for sa in tunnel.sas) + len(_without_sas(tunnel))
     return len(tunnel.children)
+
+
+def _without_sas(tunnel: Tunnel) -> list[Child]:
+    """Children that nobody has an SA of."""
+    return [child for child in tunnel.children if not child.sas]
 
 
 def _weight(found: Status, tunnel: Tunnel) -> float:
@@ -139,11 +148,11 @@ def _add_connection(table: Table, found: Status, tunnel: Tunnel) -> None:
     sa = tunnel.sas[0] if len(tunnel.sas) == 1 else None
     peer = " ".join(part for part in (tunnel.peer, tunnel.peer_id) if part) or "anybody"
     if len(tunnel.sas) > 1:
-        peer = plural(len(tunnel.sas), "peer")
+        peer = plural(len(tunnel.sas), "peer" if tunnel.conn is None or tunnel.conn.passive else "IKE_SA")
     name = tunnel.name if tunnel.conn else f"{tunnel.name} (not configured)"
     rate = found.rate(tunnel.child_sas())
     table.add(
-        Text(name, style="bold" if tunnel.state not in TROUBLE else BAD if tunnel.state is State.DOWN else "bold"),
+        Text(name, style=BAD if tunnel.state is State.DOWN else "bold"),
         Text(state_of(tunnel), style=style),
         peer,
         f"{sa.suite.cipher} {sa.suite.ke}" if sa and sa.up else "",
@@ -172,8 +181,7 @@ def _add_children(table: Table, found: Status, tunnel: Tunnel) -> None:
     if len(tunnel.sas) > 1:
         for sa in tunnel.sas:
             _add_peer(table, found, sa)
-        return
-    for child in tunnel.children:
+    for child in tunnel.children if len(tunnel.sas) <= 1 else _without_sas(tunnel):
         _add_child(table, found, tunnel, child)
 
 
@@ -222,6 +230,7 @@ def _add_child(table: Table, found: Status, tunnel: Tunnel, child: Child) -> Non
 
 
 def networks(local: Sequence[str], remote: Sequence[str]) -> str:
+    """Selectors of both sides: ``10.1.0.0/16 === 10.2.0.0/16``."""
     return f"{' '.join(local)} === {' '.join(remote)}"
 
 

@@ -147,8 +147,10 @@ class Session:
             await self._writer.drain()
             length = parse_length(await self._reader.readexactly(4))
             return parse_packet(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError, ParseError) as error:
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise HungUp(f"the daemon has hung up: {error}") from error
+        except ParseError as error:
+            raise ViciError(f"what listens there does not speak vici: {error}") from error
 
 
 def _checked(command: str, answer: Packet) -> Message:

@@ -20,7 +20,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 @pytest.fixture
 def charon(tmp_path: Path) -> Iterator[FakeDaemon]:
     """One that knows nothing of what only ipsecd has."""
-    with FakeDaemon(tmp_path / "s", without="do_ipsecd") as daemon:
+    with FakeDaemon(tmp_path / "s", without="ipsecd-") as daemon:
         yield daemon
 
 

@@ -104,7 +104,7 @@ def ike_sa(uid: int = 1, children: Sequence[Message] = (), **more: Any) -> Messa
 
 
 class FakeDaemon:
-    """Answers from what its attributes hold, but for commands ``without``. A context manager."""
+    """Answers from what its attributes hold; knows nothing that begins with ``without``. A context manager."""
 
     def __init__(self, socket: Path, *, without: str = "-") -> None:
         self.socket = socket
@@ -143,11 +143,12 @@ class FakeDaemon:
         self.loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         commands = {
-            name.removeprefix("do_").replace("_", "-"): self._noted(name)
-            for name in dir(self)
-            if name.startswith("do_") and not name.startswith(self._without)
+            name: self._noted(attribute)
+            for attribute in dir(self)
+            if attribute.startswith("do_")
+            and not (name := attribute.removeprefix("do_").replace("_", "-")).startswith(self._without)
         }
-        self.server = ViciServer(commands, NAMES)
+        self.server = ViciServer(commands, [event for event in NAMES if not event.startswith(self._without)])
         await self.server.start(str(self.socket))
         self._ready.set()
         await self._stop.wait()

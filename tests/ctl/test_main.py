@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -142,6 +144,38 @@ def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == ExitCode.BROKEN_PIPE
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_output_that_cannot_be_written(daemon: FakeDaemon, more: tuple[str, ...]) -> None:
+    daemon.conns = {"gw": conn()}
+    command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), "list", "conns", *more]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr == "ipsecctl: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 no\r\n\r\n", b"\0\0\0\0", b"\0\0\0\1\x09", b"\0\0\0\2\1\x09"], ids=repr
+)
+def test_what_listens_is_something_else(ctl: Ctl, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(ctl.socket))
+        listener.listen()
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(100)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = ctl("list", "conns")
+        thread.join()
+    assert done.status == ExitCode.UNREACHABLE
+    assert "does not speak vici" in done.err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,17 @@ def test_screen(busy: FakeDaemon, ctl: Ctl) -> None:
     assert re.search(r"(?m)^  \[3\] +up +203\.0\.113\.2 b\.example 10\.9\.0\.1 ", done.out)
 
 
+def test_what_is_down_is_shown_beside_several_sas(daemon: FakeDaemon, ctl: Ctl) -> None:
+    """As while an IKE_SA is being replaced."""
+    daemon.conns = {"gw": conn(children=("net", "voice"))}
+    daemon.sas = [("gw", ike_sa(1, [child_sa("net")], state="DELETING")), ("gw", ike_sa(2))]
+    out = ctl("status", "--sample", "0").out
+    assert re.search(r"(?m)^gw +1 of 2 up +2 IKE_SAs$", out)
+    assert re.search(r"(?m)^  \[1\] +deleting ", out)
+    assert re.search(r"(?m)^    net +up ", out)
+    assert re.search(r"(?m)^  voice +down ", out)
+
+
 def test_rates(busy: FakeDaemon, ctl: Ctl) -> None:
     busy.growth = 10_000
     document = ctl("status", "--sample", "0.05", "--json").document
