@@ -7,6 +7,7 @@ it is not; shunts pass or drop.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -17,7 +18,7 @@ from ipsec.esp.sa import Policy
 from ipsec.ike.child import resolve
 from ipsec.ike.config import Action, ChildConfig, ChildMode, Connection, SelectorTemplate
 from ipsec.ike.engine import IkeEngine
-from ipsec.ike.events import IpAddress, Path
+from ipsec.ike.events import Path
 from ipsec.wire.selector import SelectorPair, TrafficSelector, agreeing_pairs
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Guards:
         shunt = child.shunt and child.start_action is not Action.NONE
         if not child.policies or not (shunt or trap or (self._keep and Action.START in child.start_action)):
             return
-        pairs = _pairs(connection, child, path)
+        pairs = _pairs(connection, child, path, tuple(self._backend.ports))
         if not pairs:
             if trap:
                 log.warning(
@@ -145,23 +146,34 @@ class Guards:
 _ACTIONS = {ChildMode.PASS: PolicyAction.BYPASS, ChildMode.DROP: PolicyAction.DISCARD}
 
 
-def _pairs(connection: Connection, child: ChildConfig, path: Path | None) -> list[SelectorPair]:
-    """Selectors as far as they are known without a peer: none if ``dynamic`` needs an address that is not."""
+def _pairs(
+    connection: Connection, child: ChildConfig, path: Path | None, versions: Iterable[int]
+) -> list[SelectorPair]:
+    """Selectors as far as they are known without a peer: none if ``dynamic`` needs an address that is not.
+
+    ``versions`` are those of IP that we have sockets for.
+    """
+    if child.shunt:
+        # whoever it is for: what is dropped or passed without a peer knows no peer's addresses
+        local = [selector for template in child.local_ts for selector in _of_any(template, versions)]
+        remote = [selector for template in child.remote_ts for selector in _of_any(template, versions)]
+        return list(agreeing_pairs(local, remote))
     if path is None and any(
         template.network is None for template in (*(() if connection.vips else child.local_ts), *child.remote_ts)
     ):
         return []
     if connection.vips:
         # whatever the virtual address will be
-        local = [selector for template in child.local_ts for selector in _of_any(template, connection.vips)]
+        vips = [vip.version for vip in connection.vips]
+        local = [selector for template in child.local_ts for selector in _of_any(template, vips)]
     else:
         local = resolve(child.local_ts, (path.local,) if path is not None else ())
     remote = resolve(child.remote_ts, (path.remote,) if path is not None else ())
     return list(agreeing_pairs(local, remote))
 
 
-def _of_any(template: SelectorTemplate, vips: tuple[IpAddress, ...]) -> list[TrafficSelector]:
+def _of_any(template: SelectorTemplate, versions: Iterable[int]) -> list[TrafficSelector]:
     if template.network is not None:
         return template.resolve(())
-    networks = {vip.version: ip_network("0.0.0.0/0" if vip.version == 4 else "::/0") for vip in vips}
+    networks = {version: ip_network("0.0.0.0/0" if version == 4 else "::/0") for version in versions}
     return [TrafficSelector(n[0], n[-1], template.protocol, template.ports) for n in networks.values()]

@@ -56,16 +56,17 @@ def backend_settings(
     bypass = any(policy.action is Action.BYPASS for policy in policies) or any(
         child.mode is ChildMode.PASS for connection in config.connections for child in connection.children
     )
+    drop = any(policy.action is Action.DISCARD for policy in policies) or any(
+        child.mode is ChildMode.DROP for connection in config.connections for child in connection.children
+    )
     # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
     fwmark = 0 if prepared else settings.fwmark
     if settings.fwmark and prepared:
         log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
     inside = not settings.namespace and _protects_peer(config)
-    if not fwmark and ends is None and not prepared and (bypass or inside):
+    if not fwmark and ends is None and not prepared and (bypass or drop or inside):
         fwmark = DEFAULT_FWMARK
-        log.info(
-            "our own packets bear mark %d, because policies cover the outer addresses or bypass the tunnel", fwmark
-        )
+        log.info("our own packets bear mark %d, because policies cover the outer addresses, drop or bypass", fwmark)
     # 0.0.0.0 and :: together mean whatever this host has; IPv6 alone may be missing without harm
     listen = () if settings.listen == ANY_ADDRESSES else settings.listen
     return UserspaceSettings(

@@ -67,8 +67,8 @@ class RouteBook:
 
     def __init__(self, *, fail_closed: bool = False) -> None:
         self._fail_closed = fail_closed
-        self._protected: dict[Prefix, dict[Range, int]] = {}
-        "network -> local ranges of the policies that protect it, first come first"
+        self._protected: dict[Prefix, dict[Range | None, int]] = {}
+        "network -> local ranges of the policies that protect it, first come first; None for those that drop"
         self._excluded: dict[Prefix, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
         "(version, length) -> how many protected networks are of it"
@@ -85,8 +85,8 @@ class RouteBook:
 
     # -- who wants what
 
-    def protect(self, local: Range, remote: Range) -> None:
-        """A policy protects what goes from ``local`` to ``remote``."""
+    def protect(self, local: Range | None, remote: Range) -> None:
+        """A policy protects what goes from ``local`` to ``remote``; None: it drops what goes there, from anywhere."""
         for prefix in prefixes(*remote):
             locals_ = self._protected.get(prefix)
             if locals_ is None:
@@ -96,7 +96,7 @@ class RouteBook:
             locals_[local] = locals_.get(local, 0) + 1
             self._dirty[prefix] = None
 
-    def unprotect(self, local: Range, remote: Range) -> None:
+    def unprotect(self, local: Range | None, remote: Range) -> None:
         """Undo one ``protect``."""
         for prefix in prefixes(*remote):
             locals_ = self._protected[prefix]
@@ -174,12 +174,13 @@ class RouteBook:
             for version, length in self._lengths
         )
 
-    def _source(self, version: int, locals_: Iterable[Range]) -> IpAddress | None:
+    def _source(self, version: int, locals_: Iterable[Range | None]) -> IpAddress | None:
         """The first of this host's addresses inside local networks: without, our own packets match no policy."""
         values, ranks = self._own[version]
-        for first, last in locals_:
-            if first.version != version:
+        for local in locals_:
+            if local is None or local[0].version != version:
                 continue
+            first, last = local
             at, end = bisect_left(values, int(first)), bisect_left(values, int(last) + 1)
             if at < end:
                 return min(ranks[value] for value in values[at:end])[1]

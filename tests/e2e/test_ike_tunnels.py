@@ -184,6 +184,38 @@ def test_shunts(world: IkeWorld) -> None:
         assert not in_clear(sniffer.packets())
 
 
+def test_a_drop_of_everything(world: IkeWorld) -> None:
+    """What no tunnel and no pass covers stays here; IKE and ESP do not. Nothing is left behind."""
+    gateway = world.a
+    gateway.run("ip", "addr", "add", "10.1.0.2/32", "dev", "lo")
+    world.b.run("ip", "addr", "add", "10.9.0.1/32", "dev", "lo")
+    world.b.run("ip", "addr", "add", "10.8.0.1/32", "dev", "lo")
+    gateway.run("ip", "route", "add", "default", "via", OUTER[4][1], "dev", WIRE)
+    children = world.conf[0]["connections"]["site"]["children"]
+    children["nothing"] = {"remote_ts": "0.0.0.0/0, ::/0", "mode": "drop", "start_action": "trap"}
+    children["some"] = {"remote_ts": "10.8.0.0/16", "mode": "pass", "start_action": "trap"}
+    world.up()
+
+    def answered(address: str) -> bool:
+        return "1 received" in gateway.ping(address, "-W", "0.5", "-c", "1", check=False)
+
+    with sniffing(gateway) as sniffer:
+        assert not answered("10.9.0.1")
+        assert not in_clear(sniffer.packets())
+        assert loss(gateway.ping(INNER[4][1])) == 0, world.logs()
+        assert not in_clear(sniffer.packets())
+        assert answered("10.8.0.1")
+    gateway.stop(signal.SIGKILL)
+    # fail closed: only what passes does
+    assert not answered("10.9.0.1")
+    gateway.start()
+    assert eventually(lambda: "default dev ipsec0" in gateway.leftovers()), gateway.leftovers()
+    assert not answered("10.9.0.1")
+    gateway.stop()
+    assert "proto 205" not in gateway.leftovers()
+    assert answered("10.9.0.1")
+
+
 def test_nothing_leaves_in_clear(world: IkeWorld) -> None:
     """Before the tunnel is up, when the peer is dead, when we were killed."""
     world.set("ipsecd.fail_closed", "yes")

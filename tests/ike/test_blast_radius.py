@@ -143,7 +143,7 @@ class Radius:
             out += [(carol, d) for d in engine.datagrams_to_send() if d.path.remote == A2]
             if not out:
                 return
-            for target, (data, path) in out:
+            for target, (data, path, *_) in out:
                 back = Path(path.remote, path.remote_port, path.local, path.local_port)
                 target.receive_datagram(data, back, self.lab.now)
 
