@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from ipsec.ctl.app import App
-from ipsec.ctl.output import BAD, DIM, WARN, Column, Table, bits, count, duration, octets
+from ipsec.ctl.output import BAD, DIM, WARN, Column, Table, bits, count, duration, endpoint, octets
 from ipsec.ctl.report import STYLES, Status
 from ipsec.ctl.screen import networks, reasons, state_of
 from ipsec.ctl.tunnels import Tunnel
@@ -49,8 +49,8 @@ def _head(app: App, tunnel: Tunnel) -> None:
 
 
 def _print_ike_sa(app: App, found: Status, sa: IkeSa) -> None:
-    local = f"{sa.local_host}:{sa.local_port} [{sa.local_id}]"
-    remote = f"{sa.remote_host}:{sa.remote_port} [{sa.remote_id}]"
+    local = f"{endpoint(sa.local_host, sa.local_port)} [{sa.local_id}]"
+    remote = f"{endpoint(sa.remote_host, sa.remote_port)} [{sa.remote_id}]"
     nat = [side for side, there in (("us", sa.nat_local), ("the peer", sa.nat_remote)) if there]
     table = _pairs(
         ("ends", f"{local} ... {remote}"),

@@ -12,7 +12,7 @@ from rich.text import Text
 from ipsec.ctl import complete
 from ipsec.ctl.app import App, VerbGroup, current
 from ipsec.ctl.names import Known
-from ipsec.ctl.output import DIM, WARN, Column, Table, count, duration, octets
+from ipsec.ctl.output import DIM, WARN, Column, Table, count, duration, endpoint, octets
 from ipsec.ctl.stock import (
     DAY_S,
     Authority,
@@ -131,7 +131,7 @@ def _sas_table(found: Sequence[IkeSa]) -> Table:
         table.add(
             Text(f"{sa.name}[{sa.id}]", style="bold"),
             sa.state,
-            f"{sa.remote_host}:{sa.remote_port} {sa.remote_id}",
+            f"{endpoint(sa.remote_host, sa.remote_port)} {sa.remote_id}",
             str(sa.suite),
             duration(sa.age_s),
             duration(sa.rekey_in_s if sa.rekey_in_s is not None else sa.reauth_in_s),

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 from rich.text import Text
 
 from ipsec.ctl.app import App, common_options
+from ipsec.ctl.completion import VARIABLE
 from ipsec.ctl.errors import MEANINGS, CtlError, ExitCode
 from ipsec.errors import ConfigError, IpsecError
 
@@ -66,6 +68,12 @@ class Verbs(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """See click.Group. bash shows no help, so that no verb has to be imported for it."""
+        if os.environ.get(VARIABLE, "").startswith("bash") and not incomplete.startswith("-"):
+            return [CompletionItem(name) for name in _PLACES if name.startswith(incomplete)]
+        return super().shell_complete(ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

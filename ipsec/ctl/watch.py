@@ -14,7 +14,7 @@ from rich.text import Text
 from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, octets
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, endpoint, octets
 from ipsec.ctl.view import ChildSa, IkeSa, Problem, number, section, sections, text
 from ipsec.vici.client import HungUp, Session, UnknownToDaemon
 from ipsec.vici.codec import Message
@@ -113,8 +113,8 @@ def happenings(event: str, message: Message) -> list[Happening]:
             result.append(Happening("ike-rekeyed", name, detail=f"[{old}] -> [{sa.id}], {sa.suite}", ike_sa=sa))
         elif event == "ike-update":
             sa = IkeSa.of(name, fields)
-            local = f"{text(message, 'local-host')}:{number(message, 'local-port')}"
-            remote = f"{text(message, 'remote-host')}:{number(message, 'remote-port')}"
+            local = endpoint(text(message, "local-host"), number(message, "local-port"))
+            remote = endpoint(text(message, "remote-host"), number(message, "remote-port"))
             result.append(Happening("ike-moved", name, detail=f"now {local} ... {remote}", ike_sa=sa))
         else:
             result += _of_children(event, name, fields, up)

@@ -150,6 +150,13 @@ def test_completion(busy: FakeDaemon, words: Sequence[str], incomplete: str, off
     assert completed(busy.socket, words, incomplete) == offered
 
 
+def test_verbs_complete_in_bash_as_elsewhere(busy: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {incomplete: completed(busy.socket, (), incomplete) for incomplete in ("", "re", "--ve")}
+    monkeypatch.setenv("_IPSECCTL_COMPLETE", "bash_complete")
+    assert {incomplete: completed(busy.socket, (), incomplete) for incomplete in found} == found
+    assert {"status", "top"} <= set(found[""])
+
+
 def test_completion_without_a_daemon(tmp_path: Path) -> None:
     assert completed(tmp_path / "nothing", ("down",), "") == []
 

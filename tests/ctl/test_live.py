@@ -35,7 +35,7 @@ CHILDREN = ike_sa(5, [child_sa("net", 6)])
         (
             "ike-update",
             {"local-host": "192.0.2.9", "local-port": 500, "remote-host": "::1", "remote-port": 4500, "gw": CHILDREN},
-            ("ike-moved", "gw", "", "now 192.0.2.9:500 ... ::1:4500"),
+            ("ike-moved", "gw", "", "now 192.0.2.9:500 ... [::1]:4500"),
         ),
         ("child-updown", {"up": "yes", "gw": CHILDREN}, ("child-up", "gw", "net", "10.1.0.0/16 === 10.2.0.0/16, AES")),
         ("child-updown", {"gw": CHILDREN}, ("child-down", "gw", "net", "10.1.0.0/16 === 10.2.0.0/16, 1.00 kB in")),
