@@ -24,6 +24,9 @@ from bench.micro import run as micro
 from bench.results import DIRECTORY, Results
 from bench.session import Options, Session
 from bench.topology import Lab, LabError
+from ipsec.crypto.suites import esp_suite
+from ipsec.errors import IpsecError
+from ipsec.esp.fast import PROVIDERS, choose_provider
 
 QUICK = Options(quick=True, rounds=2, seconds=0.8)
 FULL = Options(rounds=5, seconds=2.0)
@@ -70,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", metavar="LIST", help=f"tunnels, of: {','.join(tunnel_names())}")
     parser.add_argument("--rounds", type=int, help=f"how often each measurement is repeated ({FULL.rounds})")
     parser.add_argument("--seconds", type=float, help=f"traffic of one measurement ({FULL.seconds:g})")
+    parser.add_argument("--suites", metavar="LIST", help="in memory (aes128gcm16,aes256gcm16,chacha20poly1305)")
+    parser.add_argument("--sizes", metavar="LIST", help="in memory, octets of packets (64,256,512,1024,1408,8192)")
+    parser.add_argument("--provider", default="auto", help=f"in memory, of the cipher: auto,{','.join(PROVIDERS)}")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting for every ipsecd")
     parser.add_argument("--out", type=Path, help="the file (default: one in bench/results/ named after the time)")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a target is missed")
@@ -95,6 +101,7 @@ def options_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
             parser.error(f"--{name}: {getattr(args, name)} is not above 0")
     if any("=" not in setting for setting in args.set):
         parser.error("--set takes KEY=VALUE, such as workers=1")
+    suites, sizes = _micro_choice(args, parser)
     base = QUICK if args.quick else FULL
     options = replace(
         base,
@@ -102,6 +109,9 @@ def options_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
         peers=chosen["peers"],
         panels=chosen["panels"],
         settings=dict(setting.split("=", 1) for setting in args.set),
+        suites=suites,
+        sizes=sizes,
+        provider=args.provider,
         rounds=args.rounds or base.rounds,
         seconds=args.seconds or base.seconds,
     )
@@ -110,6 +120,26 @@ def options_of(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tup
     if args.minutes:
         options = fit(parts, options, args.minutes * 60, args.seconds)
     return parts, options
+
+
+def _micro_choice(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    suites = tuple(args.suites.split(",")) if args.suites else ()
+    try:
+        sizes = tuple(int(size) for size in args.sizes.split(",")) if args.sizes else ()
+        if any(not 28 <= size <= 16384 for size in sizes):
+            raise ValueError
+    except ValueError:
+        parser.error(f"--sizes: {args.sizes!r} is no list of numbers from 28 to 16384")
+    if args.provider not in ("auto", *PROVIDERS):
+        parser.error(f"--provider: {args.provider!r} is not one of auto, {', '.join(PROVIDERS)}")
+    for suite in suites:
+        try:
+            choose_provider(esp_suite(suite), args.provider)
+        except IpsecError as error:
+            parser.error(f"--suites: {error}")
+    return suites, sizes
 
 
 def fit(parts: list[str], options: Options, total_s: float, seconds: float | None) -> Options:

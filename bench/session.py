@@ -30,6 +30,12 @@ class Options:
     rounds: int = 5
     seconds: float = 2.0
     "traffic of one measurement"
+    suites: tuple[str, ...] = ()
+    "in memory; empty: those of the plan"
+    sizes: tuple[int, ...] = ()
+    "octets of packets in memory; empty: those of the plan"
+    provider: str = "auto"
+    "of the cipher in memory"
     left_out: tuple[tuple[str, str], ...] = ()
     "panels and measurements for which there is no time"
 

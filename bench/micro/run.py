@@ -64,10 +64,11 @@ def _repetitions(session: Session) -> int:
 
 def batch(session: Session) -> None:
     """Sealing and opening, in turns with the provider alone."""
-    sizes = (64, 1408) if session.options.quick else cases.SIZES
-    for suite in SUITES[::2] if session.options.quick else SUITES:
+    options = session.options
+    sizes = options.sizes or ((64, 1408) if options.quick else cases.SIZES)
+    for suite in options.suites or (SUITES[::2] if options.quick else SUITES):
         for size in sizes:
-            row = cases.batches(suite, "auto", size, _repetitions(session))
+            row = cases.batches(suite, options.provider, size, _repetitions(session))
             session.results.subjects.setdefault("provider", {"title": "the crypto provider called directly"})
             facts = session.results.subjects["provider"].setdefault("facts", {})
             facts[suite] = row.provider

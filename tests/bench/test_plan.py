@@ -72,7 +72,8 @@ def test_parts_without_a_named_measurement_are_left_out() -> None:
     [
         (("--only", "tcp9"), "'tcp9'"), (("--peers", "nobody"), "'nobody'"), (("--panels", "x"), "'x'"),
         (("--parts", "all"), "'all'"), (("--set", "workers"), "KEY=VALUE"), (("--rounds", "0"), "--rounds"),
-        (("--seconds", "-1"), "--seconds"),
+        (("--seconds", "-1"), "--seconds"), (("--sizes", "64,x"), "'64,x'"), (("--sizes", "9"), "28"),
+        (("--suites", "rot13"), "rot13"), (("--provider", "x"), "--provider"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named(

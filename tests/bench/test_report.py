@@ -11,11 +11,12 @@ import pytest
 
 from bench import targets
 from bench.__main__ import main
+from bench.e2e.measure import UDP_CLEAN, UDP_MOST
 from bench.report.command import FILES
 from bench.report.page import render
 from bench.report.pictures import sections
 from bench.report.svg import Bar, Bars, Line, Lines, standalone
-from bench.results import Results, load
+from bench.results import Results, Sample, load
 
 VOID = {"meta", "br", "hr", "img", "th", "td", "tr"}
 "also those whose end tag HTML lets one leave out"
@@ -123,3 +124,20 @@ def test_the_command(tmp_path: Path, recorded: Path, capsys: pytest.CaptureFixtu
     assert main(["report", str(tmp_path / "none.json")]) == 2
     assert main(["report", str(recorded), "--out", str(tmp_path / "no" / "page.html")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_sizes_have_a_solid_and_a_dashed_curve() -> None:
+    results = Results(options={"rounds": 5}, subjects={"ipsec": {"title": "ipsecd"}, "plain": {"title": "plain"}})
+    for metric, factor in ((UDP_MOST, 1.0), (UDP_CLEAN, 0.8)):
+        for size in (64, 512, 1372):
+            results.add(metric, "ipsec", Sample(factor * 1e5 / size), panel="peers", size=str(size))
+        results.add(metric, "plain", Sample(300.0), panel="peers", size="64")
+    picture = next(p for s in sections(results) for p in s.pictures if p.title == "UDP packets over packet size")
+    assert isinstance(picture, Lines)
+    assert [(line.label, line.dashed, len(line.points)) for line in picture.lines] == [
+        ("ipsecd", False, 3), ("ipsecd", True, 3),
+    ]  # fmt: skip
+    gbit = next(p for s in sections(results) for p in s.pictures if p.title == "UDP payload over packet size")
+    assert isinstance(gbit, Lines)
+    assert [y for _, y in gbit.lines[0].points] == pytest.approx([0.8] * 3)
+    ElementTree.fromstring(picture.render())
