@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import machine
 from bench.results import Params, Results
-from bench.stats import summarize
+from bench.stats import figure, summarize
 
 HIDDEN = "panel"
 
@@ -31,10 +31,11 @@ def show(results: Results) -> None:
     if results.checks:
         print(f"\n{'target':60}{'value':>10}{'rounds':>20}{'':>10}")
     for row in results.checks:
-        spread = f"{row['low']:.2f}-{row['high']:.2f}"
+        spread = f"{figure(row['low'])}-{figure(row['high'])}"
         sign = ">=" if row["at_least"] else "<="
         verdict = "met" if row["met"] else "MISSED"
-        print(f"{row['what']:60}{row['value']:>10.2f}{spread:>20}{sign + format(row['target'], 'g'):>10}  {verdict}")
+        limit = sign + format(row["target"], "g")
+        print(f"{row['what']:60}{figure(row['value']):>10}{spread:>20}{limit:>10}  {verdict}")
     for text in results.skipped:
         print(f"skipped: {text}")
     for text in results.failures:

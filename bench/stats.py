@@ -38,6 +38,12 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(statistics.median(values), min(values), max(values), len(values))
 
 
+def figure(value: float) -> str:
+    """For people: three figures say all that there is to say."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{min(max(digits, 0), 4)}f}"
+
+
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The value that ``share`` (0..1) of the ordered values do not exceed; between two values it is interpolated."""
     at = share * (len(ordered) - 1)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from bench.report import markdown
 from bench.report.page import render
 from bench.report.pictures import sections
 from bench.report.svg import standalone
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", type=Path, nargs="?", help="JSON file (default: the newest in bench/results/)")
     parser.add_argument("--out", type=Path, help="HTML file (default: beside the result)")
     parser.add_argument("--pictures", type=Path, metavar="DIRECTORY", help=f"also {', '.join(FILES.values())} as .svg")
+    parser.add_argument("--markdown", action="store_true", help="print tables for README and docs, and write nothing")
     parser.set_defaults(function=main)
 
 
@@ -39,6 +41,9 @@ def main(args: argparse.Namespace) -> int:
     except ResultError as error:
         print(f"bench report: {error}", file=sys.stderr)
         return 2
+    if args.markdown:
+        print(markdown.render(results), end="")
+        return 0
     out = args.out or source.with_suffix(".html")
     try:
         out.write_text(render(results))

@@ -9,7 +9,7 @@ from bench import machine
 from bench.report.pictures import sections
 from bench.report.svg import RULES, Bars, Lines, variables
 from bench.results import Results
-from bench.stats import summarize
+from bench.stats import figure, summarize
 
 STYLE = """\
 :root{LIGHT}@media(prefers-color-scheme:dark){:root{DARK;color-scheme:dark}}
@@ -122,8 +122,8 @@ def _targets(results: Results) -> str:
     if not results.checks:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(row['what'])}</td><td class=n>{row['value']:,.2f}</td>"
-        f"<td class=n>{row['low']:,.2f} &ndash; {row['high']:,.2f}</td>"
+        f"<tr><td>{escape(row['what'])}</td><td class=n>{figure(row['value'])}</td>"
+        f"<td class=n>{figure(row['low'])} &ndash; {figure(row['high'])}</td>"
         f"<td class=n>{'&ge;' if row['at_least'] else '&le;'} {row['target']:g}</td>"
         f"<td class={'met>met' if row['met'] else 'missed>missed'}</td></tr>"
         for row in results.checks

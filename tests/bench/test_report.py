@@ -121,6 +121,12 @@ def test_the_command(tmp_path: Path, recorded: Path, capsys: pytest.CaptureFixtu
     assert main(["report", str(recorded), "--out", str(out), "--pictures", str(tmp_path / "pictures")]) == 0
     assert out.stat().st_size > 10_000
     assert (tmp_path / "pictures" / "tcp.svg").exists()
+    capsys.readouterr()
+    assert main(["report", str(recorded), "--markdown"]) == 0
+    tables = capsys.readouterr().out
+    assert "Too noisy" in tables, "the recorded run was"
+    columns = {line.count("|") for line in tables.splitlines() if line.startswith("| ") and "stream" in line}
+    assert columns == {9, 6}
     assert main(["report", str(tmp_path / "none.json")]) == 2
     assert main(["report", str(recorded), "--out", str(tmp_path / "no" / "page.html")]) == 2
     assert "No such file" in capsys.readouterr().err

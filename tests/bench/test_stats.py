@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from bench.stats import change, paired_ratios, quantile, relative_error, summarize
+from bench.stats import change, figure, paired_ratios, quantile, relative_error, summarize
 
 
 def test_summary() -> None:
@@ -26,6 +26,14 @@ def test_quantile_agrees_with_the_library() -> None:
     values = sorted(random.Random(1).random() for _ in range(101))
     cuts = statistics.quantiles(values, n=100, method="inclusive")
     assert [quantile(values, n / 100) for n in range(1, 100)] == pytest.approx(cuts)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0525, "0.0525"), (21.13, "21.1"), (750.0, "750"), (1033.4, "1,033"), (0.0, "0"), (-2.5, "-2.50")],
+)
+def test_three_figures(value: float, expected: str) -> None:
+    assert figure(value) == expected
 
 
 def test_ratios_go_round_by_round() -> None:
