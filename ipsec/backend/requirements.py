@@ -108,7 +108,12 @@ def _device(settings: UserspaceSettings) -> Requirement:
     try:
         tun = open_tun(name if exists else TRIAL_DEVICE, queues=max(1, settings.workers))
     except BackendError as error:
-        return _missing("TUN device", error)
+        return Requirement(
+            "TUN device",
+            State.MISSING,
+            error.message.replace(TRIAL_DEVICE, name),
+            error.remedy or "see the kernel log",
+        )
     tun.close()
     extras = [text for text, on in (("TCP superframes", tun.tso), ("UDP superframes", tun.uso)) if on]
     how = f"{name} is there and can be attached to" if exists else f"{DEVICE_NODE} works, {name} can be made"
