@@ -23,7 +23,7 @@ COLUMNS_MAX = 4
 @click.option("--reset", is_flag=True, help="Begin to count anew: IKE's counters, in all and of each connection.")
 @click.option("--zero", is_flag=True, help="Also those that are zero.")
 def counters(name: str, reset: bool, zero: bool) -> None:
-    """IKE messages and rekeyings of each connection; packets, drops and system calls of the data path.
+    """What was counted: IKE messages, packets, drops.
 
     IKE's counters are charon's: requests and responses of each exchange, in and out, rekeyings by who began them, and
     messages that were invalid. Those of the data path are ipsecd's, since its start; docs/operations.md says what

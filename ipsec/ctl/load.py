@@ -52,8 +52,9 @@ class Result:
 @click.option("--keep", is_flag=True, help="Leave loaded what the file does not name.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only what is refused.")
 def load(file: str | None, clear: bool, keep: bool, quiet: bool) -> int:
-    """Send a swanctl.conf and the credentials next to it to the daemon, as `swanctl --load-all` does.
+    """Load a swanctl.conf and its credentials into the daemon.
 
+    It sends what the file and the directories next to it hold, as `swanctl --load-all` does.
     FILE is /etc/swanctl/swanctl.conf if it is not given; SWANCTL_DIR names the directory of the credentials, if that is
     another one. Connections, pools, authorities, secrets and keys that the daemon has and the file does not name are
     unloaded, unless --keep is given. What the daemon refuses is left as it was, the rest is loaded.
@@ -145,7 +146,7 @@ async def _unload(session: Session, result: Result) -> None:
 
 @click.command(cls=Verb)
 def reload() -> None:
-    """Have the daemon read its configuration file again, as SIGHUP does.
+    """Have the daemon read its own file again, as SIGHUP does.
 
     ipsecd takes it as a whole or not at all: if the file is wrong, everything stays as it is, and the error says what
     and where. Connections that did not change keep their SAs; `ipsecctl diff` shows before what would change. A charon
