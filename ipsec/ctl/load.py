@@ -54,8 +54,8 @@ class Result:
 def load(file: str | None, clear: bool, keep: bool, quiet: bool) -> int:
     """Load a swanctl.conf and its credentials into the daemon.
 
-    It sends what the file and the directories next to it hold, as `swanctl --load-all` does.
-    FILE is /etc/swanctl/swanctl.conf if it is not given; SWANCTL_DIR names the directory of the credentials, if that is
+    It sends what the file and the directories next to it hold, as `swanctl --load-all` does. FILE is
+    /etc/swanctl/swanctl.conf if it is not given; SWANCTL_DIR names the directory of the credentials, if that is
     another one. Connections, pools, authorities, secrets and keys that the daemon has and the file does not name are
     unloaded, unless --keep is given. What the daemon refuses is left as it was, the rest is loaded.
 

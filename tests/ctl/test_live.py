@@ -70,7 +70,7 @@ def started(daemon: FakeDaemon, *arguments: str, **more: Any) -> subprocess.Pope
 
 def until(condition: Callable[[], object]) -> None:
     """Wait for it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

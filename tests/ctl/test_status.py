@@ -136,7 +136,7 @@ def test_problems(busy: FakeDaemon, ctl: Ctl) -> None:
     assert "long ago" not in out
     assert "it was over" not in out
     assert re.search(r"ago, over: it was over$", ctl("status", "--sample", "0", "down").out.rstrip())
-    (problem, _) = ctl("status", "--json", "down").document["connections"][0]["problems"]
+    (problem, _) = ctl("status", "--sample", "0", "--json", "down").document["connections"][0]["problems"]
     assert (problem["reason"], problem["count"], problem["over"]) == ("they do not like us", 3, False)
 
 
@@ -146,7 +146,7 @@ def test_drops(busy: FakeDaemon, ctl: Ctl) -> None:
     assert re.search(r"(?m)^up +up .* 3h 36m +5$", out)
     assert re.search(r"(?m)^  net +up .* 50m +5$", out)
     assert re.search(r"dropped +IN_STATE_SEQ_ERROR 3, IN_TMPL_MISMATCH 2\n", ctl("status", "--sample", "0", "up").out)
-    child = ctl("status", "--json").document["connections"][0]["ike_sas"][0]["children"][0]
+    child = ctl("status", "--sample", "0", "--json").document["connections"][0]["ike_sas"][0]["children"][0]
     assert child["drops"] == {"IN_STATE_SEQ_ERROR": 3, "IN_TMPL_MISMATCH": 2}
 
 
@@ -157,7 +157,7 @@ def test_charon_knows_less(charon: FakeDaemon, ctl: Ctl) -> None:
     assert document["daemon"]["data_path"] is None
     assert document["connections"][0]["problems"] == []
     assert document["connections"][0]["ike_sas"][0]["children"][0]["drops"] is None
-    assert re.search(r"(?m)^gw +up ", ctl("status").out)
+    assert re.search(r"(?m)^gw +up ", ctl("status", "--sample", "0").out)
 
 
 def test_check(busy: FakeDaemon, ctl: Ctl) -> None:
@@ -174,7 +174,7 @@ def test_details(busy: FakeDaemon, ctl: Ctl) -> None:
 
 
 def test_names(busy: FakeDaemon, ctl: Ctl) -> None:
-    done = ctl("status", "upp")
+    done = ctl("status", "--sample", "0", "upp")
     assert done.status == ExitCode.UNKNOWN_NAME
     assert "no connection, child or SA 'upp'" in done.err
     assert "did you mean up" in done.err
