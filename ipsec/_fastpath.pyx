@@ -14,7 +14,8 @@ from ipsec.fast.batch cimport BATCH_HEAD, BatchState, batch_open, batch_seal, ba
 from ipsec.fast.collector cimport Collector, collector_free, collector_new, collector_start
 from ipsec.fast.drops cimport *
 from ipsec.fast.held cimport HeldFrame, HeldFrames, held_too_long, held_unlink
-from ipsec.fast.inbound cimport Source, inbound
+from ipsec.fast.inbound cimport inbound
+from ipsec.fast.jobs cimport JobCipher, Source
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
 from ipsec.fast.packet cimport PacketInfo, parse_packet
@@ -24,7 +25,7 @@ from ipsec.fast.spd cimport SpdPolicy, SpdTable
 from ipsec.fast.spd_build cimport (
     policy_from_python, spd_policy_free, spd_publish, spd_set_sa, spd_table_add, spd_table_delete, spd_table_free,
     spd_table_replace)
-from ipsec.fast.tables cimport sad_copy, sad_insert, sad_new, sad_remove, worker_free, worker_new
+from ipsec.fast.tables cimport sad_copy, sad_insert, sad_new, sad_remove, worker_free, worker_jobs, worker_new
 from ipsec.fast.worker cimport *
 
 import os
@@ -225,12 +226,20 @@ cdef class Engine:
         cdef Sa *sa
         cdef SadTable *table
         cdef bint incoming = params.direction is Direction.IN
+        cdef uint32_t i
         index = self.inbound_ids if incoming else self.outbound_ids
         key = params.spi if incoming else (params.spi, params.remote)
         if key in index:
             raise SaError(f"there is an {'inbound' if incoming else 'outbound'} SA with SPI 0x{params.spi:08x} already")
         sa = sa_new(params, id, self.worker_count + 1, self.worker_count > 1,
                     choose_provider(params.suite, self.provider))
+        if sa.job_cipher != NULL:
+            for i in range(self.worker_count + 1):
+                try:
+                    worker_jobs(self.workers[i], <const JobCipher *>sa.job_cipher)
+                except MemoryError:
+                    sa_free(sa)
+                    raise
         if incoming:
             table = self.shared.sad
             if 2 * (table.used + 1) > table.mask + 1:

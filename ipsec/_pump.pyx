@@ -64,6 +64,7 @@ cdef class Pump:
         p.sink.owner = p
         p.sink.room = pump_room
         p.sink.sealed = pump_sealed
+        p.sink.batches = True
         p.sink.reply = pump_reply
         p.sink.clear = pump_clear
         p.frame = <uint8_t *>aligned_zero(FRAME_SIZE)

@@ -5,8 +5,9 @@ from libc.stdint cimport uint8_t, uint32_t
 from ipsec.fast.atomic cimport prefetch
 from ipsec.fast.clock cimport monotonic_ns
 from ipsec.fast.drops cimport DROP_NONE, DROP_OUT_HDR_ERROR
-from ipsec.fast.inbound cimport INBOUND_ROOM, inbound
-from ipsec.fast.outbound cimport Sink, protect_single
+from ipsec.fast.inbound cimport INBOUND_ROOM, inbound, inbound_job_begin, inbound_job_end, inbound_job_sa
+from ipsec.fast.jobs cimport JOBS, jobs_open_all
+from ipsec.fast.outbound cimport Sink, protect_single, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be32, parse_packet
 from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa
 from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_prefetch, sad_prefetch_rest
@@ -47,6 +48,7 @@ cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b)
     sink.owner = b
     sink.room = batch_room
     sink.sealed = batch_sealed
+    sink.batches = True
     # of an SA that is given, neither an ICMP error nor a packet in clear comes
     sink.reply = NULL
     sink.clear = NULL
@@ -59,6 +61,7 @@ cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b)
             drop(w, sa, DROP_OUT_HDR_ERROR, 1)
         elif protect_single(w, &sink, sa, batch_slot(a, i), &info, False):
             done += 1
+    seal_jobs(w)
     return done
 
 # Opens ESP packet i of `a` into slot i of `b`; how many were good.
@@ -79,9 +82,32 @@ cdef inline uint32_t batch_open(Worker *w, SadTable *sad, BatchState *a, BatchSt
         slot = b.data + <size_t>i * b.stride
         b.lengths[i] = 0
         b.starts[i] = BATCH_HEAD
+        sa = inbound_job_sa(w, sad, batch_slot(a, i), a.lengths[i])
+        if sa != NULL:
+            if w.jobs.opening == JOBS:
+                done += batch_open_all(w, b)
+            inbound_job_begin(w, sa, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM)
+            continue
         if inbound(w, sad, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info,
                    &sa) == DROP_NONE:
             b.starts[i] = <uint32_t>(info.data - slot)
             b.lengths[i] = info.length
             done += 1
+    return done + batch_open_all(w, b)
+
+# Opens what is queued; how many were good.
+cdef inline uint32_t batch_open_all(Worker *w, BatchState *b) noexcept nogil:
+    cdef PacketInfo info
+    cdef uint32_t i, k
+    cdef uint32_t done = 0
+    if w.jobs == NULL or not w.jobs.opening:
+        return 0
+    jobs_open_all(w.jobs)
+    for k in range(w.jobs.opening):
+        if inbound_job_end(w, k, &info) == DROP_NONE:
+            i = <uint32_t>((w.jobs.opens[k].plain - b.data) // b.stride)
+            b.starts[i] = <uint32_t>(info.data - b.data - <size_t>i * b.stride)
+            b.lengths[i] = info.length
+            done += 1
+    w.jobs.opening = 0
     return done

@@ -76,6 +76,7 @@ cdef inline void collector_start(Collector *c, Sink *sink) noexcept nogil:
     c.reply_length = 0
     c.clear_length = 0
     sink.owner = c
+    sink.batches = False
     sink.room = collect_room
     sink.sealed = collect_sealed
     sink.reply = collect_reply

@@ -7,6 +7,7 @@ from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32
 from ipsec.fast.drops cimport *
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
+from ipsec.fast.jobs cimport JOB_MAX, OpenJob, Source
 from ipsec.fast.packet cimport *
 from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
 from ipsec.fast.sa cimport *
@@ -16,12 +17,6 @@ from ipsec.fast.worker cimport *
 cdef enum:
     INBOUND_ROOM = 64        # octets before the decrypted payload, for the header that transport mode puts back
     TRANSPORT_TTL = 64
-
-# Where a datagram came from.
-cdef struct Source:
-    uint8_t version          # 0: not known, then nothing is learned from it
-    uint8_t address[16]
-    uint16_t port            # UDP, 0 for raw ESP
 
 # Verifies and deciphers into plain + INBOUND_ROOM; on success *info describes the inner packet. DROP_NONE or the reason,
 # already counted. The SA is left in *found for accounting, NULL if there is none.
@@ -51,26 +46,41 @@ cdef inline uint32_t inbound(Worker *w, SadTable *sad, const uint8_t *esp, uint3
 
 cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos,
                                 const Source *source, uint8_t *plain, PacketInfo *info) noexcept nogil:
-    cdef uint64_t seq, top
-    cdef uint32_t body, reason
-    cdef uint8_t *payload = plain + INBOUND_ROOM
-    cdef uint8_t next_header
-    cdef uint32_t pad, i
+    cdef uint64_t seq = 0
+    cdef uint32_t reason = inbound_admit(w, sa, esp, length, &seq)
+    if reason:
+        return reason
+    if esp_open(sa, w.index, seq, esp, length, plain + INBOUND_ROOM) != 0:
+        return DROP_IN_STATE_PROTO_ERROR
+    return inbound_opened(w, sa, seq, length, tos, source, plain, info)
+
+# What can be said before the ICV is verified; the number in *seq.
+cdef inline uint32_t inbound_admit(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint64_t *seq) noexcept nogil:
     cdef uint32_t overhead = ESP_HEADER + sa.iv_len + sa.icv_len
-    cdef uint8_t bad = 0
-    cdef const uint8_t *peer = NULL
     if length < overhead + 2 or (length - overhead) & (sa.block - 1):
         return DROP_IN_HDR_ERROR
-    body = length - overhead
+    seq[0] = replay_infer(&sa.replay, be32(esp + 4)) if sa.esn else be32(esp + 4)
+    return inbound_fresh(w, sa, seq[0])
+
+# Whether the SA may still be used, and the packet is no repetition.
+cdef inline uint32_t inbound_fresh(Worker *w, Sa *sa, uint64_t seq) noexcept nogil:
     if (sa.packets_hard and sa.packets >= sa.packets_hard) or (sa.bytes_hard and sa.bytes >= sa.bytes_hard):
         event_once(w, sa, EVENT_HARD_LIFETIME)
         return DROP_IN_STATE_EXPIRED
-    seq = replay_infer(&sa.replay, be32(esp + 4)) if sa.esn else be32(esp + 4)
     if not replay_check(&sa.replay, seq):
         return DROP_IN_STATE_SEQ_ERROR
-    if esp_open(sa, w.index, seq, esp, length, payload) != 0:
-        return DROP_IN_STATE_PROTO_ERROR
-    top = sa.replay.top
+    return DROP_NONE
+
+# A packet whose ICV is good, deciphered: window, padding, mode, header, selectors.
+cdef inline uint32_t inbound_opened(Worker *w, Sa *sa, uint64_t seq, uint32_t length, uint8_t tos, const Source *source,
+                                    uint8_t *plain, PacketInfo *info) noexcept nogil:
+    cdef uint8_t *payload = plain + INBOUND_ROOM
+    cdef uint32_t body = length - ESP_HEADER - sa.iv_len - sa.icv_len
+    cdef uint64_t top = sa.replay.top
+    cdef uint8_t bad = 0
+    cdef const uint8_t *peer = NULL
+    cdef uint8_t next_header
+    cdef uint32_t pad, i, reason
     replay_commit(&sa.replay, seq)
     if source != NULL and source.version and seq > top and sa.follow_peer and learn_source(w, sa, source):
         peer = <const uint8_t *>&source.address[0]
@@ -102,6 +112,61 @@ cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t 
         clamp_mss(<uint8_t *>info.data, info, (<Endpoint *>load_ptr(&sa.endpoint)).inner_mtu - (40 if info.version == 4 else 60))
     inbound_account(w, sa, info.length)
     return DROP_NONE
+
+# --- many packets at once ---
+
+# The SA of a datagram if it is to be opened together with others, else NULL.
+cdef inline Sa *inbound_job_sa(Worker *w, SadTable *sad, const uint8_t *esp, uint32_t length) noexcept nogil:
+    cdef Sa *sa
+    if w.jobs == NULL or not ESP_HEADER <= length <= JOB_MAX or be32(esp) < 256:
+        return NULL
+    sa = sad_find(sad, be32(esp))
+    return sa if sa != NULL and sa.job_cipher != NULL and not sa.dead else NULL
+
+cdef inline void inbound_drop(Worker *w, Sa *sa, uint32_t reason) noexcept nogil:
+    sa.drops[reason] += 1
+    w.drops[reason] += 1
+
+# Puts a datagram into the queue, which must have room, for jobs_open_all and inbound_job_end. True unless it was dropped.
+cdef inline bint inbound_job_begin(Worker *w, Sa *sa, uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
+                                   uint8_t *plain) noexcept nogil:
+    cdef OpenJob *job = &w.jobs.opens[w.jobs.opening]
+    cdef uint32_t reason
+    sa_lock(sa)
+    reason = inbound_admit(w, sa, esp, length, &job.seq)
+    if reason:
+        inbound_drop(w, sa, reason)
+    sa_unlock(sa)
+    if reason:
+        return False
+    job.sa = sa
+    job.esp = esp
+    job.length = length
+    job.tos = tos
+    job.source.version = 0
+    if source != NULL:
+        memcpy(&job.source, source, sizeof(Source))
+    job.plain = plain + INBOUND_ROOM
+    w.jobs.opening += 1
+    return True
+
+# After jobs_open_all, job i: DROP_NONE and *info, or the reason, already counted. The order is inbound_sa's: nothing of
+# the plain text is looked at unless the ICV is good.
+cdef inline uint32_t inbound_job_end(Worker *w, uint32_t i, PacketInfo *info) noexcept nogil:
+    cdef OpenJob *job = &w.jobs.opens[i]
+    cdef Sa *sa = job.sa
+    cdef uint32_t reason
+    sa_lock(sa)
+    # once more: another one of the queue may have had the same number, or used up what was left
+    reason = inbound_fresh(w, sa, job.seq)
+    if reason == DROP_NONE and not job.good:
+        reason = DROP_IN_STATE_PROTO_ERROR
+    if reason == DROP_NONE:
+        reason = inbound_opened(w, sa, job.seq, job.length, job.tos, &job.source, job.plain - INBOUND_ROOM, info)
+    if reason:
+        inbound_drop(w, sa, reason)
+    sa_unlock(sa)
+    return reason
 
 cdef inline void inbound_account(Worker *w, Sa *sa, uint32_t octets) noexcept nogil:
     sa.packets += 1

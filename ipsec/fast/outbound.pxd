@@ -12,6 +12,7 @@ from ipsec.fast.header cimport clamp_mss, outer_tos
 from ipsec.fast.icmp cimport build_too_big
 from ipsec.fast.fragment cimport FragmentPlan, fragment_next, fragment_start
 from ipsec.fast.held cimport held_put
+from ipsec.fast.jobs cimport JOB_MAX, JOBS, SealJob, jobs_seal_all
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
 from ipsec.fast.sa cimport *
@@ -35,6 +36,7 @@ cdef struct Sink:
     void *owner
     uint8_t *(*room)(void *owner, uint32_t length) noexcept nogil
     void (*sealed)(void *owner, Sa *sa, Endpoint *endpoint, uint32_t length, uint8_t tos, bint df) noexcept nogil
+    bint batches             # the owner calls seal_jobs before it looks at what was sealed
     void (*reply)(void *owner, uint8_t *packet, uint32_t length) noexcept nogil
     int (*clear)(void *owner, uint8_t *packet, const PacketInfo *info) noexcept nogil
 
@@ -65,12 +67,39 @@ cdef inline bint seal_packet(Worker *w, Sink *sink, Sa *sa, Endpoint *endpoint, 
     if out == NULL:
         drop(w, sa, DROP_OUT_SEND_ERROR, 1)
         return False
+    if sink.batches and sa.job_cipher != NULL and sealed <= JOB_MAX:
+        seal_job(w, sa, seq, plain, length, next_header, out)
+        sink.sealed(sink.owner, sa, endpoint, sealed, tos, df)
+        return True
     total = esp_seal(sa, w.index, seq, plain, esp_trailer(sa, plain, length, next_header), out)
     if total < 0:
         drop(w, sa, DROP_OUT_STATE_PROTO_ERROR, 1)
         return False
     sink.sealed(sink.owner, sa, endpoint, <uint32_t>total, tos, df)
     return True
+
+# Puts a packet into the queue of those that are sealed together. It is copied to where it will be sent from: the place of
+# a segment is written over before its turn comes.
+cdef inline void seal_job(Worker *w, Sa *sa, uint64_t seq, const uint8_t *plain, uint32_t length, uint8_t next_header,
+                          uint8_t *out) noexcept nogil:
+    cdef uint8_t *body = out + ESP_HEADER + sa.iv_len
+    cdef SealJob *job
+    if w.jobs.sealing == JOBS:
+        seal_jobs(w)
+    job = &w.jobs.seals[w.jobs.sealing]
+    w.jobs.sealing += 1
+    put32(out, sa.spi)
+    put32(out + 4, <uint32_t>seq)
+    cbc_nonce(sa, seq, out + ESP_HEADER)
+    memcpy(body, plain, length)
+    job.sa = sa
+    job.esp = out
+    job.seq = seq
+    job.length = esp_trailer(sa, body, length, next_header)
+
+# Seals what is queued. To be called before anybody looks at it, and before SAs may go.
+cdef inline void seal_jobs(Worker *w) noexcept nogil:
+    drop(w, NULL, DROP_OUT_STATE_PROTO_ERROR, jobs_seal_all(w.jobs))
 
 # Whether the outer packet's length can be said (IPv4 total length, UDP length).
 cdef inline bint can_be_said(const Sa *sa, const Endpoint *endpoint, uint32_t payload) noexcept nogil:

@@ -13,10 +13,12 @@ from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
 from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
 from ipsec.fast.held cimport HeldFrame, held_too_long, held_unlink
-from ipsec.fast.inbound cimport INBOUND_ROOM, Source, inbound
+from ipsec.fast.inbound cimport (
+    INBOUND_ROOM, inbound, inbound_job_begin, inbound_job_end, inbound_job_sa)
 from ipsec.fast.inbox cimport *
+from ipsec.fast.jobs cimport JOBS, Jobs, Source, jobs_open_all
 from ipsec.fast.message cimport *
-from ipsec.fast.outbound cimport Sink, outbound_frame
+from ipsec.fast.outbound cimport Sink, outbound_frame, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be16, be32
 from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
 from ipsec.fast.spd cimport SpdTable
@@ -283,6 +285,7 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
     cdef Message *m
     i = 0
     p.blocked = 0
+    seal_jobs(p.worker)
     for run in range(p.n_messages):
         message_prepare(p, run)
     while i < p.n_messages:
@@ -461,6 +464,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         pump_held(p)
     if p.n_messages and not p.blocked:
         pump_flush(p)
+    seal_jobs(p.worker)
     pump_keep(p)
     worker_leave(w)
     pump_announce(p)
@@ -535,11 +539,12 @@ cdef inline void inbox_put(PumpState *p, const uint8_t *data, uint32_t length, i
     inbox_publish(&p.inbox, head)
     p.counters[CONTROL_DATAGRAMS] += 1
 
-cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, const uint8_t *data, uint32_t length,
+cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *data, uint32_t length,
                                const Source *source, const message_facts *facts) noexcept nogil:
     cdef PacketInfo info
     cdef Sa *sa
-    cdef uint8_t *plain
+    cdef Worker *w = p.worker
+    cdef uint32_t room = (length + INBOUND_ROOM + 63) & ~<uint32_t>63
     p.counters[NET_RX_DATAGRAMS] += 1
     if which == UDP4 or which == UDP6:
         if length == 1 and data[0] == 0xFF:
@@ -549,13 +554,37 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, const uin
             inbox_put(p, data, length, p.sockets[which], source, facts)
             return
     if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:
+        pump_open_all(p)
         pump_write(p)
-    plain = p.plain + p.plain_used
-    if inbound(p.worker, sad, data, length, facts.tos, source, plain, &info, &sa) != DROP_NONE:
+    sa = inbound_job_sa(w, sad, data, length)
+    if sa != NULL:
+        if w.jobs.opening == JOBS:
+            pump_open_all(p)
+        if inbound_job_begin(w, sa, data, length, facts.tos, source, p.plain + p.plain_used):
+            p.plain_used += room
         return
-    if coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, &info) == COALESCE_FULL:
-        pump_write_keep(p, &info)
-    p.plain_used += (length + INBOUND_ROOM + 63) & ~<uint32_t>63
+    pump_open_all(p)      # nothing overtakes what is queued
+    if inbound(w, sad, data, length, facts.tos, source, p.plain + p.plain_used, &info, &sa) != DROP_NONE:
+        return
+    pump_opened(p, &info)
+    p.plain_used += room
+
+cdef inline void pump_opened(PumpState *p, PacketInfo *info) noexcept nogil:
+    if coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, info) == COALESCE_FULL:
+        pump_write_keep(p, info)
+
+# Opens what is queued, and takes it in the order in which it came.
+cdef inline void pump_open_all(PumpState *p) noexcept nogil:
+    cdef Jobs *jobs = p.worker.jobs
+    cdef PacketInfo info
+    cdef uint32_t i
+    if jobs == NULL or not jobs.opening:
+        return
+    jobs_open_all(jobs)
+    for i in range(jobs.opening):
+        if inbound_job_end(p.worker, i, &info) == DROP_NONE:
+            pump_opened(p, &info)
+    jobs.opening = 0
 
 # The coalescer is full: everything before this packet is written; the packet stays where it is.
 cdef inline void pump_write_keep(PumpState *p, PacketInfo *info) noexcept nogil:
@@ -618,6 +647,7 @@ cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i
         data += n
         length -= n
     if p.plain_used >= PLAIN_FLUSH:
+        pump_open_all(p)
         pump_write(p)
 
 # Receives from one socket up to `budget` times. RUN_* bits.
@@ -664,6 +694,7 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
             pump_message(p, sad, which, <uint32_t>i)
         p.deep = p.counters[NET_RX_DATAGRAMS] - before >= 2 * <uint64_t>got
         pump_count_batch(p, False, p.counters[NET_RX_DATAGRAMS] - before)
+        pump_open_all(p)
         pump_write(p)
         if got < width:
             break

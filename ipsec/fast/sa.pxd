@@ -73,6 +73,8 @@ cdef struct Sa:
     AeadOpen aead_open
     void **keys                # per worker: a libcrypto context; NULL where the provider has expanded keys (sa_key)
     Mac *macs                  # per worker
+    const void *job_cipher     # JobCipher: how many packets at once are sealed and opened; NULL: not at all
+    void *job_key
     Endpoint *endpoint         # load with load_ptr
     # outbound
     uint64_t seq               # last number used
@@ -206,7 +208,14 @@ cdef inline int gmac_tag(void *key, const uint8_t *nonce, const uint8_t *aad, ui
         return -1
     return 0 if EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, 16, tag) == 1 else -1
 
-# Counter block of RFC 3686 section 4, or the CBC nonce block: the number as a big-endian integer of the block's size.
+# What becomes the IV of CBC: a unique nonce enciphered under the same key is unpredictable (SP 800-38A appendix C, method
+# 1), and CBC from a zero IV makes it the first block of the ciphertext. The number, big-endian, as long as a block.
+cdef inline void cbc_nonce(const Sa *sa, uint64_t seq, uint8_t *block) noexcept nogil:
+    if sa.iv_len > 8:
+        memset(block, 0, sa.iv_len - 8)
+    put64(block + sa.iv_len - 8, seq)
+
+# Counter block of RFC 3686 section 4.
 cdef inline void ctr_block(const Sa *sa, const uint8_t *iv, uint8_t *block) noexcept nogil:
     memcpy(block, sa.salt, 4)
     memcpy(block + 4, iv, 8)
@@ -241,13 +250,10 @@ cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *p
             return -1
         return <int>(icv + sa.icv_len - out)
     if sa.kind == KIND_CBC:
-        # a unique nonce enciphered under the same key is an unpredictable IV (SP 800-38A appendix C, method 1):
-        # CBC from a zero IV makes it the first block of the ciphertext
         memset(nonce, 0, 16)
         if EVP_EncryptInit_ex(<EVP_CIPHER_CTX *>sa.keys[worker], NULL, NULL, NULL, nonce) != 1:
             return -1
-        put32(nonce + sa.iv_len - 8, <uint32_t>(seq >> 32))
-        put32(nonce + sa.iv_len - 4, <uint32_t>seq)
+        cbc_nonce(sa, seq, nonce)
         if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], iv, &n, nonce, sa.iv_len) != 1:
             return -1
         if EVP_EncryptUpdate(<EVP_CIPHER_CTX *>sa.keys[worker], body, &n, plain, <int>length) != 1:

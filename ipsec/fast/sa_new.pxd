@@ -3,7 +3,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ipsec._providers cimport Cipher, cipher_for, evp_context, expand_key, mac_start
+from ipsec._providers cimport (
+    Cipher, cipher_for, evp_context, expand_key, job_cipher_for, job_key_new, job_key_size, mac_start)
 from ipsec.fast.atomic cimport store_u64
 from ipsec.fast.crypto cimport EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_MAC_CTX_free, Mac, OPENSSL_cleanse
 from ipsec.fast.memory cimport aligned_zero
@@ -52,6 +53,9 @@ cdef inline void sa_free(Sa *sa) noexcept:
         OPENSSL_cleanse(sa.macs, sa.workers * sizeof(Mac))
         free(sa.macs)
     free(sa.keys)
+    if sa.job_key != NULL:
+        OPENSSL_cleanse(sa.job_key, job_key_size())
+        free(sa.job_key)
     free(sa.endpoint)
     OPENSSL_cleanse(sa, sa.size)
     free(sa)
@@ -79,6 +83,9 @@ cdef inline int sa_keys(Sa *sa, object params, str provider, const Cipher *ciphe
             raise MemoryError
         for i in range(sa.workers):
             mac_start(suite, integ_key, &sa.macs[i])
+        sa.job_cipher = job_cipher_for(suite, provider)
+        if sa.job_cipher != NULL:
+            sa.job_key = job_key_new(suite, key, integ_key)
     return 0
 
 # Turn an outbound SA's limits on packets into limits on numbers: each packet takes one, so they are as exact.

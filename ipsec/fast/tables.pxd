@@ -2,9 +2,12 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from ipsec._providers cimport job_manager_free, job_manager_new
 from ipsec.fast.atomic cimport store_ptr, store_u64
+from ipsec.fast.crypto cimport OPENSSL_cleanse
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport held_free
+from ipsec.fast.jobs cimport JobCipher, Jobs
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.sa cimport Sa
 from ipsec.fast.spd cimport flow_cache_free, flow_cache_new
@@ -16,6 +19,10 @@ cdef inline void worker_free(Worker *w) noexcept:
     free(w.fragments_out)
     free(w.scratch)
     held_free(&w.held)
+    if w.jobs != NULL:
+        job_manager_free(w.jobs.manager)
+        OPENSSL_cleanse(w.jobs, sizeof(Jobs))
+        free(w.jobs)
     free(w)
 
 cdef inline Worker *worker_new(Shared *shared, uint32_t index) except NULL:
@@ -30,6 +37,22 @@ cdef inline Worker *worker_new(Shared *shared, uint32_t index) except NULL:
         worker_free(w)
         raise MemoryError
     return w
+
+# Gives a worker what an SA with a JobCipher needs, before that SA is published.
+cdef inline int worker_jobs(Worker *w, const JobCipher *cipher) except -1:
+    cdef Jobs *jobs
+    if w.jobs != NULL:
+        return 0
+    jobs = <Jobs *>aligned_zero(sizeof(Jobs))
+    jobs.cipher = cipher
+    jobs.worker = w.index
+    try:
+        jobs.manager = job_manager_new()
+    except MemoryError:
+        free(jobs)
+        raise
+    store_ptr(&w.jobs, jobs)
+    return 0
 
 cdef inline SadTable *sad_new(uint32_t size) except NULL:
     cdef SadTable *table = <SadTable *>calloc(1, sizeof(SadTable) + size * sizeof(SadEntry))

@@ -9,6 +9,7 @@ from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, or_u32, store
 from ipsec.fast.drops cimport DROP_REASONS
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport HeldFrames
+from ipsec.fast.jobs cimport Jobs
 from ipsec.fast.packet cimport be32
 from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
 from ipsec.fast.spd cimport FlowCache, SpdTable
@@ -70,6 +71,7 @@ cdef struct Worker:
     uint8_t *scratch         # 2 * SCRATCH octets
     uint64_t drops[DROP_REASONS]
     uint64_t fragments_made  # packets that inner fragmentation added
+    Jobs *jobs               # NULL until there is an SA with a JobCipher
     HeldFrames held
     EventRing events
 
