@@ -20,7 +20,7 @@ from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
 from ipsec.fast.packet cimport PacketInfo, parse_packet
 from ipsec.fast.sa cimport *
-from ipsec.fast.sa_new cimport endpoint_fill, sa_free, sa_limit, sa_new
+from ipsec.fast.sa_new cimport endpoint_fill, sa_free, sa_lifetime, sa_limit, sa_new
 from ipsec.fast.spd cimport SpdPolicy, SpdTable
 from ipsec.fast.spd_build cimport (
     policy_from_python, spd_policy_free, spd_publish, spd_set_sa, spd_table_add, spd_table_delete, spd_table_free,
@@ -326,10 +326,7 @@ cdef class Engine:
     def set_lifetime(self, id, lifetime):
         """Other limits by volume from now on; what was counted stays, and both lifetime events may come again."""
         cdef Sa *sa = self.sa_at(id)
-        sa.bytes_soft = lifetime.bytes_soft
-        sa.bytes_hard = lifetime.bytes_hard
-        sa.packets_soft = lifetime.packets_soft
-        sa.packets_hard = lifetime.packets_hard
+        sa_lifetime(sa, lifetime)
         if sa.direction == DIRECTION_OUT:
             sa_limit(sa)
         # after the limits: a worker that still reads the old ones would use up the new ones' events

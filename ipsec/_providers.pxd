@@ -1,5 +1,5 @@
 # How a suite's keys are set up with one of the providers; sa_new.pxd calls this for every SA.
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint16_t
 
 from ipsec.fast.crypto cimport EVP_CIPHER_CTX, AeadOpen, AeadSeal, Mac
 from ipsec.fast.jobs cimport JobCipher
@@ -9,6 +9,10 @@ cdef struct Cipher:
     AeadSeal seal
     AeadOpen open
     size_t key_size
+    # which part of such a key a packet of n blocks needs: 16 * (n + 2) octets before key_split, and from there to key_end.
+    # key_split 0: from its start to key_end.
+    uint16_t key_split
+    uint16_t key_end
 
 cdef bint cipher_for(object suite, str provider, Cipher *out) except -1
 cdef int expand_key(object suite, str provider, const uint8_t *key, void *out) except -1

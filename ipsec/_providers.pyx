@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memcpy, memset
 from ipsec.fast.clock cimport monotonic_ns
 from ipsec.fast.crypto cimport *
 from ipsec.fast.gcm_avx512 cimport (
-    gcm_avx512_expand, gcm_avx512_key, gcm_avx512_open, gcm_avx512_seal, gcm_avx512_supported)
+    GCM_AVX512_SPLIT, gcm_avx512_expand, gcm_avx512_key, gcm_avx512_open, gcm_avx512_seal, gcm_avx512_supported)
 from ipsec.fast.gcm_vaes cimport gcm_vaes_expand, gcm_vaes_key, gcm_vaes_open, gcm_vaes_seal, gcm_vaes_supported
 from ipsec.fast.ipsec_mb cimport *
 from ipsec.fast.ipsec_mb_jobs cimport *
@@ -51,7 +51,7 @@ _CHACHA = frozenset((Encr.CHACHA20_POLY1305, Encr.CHACHA20_POLY1305_IIV))
 cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
     """Fill in how ``provider`` runs an AEAD suite; False if it cannot on this machine."""
     cdef int bits = suite.key_bits
-    out.key_size = 0
+    out.key_size = out.key_split = out.key_end = 0
     if provider == "copy":
         out.seal = copy_seal
         out.open = copy_open
@@ -67,18 +67,21 @@ cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
         out.seal = avx512_seal
         out.open = avx512_open
         out.key_size = AVX512_KEY_SIZE
+        out.key_split = GCM_AVX512_SPLIT
+        out.key_end = <uint16_t>(GCM_AVX512_SPLIT + 16 + 16 * (bits // 32 + 7))
         return True
     if provider == "vaes":
         if suite.encr not in _GCM or not gcm_vaes_supported():
             return False
         out.seal = vaes_seal
         out.open = vaes_open
-        out.key_size = VAES_KEY_SIZE
+        out.key_size = out.key_end = VAES_KEY_SIZE
         return True
     if not mb_start():
         return False
     if suite.encr in _GCM:
         out.key_size = mb_gcm_key_size()
+        out.key_end = 832        # round keys, and the powers for 1500 octets
         if bits == 128:
             out.seal = mb_gcm128_seal
             out.open = mb_gcm128_open
@@ -92,7 +95,7 @@ cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
     if suite.encr in _CHACHA:
         out.seal = mb_chacha_seal
         out.open = mb_chacha_open
-        out.key_size = 32
+        out.key_size = out.key_end = 32
         return True
     return False
 

@@ -13,6 +13,7 @@ from ipsec.fast.coalesce cimport Coalescer, coalesce_init
 from ipsec.fast.inbox cimport INBOX_SIZE, InboxRecord, inbox_next, inbox_oldest
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.pump cimport *
+from ipsec.fast.pump_thread cimport pump_forever
 
 import os
 

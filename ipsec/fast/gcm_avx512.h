@@ -24,6 +24,9 @@ struct gcm_avx512_key {
     uint8_t round_key[15][16];
 } __attribute__((aligned(64)));
 
+/* Where the powers end and the rest begins. */
+#define GCM_AVX512_SPLIT (32 + 16 * GCM_AVX512_POWERS)
+
 /* As in gcm_vaes.h. */
 int gcm_avx512_supported(void);
 void gcm_avx512_expand(struct gcm_avx512_key *key, const uint8_t *raw, unsigned bits);

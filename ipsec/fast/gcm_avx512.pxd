@@ -7,6 +7,7 @@ cdef extern from "fast/gcm_avx512.h" nogil:
     struct gcm_avx512_key:
         pass
 
+    int GCM_AVX512_SPLIT
     int gcm_avx512_supported() noexcept
     void gcm_avx512_expand(gcm_avx512_key *key, const uint8_t *raw, unsigned bits) noexcept
     void gcm_avx512_seal(const gcm_avx512_key *key, const uint8_t *nonce, const uint8_t *aad, size_t aad_len,

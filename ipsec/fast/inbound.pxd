@@ -64,7 +64,7 @@ cdef inline uint32_t inbound_admit(Worker *w, Sa *sa, const uint8_t *esp, uint32
 
 # Whether the SA may still be used, and the packet is no repetition.
 cdef inline uint32_t inbound_fresh(Worker *w, Sa *sa, uint64_t seq) noexcept nogil:
-    if (sa.packets_hard and sa.packets >= sa.packets_hard) or (sa.bytes_hard and sa.bytes >= sa.bytes_hard):
+    if sa.limited and ((sa.packets_hard and sa.packets >= sa.packets_hard) or (sa.bytes_hard and sa.bytes >= sa.bytes_hard)):
         event_once(w, sa, EVENT_HARD_LIFETIME)
         return DROP_IN_STATE_EXPIRED
     if not replay_check(&sa.replay, seq):
@@ -105,7 +105,7 @@ cdef inline uint32_t inbound_opened(Worker *w, Sa *sa, uint64_t seq, uint32_t le
     reason = inbound_selectors(w, sa, info)
     if reason:
         return reason
-    if sa.bytes_hard and sa.bytes + info.length > sa.bytes_hard:
+    if sa.limited and sa.bytes_hard and sa.bytes + info.length > sa.bytes_hard:
         event_once(w, sa, EVENT_HARD_LIFETIME)
         return DROP_IN_STATE_EXPIRED
     if w.shared.mss_clamp and info.protocol == PROTO_TCP and info.fragment != FRAGMENT_LATER:
@@ -172,7 +172,7 @@ cdef inline void inbound_account(Worker *w, Sa *sa, uint32_t octets) noexcept no
     sa.packets += 1
     sa.bytes += octets
     sa.last_use_ns = w.now_ns
-    if (sa.packets_soft and sa.packets >= sa.packets_soft) or (sa.bytes_soft and sa.bytes >= sa.bytes_soft):
+    if sa.limited and ((sa.packets_soft and sa.packets >= sa.packets_soft) or (sa.bytes_soft and sa.bytes >= sa.bytes_soft)):
         event_once(w, sa, EVENT_SOFT_LIFETIME)
 
 # The peer is where its newest authenticated packet came from (RFC 7296 section 2.23): never from a replayed or older one.

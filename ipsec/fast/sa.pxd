@@ -46,6 +46,7 @@ cdef struct Endpoint:
     uint32_t configured_mtu
     uint64_t learned_until_ns  # path_mtu was learned from the network and holds until then; 0: it is the configured one
 
+# In cache lines of 64 octets: with many SAs in turn, how many of them a packet touches is what it costs.
 cdef struct Sa:
     # what every packet reads
     uint32_t spi
@@ -59,44 +60,46 @@ cdef struct Sa:
     uint8_t block
     uint8_t salt_len
     uint8_t salt[4]
-    uint8_t implicit_iv
     uint8_t df
     uint8_t copy_dscp
     uint8_t copy_ecn
     uint8_t follow_peer
     uint8_t dead               # removed: let nothing more through
     uint8_t shared             # several workers may hold it: take the lock
-    uint32_t lock
+    uint8_t limited            # there is a limit by volume
+    uint8_t unused
     int32_t tfc
     uint32_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
-    AeadSeal aead_seal
+    uint16_t key_split         # what sa_prefetch_rest wants of it: see Cipher
+    uint16_t key_end
     AeadOpen aead_open
-    void **keys                # per worker: a libcrypto context; NULL where the provider has expanded keys (sa_key)
-    Mac *macs                  # per worker
     const void *job_cipher     # JobCipher: how many packets at once are sealed and opened; NULL: not at all
-    void *job_key
     Endpoint *endpoint         # load with load_ptr
+    # what every packet that is opened changes, and what is read beside it
+    Replay replay              # its words and the selectors stand in the same allocation, behind the key
+    uint32_t selector_count
+    uint32_t lock
+    SelectorPairC *selectors
+    uint64_t packets
+    uint64_t bytes
+    uint64_t last_use_ns
     # outbound
     uint64_t seq               # last number used
-    uint64_t seq_start         # before the first one
     uint64_t seq_limit         # last number that may be used
     uint64_t seq_soft          # at this number the control plane is told
     uint64_t packets_soft_seq  # the same for the soft packet limit; 0: none
-    uint8_t seq_limit_is_lifetime
-    uint32_t told              # events already raised, one bit per EventKind; changed atomically
-    # inbound
-    Replay replay              # its words and the selectors stand in the same allocation, behind the key
-    uint32_t selector_count
-    SelectorPairC *selectors
-    # accounting
-    uint64_t packets
-    uint64_t bytes
+    AeadSeal aead_seal
     uint64_t bytes_soft
     uint64_t bytes_hard
     uint64_t packets_soft
-    uint64_t packets_hard
-    uint64_t last_use_ns
     # from here on nothing that every packet touches
+    uint64_t packets_hard
+    uint64_t seq_start         # before the first number
+    void **keys                # per worker: a libcrypto context; NULL where the provider has expanded keys (sa_key)
+    Mac *macs                  # per worker
+    void *job_key
+    uint32_t told              # events already raised, one bit per EventKind; changed atomically
+    uint8_t seq_limit_is_lifetime
     uint64_t drops[DROP_REASONS]
     uint32_t reqid
     uint32_t workers
@@ -109,17 +112,22 @@ cdef inline size_t sa_size() noexcept nogil:
 cdef inline uint8_t *sa_key(Sa *sa) noexcept nogil:
     return <uint8_t *>sa + sa_size()
 
-# With many SAs in turn, waiting for their memory takes longer than the cipher: what a packet will touch is brought into
-# the cache while others are worked on, in two steps, since where the window is must be read from the SA itself.
+# With many SAs in turn, waiting for their memory takes longer than the cipher: what a packet to be opened will touch is
+# brought into the cache while others are worked on, in two steps, since where it is must be read from the SA itself.
 cdef inline void sa_prefetch(Sa *sa) noexcept nogil:
-    cdef uint32_t at
-    for at in range(0, 320, 64):
-        prefetch(<uint8_t *>sa + at)
+    prefetch(sa)
+    prefetch(<uint8_t *>sa + 64)
 
-cdef inline void sa_prefetch_rest(Sa *sa, uint32_t seq) noexcept nogil:
-    cdef uint32_t at
-    for at in range(0, 832, 64):
+# `length` octets of ESP with this sequence number.
+cdef inline void sa_prefetch_rest(Sa *sa, uint32_t seq, uint32_t length) noexcept nogil:
+    cdef uint32_t at = 0
+    if sa.key_split:
+        # powers of the hash key, of which there is one for each block and two more, end there
+        at = length - sa.icv_len + 31
+        at = sa.key_split - at if at < sa.key_split else 0
+    while at < sa.key_end:
         prefetch(sa_key(sa) + at)
+        at += 64
     if sa.replay.words != NULL:
         prefetch(&sa.replay.words[(seq >> 6) & sa.replay.mask])
     if sa.selectors != NULL:

@@ -5,7 +5,7 @@ from libc.string cimport memcpy, memset
 
 from ipsec._providers cimport (
     Cipher, cipher_for, evp_context, expand_key, job_cipher_for, job_key_new, job_key_size, mac_start)
-from ipsec.fast.atomic cimport store_u64
+from ipsec.fast.atomic cimport store_u8, store_u64
 from ipsec.fast.crypto cimport EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_MAC_CTX_free, Mac, OPENSSL_cleanse
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.replay cimport replay_words
@@ -88,6 +88,14 @@ cdef inline int sa_keys(Sa *sa, object params, str provider, const Cipher *ciphe
             sa.job_key = job_key_new(suite, key, integ_key)
     return 0
 
+# An SA's limits by volume.
+cdef inline void sa_lifetime(Sa *sa, object life) except *:
+    sa.bytes_soft = life.bytes_soft
+    sa.bytes_hard = life.bytes_hard
+    sa.packets_soft = life.packets_soft
+    sa.packets_hard = life.packets_hard
+    store_u8(&sa.limited, (sa.bytes_soft | sa.bytes_hard | sa.packets_soft | sa.packets_hard) != 0)
+
 # Turn an outbound SA's limits on packets into limits on numbers: each packet takes one, so they are as exact.
 cdef inline void sa_limit(Sa *sa) noexcept:
     cdef uint64_t top = 0xFFFFFFFFFFFFFFFFU if sa.esn else 0xFFFFFFFFU
@@ -158,6 +166,8 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
     try:
         sa.size = size
         sa.key_size = <uint32_t>cipher.key_size
+        sa.key_split = cipher.key_split
+        sa.key_end = cipher.key_end
         sa.aead_seal = cipher.seal
         sa.aead_open = cipher.open
         sa.spi = params.spi
@@ -177,10 +187,7 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
         sa.follow_peer = params.follow_peer
         sa.tfc = params.tfc
         sa.reqid = params.reqid
-        sa.bytes_soft = life.bytes_soft
-        sa.bytes_hard = life.bytes_hard
-        sa.packets_soft = life.packets_soft
-        sa.packets_hard = life.packets_hard
+        sa_lifetime(sa, life)
         sa.endpoint = <Endpoint *>aligned_zero(sizeof(Endpoint))
         endpoint_fill(sa.endpoint, params.local, params.remote, params.encap, params.path_mtu)
         sa.endpoint.inner_mtu = sa_inner_mtu(sa, sa.endpoint)

@@ -8,7 +8,7 @@ from ipsec.fast.crypto cimport OPENSSL_cleanse
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport held_free
 from ipsec.fast.jobs cimport JobCipher, Jobs
-from ipsec.fast.memory cimport aligned_zero
+from ipsec.fast.memory cimport aligned_zero, table_zero
 from ipsec.fast.sa cimport Sa
 from ipsec.fast.spd cimport flow_cache_free, flow_cache_new
 from ipsec.fast.worker cimport SCRATCH, SadEntry, SadTable, Shared, Worker, sad_hash
@@ -55,9 +55,7 @@ cdef inline int worker_jobs(Worker *w, const JobCipher *cipher) except -1:
     return 0
 
 cdef inline SadTable *sad_new(uint32_t size) except NULL:
-    cdef SadTable *table = <SadTable *>calloc(1, sizeof(SadTable) + size * sizeof(SadEntry))
-    if table == NULL:
-        raise MemoryError
+    cdef SadTable *table = <SadTable *>table_zero(sizeof(SadTable) + size * sizeof(SadEntry))
     table.mask = size - 1
     return table
 

@@ -145,4 +145,4 @@ cdef inline void sad_prefetch_rest(SadTable *table, const uint8_t *now, const ui
     if length >= 8 and be32(esp) != be32(now):
         sa = sad_find(table, be32(esp))
         if sa != NULL:
-            sa_prefetch_rest(sa, be32(esp + 4))
+            sa_prefetch_rest(sa, be32(esp + 4), length)

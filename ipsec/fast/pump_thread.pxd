@@ -1,0 +1,67 @@
+# A pump in a thread of its own.
+from libc.stdint cimport uint64_t
+
+from ipsec.fast.message cimport POLLIN, POLLNVAL, POLLOUT, monotonic_ns, poll, pollfd, read, sched_yield
+from ipsec.fast.pump cimport *
+
+# Runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
+# again for so long after the last packet before it sleeps.
+cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) noexcept nogil:
+    cdef pollfd fds[SOCKETS + 3]
+    cdef int which[SOCKETS + 3]
+    cdef int n, i, flags, ready
+    cdef uint64_t woken
+    cdef bint more = False
+    cdef uint64_t quiet_since = 0
+    cdef uint64_t before
+    while True:
+        n = 0
+        fds[n].fd = stop_fd
+        fds[n].events = <short>POLLIN
+        n += 1
+        fds[n].fd = p.wake_fd
+        fds[n].events = <short>POLLIN
+        which[n] = -1
+        n += 1
+        for i in range(SOCKETS):
+            if p.sockets[i] >= 0 and (i < RAW4 or p.read_raw or p.blocked == i + 1):
+                fds[n].fd = p.sockets[i]
+                fds[n].events = <short>((POLLIN if i < RAW4 or p.read_raw else 0)
+                                        | (POLLOUT if p.blocked == i + 1 else 0))
+                which[n] = i
+                n += 1
+        if not p.device_lost and not p.blocked:
+            fds[n].fd = p.tun_fd
+            fds[n].events = <short>POLLIN
+            which[n] = -1
+            n += 1
+        ready = poll(fds, <unsigned long>n, 0 if more else -1)
+        if ready == 0:
+            sched_yield()    # looking again and again must not keep others, the peer of a packet perhaps, from this CPU
+        p.counters[WAKEUPS] += 1
+        if fds[0].revents:
+            return
+        before = p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES]
+        more = False
+        for i in range(1, n):
+            if not fds[i].revents:
+                continue
+            if i == 1:
+                read(p.wake_fd, &woken, 8)
+            if which[i] < 0:
+                flags = pump_tun(p, 16)
+            else:
+                flags = 0
+                if fds[i].revents & POLLNVAL:
+                    p.sockets[which[i]] = -1
+                    continue
+                if fds[i].revents & ~POLLOUT:
+                    flags = pump_socket(p, which[i], 4)
+                if fds[i].revents & POLLOUT:
+                    flags |= pump_tun(p, 16)
+            if flags & RUN_MORE:
+                more = True
+        if busy_poll_ns:
+            if p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES] != before:
+                quiet_since = p.worker.now_ns
+            more = more or monotonic_ns() - quiet_since < busy_poll_ns
