@@ -8,7 +8,7 @@ demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.dem
 test: ; @tools/setup build fast net test && $(PY) -m pytest -n auto --dist loadgroup
 lint: ; @tools/setup build fast && $(PY) -m ruff check .
 types: ; @tools/setup build fast && $(PY) -m mypy
-bench: ; @tools/setup build fast net interop bench && $(PY) -m bench && $(PY) -m bench report
+bench: ; @tools/setup build fast net interop bench && $(PY) -m bench
 build: ; @tools/setup build fast && $(PY) -m pip wheel -q --no-deps -w dist .
 image: ; @tools/setup build fast containers && $(PY) -m tools.image $(if $(BASE),--base $(BASE))
 scenarios: ; @tools/setup build fast net containers && $(PY) -m tools.scenarios $(ONLY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def compare(old: Results, new: Results, relative_to: str | None = None) -> Itera
             found = change(before, after)
         except ValueError:
             continue
-        middle = [sorted(values)[len(values) // 2] for values in (before, after)]
-        yield Row(metric, subject, params, middle[0], middle[1], found)
+        yield Row(metric, subject, params, statistics.median(before), statistics.median(after), found)
 
 
 def _values(results: Results, key: Key, relative_to: str | None) -> list[float]:

@@ -21,6 +21,7 @@ from bench.e2e import run as e2e
 from bench.e2e.tunnels import names as tunnel_names
 from bench.handshake import run as handshake
 from bench.micro import run as micro
+from bench.report.page import render
 from bench.results import DIRECTORY, Results
 from bench.session import Options, Session
 from bench.topology import Lab, LabError
@@ -204,7 +205,9 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if results.series:
         results.write(out)
         show.show(results)
-        print(f"\nwritten: {out}")
+        page = out.with_suffix(".html")
+        page.write_text(render(results))
+        print(f"\nwritten: {out} and {page}")
     if results.interrupted:
         print("interrupted: everything that was started is gone again", file=sys.stderr)
         return 130

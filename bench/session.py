@@ -69,8 +69,10 @@ class Session:
     def step(self, what: str, expected_s: float) -> Iterator[None]:
         """Something that takes about this long is going on."""
         self._progress.update(self._task, description=escape(what[:44]))
-        yield
-        self._progress.advance(self._task, expected_s)
+        try:
+            yield
+        finally:
+            self._progress.advance(self._task, expected_s)
 
     def skip_ahead(self, expected_s: float) -> None:
         """What was expected to take this long will not be done."""

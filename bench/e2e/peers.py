@@ -51,6 +51,7 @@ class Peer(ABC):
         except LabError:
             lab.remove(pair)
             raise
+        self.gateways.clear()
         ends = [f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in sorted(directory.glob("*.log"))]
         lab.remove(pair)
         raise LabError("\n".join([f"{self.title}: up, but no ping goes through", *ends]))

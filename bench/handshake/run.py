@@ -18,7 +18,7 @@ from bench.handshake.initiators import Initiators
 from bench.results import Metric, Sample
 from bench.session import Options, Session
 from bench.stats import quantile
-from bench.topology import OUTER, Lab, LabError, Namespace
+from bench.topology import OUTER, Lab, LabError, Namespace, Pair
 
 KINDS: dict[str, type[Gateway]] = {"ipsec": OurGateway, "strongswan": CharonGateway}
 TITLES = {"ipsec": "ipsecd", "strongswan": "strongSwan"}
@@ -26,6 +26,8 @@ TITLES = {"ipsec": "ipsecd", "strongswan": "strongSwan"}
 WINDOW = 16
 FLOOD_TOOL = Path(__file__).with_name("flood.py")
 FLOOD_AHEAD_S = 0.3
+#: between two initiations: the first tunnel is gone at both ends
+PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -121,32 +123,35 @@ def live_handshakes(session: Session, lab: Lab) -> None:
 
 def first_packet(session: Session, lab: Lab) -> None:
     """The time that a user waits, the daemons in turns."""
-    running = {}
+    running: dict[str, tuple[Pair, list[Gateway]]] = {}
     pairs = []
-    for kind in _kinds(session.options):
-        pair = make_pair(lab, f"first-{kind}")
-        pairs.append(pair)
-        ends = [KINDS[kind](lab, end, lab.scratch / f"first-{kind}-{index}") for index, end in enumerate(pair.ends)]
-        try:
-            for index, end in enumerate(ends):
-                end.start(site_conf(index))
-        except NotInstalled as missing:
-            session.skip(str(missing))
-            continue
-        running[kind] = pair, ends
-    for number in range(_depth(session.options).initiations + 1):
-        for kind, (pair, ends) in running.items():
-            with live.echo(pair.b):
-                took = live.first_packet_ms(pair, ends[0])
-            if number:
-                session.add(FIRST, kind, Sample(took))
-            ends[0].take_down()
-            time.sleep(0.5)
-    for _, ends in running.values():
-        for end in ends:
-            end.stop()
-    for pair in pairs:
-        lab.remove(pair)
+    try:
+        for kind in _kinds(session.options):
+            pair = make_pair(lab, f"first-{kind}")
+            pairs.append(pair)
+            ends = [KINDS[kind](lab, end, lab.scratch / f"{end.name}-first") for end in pair.ends]
+            try:
+                for index, end in enumerate(ends):
+                    end.start(site_conf(index))
+            except NotInstalled as missing:
+                session.skip(str(missing))
+                continue
+            session.results.subjects.setdefault(kind, {"title": TITLES[kind]})
+            running[kind] = pair, ends
+        for number in range(_depth(session.options).initiations + 1):
+            for kind, (pair, ends) in running.items():
+                with live.echo(pair.b):
+                    took = live.first_packet_ms(pair, ends[0])
+                if number:
+                    session.add(FIRST, kind, Sample(took))
+                ends[0].take_down()
+                time.sleep(PAUSE_S)
+        for _, ends in running.values():
+            for end in ends:
+                end.stop()
+    finally:
+        for pair in pairs:
+            lab.remove(pair)
 
 
 def tunnels(session: Session, lab: Lab) -> None:
@@ -188,21 +193,22 @@ def stall(session: Session, lab: Lab) -> None:
     if "ipsec" not in _kinds(session.options):
         return
     pair = make_pair(lab, "stall")
-    gateway = OurGateway(lab, pair.a, lab.scratch / "stall", "bench.handshake.ticking")
-    gateway.start(GATEWAY_CONF)
     load = live.Load(pair.b)
     count = _depth(session.options).stall
-    for _ in range(3):
-        for window in (WINDOW, count):
-            live.stall_ms(gateway)
-            burst = load.run(count, window, gateway.pid)
-            longest, busy = live.stall_ms(gateway)
-            detail = {"again": len(burst.failed)}
-            session.add(STALL, "ipsec", Sample(longest, detail=detail), window=window)
-            session.add(BUSY, "ipsec", Sample(busy), window=window)
-    load.close()
-    gateway.kill()
-    lab.remove(pair)
+    try:
+        gateway = OurGateway(lab, pair.a, lab.scratch / "stall", "bench.handshake.ticking")
+        gateway.start(GATEWAY_CONF)
+        for _ in range(3):
+            for window in (WINDOW, count):
+                live.stall_ms(gateway)
+                burst = load.run(count, window, gateway.pid)
+                longest, busy = live.stall_ms(gateway)
+                detail = {"again": len(burst.failed)}
+                session.add(STALL, "ipsec", Sample(longest, detail=detail), window=window)
+                session.add(BUSY, "ipsec", Sample(busy), window=window)
+    finally:
+        load.close()
+        lab.remove(pair)
 
 
 def flood(session: Session, lab: Lab) -> None:
