@@ -372,7 +372,9 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     offer, ke, nonce = _mandatory(payloads)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
     gateway = core.redirect_to(path)
-    if gateway is not None and NotifyType.REDIRECT_SUPPORTED in notifies:
+    # RFC 5685 section 3: who was sent here says so instead of that it can be sent elsewhere
+    supported = {NotifyType.REDIRECT_SUPPORTED, NotifyType.REDIRECTED_FROM} & notifies.keys()
+    if gateway is not None and supported:
         _reply(core, header, redirect.redirect(gateway, nonce.data), path)
         return
     found = _choose(core, offer, ke, path)

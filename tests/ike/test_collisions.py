@@ -16,12 +16,18 @@ Then the network is good; both ends must agree, carry traffic, close, and leave 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import Liveness
+from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
+from ipsec.wire.iana import ExchangeType, NotifyType
+from ipsec.wire.payloads import NotifyPayload, Payload
+from tests.ike.hostile import Lab
+from tests.ike.hostile import consistent as lab_consistent
 from tests.pair import IN_FLIGHT_S, Pair, SimHost, unique_ivs
 
 #: name, script, how many CHILD_SAs there are afterwards (None: any, both ends agree), IKE_SAs
@@ -236,3 +242,45 @@ def test_refused_ike_rekeying_has_an_end() -> None:
 
 def test_names_are_unique() -> None:
     assert len({case[0] for case in CASES}) == len(CASES) >= 60
+
+
+def test_strongswan_2477_a_refusal_within_a_collision() -> None:
+    """Both rekey ``old``; B answers A's HDR, SK {N(REKEY_SA), SA, Ni, TSi, TSr} with TS_UNACCEPTABLE, A takes B's."""
+    for seed in range(4):
+        script = Script(seed)
+        b = script.pair.b
+        handle = b.engine.handle_request
+
+        def refuse(sa: IkeSa, exchange: int, payloads: list[Payload], *rest: Any, real: Any = handle) -> Any:
+            if exchange == ExchangeType.CREATE_CHILD_SA:
+                return [NotifyPayload(NotifyType.TS_UNACCEPTABLE)]
+            return real(sa, exchange, payloads, *rest)
+
+        b.engine.handle_request = refuse  # type: ignore[method-assign]
+        script.run("A:child B:child a b a b")
+        b.engine.handle_request = handle  # type: ignore[method-assign]
+        # B's successor stays, and both ends send through it
+        script.pair.finish()
+
+
+def test_strongswan_2945_a_peer_rekeys_the_same_child_sa_twice() -> None:
+    """It has had an answer to the first request, forgets it, and asks once more without a Delete in between."""
+
+    class Forgetful(CreateChild):
+        def answered(self, *_: Any, **__: Any) -> None:
+            """As if nothing had come."""
+
+    lab = Lab().initiate()
+    peer, child = lab.sa(lab.b), lab.sa(lab.b).children_up()[0]
+    for kind in (Forgetful, Forgetful, CreateChild):
+        peer.ask(kind(child.config, replaces=child), lab.now)
+        lab.pump()
+        lab_consistent(lab.a)
+        assert lab.sa(lab.a).children_up()
+    lab.pass_time(60)
+    assert lab.sa(lab.a).children_up()
+    lab.b.terminate_ike(peer, lab.now)
+    lab.pump()
+    assert not lab.a.sas
+    assert not lab.a.children
+    assert not lab.a.host.reserved | lab.a.host.installed

@@ -1,0 +1,191 @@
+"""What keeps a connection going, or sends it elsewhere: redirection, NAT keepalives, attempts, duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.ike.config import IkeSettings, Unique
+from ipsec.ike.events import KEEPALIVE, IkeDown, Initiate, Path
+from ipsec.ike.redirect import LOOP_PERIOD_S, REDIRECTS_MAX
+from ipsec.ike.state import IkeState
+from ipsec.wire.iana import NotifyType
+from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
+from ipsec.wire.payloads import NotifyPayload
+from tests.pair import Pair, SimHost, agree, connection
+
+C = ip_address("192.0.2.3")
+
+
+# -- redirection (RFC 5685)
+
+
+def with_third(pair: Pair) -> SimHost:
+    """Another gateway that moon may be sent to; moon takes sun's name for whoever proves it."""
+    third = pair.world.host("venus", C)
+    third.load(connection(C, "%any", "sun", "moon"))
+    return third
+
+
+def init_notifies(pair: Pair) -> dict[SimHost, dict[int, bytes]]:
+    """Filled with the notifications of the last IKE_SA_INIT message that each host sends."""
+    seen: dict[SimHost, dict[int, bytes]] = {}
+
+    def look(host: SimHost, data: bytes) -> bytes | None:
+        header = parse_header(data)
+        if header.message_id == 0 and header.exchange == 34:
+            payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
+            seen[host] = {p.notify: p.data for p in payloads if isinstance(p, NotifyPayload)}
+        return data
+
+    pair.world.filter = look
+    return seen
+
+
+def test_redirected_in_ike_sa_init() -> None:
+    """HDR, SAi1, KEi, Ni, N(REDIRECT_SUPPORTED) --> <-- HDR, N(REDIRECT), section 3; sun keeps nothing."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    seen = init_notifies(pair)
+    pair.b.engine.settings = replace(pair.b.engine.settings, redirect_to=C)
+    pair.a.initiate(remote=pair.b.addresses[0])
+    assert NotifyType.REDIRECT_SUPPORTED in seen[pair.a]
+    pair.world.settle()
+    assert NotifyType.REDIRECT in seen[pair.b]
+    assert not pair.b.engine.sas
+    # section 3: to the new gateway, REDIRECTED_FROM takes the place of REDIRECT_SUPPORTED
+    assert seen[pair.a][NotifyType.REDIRECTED_FROM] == bytes((1, 4)) + pair.b.addresses[0].packed
+    assert NotifyType.REDIRECT_SUPPORTED not in seen[pair.a]
+    assert pair.a.ike.path.remote == C
+    agree(pair.a, third)
+
+
+def test_redirected_when_established() -> None:
+    """Section 5: an INFORMATIONAL request; what was up comes up there, and the old IKE_SA goes."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    pair.a.initiate(remote=pair.b.addresses[0])
+    pair.world.settle()
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, C)
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    assert pair.a.ike.path.remote == C
+    agree(pair.a, third)
+
+
+def test_a_responder_is_not_redirected() -> None:
+    pair = Pair().up()
+    pair.a.do(pair.a.engine.redirect_peer, pair.a.ike, C)
+    pair.world.settle()
+    pair.finish()
+
+
+def test_redirections_in_a_circle_end() -> None:
+    """Section 3: MAX_REDIRECTS in REDIRECT_LOOP_DETECT_PERIOD."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    first = pair.b.addresses[0]
+    for host, where in ((pair.b, C), (third, first)):
+        host.engine.settings = replace(host.engine.settings, redirect_to=where)
+    pair.a.initiate(remote=first)
+    pair.world.run(LOOP_PERIOD_S / 2)
+    sent = [event for event in pair.a.events(Initiate) if event.remote is not None]
+    assert len(sent) == REDIRECTS_MAX
+    assert not pair.a.ikes
+
+
+def test_redirections_are_followed_only_if_wanted() -> None:
+    pair = Pair(settings=IkeSettings(follow_redirects=False))
+    seen = init_notifies(pair)
+    pair.b.engine.settings = replace(pair.b.engine.settings, redirect_to=C)
+    pair.up()
+    # who does not say that it can be redirected is served
+    assert NotifyType.REDIRECT_SUPPORTED not in seen[pair.a]
+    pair.finish()
+
+
+# -- NAT keepalives (RFC 3948 section 4, RFC 7296 section 2.23)
+
+
+@pytest.mark.parametrize("nat", [True, False])
+def test_keepalives_are_for_who_is_behind_a_nat(nat: bool) -> None:
+    pair = Pair(nat=nat, settings=IkeSettings(keep_alive=20.0)).up()
+    sent: list[str] = []
+    for host in (pair.a, pair.b):
+
+        def watched(
+            data: bytes, path: Path, dscp: int = 0, *, name: str = host.name, send: Any = host.engine.send
+        ) -> None:
+            if data == KEEPALIVE:
+                sent.append(name)
+            send(data, path, dscp)
+
+        host.engine.send = watched  # type: ignore[method-assign]
+    pair.world.run(205.0)
+    assert sent == (["moon"] * 10 if nat else [])
+    # other traffic makes them needless
+    sent.clear()
+    for _ in range(20):
+        pair.a.send_traffic()
+        pair.world.run(10.0)
+    assert not sent
+    pair.finish()
+
+
+# -- attempts
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_keyingtries(tries: int) -> None:
+    """Each is a whole sequence of retransmissions, with an SPI of its own."""
+    pair = Pair(keyingtries=tries, settings=IkeSettings(retransmit_tries=2, retransmit_timeout=1.0))
+    spis: dict[bytes, int] = {}
+
+    def lose(host: SimHost, data: bytes) -> bytes | None:
+        spi = parse_header(data).spi_i
+        spis[spi] = spis.get(spi, 0) + 1
+        return None
+
+    pair.world.filter = lose
+    pair.a.initiate()
+    pair.world.run(300.0)
+    assert list(spis.values()) == [3] * tries
+    assert len(pair.a.events(IkeDown)) == 1
+    assert not pair.a.engine.sas
+
+
+def test_keyingtries_without_end() -> None:
+    pair = Pair(keyingtries=0, settings=IkeSettings(retransmit_tries=1, retransmit_timeout=1.0))
+    pair.world.filter = lambda host, data: None
+    pair.a.initiate()
+    pair.world.run(3600.0)
+    assert [sa.state for sa in pair.a.engine.sas.values()] == [IkeState.CONNECTING]
+    pair.world.filter = None
+    pair.world.settle()
+    pair.agree()
+    pair.finish()
+
+
+# -- duplicates (RFC 7296 section 2.4 and 2.8.1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.REPLACE, Unique.KEEP])
+def test_both_ends_start_at_once(unique: Unique, seed: int) -> None:
+    """One IKE_SA or both stay, but not none, and both ends think the same of each."""
+    pair = Pair(seed, unique=unique)
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.settle()
+    assert pair.a.ikes
+    assert {(sa.spi_i, sa.spi_r) for sa in pair.a.ikes} == {(sa.spi_i, sa.spi_r) for sa in pair.b.ikes}
+    assert len(pair.a.ikes) <= 2
+    before = pair.world.delivered
+    for host in (pair.a, pair.b):
+        host.send_traffic()
+    pair.world.run(5.0)
+    assert pair.world.delivered - before >= 2
+    pair.world.close()
