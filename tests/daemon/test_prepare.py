@@ -21,11 +21,13 @@ from ipsec.net import netns
 from ipsec.net.route import Router, claim_table
 from ipsec.net.rtnetlink import may_configure
 from ipsec.net.tun import open_tun
+from tests.e2e.gateways import has_users
 
 pytestmark = pytest.mark.e2e
 
 _serial = itertools.count()
 ME = Owner(os.geteuid())
+other_users = pytest.mark.skipif(not has_users(), reason="no other users in this user namespace")
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,7 @@ def test_done_twice_and_undone() -> None:
     assert undo(config) == ["there was nothing to undo"]
 
 
+@other_users
 def test_a_change_of_mind() -> None:
     prepare(configuration(child="remote_ts = 10.2.0.0/16"), Owner(7, 8), sysctls=False)
     prepare(configuration(child="remote_ts = 10.3.0.0/16", ipsecd="fail_closed = no"), ME, sysctls=False)
@@ -97,6 +100,7 @@ def test_a_change_of_mind() -> None:
         assert router.owner_of("ipsec0") == (ME.uid, None, 0)
 
 
+@other_users
 @pytest.mark.parametrize(
     ("connection", "child", "told"),
     [
@@ -158,6 +162,7 @@ def test_what_is_wrong_with_a_device_is_said(commands: list[str], said: str) -> 
     claim_table(220).close()
 
 
+@other_users
 def test_devices_of_others_are_left_alone() -> None:
     config = configuration()
     tun = open_tun("ipsec0")

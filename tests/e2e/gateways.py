@@ -55,6 +55,12 @@ def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.Compl
     return done
 
 
+def has_users() -> bool:
+    """Whether there are others than root: an unprivileged user namespace has none."""
+    ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(int(count) > 1000 for _, _, count in ranges)
+
+
 class Gateway:
     """One end."""
 

@@ -106,7 +106,7 @@ FOREIGN = """
     ip route add unreachable 10.2.0.0/16 metric 99 table 220
     ip -6 route add fd77::/16 via 2001:db8::2 table 78 proto 42
     ip address add 172.16.0.1/24 dev wire0 label wire0:x
-    ip tuntap add other0 mode tun user 5
+    ip tuntap add other0 mode tun
     ip link set other0 up mtu 1333
     ip address add 172.31.0.1/24 dev other0
     ip route add 172.30.0.0/16 dev other0
