@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tools.scenarios import file
-from tools.scenarios.lab import sweep
+from tools.image import ImageError
+from tools.scenarios import containers, file, lab
+from tools.scenarios.lab import LabError
+from tools.scenarios.model import ScenarioError
 from tools.scenarios.play import Result, make_images, obstacle, play
 from tools.scenarios.steps import VERBS
 
@@ -33,10 +36,15 @@ def main() -> int:
     if why:
         print(f"scenarios: {why}", file=sys.stderr)
         return 4
-    scenarios = [file.read(name, set(VERBS)) for name in options.names or file.names()]
-    sweep()
-    images = {"ipsec": options.image} if options.image else {}
-    images |= make_images({image for scenario in scenarios for image in scenario.images} - images.keys())
+    try:
+        scenarios = [file.read(name, set(VERBS)) for name in options.names or file.names()]
+        containers.sweep()
+        lab.sweep()
+        images = {"ipsec": options.image} if options.image else {}
+        images |= make_images({image for scenario in scenarios for image in scenario.images} - images.keys())
+    except (ScenarioError, ImageError, LabError) as error:
+        print(f"scenarios: {error}", file=sys.stderr)
+        return 4
     # a terminal's width, or enough for a log
     console = Console(width=shutil.get_terminal_size((160, 24)).columns)
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -55,7 +63,7 @@ def show(console: Console, result: Result, *, verbose: bool) -> None:
     console.print(f"[bold]{result.scenario.name}[/]: {result.scenario.about}", highlight=False)
     table = Table(box=None, show_header=False, padding=(0, 1))
     for step in result.scenario.steps[: len(result.seconds)]:
-        table.add_row("[green]ok[/]", f"{result.seconds[len(table.rows)]:5.1f} s", step.check)
+        table.add_row("[green]ok[/]", f"{result.seconds[len(table.rows)]:5.1f} s", Text(step.check))
     if result.error:
         table.add_row("[red]FAILED[/]", "", result.failed_check)
     console.print(table)

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from tools.scenarios.lab import Lab, LabError
+from tools.scenarios.lab import Lab, LabError, left_behind
 from tools.scenarios.model import COMMON, FOLDER, Scenario
 
 #: podman's own settings for the scenarios
@@ -157,6 +157,13 @@ class Containers:
                 except LabError:
                     running.process.kill()
         self._folder.cleanup()
+
+
+def sweep() -> None:
+    """Remove the containers of killed runs."""
+    for name in podman("ps", "--all", "--format={{.Names}}").stdout.splitlines():
+        if left_behind(name):
+            podman("rm", "--force", "--time=0", name)
 
 
 def podman(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

@@ -124,12 +124,17 @@ class Lab:
         run("ip", "-n", self.namespace(node), *arguments)
 
 
+def left_behind(name: str) -> bool:
+    """Whether a run that is no more has made a thing of this name."""
+    found = re.match(rf"{PREFIX}(\d+)-", name)
+    return found is not None and not Path("/proc", found[1]).exists()
+
+
 def sweep() -> None:
-    """Remove what killed runs left behind."""
+    """Remove the namespaces of killed runs."""
     for line in run("ip", "netns", "list").splitlines():
         name = line.split()[0]
-        found = re.match(rf"{PREFIX}(\d+)-", name)
-        if found and not Path("/proc", found[1]).exists():
+        if left_behind(name):
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
