@@ -23,7 +23,7 @@ import pytest
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import Liveness
 from ipsec.ike.sa import IkeSa
-from ipsec.ike.state import IkeState
+from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
 from tests.ike.hostile import Lab
@@ -272,11 +272,16 @@ def test_strongswan_2945_a_peer_rekeys_the_same_child_sa_twice() -> None:
 
     lab = Lab().initiate()
     peer, child = lab.sa(lab.b), lab.sa(lab.b).children_up()[0]
-    for kind in (Forgetful, Forgetful, CreateChild):
-        peer.ask(kind(child.config, replaces=child), lab.now)
+    for _ in range(3):
+        sent = len(lab.sent)
+        child.state = ChildState.INSTALLED
+        peer.ask(Forgetful(child.config, replaces=child), lab.now)
         lab.pump()
         lab_consistent(lab.a)
+        assert len(lab.sent) - sent == 2
         assert lab.sa(lab.a).children_up()
+    # the second and third were refused: there is a successor already
+    assert len(lab.sa(lab.a).children) == 2
     lab.pass_time(60)
     assert lab.sa(lab.a).children_up()
     lab.b.terminate_ike(peer, lab.now)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsec.errors import ParseError
-from ipsec.wire.iana import ExchangeType, PayloadType
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import (
     HEADER_LEN,
     LEGAL,
@@ -17,6 +19,7 @@ from ipsec.wire.ike import (
     find_encrypted,
     parse_header,
     parse_payloads,
+    skim_init,
 )
 from ipsec.wire.payloads import (
     AuthPayload,
@@ -160,10 +163,17 @@ def test_any_octets(first: int, octets: bytes, place: tuple[int, bool]) -> None:
 
 def judge(first: int, octets: bytes, exchange: int, protected: bool) -> None:
     """ParseError; or a value that has a text, and whose octets, where it has some, mean the same value."""
+    skimmed: tuple[bytes | None, bytes] | None = None
+    with contextlib.suppress(ParseError):
+        skimmed = skim_init(head(first, exchange), bytes(HEADER_LEN) + octets)
     try:
         payloads = parse_payloads(first, octets, exchange, protected)
     except ParseError:
         return
+    nonces = [payload.data for payload in payloads if isinstance(payload, NoncePayload)]
+    cookies = [p.data for p in payloads if isinstance(p, NotifyPayload) and p.notify == NotifyType.COOKIE and not p.spi]
+    if nonces:
+        assert skimmed == (cookies[0] if cookies else None, nonces[-1])
     show_message(head(first, exchange), payloads)
     lost = [
         transform
