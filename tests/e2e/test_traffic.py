@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from ipsec.net import netns
 from tests.e2e.gateways import INNER, OUTER, WIRE, Setup, World, finish
 
-SO_RCVBUFFORCE = 33
+SO_RCVBUFFORCE, SOL_PACKET, PACKET_STATISTICS = 33, 263, 6
 pytestmark = pytest.mark.e2e
 
 MakeWorld = Callable[[Setup], World]
@@ -271,6 +272,11 @@ def wire(world: World) -> socket.socket:
         sniffer.bind((WIRE, 3))
     sniffer.setblocking(False)
     return sniffer
+
+
+def not_seen(sniffer: socket.socket) -> int:
+    """How many packets found no room in the buffer of a packet socket since this was asked last (packet(7))."""
+    return struct.unpack("II", sniffer.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
 
 
 def what_passed(sniffer: socket.socket) -> dict[str, int]:
