@@ -35,6 +35,7 @@ from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaE
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
 from ipsec.net.inherited import Inherited, take_inherited
+from ipsec.net.link import has_address
 from ipsec.net.memory import MemoryLink, MemoryTun
 from ipsec.vici.commands import ViciService
 
@@ -94,6 +95,10 @@ class Daemon:
         if config.sas:
             policies = amount(len(config.policies()), "policy", "policies")
             log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
+        if self._ends is None:
+            for sa in config.sas:
+                if not has_address(sa.local):
+                    log.warning("SA %s: %s is no address of this host; nothing leaves before it is", sa.name, sa.local)
         if config.connections:
             log.info("%s", amount(len(config.connections), "connection"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipsec.net import netns
-from tests.e2e.gateways import COMMAND, INNER, OUTER, Gateway, Setup, World
+from tests.e2e.gateways import COMMAND, INNER, OUTER, WIRE, Gateway, Setup, World
 
 pytestmark = pytest.mark.e2e
 
@@ -47,6 +47,14 @@ def test_numbers_not_used_are_given_back_on_a_clean_stop(world: World) -> None:
     world.a.stop()
     # five echoes, and whatever the kernel itself had to say on a new device
     assert 5 <= world.a.mark() < 100
+
+
+def test_a_local_address_that_is_not_there_is_named(world: World) -> None:
+    assert "no address of this host" not in world.a.log()
+    world.a.stop()
+    world.a.run("ip", "address", "flush", "dev", WIRE)
+    world.a.start()
+    assert f"{OUTER[4][0]} is no address of this host" in world.a.log()
 
 
 def test_killed_and_started_again(world: World) -> None:
