@@ -93,9 +93,9 @@ class Containers:
         self._lab = lab
         self._images = images
         self._folder = tempfile.TemporaryDirectory(prefix="ipsec-scenario-", ignore_cleanup_errors=True)
-        self._scratch = Path(self._folder.name)
+        self.scratch = Path(self._folder.name)
         # users of containers have to get in
-        self._scratch.chmod(0o755)
+        self.scratch.chmod(0o755)
         self.running: dict[str, Running] = {}
         "the last run of each"
 
@@ -113,7 +113,7 @@ class Containers:
         for inside, file in container.files.items():
             command.append(f"--volume={self._scenario.folder / file}:{inside}:ro")
         for number, (inside, text) in enumerate(container.contents.items()):
-            path = self._scratch / f"{name}.{number}"
+            path = self.scratch / f"{name}.{number}"
             path.write_text(text)
             command.append(f"--volume={path}:{inside}:ro")
         command += [f"--env={key}={value}" for key, value in container.environment.items()]
@@ -126,10 +126,10 @@ class Containers:
         of a node's network namespace.
         """
         for name in re.findall(r"{scratch}/([\w-]+)", flag):
-            (self._scratch / name).mkdir(exist_ok=True)
-            (self._scratch / name).chmod(0o777)
+            (self.scratch / name).mkdir(exist_ok=True)
+            (self.scratch / name).chmod(0o777)
         flag = re.sub(r"{netns}/(\w+)", lambda found: f"/run/netns/{self._lab.namespace(found[1])}", flag)
-        return flag.replace("{scratch}", str(self._scratch))
+        return flag.replace("{scratch}", str(self.scratch))
 
     def start(self, name: str) -> Running:
         """Run it."""

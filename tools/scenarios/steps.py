@@ -35,6 +35,15 @@ def start(world: World, names: str | list[str]) -> None:
         world.containers.start(name)
 
 
+def write(world: World, file: str, text: str) -> None:
+    """``write = { file = "FOLDER/NAME", text = "..." }``: put or replace a file in {scratch}, at once."""
+    path = world.containers.scratch / file
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 def log(world: World, of: str, says: str | list[str], within: float = WITHIN_S) -> None:
     """``log = { of = "NAME", says = "REGEX" }``: wait for a line, or for several one after the other."""
     for pattern in [says] if isinstance(says, str) else says:
@@ -180,7 +189,7 @@ def _eventually(attempt: Callable[[], None], within_s: float) -> None:
 VERBS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (
-        *(start, log, never, ends, stop, signal, kill, execute, probe, run, ping, no_ping, fetch, no_fetch),
+        *(start, write, log, never, ends, stop, signal, kill, execute, probe, run, ping, no_ping, fetch, no_fetch),
         *(unplug, plug, wire),
     )
 }
