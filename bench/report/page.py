@@ -18,8 +18,8 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1480px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:1.9rem;line-height:1.2;margin:.2em 0 .1em;letter-spacing:-.02em}
 h2{font-size:1.3rem;margin:2.4em 0 .1em;letter-spacing:-.01em}h3{font-size:1rem;margin:0}
-p{margin:.3em 0;max-width:76ch}.soft,.meta{color:var(--soft)}.meta{font-size:.9rem}
-.tiles{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,240px),1fr));margin:22px 0 6px}
+p{margin:.3em 0;max-width:90ch}.soft,.meta{color:var(--soft)}.meta{font-size:.9rem}
+.tiles{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr));margin:22px 0 6px}
 .tile,.card,.note,details{background:var(--back);border:1px solid var(--line);border-radius:12px}
 .tile{padding:14px 18px}.tile b{display:block;font-size:2rem;line-height:1.15;letter-spacing:-.03em;
 font-variant-numeric:tabular-nums}.tile b small{font-size:1rem;font-weight:500;color:var(--soft);letter-spacing:0}
@@ -92,11 +92,11 @@ def _notes(results: Results) -> str:
 
 #: check, how to show it, and words below
 TILES = (
-    ("one TCP stream / strongSwan", "{:.1f}<small> times</small>", "the TCP throughput of strongSwan kernel-libipsec"),
-    ("UDP 64 B received / strongSwan", "{:.1f}<small> times</small>", "its packets per second at 64 octets"),
-    ("CPU per Gbit / strongSwan", "1/{:.0f}", "of its CPU time for the same data"),
-    ("round trip added (every 10 ms) / strongSwan", "{:.2f}<small> times</small>", "the round trip that it adds"),
-    ("ChaCha20-Poly1305 / wireguard-go", "{:.1f}<small> times</small>", "wireguard-go, both with ChaCha20-Poly1305"),
+    ("one TCP stream / strongSwan", "{:.1f}<small> times</small>", "strongSwan's TCP throughput (kernel-libipsec)"),
+    ("UDP 64 B received / strongSwan", "{:.1f}<small> times</small>", "strongSwan's packets per second at 64 octets"),
+    ("CPU per Gbit / strongSwan", "1/{:.0f}", "of strongSwan's CPU time for the same data"),
+    ("round trip added (every 10 ms) / strongSwan", "{:.2f}<small> times</small>", "the round trip that strongSwan adds"),
+    ("ChaCha20-Poly1305 / wireguard-go", "{:.1f}<small> times</small>", "wireguard-go's TCP throughput, both with ChaCha20-Poly1305"),
     ("one TCP stream / copy instead of the cipher", "{:.0%}", "of what a copy in place of the cipher gives"),
     ("IKEv2 handshakes per CPU second of the daemon", "{:.0f}<small> /s</small>", "IKEv2 handshakes per CPU second"),
     ("initiate to first packet, ms", "{:.1f}<small> ms</small>", "from initiate to the first packet"),
