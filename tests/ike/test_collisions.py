@@ -28,7 +28,10 @@ from ipsec.wire.iana import ExchangeType, NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
 from tests.ike.hostile import Lab
 from tests.ike.hostile import consistent as lab_consistent
-from tests.pair import IN_FLIGHT_S, Pair, SimHost, unique_ivs
+from tests.pair import Pair
+from tests.sim.host import SimHost
+from tests.sim.invariants import unique_ivs
+from tests.sim.world import IN_FLIGHT_S
 
 #: name, script, how many CHILD_SAs there are afterwards (None: any, both ends agree), IKE_SAs
 CASES: list[tuple[str, str, int | None, int]] = [

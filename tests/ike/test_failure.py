@@ -14,7 +14,9 @@ from ipsec.ike.config import SelectorTemplate, Unique
 from ipsec.ike.events import ChildNotMade, Failed, IkeDown
 from ipsec.ike.failure import KEPT_MAX, STRANGERS_MAX, TEXT_MAX, Cause, Failure, Problem, Problems, bounded, texts
 from ipsec.wire.iana import Protocol
-from tests.pair import A, B, Link, Pair, SimHost, connection
+from tests.pair import A, B, Pair, connection
+from tests.sim.host import SimHost
+from tests.sim.link import Link
 
 OTHER_IKE = parse_proposals(["aes256-sha384-ecp384"], Protocol.IKE)
 OTHER_ESP = parse_proposals(["aes256-sha256"], Protocol.ESP)

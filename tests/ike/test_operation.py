@@ -15,7 +15,9 @@ from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
 from ipsec.wire.payloads import NotifyPayload
-from tests.pair import Pair, SimHost, agree, connection
+from tests.pair import Pair, connection
+from tests.sim.host import SimHost
+from tests.sim.invariants import agree
 
 C = ip_address("192.0.2.3")
 

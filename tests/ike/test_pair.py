@@ -14,7 +14,10 @@ from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, Path, TrapW
 from ipsec.ike.rekey import RekeyIke
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import Protocol
-from tests.pair import IN_FLIGHT_S, Link, Pair, unique_ivs
+from tests.pair import Pair
+from tests.sim.invariants import unique_ivs
+from tests.sim.link import Link
+from tests.sim.world import IN_FLIGHT_S
 
 
 def test_establish_carry_traffic_close() -> None:

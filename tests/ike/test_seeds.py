@@ -12,7 +12,11 @@ import random
 import pytest
 
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
-from tests.pair import ESP, ESP_PFS, IN_FLIGHT_S, Link, Pair, SimHost, Violation, agree, leaks, unique_ivs
+from tests.pair import ESP, ESP_PFS, Pair
+from tests.sim.host import SimHost
+from tests.sim.invariants import agree, leaks, unique_ivs
+from tests.sim.link import Link, Violation
+from tests.sim.world import IN_FLIGHT_S
 
 SEEDS = 2000
 BLOCK = 100
