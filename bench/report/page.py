@@ -96,7 +96,7 @@ TILES = (
     ("UDP 64 B received / strongSwan", "{:.1f}<small> times</small>", "strongSwan's packets per second at 64 octets"),
     ("CPU per Gbit / strongSwan", "1/{:.0f}", "of strongSwan's CPU time for the same data"),
     ("round trip added (every 10 ms) / strongSwan", "{:.2f}<small> times</small>", "the round trip strongSwan adds"),
-    ("ChaCha20-Poly1305 / wireguard-go", "{:.1f}<small> times</small>", "wireguard-go's TCP throughput, both with ChaCha20"),
+    ("ChaCha20-Poly1305 / wireguard-go", "{:.1f}<small> times</small>", "wireguard-go's TCP, both with ChaCha20"),
     ("one TCP stream / copy instead of the cipher", "{:.0%}", "of what a copy in place of the cipher gives"),
     ("IKEv2 handshakes per CPU second of the daemon", "{:.0f}<small> /s</small>", "IKEv2 handshakes per CPU second"),
     ("initiate to first packet, ms", "{:.1f}<small> ms</small>", "from initiate to the first packet"),
