@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-from ipsec.backend.core import compiled_core
 from ipsec.errors import BackendError
 
 
@@ -19,6 +18,9 @@ def version() -> str:
 
 def version_text() -> str:
     """Version, crypto providers found, and the one that serves each suite."""
+    # ipsecctl asks for the version alone, and has no need for the data path
+    from ipsec.backend.core import compiled_core
+
     lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}"]
     try:
         used: dict[str, str] = compiled_core().Engine().providers()

@@ -33,6 +33,8 @@ from ipsec.wire.iana import Protocol
 from ipsec.wire.proposal import Proposal
 
 DEFAULT_REKEY_TIME = 3600
+#: rekeying needs a while, also where a tenth of a short rekey_time is next to nothing
+LIFE_AFTER_REKEY_S = 10
 
 _ACTIONS = {
     "none": Action.NONE,
@@ -182,6 +184,9 @@ def child_warnings(section: Section, child: ChildConfig) -> list[str]:
     if not child.replay_window:
         why = "replay protection is off: old packets will be accepted again"
         found.append(warning_at(section, "replay_window", why))
+    if child.rekey_time and child.rekey_time == child.life_time and not child.rand_time:
+        why = "life_time is rekey_time: the CHILD_SA ends at the moment at which its rekeying begins"
+        found.append(warning_at(section, "life_time", why))
     return found
 
 
@@ -189,10 +194,14 @@ def _read_lifetime(section: Section, values: dict[str, Any], unit: str, default:
     """Soft and hard limit and the random part of the soft one; what is not set follows from the others."""
     rekey, life, rand = f"rekey_{unit}", f"life_{unit}", f"rand_{unit}"
     soft, hard = values.get(rekey), values.get(life)
+    least = LIFE_AFTER_REKEY_S if unit == "time" else 0
     if soft is None:
-        soft = default if hard is None else hard - hard // 10
+        soft = default if hard is None else hard - max(hard // 10, min(least, hard // 2))
+    spare = soft // 10
     if hard is None:
-        hard = soft + soft // 10
+        hard = soft + max(spare, least) if soft else 0
+    else:
+        spare = max(hard - soft, 0)
     if hard >= 1 << 63:
         raise error_at(section, rekey, "the limit is too large")
     if hard and soft > hard:
@@ -200,7 +209,7 @@ def _read_lifetime(section: Section, values: dict[str, Any], unit: str, default:
     random = values.get(rand)
     if random is None:
         # at most half: what lives much longer than until it is rekeyed must not be rekeyed at once
-        random = min(max(0, hard - soft), soft // 2)
+        random = min(spare, soft // 2)
     elif soft and random >= soft:
         raise error_at(section, rand, f"{random} is not less than {rekey}, which is {soft}")
     return {rekey: soft, life: hard, rand: random}

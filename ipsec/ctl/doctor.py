@@ -58,11 +58,11 @@ class Group:
 @click.command(cls=Verb)
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 def doctor(file: str | None) -> int:
-    """Look at the machine, the configuration and the daemon; say what is missing and how to mend it.
+    """Look at the machine, the configuration and the daemon, and say what is missing.
 
-    Every requirement is tried as the daemon would (which takes its rights), and undone. What a running daemon holds is
-    asked of it instead, and how its tunnels are. FILE is the file of the running daemon if it is not given, else
-    IPSEC_CONFIG or /etc/swanctl/swanctl.conf.
+    For what is missing it says how to mend it. Every requirement is tried as the daemon would (which takes its
+    rights), and undone. What a running daemon holds is asked of it instead, and how its tunnels are. FILE is the file
+    of the running daemon if it is not given, else IPSEC_CONFIG or /etc/swanctl/swanctl.conf.
     """
     app = current()
     daemon = app.run(lambda: _look(app))

@@ -7,44 +7,58 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 from rich.text import Text
 
 from ipsec.ctl.app import App, common_options
-from ipsec.ctl.completion import VARIABLE
 from ipsec.ctl.errors import MEANINGS, CtlError, ExitCode
 from ipsec.errors import ConfigError, IpsecError
 
-#: All verbs, as --help shows them: the module and the click command in it, which is imported when it is needed.
+
+class Place(NamedTuple):
+    """Where a verb is, and what it does: importing all modules to ask them would take --help and a shell's TAB long."""
+
+    command: str
+    "module:attribute of the click command, imported when it is needed"
+    summary: str
+    "the first sentence of its help"
+
+
+#: All verbs, as --help shows them.
 VERBS = {
     "See what there is": {
-        "status": "ipsec.ctl.status:status",
-        "list": "ipsec.ctl.lists:list_",
-        "counters": "ipsec.ctl.counters:counters",
-        "top": "ipsec.ctl.top:top",
-        "watch": "ipsec.ctl.watch:watch",
+        "status": Place("ipsec.ctl.status:status", "Every connection: up or down, to whom, and what it carries."),
+        "list": Place("ipsec.ctl.lists:list_", "List what the daemon has, one kind at a time."),
+        "counters": Place("ipsec.ctl.counters:counters", "What was counted: IKE messages, packets, drops."),
+        "top": Place("ipsec.ctl.top:top", "Live traffic of every CHILD_SA, the busiest first."),
+        "watch": Place("ipsec.ctl.watch:watch", "Show what happens to tunnels: up, down, rekeyed, moved, failed."),
     },
     "Change it": {
-        "up": "ipsec.ctl.up:up",
-        "down": "ipsec.ctl.down:down",
-        "rekey": "ipsec.ctl.rekey:rekey",
-        "redirect": "ipsec.ctl.rekey:redirect",
-        "load": "ipsec.ctl.load:load",
-        "reload": "ipsec.ctl.load:reload",
+        "up": Place("ipsec.ctl.up:up", "Bring up connections or children, and say why if that does not work."),
+        "down": Place("ipsec.ctl.down:down", "Close connections, children or single SAs, and tell the peers."),
+        "rekey": Place("ipsec.ctl.rekey:rekey", "Give SAs new keys."),
+        "redirect": Place("ipsec.ctl.rekey:redirect", "Send peers to another gateway (RFC 5685)."),
+        "load": Place("ipsec.ctl.load:load", "Load a swanctl.conf and its credentials into the daemon."),
+        "reload": Place("ipsec.ctl.load:reload", "Have the daemon read its own file again, as SIGHUP does."),
     },
     "Find out why": {
-        "explain": "ipsec.ctl.explain:explain",
-        "log": "ipsec.ctl.log:log",
-        "capture": "ipsec.ctl.capture:capture",
-        "doctor": "ipsec.ctl.doctor:doctor",
-        "check": "ipsec.ctl.check:check",
-        "diff": "ipsec.ctl.check:diff",
+        "explain": Place("ipsec.ctl.explain:explain", "Say why a connection is not up, and what to do about it."),
+        "log": Place("ipsec.ctl.log:log", "Follow the daemon's log, all of it or the lines about one connection."),
+        "capture": Place("ipsec.ctl.capture:capture", "Write packets to a pcapng file for Wireshark, until Ctrl-C."),
+        "doctor": Place(
+            "ipsec.ctl.doctor:doctor", "Look at the machine, the configuration and the daemon, and say what is missing."
+        ),
+        "check": Place(
+            "ipsec.ctl.check:check", "Read a configuration file as the daemon would, and say what is wrong with it."
+        ),
+        "diff": Place("ipsec.ctl.check:diff", "Show what a reload of the daemon's configuration file would change."),
     },
     "The tool itself": {
-        "completion": "ipsec.ctl.completion:completion",
-        "schema": "ipsec.ctl.schema:schema",
+        "completion": Place("ipsec.ctl.completion:completion", "Print the completion script for a shell."),
+        "schema": Place("ipsec.ctl.schema:schema", "Print the JSON Schema of what --json prints."),
     },
 }
 _PLACES = {name: place for verbs in VERBS.values() for name, place in verbs.items()}
@@ -64,16 +78,16 @@ class Verbs(click.Group):
         place = _PLACES.get(cmd_name)
         if place is None:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = place.command.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """See click.Group. bash shows no help, so that no verb has to be imported for it."""
-        if os.environ.get(VARIABLE, "").startswith("bash") and not incomplete.startswith("-"):
-            return [CompletionItem(name) for name in _PLACES if name.startswith(incomplete)]
-        return super().shell_complete(ctx, incomplete)
+        """See click.Group."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(n, help=p.summary) for n, p in _PLACES.items() if n.startswith(incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -88,13 +102,8 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click.Group: one table for each section of VERBS."""
         for title, verbs in VERBS.items():
-            rows = []
-            for name in verbs:
-                command = self.get_command(ctx, name)
-                if command is not None:
-                    rows.append((name, command.get_short_help_str(limit=formatter.width)))
             with formatter.section(title):
-                formatter.write_dl(rows)
+                formatter.write_dl([(name, place.summary) for name, place in verbs.items()])
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -97,7 +97,7 @@ def test_help_documents_every_exit_code(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_version_names_providers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipsec.cli.version.compiled_core", lambda: python_core)
+    monkeypatch.setattr("ipsec.backend.core.compiled_core", lambda: python_core)
     with pytest.raises(SystemExit) as caught:
         ipsecd.main(["--version"])
     assert caught.value.code == 0

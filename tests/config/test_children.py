@@ -132,6 +132,10 @@ def test_keys(line: str, value: Any) -> None:
         ("rekey_time = 1000\nlife_time = 1500\nrand_time = 7", "time", (1000, 1500, 7)),
         ("rekey_time = 1h\nlife_time = 1d", "time", (3600, 86400, 1800)),
         ("rekey_time = 0", "time", (0, 0, 0)),
+        ("rekey_time = 5\nrand_time = 0", "time", (5, 15, 0)),
+        ("rekey_time = 50", "time", (50, 60, 5)),
+        ("life_time = 8", "time", (4, 8, 2)),
+        ("life_time = 50", "time", (40, 50, 10)),
         ("rekey_time = 0\nlife_time = 1h", "time", (0, 3600, 0)),
         ("rekey_time = 1h\nlife_time = 0", "time", (3600, 0, 0)),
         ("", "bytes", (0, 0, 0)),
@@ -292,6 +296,8 @@ def test_warnings() -> None:
         "f:11: connections.gw.children.net.start_action: mode = pass has no effect without start_action = trap",
     )
     assert warnings("mode = drop\nstart_action = trap") == ()
+    assert warnings("rekey_time = 5\nrand_time = 0") == ()
+    assert "the moment at which its rekeying begins" in warnings("rekey_time = 1h\nlife_time = 1h")[0]
     assert warnings("replay_window = 0") == (
         "f:12: connections.gw.children.net.replay_window: replay protection is off: old packets will be accepted again",
     )

@@ -59,6 +59,20 @@ def test_help_names_every_verb_and_status(capsys: pytest.CaptureFixture[str]) ->
     assert all(f" {code:3d}  " in out for code in ExitCode if code != ExitCode.BROKEN_PIPE)
 
 
+def test_summaries_are_those_of_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    places = {name: place for verbs in VERBS.values() for name, place in verbs.items()}
+    assert {path[0]: cmd.get_short_help_str(limit=300) for path, cmd in COMMANDS if len(path) == 1} == {
+        name: place.summary for name, place in places.items()
+    }
+
+
+def test_help_imports_no_verb() -> None:
+    code = "import sys; from ipsec.ctl.main import main; main(['--help']); sys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert not loaded & {"ipsec.ctl.doctor", "ipsec.daemon", "ipsec.config", "ipsec.ike", "ipsec.backend"}
+
+
 def test_schema_is_one() -> None:
     schema = json.loads(schema_text())
     jsonschema.Draft202012Validator.check_schema(schema)
