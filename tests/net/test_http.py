@@ -152,6 +152,32 @@ def test_who_does_not_read_is_dropped_and_harms_nobody(monkeypatch: pytest.Monke
     serve(test)
 
 
+def test_who_does_not_read_makes_room() -> None:
+    async def test(port: int, server: HttpServer) -> None:
+        greedy = []
+        for _ in range(CLIENTS_MAX):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            writer.write(get("/big"))
+            await writer.drain()
+            greedy.append(writer)
+        while server._silent or len(server._served) < CLIENTS_MAX:
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            assert (await talk(port, get())).endswith(b"hello")
+        for writer in greedy:
+            writer.close()
+
+    serve(test)
+
+
+def test_fields_are_read_in_one_pass() -> None:
+    """A pattern that tried every split of a run of spaces took a second for 8 kB; the event loop stood still."""
+    spaces = b" " * (1 << 16)
+    assert parse_request(b"GET / HTTP/1.1\r\nHost:\t a" + spaces + b"b \t\r\n\r\n").fields["host"][-1] == "b"
+    with pytest.raises(HttpError):
+        parse_request(b"GET / HTTP/1.1\r\nHost: a" + spaces + b"\0\r\n\r\n")
+
+
 def test_large_answers_arrive_whole() -> None:
     async def test(port: int, server: HttpServer) -> None:
         answers = await asyncio.gather(*(talk(port, get("/big")) for _ in range(4)))
