@@ -46,9 +46,9 @@ class Routes:
         "0 takes what fits through every SA"
         self._book = RouteBook(fail_closed=settings.fail_closed)
         self._apart = bool(settings.namespace)
-        self._may_drop = bool(settings.fwmark) or self._apart
-        "routes that bring what is dropped to the device do not bring IKE and ESP there"
         "nothing has a way around the tunnel where the routes are, and outer packets do not come there"
+        self._may_drop = bool(settings.fwmark) or self._apart or settings.prepared
+        "routes that bring what is dropped to the device do not bring IKE and ESP there"
         self._inner_mtus: Counter[int] = Counter()
         self._path_mtus: Counter[int] = Counter()
         self._router: Router | None = None
@@ -108,7 +108,7 @@ class Routes:
             elif policy.action is Action.BYPASS and not pair.protocol:
                 # one for some ports only must not take the whole network out of the tunnel
                 self._book.exclude((pair.remote.start, pair.remote.end))
-            elif policy.action is Action.DISCARD and _drops_all(pair):
+            elif policy.action is Action.DISCARD and drops_all(pair):
                 if self._may_drop:
                     self._book.protect(None, (pair.remote.start, pair.remote.end))
                 else:
@@ -123,7 +123,7 @@ class Routes:
                 self._book.unprotect((pair.local.start, pair.local.end), (pair.remote.start, pair.remote.end))
             elif policy.action is Action.BYPASS and not pair.protocol:
                 self._book.include((pair.remote.start, pair.remote.end))
-            elif policy.action is Action.DISCARD and _drops_all(pair) and self._may_drop:
+            elif policy.action is Action.DISCARD and drops_all(pair) and self._may_drop:
                 self._book.unprotect(None, (pair.remote.start, pair.remote.end))
         self.changed()
 
@@ -321,7 +321,7 @@ class Routes:
         return await asyncio.get_running_loop().run_in_executor(self._helper(), work)
 
 
-def _drops_all(pair: SelectorPair) -> bool:
+def drops_all(pair: SelectorPair) -> bool:
     """Whether a policy that drops means all that goes somewhere. A route cannot tell senders, protocols or ports."""
     last = (1 << pair.local.start.max_prefixlen) - 1
     return not pair.protocol and int(pair.local.start) == 0 and int(pair.local.end) == last

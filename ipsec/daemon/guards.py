@@ -154,10 +154,7 @@ def _pairs(
     ``versions`` are those of IP that we have sockets for.
     """
     if child.shunt:
-        # whoever it is for: what is dropped or passed without a peer knows no peer's addresses
-        local = [selector for template in child.local_ts for selector in _of_any(template, versions)]
-        remote = [selector for template in child.remote_ts for selector in _of_any(template, versions)]
-        return list(agreeing_pairs(local, remote))
+        return shunt_pairs(child, versions)
     if path is None and any(
         template.network is None for template in (*(() if connection.vips else child.local_ts), *child.remote_ts)
     ):
@@ -169,6 +166,13 @@ def _pairs(
     else:
         local = resolve(child.local_ts, (path.local,) if path is not None else ())
     remote = resolve(child.remote_ts, (path.remote,) if path is not None else ())
+    return list(agreeing_pairs(local, remote))
+
+
+def shunt_pairs(child: ChildConfig, versions: Iterable[int]) -> list[SelectorPair]:
+    """What a child drops or passes, whoever it is for: without a peer it knows no peer's addresses."""
+    local = [selector for template in child.local_ts for selector in _of_any(template, versions)]
+    remote = [selector for template in child.remote_ts for selector in _of_any(template, versions)]
     return list(agreeing_pairs(local, remote))
 
 

@@ -11,21 +11,24 @@ packets are dropped and never leave in clear.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from ipsec.backend.routes import DEFAULT_MTU, MIN_MTU, superframe_size
+from ipsec.backend.routes import DEFAULT_MTU, MIN_MTU, drops_all, superframe_size
 from ipsec.config import Config
+from ipsec.daemon.guards import shunt_pairs
 from ipsec.daemon.reach import names_of
 from ipsec.daemon.settings import device_addresses
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Action, IpAddress
+from ipsec.ike.config import Action as StartAction
 from ipsec.ike.config import ChildConfig, ChildMode, Connection
 from ipsec.net.route import Router
 from ipsec.net.routebook import Range, RouteBook
 from ipsec.net.tun import device_exists, make_persistent
+from ipsec.wire.selector import SelectorPair
 
 _SYSCTL = Path("/proc/sys")
 #: what ESP in UDP takes of the largest outer packet, with any suite
@@ -52,13 +55,14 @@ def prepare(config: Config, owner: Owner, *, sysctls: bool) -> list[str]:
     plan = _plan(config)
     if plan.inside and owner.uid == 0:
         raise BackendError(
-            f"{plan.inside} may lie in what is protected: the daemon's own packets have to be told by their user, and "
+            f"{plan.inside} may lie in what is protected or dropped: the daemon's own packets have to be told by their user, and "
             "root has others",
             remedy="run the daemon as a user of its own: --owner UID",
         )
     uid = owner.uid if plan.inside else None
     router = Router(table=settings.routing_table, priority=settings.routing_priority, uid=uid)
     try:
+        _refuse_in_use(router, settings.device, owner)
         router.claim(keep_closed=settings.fail_closed)
         done = [_make_device(router, settings.device, owner)]
         mtu = settings.mtu or max(MIN_MTU, min(DEFAULT_MTU, settings.path_mtu - _OVERHEAD))
@@ -87,25 +91,34 @@ def undo(config: Config) -> list[str]:
     settings = config.settings
     done = []
     with Router(table=settings.routing_table, priority=settings.routing_priority) as router:
+        there = device_exists(settings.device)
+        _refuse_in_use(router, settings.device)
         found = router.claim()
         if found:
             done.append(f"{found} routes and rules of table {settings.routing_table} removed")
-        if device_exists(settings.device):
-            if router.owner_of(settings.device)[2]:
-                raise BackendError(f"device {settings.device} is in use", remedy="stop the daemon that uses it")
+        if there:
             router.delete(settings.device)
             done.append(f"device {settings.device} removed")
     return done or ["there was nothing to undo"]
 
 
+def _refuse_in_use(router: Router, device: str, owner: Owner | None = None) -> None:
+    """BackendError if somebody has the device open, unless it stays, being ``owner``'s.
+
+    Before any route goes, since without routes the packets of whoever uses it would leave in clear.
+    """
+    if not device_exists(device):
+        return
+    uid, gid, queues = router.owner_of(device)
+    if queues and (owner is None or (uid, gid) != (owner.uid, owner.gid)):
+        raise BackendError(f"device {device} is in use by user {uid}", remedy="stop the daemon that uses it")
+
+
 def _make_device(router: Router, name: str, owner: Owner) -> str:
     who = f"user {owner.uid}" + (f" and group {owner.gid}" if owner.gid is not None else "")
     if device_exists(name):
-        uid, gid, queues = router.owner_of(name)
-        if (uid, gid) == (owner.uid, owner.gid):
+        if router.owner_of(name)[:2] == (owner.uid, owner.gid):
             return f"device {name} is there already, for {who}"
-        if queues:
-            raise BackendError(f"device {name} is in use by user {uid}", remedy="stop the daemon that uses it")
         # there is no way to take away a group
         router.delete(name)
     make_persistent(name, owner=owner.uid, group=owner.gid)
@@ -134,8 +147,8 @@ def _add_routes(router: Router, device: str, plan: _Plan, *, fail_closed: bool) 
 
 @dataclass
 class _Plan:
-    protected: list[tuple[Range, Range]] = field(default_factory=list)
-    "local and remote"
+    protected: list[tuple[Range | None, Range]] = field(default_factory=list)
+    "local and remote; without local it is dropped, whoever sends it"
     excluded: list[Range] = field(default_factory=list)
     inside: str = ""
     "whose packets no route can keep out of the tunnel that carries them"
@@ -152,11 +165,16 @@ def _plan(config: Config) -> _Plan:
             if child.mode is ChildMode.PASS:
                 networks = (template.network for template in child.remote_ts if not template.protocol)
                 plan.excluded += [network for network in networks if network is not None]
-            elif not child.shunt:
+            elif child.mode is ChildMode.DROP:
+                if child.policies and child.start_action is not StartAction.NONE:
+                    _add_drops(plan, shunt_pairs(child, (4, 6)))
+            else:
                 _add_child(plan, connection, child, peers)
     peers = [sa.remote for sa in config.sas]
     plan.excluded += [(peer, peer) for peer in peers]
     for policy in config.policies():
+        if policy.action is Action.DISCARD:
+            _add_drops(plan, policy.selectors)
         for pair in policy.selectors:
             remote = pair.remote.start, pair.remote.end
             if policy.action is Action.PROTECT:
@@ -166,6 +184,13 @@ def _plan(config: Config) -> _Plan:
             elif policy.action is Action.BYPASS and not pair.protocol:
                 plan.excluded.append(remote)
     return plan
+
+
+def _add_drops(plan: _Plan, pairs: Iterable[SelectorPair]) -> None:
+    """What is dropped has to come to the device as well, as far as a route can tell it, but for our own packets."""
+    for pair in filter(drops_all, pairs):
+        plan.protected.append((None, (pair.remote.start, pair.remote.end)))
+        plan.inside = "any peer"
 
 
 def _add_child(plan: _Plan, connection: Connection, child: ChildConfig, peers: list[IpAddress]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_packets_of_the_daemon_stay_outside(connection: str, child: str, told: b
         assert "ipsec0" not in ip("link")
 
 
+@other_users
+def test_what_is_dropped_comes_to_the_device() -> None:
+    """It is the daemon that drops it, and without a route it would leave in clear."""
+    drop = "mode = drop\nremote_ts = 0.0.0.0/0\nstart_action = trap"
+    for child, routed in ((drop, True), (f"{drop}\nlocal_ts = 10.1.0.0/16", False), (f"{drop[:-4]}none", False)):
+        config = configuration(child=child)
+        with caught() if routed else nullcontext():
+            prepare(config, Owner(0), sysctls=False)
+        prepare(config, Owner(777), sysctls=False)
+        assert ("default dev ipsec0 proto 205 linkdown" in table()) == routed
+        assert ("uidrange 777-777" in ip("rule")) == routed
+        undo(config)
+
+
+def caught() -> AbstractContextManager[object]:
+    return pytest.raises(BackendError, match="--owner UID")
+
+
 def test_sysctls() -> None:
     config = configuration(child="remote_ts = 10.2.0.0/16\nlocal_ts = 10.1.0.0/16")
     keys = ("net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_forward")
@@ -173,9 +192,12 @@ def test_devices_of_others_are_left_alone() -> None:
     tun.close()
     prepare(config, Owner(7), sysctls=False)
     tun = open_tun("ipsec0", queues=2)
+    before = ip("rule"), table()
     for attempt in (lambda: prepare(config, ME, sysctls=False), lambda: undo(config)):
         with pytest.raises(BackendError, match="is in use"):
             attempt()
+    # without them what is protected would leave in clear
+    assert (ip("rule"), table()) == before
     tun.close()
     with claim_table(220), pytest.raises(BackendError, match="in use by another ipsecd"):
         undo(config)
