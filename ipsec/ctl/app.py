@@ -95,7 +95,7 @@ def unreachable(socket: str, error: ViciError) -> CtlError:
         why = f"no daemon: there is no socket {path}"
         remedy = (
             f"start ipsecd (or charon); if ipsecd.vici_socket names another path, give it with --socket or "
-            f"{SOCKET_VARIABLE}"
+            f"{SOCKET_VARIABLE}; an ipsecd with manual SAs alone has a socket only if ipsecd.vici_socket is set"
         )
     elif isinstance(cause, ConnectionRefusedError) and not Path(path).is_socket():
         why = f"{path} is no socket"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.text import Text
 
 from ipsec.ctl.app import App
-from ipsec.ctl.output import BAD, DIM, WARN, Column, Table, bits, count, duration, endpoint, octets
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, endpoint, octets
 from ipsec.ctl.report import STYLES, Status
 from ipsec.ctl.screen import networks, reasons, state_of
-from ipsec.ctl.tunnels import Tunnel
-from ipsec.ctl.view import IkeSa, Problem
+from ipsec.ctl.tunnels import Rate, Tunnel
+from ipsec.ctl.view import IkeSa, ManualSa, Problem
 
 
 def print_details(app: App, found: Status) -> None:
@@ -26,6 +26,28 @@ def print_details(app: App, found: Status) -> None:
             app.out.print(line.append(f"  {networks(child.local_ts, child.remote_ts)}"))
         for problem in found.problems.get(tunnel.name, ()):
             _print_problem(app, problem)
+    for index, one in enumerate(found.manual):
+        if index or found.tunnels:
+            app.out.print()
+        _print_manual(app, found, one)
+
+
+def _print_manual(app: App, found: Status, sa: ManualSa) -> None:
+    rate, sampled = found.manual_rates.get(sa.name, Rate()), sa.name in found.manual_rates
+    line = Text.assemble((sa.name, "bold"), " ", ("manual", GOOD))
+    app.out.print(line.append(f"  {sa.local_host} ... {sa.remote_host}"))
+    way = f"ESP in UDP, port {sa.remote_port}" if sa.remote_port else "ESP"
+    _pairs(
+        ("networks", networks(sa.local_ts, sa.remote_ts)),
+        ("suite", f"{sa.suite}{', ESN' if sa.esn else ''}, {sa.mode.lower()}, {way}"),
+        ("SPIs", f"{sa.spi_in}_i {sa.spi_out}_o"),
+        ("in", f"{_flow(sa.bytes_in, sa.packets_in, sa.idle_in_s, rate.bits_in, sampled)}, number {sa.number_in}"),
+        (
+            "out",
+            f"{_flow(sa.bytes_out, sa.packets_out, sa.idle_out_s, rate.bits_out, sampled)}, number {sa.number_out}",
+        ),
+        ("dropped", reasons(sa.drops)),
+    ).print(app.out)
 
 
 def _print_problem(app: App, problem: Problem) -> None:

@@ -70,6 +70,12 @@ class Known:
 
     conns: tuple[Conn, ...]
     sas: tuple[IkeSa, ...]
+    manual: tuple[str, ...] = ()
+    "SAs that are configured by hand, where a verb knows what to do with them"
+
+    def manual_names(self, name: str) -> list[str]:
+        """The manual SAs that a name or pattern means."""
+        return [one for one in self.manual if _fits(one, name)]
 
     def conn_names(self) -> list[str]:
         """Connections, also those that are only up."""
@@ -85,16 +91,16 @@ class Known:
         """A configured connection."""
         return next((conn for conn in self.conns if conn.name == name), None)
 
-    def find(self, name: str) -> list[Target]:
-        """What a name or pattern means. CtlError if there is nothing like it."""
+    def find(self, name: str, *, needed: bool = True) -> list[Target]:
+        """What a name or pattern means. CtlError if there is nothing like it and something is ``needed``."""
         found = self._by_number(name) or self._by_name(name)
-        if not found:
+        if not found and needed:
             raise self.unknown(name)
         return found
 
     def unknown(self, name: str) -> CtlError:
         """The error for a name that means nothing."""
-        known = [*self.conn_names(), *(f"{conn}/{child}" for conn, child in self.children())]
+        known = [*self.conn_names(), *self.manual, *(f"{conn}/{child}" for conn, child in self.children())]
         hint = near(name, known).removeprefix("; ")
         if not known:
             hint = "the daemon has no connections: load some with `ipsecctl load`, or `ipsecctl reload`"

@@ -11,6 +11,7 @@ from ipsec.ctl.view import (
     ChildSa,
     DataPath,
     IkeSa,
+    ManualSa,
     Problem,
     fetch_ailments,
     fetch_data_path,
@@ -27,6 +28,7 @@ STYLES = {
     State.CONNECTING: WARN,
     State.UP: GOOD,
     State.ON_DEMAND: DIM,
+    State.IDLE: DIM,
     State.WAITING: DIM,
     State.SHUNT: DIM,
     State.OFF: DIM,
@@ -41,7 +43,9 @@ class Status:
     version: str
     running: str
     tunnels: Sequence[Tunnel]
+    manual: Sequence[ManualSa]
     rates: dict[int, Rate]
+    manual_rates: dict[str, Rate]
     sampled: bool
     problems: dict[str, list[Problem]]
     "by connection, the latest first"
@@ -53,6 +57,10 @@ class Status:
     def rate(self, sas: Iterable[ChildSa]) -> Rate:
         """The traffic of some CHILD_SAs together."""
         return sum((self.rates.get(sa.id, Rate()) for sa in sas), Rate())
+
+    def total(self) -> Rate:
+        """The traffic of all."""
+        return sum((*self.rates.values(), *self.manual_rates.values()), Rate())
 
     def dropped(self, ike: IkeSa, child: ChildSa) -> dict[str, int] | None:
         """Packets that a CHILD_SA has dropped; None if the daemon does not tell."""
@@ -72,13 +80,15 @@ async def ask(session: Session, sample_s: float) -> Status:
     for problem in sorted(await fetch_problems(session), key=lambda one: one.at, reverse=True):
         problems.setdefault(problem.conn, []).append(problem)
     data_path, ailments = await fetch_data_path(session), await fetch_ailments(session)
-    now, rates = await sample(session, sample_s)
+    sampled = await sample(session, sample_s)
     return Status(
         daemon=text(who, "daemon"),
         version=text(who, "version"),
         running=text(section(stats, "uptime"), "running"),
-        tunnels=now.tunnels(),
-        rates=rates,
+        tunnels=sampled.now.tunnels(),
+        manual=sampled.now.manual,
+        rates=sampled.rates,
+        manual_rates=sampled.manual_rates,
         sampled=sample_s > 0,
         problems=problems,
         drops=await fetch_drops(session),

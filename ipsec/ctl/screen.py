@@ -12,7 +12,7 @@ from ipsec.ctl.app import App
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, plural
 from ipsec.ctl.report import STYLES, Status
 from ipsec.ctl.tunnels import TROUBLE, Child, Rate, State, Tunnel
-from ipsec.ctl.view import ChildSa, DataPath, IkeSa, Problem
+from ipsec.ctl.view import ChildSa, DataPath, IkeSa, ManualSa, Problem
 
 #: lines besides the summary and the table's rows: titles, what is not shown, the prompt, two empty ones
 LINES_AROUND = 5
@@ -25,7 +25,7 @@ def print_screen(app: App, found: Status, everything: bool) -> None:
     for line in heading:
         out.print(line)
     tunnels = sorted(found.tunnels, key=lambda tunnel: tunnel.state not in TROUBLE)
-    if not tunnels:
+    if not tunnels and not found.manual:
         out.print("No connections are loaded: see `ipsecctl load` and `ipsecctl reload`.")
         return
     room = None
@@ -34,9 +34,11 @@ def print_screen(app: App, found: Status, everything: bool) -> None:
     table, left = _table(found, tunnels, room)
     out.print()
     table.print(out)
-    if left:
+    manual = found.manual if room is not None and len(tunnels) + len(found.manual) > room else ()
+    if left or manual:
         states = Counter(tunnel.state for tunnel in left)
-        more = ", ".join(f"{states[state]} {state.value}" for state in State if states[state])
+        parts = [f"{states[state]} {state.value}" for state in State if states[state]]
+        more = ", ".join([*parts, *([plural(len(manual), "manual SA")] if manual else [])])
         out.print()
         out.print(Text(f"not shown: {more} (ipsecctl status --all, or name them)", style=DIM))
 
@@ -45,11 +47,13 @@ def _heading(found: Status) -> list[Text]:
     """What there is in all: tunnels, traffic, drops, and what is wrong with the daemon itself."""
     states = Counter(tunnel.state for tunnel in found.tunnels)
     parts = [Text(f"{found.daemon} {found.version}", style="bold"), Text(f"running {found.running}")]
-    parts.append(Text(plural(len(found.tunnels), "connection")))
+    if found.tunnels or not found.manual:
+        parts.append(Text(plural(len(found.tunnels), "connection")))
     parts += [Text(f"{states[state]} {state.value}", style=STYLES[state]) for state in State if states[state]]
-    sas = [sa for tunnel in found.tunnels for sa in tunnel.child_sas()]
-    if found.sampled and sas:
-        rate = found.rate(sas)
+    if found.manual:
+        parts.append(Text(plural(len(found.manual), "manual SA")))
+    if found.rates or found.manual_rates:
+        rate = found.total()
         parts.append(Text(f"in {bits(rate.bits_in)}, out {bits(rate.bits_out)}"))
     lines = [Text(" | ", style=DIM).join(parts)]
     if found.data_path is not None:
@@ -74,6 +78,9 @@ def reasons(drops: dict[str, int]) -> str:
 def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[Table, list[Tunnel]]:
     """The table, in as much detail as there are lines for; and what has no place in it."""
     lines = room if room is not None else sys.maxsize
+    # where the screen is small, connections, which can be down, come first
+    manual = found.manual if len(tunnels) + len(found.manual) <= lines else ()
+    lines -= len(manual)
     shown, left = list(tunnels), []
     if len(tunnels) > lines:
         ranked = sorted(tunnels, key=lambda tunnel: (tunnel.state not in TROUBLE, -_weight(found, tunnel)))
@@ -97,6 +104,8 @@ def _table(found: Status, tunnels: Sequence[Tunnel], room: int | None) -> tuple[
             _add_children(table, found, tunnel)
         if tunnel.name in notes:
             table.note(notes[tunnel.name])
+    for one in manual:
+        _add_manual(table, found, one)
     return table, left
 
 
@@ -226,6 +235,21 @@ def _add_child(table: Table, found: Status, tunnel: Tunnel, child: Child) -> Non
         Text(child.state.value, style=style),
         Text(networks(child.local_ts, child.remote_ts), style=DIM if child.state is not State.UP else ""),
         *((child.mode.lower(),) if child.state in (State.SHUNT, State.OFF) else ()),
+    )
+
+
+def _add_manual(table: Table, found: Status, sa: ManualSa) -> None:
+    rate = found.manual_rates.get(sa.name)
+    dropped = sum(sa.drops.values())
+    table.add(
+        Text(sa.name, style="bold"),
+        Text("manual", style=GOOD),
+        f"{sa.remote_host} {networks(sa.local_ts, sa.remote_ts)}",
+        sa.suite,
+        "",
+        "",
+        *(_both(rate) if rate is not None else ("", "")),
+        Text(count(dropped), style=WARN) if dropped else "",
     )
 
 

@@ -16,8 +16,8 @@ from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.names import Known
 from ipsec.ctl.report import Status, ask
 from ipsec.ctl.screen import print_screen
-from ipsec.ctl.tunnels import TROUBLE, State, Tunnel
-from ipsec.ctl.view import ChildSa
+from ipsec.ctl.tunnels import TROUBLE, Rate, State, Tunnel
+from ipsec.ctl.view import ChildSa, fetch_conns, fetch_manual_sas, fetch_sas
 
 SAMPLE_S = 0.5
 
@@ -47,11 +47,14 @@ def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool
       connecting   is being negotiated
       down         is configured, and is not up
       on demand    comes up as soon as there is traffic for it (start_action = trap)
+      idle         comes up if somebody asks for it, here or at the peer (start_action = none)
       waiting      its peers begin, for no address of theirs is configured
       policy       passes or drops traffic without an SA, and is in place
       off          such a policy that is not in place
+      manual       SAs with fixed keys (section sas)
 
-    With NAMEs (connections, also patterns such as 'site-*') every SA of them is shown in full.
+    With NAMEs (connections and manual SAs, also patterns such as 'site-*') every SA of them is shown in full, and for
+    --check it is not enough that they are idle.
     """
     app = current()
     found = app.run(lambda: _ask(app, names, seconds))
@@ -61,20 +64,29 @@ def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool
         print_details(app, found)
     else:
         print_screen(app, found, everything)
-    return ExitCode.DIFFERS if check and any(tunnel.state in TROUBLE for tunnel in found.tunnels) else ExitCode.OK
+    wrong = TROUBLE | {State.IDLE} if names else TROUBLE
+    return ExitCode.DIFFERS if check and any(tunnel.state in wrong for tunnel in found.tunnels) else ExitCode.OK
 
 
 async def _ask(app: App, names: Sequence[str], seconds: float) -> Status:
     async with app.session() as session:
+        if not names:
+            return await ask(session, seconds)
+        # a name that means nothing is told at once, not after the rates are measured
+        by_hand = tuple(one.name for one in await fetch_manual_sas(session))
+        there = Known(await fetch_conns(session), await fetch_sas(session), by_hand)
+        conns, manual = set(), set()
+        for name in names:
+            by_name = there.manual_names(name)
+            manual |= set(by_name)
+            # one name may be that of a connection and of a manual SA
+            conns |= {target.conn for target in there.find(name, needed=not by_name)}
         found = await ask(session, seconds)
-    if not names:
-        return found
-    known = Known(
-        tuple(tunnel.conn for tunnel in found.tunnels if tunnel.conn),
-        tuple(sa for tunnel in found.tunnels for sa in tunnel.sas),
+    return replace(
+        found,
+        tunnels=[tunnel for tunnel in found.tunnels if tunnel.name in conns],
+        manual=[one for one in found.manual if one.name in manual],
     )
-    wanted = {target.conn for name in names for target in known.find(name)}
-    return replace(found, tunnels=[tunnel for tunnel in found.tunnels if tunnel.name in wanted])
 
 
 # -- for programs
@@ -93,6 +105,7 @@ def document(found: Status) -> dict[str, Any]:
         },
         "summary": {state.name.lower(): states[state] for state in State},
         "connections": [_connection(found, tunnel) for tunnel in found.tunnels],
+        "manual_sas": [asdict(one) | _rates(found, found.manual_rates.get(one.name, Rate())) for one in found.manual],
     }
 
 
@@ -131,7 +144,10 @@ def _connection(found: Status, tunnel: Tunnel) -> dict[str, Any]:
 
 
 def _traffic(found: Status, sas: Sequence[ChildSa]) -> dict[str, Any]:
-    rate = found.rate(sas)
+    return _rates(found, found.rate(sas))
+
+
+def _rates(found: Status, rate: Rate) -> dict[str, Any]:
     return {
         "bits_in_per_s": round(rate.bits_in) if found.sampled else None,
         "bits_out_per_s": round(rate.bits_out) if found.sampled else None,

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic
+from typing import TypeVar
 
-from ipsec.ctl.view import ChildSa, Conn, ConnChild, IkeSa, Policy, fetch_conns, fetch_policies, fetch_sas
+from ipsec.ctl.view import (
+    ChildSa,
+    Conn,
+    ConnChild,
+    IkeSa,
+    ManualSa,
+    Policy,
+    fetch_conns,
+    fetch_manual_sas,
+    fetch_policies,
+    fetch_sas,
+)
 from ipsec.vici.client import Session
+
+K = TypeVar("K")
+T = TypeVar("T", ChildSa, ManualSa)
 
 
 class State(Enum):
@@ -23,6 +38,8 @@ class State(Enum):
     UP = "up"
     ON_DEMAND = "on demand"
     "comes up when there is traffic for it (a trap)"
+    IDLE = "idle"
+    "nobody asks for it: neither start nor trap, so that somebody has to bring it up, here or at the peer"
     WAITING = "waiting"
     "for peers: no address of theirs is configured, so that they have to begin"
     SHUNT = "policy"
@@ -102,6 +119,7 @@ class Snapshot:
     conns: tuple[Conn, ...]
     sas: tuple[IkeSa, ...]
     policies: tuple[Policy, ...]
+    manual: tuple[ManualSa, ...] = ()
     at: float = field(default_factory=monotonic)
 
     def tunnels(self) -> list[Tunnel]:
@@ -139,8 +157,10 @@ def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -
         state = _state_of(sas)
     elif policy:
         state = State.ON_DEMAND
+    elif passive:
+        state = State.WAITING
     else:
-        state = State.WAITING if passive else State.DOWN
+        state = State.IDLE if config.start_action == "none" else State.DOWN
     newest = sas[-1] if len(sas) == 1 else None
     local, remote = (newest.local_ts, newest.remote_ts) if newest else (config.local_ts, config.remote_ts)
     return Child(config.name, state, config.mode, local, remote, tuple(sas))
@@ -167,38 +187,60 @@ def _together(children: list[Child], sas: list[IkeSa], passive: bool) -> State:
     if State.UP in states:
         return State.PARTLY if State.DOWN in states else State.UP
     # with its IKE_SA up a connection is not all down
+    if ike_up and states & {State.DOWN, State.IDLE}:
+        return State.PARTLY
     if State.DOWN in states:
-        return State.PARTLY if ike_up else State.DOWN
+        return State.DOWN
     return next(iter(states)) if len(states) == 1 else State.ON_DEMAND
 
 
 async def snapshot(session: Session) -> Snapshot:
     """Ask for everything."""
     conns, policies = await fetch_conns(session), await fetch_policies(session)
-    return Snapshot(conns, await fetch_sas(session), policies)
+    manual = await fetch_manual_sas(session)
+    return Snapshot(conns, await fetch_sas(session), policies, manual)
 
 
 def rates(before: Iterable[IkeSa], after: Iterable[IkeSa], elapsed_s: float) -> dict[int, Rate]:
     """Traffic of each CHILD_SA, by its number, between two looks at them."""
     old = {child.id: child for sa in before for child in sa.children}
-    found = {}
-    for child in (child for sa in after for child in sa.children):
-        base = old.get(child.id)
-        if base is not None and elapsed_s > 0:
-            found[child.id] = Rate(
-                8 * max(child.bytes_in - base.bytes_in, 0) / elapsed_s,
-                8 * max(child.bytes_out - base.bytes_out, 0) / elapsed_s,
-                max(child.packets_in - base.packets_in, 0) / elapsed_s,
-                max(child.packets_out - base.packets_out, 0) / elapsed_s,
-            )
-    return found
+    new = {child.id: child for sa in after for child in sa.children}
+    return _grown(old, new, elapsed_s)
 
 
-async def sample(session: Session, seconds: float) -> tuple[Snapshot, dict[int, Rate]]:
-    """Everything, and the traffic of so many seconds; without any if they are 0."""
+def _grown(old: Mapping[K, T], new: Mapping[K, T], elapsed_s: float) -> dict[K, Rate]:
+    """How much the counters of each have grown."""
+    return {
+        key: Rate(
+            8 * max(sa.bytes_in - old[key].bytes_in, 0) / elapsed_s,
+            8 * max(sa.bytes_out - old[key].bytes_out, 0) / elapsed_s,
+            max(sa.packets_in - old[key].packets_in, 0) / elapsed_s,
+            max(sa.packets_out - old[key].packets_out, 0) / elapsed_s,
+        )
+        for key, sa in new.items()
+        if key in old and elapsed_s > 0
+    }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything at the end of a while, and the traffic in it; without any if that took no time."""
+
+    now: Snapshot
+    rates: dict[int, Rate] = field(default_factory=dict)
+    "by the number of the CHILD_SA"
+    manual_rates: dict[str, Rate] = field(default_factory=dict)
+    "by the name of the manual SA"
+
+
+async def sample(session: Session, seconds: float) -> Sample:
+    """Look, wait so many seconds, and look again. There is no second look if there is nothing to measure."""
     first = await snapshot(session)
-    if seconds <= 0 or not any(sa.children for sa in first.sas):
-        return first, {}
+    if seconds <= 0 or not (first.manual or any(sa.children for sa in first.sas)):
+        return Sample(first)
     await asyncio.sleep(seconds)
-    sas, at = await fetch_sas(session), monotonic()
-    return Snapshot(first.conns, sas, first.policies, at), rates(first.sas, sas, at - first.at)
+    manual = await fetch_manual_sas(session)
+    now = Snapshot(first.conns, await fetch_sas(session), first.policies, manual)
+    elapsed = now.at - first.at
+    before, after = ({one.name: one for one in look.manual} for look in (first, now))
+    return Sample(now, rates(first.sas, now.sas, elapsed), _grown(before, after, elapsed))

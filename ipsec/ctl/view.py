@@ -234,6 +234,8 @@ class ConnChild:
     rekey_packets: int
     dpd_action: str
     close_action: str
+    start_action: str
+    "empty: the daemon does not tell"
     local_ts: tuple[str, ...]
     remote_ts: tuple[str, ...]
 
@@ -248,6 +250,7 @@ class ConnChild:
             rekey_packets=number(message, "rekey_packets"),
             dpd_action=text(message, "dpd_action"),
             close_action=text(message, "close_action"),
+            start_action=text(message, "ipsecd-start-action"),
             local_ts=texts(message, "local-ts"),
             remote_ts=texts(message, "remote-ts"),
         )
@@ -352,6 +355,61 @@ class Policy:
         return self.mode.lower() if self.mode in ("PASS", "DROP") else "trap"
 
 
+@dataclass(frozen=True, slots=True)
+class ManualSa:
+    """A pair of SAs that is configured by hand (``ipsecd-manual-sas``)."""
+
+    name: str
+    mode: str
+    local_host: str
+    remote_host: str
+    remote_port: int | None
+    "of ESP in UDP; None is IP protocol 50"
+    spi_in: str
+    spi_out: str
+    suite: str
+    esn: bool
+    bytes_in: int
+    packets_in: int
+    idle_in_s: int | None
+    number_in: int
+    "the highest sequence number received"
+    bytes_out: int
+    packets_out: int
+    idle_out_s: int | None
+    number_out: int
+    "the last one sent"
+    drops: dict[str, int]
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+
+    @staticmethod
+    def of(name: str, message: Mapping[str, Any]) -> ManualSa:
+        """From its section in an ``ipsecd-manual-sa`` event."""
+        return ManualSa(
+            name=name,
+            mode=text(message, "mode"),
+            local_host=text(message, "local-host"),
+            remote_host=text(message, "remote-host"),
+            remote_port=seconds(message, "remote-port"),
+            spi_in=text(message, "spi-in"),
+            spi_out=text(message, "spi-out"),
+            suite=text(message, "suite"),
+            esn=text(message, "esn") == "1",
+            bytes_in=number(message, "bytes-in"),
+            packets_in=number(message, "packets-in"),
+            idle_in_s=seconds(message, "use-in"),
+            number_in=number(message, "number-in"),
+            bytes_out=number(message, "bytes-out"),
+            packets_out=number(message, "packets-out"),
+            idle_out_s=seconds(message, "use-out"),
+            number_out=number(message, "number-out"),
+            drops=counts(section(message, "drops")),
+            local_ts=texts(message, "local-ts"),
+            remote_ts=texts(message, "remote-ts"),
+        )
+
+
 async def _items(
     session: Session, command: str, event: str, message: Mapping[str, Any] | None = None
 ) -> AsyncIterator[tuple[str, Message]]:
@@ -375,6 +433,15 @@ async def fetch_policies(session: Session) -> tuple[Policy, ...]:
     """All traps and shunts."""
     kinds = {"trap": "yes", "pass": "yes", "drop": "yes"}
     return tuple([Policy.of(*item) async for item in _items(session, "list-policies", "list-policy", kinds)])
+
+
+async def fetch_manual_sas(session: Session) -> tuple[ManualSa, ...]:
+    """All SAs that are configured by hand; none from a daemon that has no such thing."""
+    try:
+        found = _items(session, "ipsecd-manual-sas", "ipsecd-manual-sa")
+        return tuple([ManualSa.of(*item) async for item in found])
+    except UnknownToDaemon:
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

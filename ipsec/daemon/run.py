@@ -112,7 +112,10 @@ class Daemon:
         self.backend.on_datagram(self.ike.on_datagram)
         if vici_wanted(self._config):
             # before anything is started: another daemon may be there
-            self._vici = await start_vici(self.ike, self.backend, self._config.settings, self.health, self)
+            settings = self._config.settings
+            self._vici = await start_vici(
+                self.ike, self.backend, settings, self.health, self, manual=self._manual_stats
+            )
         await self.ike.start()
 
     async def reload(self) -> str:

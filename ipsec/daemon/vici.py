@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ipsec.backend.base import Feature
 from ipsec.backend.userspace import UserspaceBackend
@@ -26,6 +26,8 @@ from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, ConfigError
+from ipsec.esp.engine import SaStats
+from ipsec.esp.sa import Direction, SaParams
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection
 from ipsec.ike.engine import IkeEngine
@@ -33,8 +35,12 @@ from ipsec.ike.events import Event
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.vici.commands import ViciService
-from ipsec.vici.control import DataPath, Policy, Preview
+from ipsec.vici.control import DataPath, ManualSa, Policy, Preview
 from ipsec.vici.show import Traffic
+
+if TYPE_CHECKING:
+    # it brings the client library of Prometheus, which not everybody needs
+    from ipsec.daemon.metrics import Manual
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +62,19 @@ class ViciControl:
     """``ipsec.vici.control.Control`` for an IkeControl."""
 
     def __init__(
-        self, ike: IkeControl, backend: UserspaceBackend, health: Health, file: ConfigFile, keylog: str = ""
+        self,
+        ike: IkeControl,
+        backend: UserspaceBackend,
+        health: Health,
+        file: ConfigFile,
+        manual: Manual,
+        keylog: str = "",
     ) -> None:
         self._ike = ike
         self._backend = backend
         self._health = health
         self._file = file
+        self._manual = manual
         self._keylog = keylog
         self._loop = asyncio.get_running_loop()
         self._pending: asyncio.TimerHandle | None = None
@@ -92,6 +105,13 @@ class ViciControl:
     def traffic(self, child: ChildSa) -> Traffic:
         """See Control."""
         return traffic(self._ike, child)
+
+    def manual_sas(self) -> list[ManualSa]:
+        """See Control."""
+        found: dict[str, dict[Direction, tuple[SaParams, SaStats]]] = {}
+        for name, params, stats in self._manual():
+            found.setdefault(name, {})[params.direction] = (params, stats)
+        return [ManualSa(name, pair[Direction.IN], pair[Direction.OUT]) for name, pair in found.items()]
 
     def data_path(self) -> DataPath:
         """See Control."""
@@ -323,9 +343,7 @@ def traffic(ike: IkeControl, child: ChildSa) -> Traffic:
         bytes_out=outbound.bytes if outbound else 0,
         packets_out=outbound.packets if outbound else 0,
         use_out=ago(outbound.last_use) if outbound else None,
-        drops={
-            reason.name: count for stats in (inbound, outbound) if stats for reason, count in stats.drops.items()
-        },
+        drops={reason.name: count for stats in (inbound, outbound) if stats for reason, count in stats.drops.items()},
     )
 
 
@@ -335,10 +353,11 @@ async def start(
     settings: DaemonSettings,
     health: Health,
     file: ConfigFile,
+    manual: Manual,
 ) -> ViciService | None:
     """Serve vici. BackendError if a socket cannot be had; only a warning for the default path without privileges."""
     path, tcp = settings.vici_socket, settings.vici_tcp
-    service = ViciService(ViciControl(ike, backend, health, file, settings.keylog))
+    service = ViciService(ViciControl(ike, backend, health, file, manual, settings.keylog))
     if path == VICI_SOCKET and not _may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
         path = ""

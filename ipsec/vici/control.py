@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ipsec.esp.engine import SaStats
+from ipsec.esp.sa import SaParams
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection
 from ipsec.ike.engine import IkeEngine
@@ -26,6 +28,14 @@ class Policy(NamedTuple):
 
     connection: Connection
     child: ChildConfig
+
+
+class ManualSa(NamedTuple):
+    """A pair of SAs that is configured by hand (section ``sas``), and what each has carried."""
+
+    name: str
+    inbound: tuple[SaParams, SaStats]
+    outbound: tuple[SaParams, SaStats]
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,9 @@ class Control(Protocol):
 
     def traffic(self, child: ChildSa) -> Traffic:
         """Counters of a CHILD_SA."""
+
+    def manual_sas(self) -> Iterable[ManualSa]:
+        """Pairs of SAs that are configured by hand, with their counters."""
 
     def data_path(self) -> DataPath:
         """What carries the packets, with its counters."""

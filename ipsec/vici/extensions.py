@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ipsec.esp.engine import SaStats
 from ipsec.ike.failure import Problem, Terms
 from ipsec.vici.codec import Message, text
-from ipsec.vici.control import Change, Control
+from ipsec.vici.control import Change, Control, ManualSa
 from ipsec.vici.lists import stream
 from ipsec.vici.logs import Levels
 from ipsec.vici.server import Client, CommandError, Handler
 
 #: ``ipsecd-problem`` comes with the command ipsecd-problems, and by itself when something fails
-EVENTS = ("ipsecd-problem", "ipsecd-drop", "ipsecd-change", "ipsecd-log")
+EVENTS = ("ipsecd-problem", "ipsecd-drop", "ipsecd-manual-sa", "ipsecd-change", "ipsecd-log")
 
 
 class Extensions:
@@ -26,6 +28,7 @@ class Extensions:
             "ipsecd-health": self.health,
             "ipsecd-data-path": self.data_path,
             "ipsecd-drops": self.drops,
+            "ipsecd-manual-sas": self.manual_sas,
             "ipsecd-problems": self.problems,
             "ipsecd-diff": self.diff,
             "ipsecd-log-level": self.log_level,
@@ -77,6 +80,12 @@ class Extensions:
         await stream(client, "ipsecd-drop", events())
         return {}
 
+    async def manual_sas(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """SAs that are configured by hand, one event for each pair."""
+        now = time.monotonic()
+        await stream(client, "ipsecd-manual-sa", ({one.name: _manual(one, now)} for one in self._control.manual_sas()))
+        return {}
+
     async def problems(self, client: Client, message: Message) -> Mapping[str, Any]:
         """The last failure of each connection and child, one event each; without ``ike`` those of strangers too."""
         ike, book = text(message, "ike"), self._control.engine.problems
@@ -122,6 +131,37 @@ class Extensions:
             except ValueError as error:
                 raise CommandError(str(error)) from None
         return {"levels": self._levels.in_effect()}
+
+
+def _manual(pair: ManualSa, now: float) -> Message:
+    (params_in, stats_in), (params_out, stats_out) = pair.inbound, pair.outbound
+    selectors = params_in.selectors
+    return {
+        "mode": params_in.mode.name,
+        "local-host": params_in.local,
+        "remote-host": stats_out.remote,
+        "remote-port": stats_out.encap[1] if stats_out.encap else None,
+        "encap": "yes" if stats_out.encap else None,
+        "spi-in": f"{params_in.spi:08x}",
+        "spi-out": f"{params_out.spi:08x}",
+        "suite": params_in.suite.name,
+        "esn": "1" if params_in.esn else None,
+        "bytes-in": stats_in.bytes,
+        "packets-in": stats_in.packets,
+        "use-in": _ago(stats_in, now),
+        "number-in": stats_in.seq,
+        "bytes-out": stats_out.bytes,
+        "packets-out": stats_out.packets,
+        "use-out": _ago(stats_out, now),
+        "number-out": stats_out.seq,
+        "drops": _counts({r.name: n for stats in (stats_in, stats_out) for r, n in stats.drops.items()}) or None,
+        "local-ts": list(dict.fromkeys(str(one.local) for one in selectors)),
+        "remote-ts": list(dict.fromkeys(str(one.remote) for one in selectors)),
+    }
+
+
+def _ago(stats: SaStats, now: float) -> int | None:
+    return int(max(now - stats.last_use, 0)) if stats.last_use is not None else None
 
 
 def show_problem(problem: Problem) -> Message:

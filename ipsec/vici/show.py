@@ -206,6 +206,8 @@ def child_config(config: ChildConfig) -> Message:
         "rekey_packets": config.rekey_packets,
         "dpd_action": _action(config.dpd_action),
         "close_action": _action(config.close_action),
+        # charon does not tell it; without it nobody knows whether a child that is not up is meant to be
+        "ipsecd-start-action": _action(config.start_action),
         "local-ts": list(config.local_ts),
         "remote-ts": list(config.remote_ts),
     }

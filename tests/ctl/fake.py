@@ -117,6 +117,8 @@ class FakeDaemon:
         "octets that come in between two looks at a CHILD_SA"
         self.problems: list[Message] = []
         self.drops: dict[tuple[str, int, str], dict[str, int]] = {}
+        self.manual: dict[str, Message] = {}
+        "SAs that are configured by hand"
         self.certs: list[Message] = []
         "as list-cert has them"
         self.log: list[str] = []
@@ -184,6 +186,12 @@ class FakeDaemon:
         for (name, uid, child), drops in self.drops.items():
             sas = {child: {"name": child.rpartition("-")[0], "drops": drops}}
             client.send_event("ipsecd-drop", {name: {"uniqueid": uid, "child-sas": sas}})
+        return {}
+
+    async def do_ipsecd_manual_sas(self, client: Client, message: Message) -> Mapping[str, Any]:
+        for name, value in self.manual.items():
+            client.send_event("ipsecd-manual-sa", {name: value})
+            value["bytes-in"] += self.growth
         return {}
 
     async def do_ipsecd_data_path(self, client: Client, message: Message) -> Mapping[str, Any]:

@@ -31,6 +31,16 @@ def state_of(config: Any, sas: list[Any], policies: tuple[str, ...] = (), mode: 
     return (tunnel.state, *(child.state for child in tunnel.children))
 
 
+def on_request(*children: str) -> Any:
+    """A connection with children that nobody is to bring up by himself, as ipsecd has it."""
+    found = conn(children=children)
+    for child in found["children"].values():
+        child["ipsecd-start-action"] = "none"
+    return found
+
+
+MIXED = on_request("x", "y")
+MIXED["children"]["y"]["ipsecd-start-action"] = "start"
 TWO = conn(children=("x", "y"))
 SHUNT = conn(children=("x",))
 SHUNT["children"]["x"]["mode"] = "DROP"
@@ -53,6 +63,13 @@ NEGOTIATING = ike_sa(state="CONNECTING")
         (TWO, [NEGOTIATING, ike_sa(1, [child_sa("x")])], (), (State.PARTLY, State.UP, State.DOWN)),
         (conn("%any"), [], (), (State.WAITING, State.WAITING)),
         (conn("%any"), [ike_sa(1, [child_sa()]), ike_sa(2, [child_sa(uid=2)])], (), (State.UP, State.UP)),
+        (on_request("net"), [], (), (State.IDLE, State.IDLE)),
+        (on_request("net"), [NEGOTIATING], (), (State.CONNECTING, State.IDLE)),
+        (on_request("net"), [ike_sa(1, [child_sa()])], (), (State.UP, State.UP)),
+        (on_request("net"), [ike_sa(1)], (), (State.PARTLY, State.IDLE)),
+        (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], (), (State.UP, State.UP, State.IDLE)),
+        (MIXED, [], (), (State.DOWN, State.IDLE, State.DOWN)),
+        (MIXED, [], ("y",), (State.ON_DEMAND, State.IDLE, State.ON_DEMAND)),
         (conn(children=()), [], (), (State.DOWN,)),
         (conn(children=()), [ike_sa(1)], (), (State.UP,)),
         (SHUNT, [], (), (State.OFF, State.OFF)),
@@ -163,6 +180,75 @@ def test_charon_knows_less(charon: FakeDaemon, ctl: Ctl) -> None:
 def test_check(busy: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("status", "--sample", "0", "--check").status == ExitCode.DIFFERS
     assert ctl("status", "--sample", "0", "--check", "up", "road").status == ExitCode.OK
+
+
+def test_what_is_idle_is_no_trouble_unless_it_is_named(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns = {"c": on_request("net")}
+    assert ctl("status", "--check").status == ExitCode.OK
+    assert ctl("status", "--check", "c").status == ExitCode.DIFFERS
+
+
+BY_HAND = {
+    "mode": "TUNNEL",
+    "local-host": "192.0.2.1",
+    "remote-host": "192.0.2.9",
+    "remote-port": 4500,
+    "encap": "yes",
+    "spi-in": "10000001",
+    "spi-out": "20000001",
+    "suite": "aes128gcm16",
+    "esn": "1",
+    "bytes-in": 1000,
+    "packets-in": 10,
+    "use-in": 1,
+    "number-in": 10,
+    "bytes-out": 0,
+    "packets-out": 0,
+    "number-out": 0,
+    "drops": {"IN_STATE_SEQ_ERROR": 2},
+    "local-ts": ["10.1.0.0/16"],
+    "remote-ts": ["10.9.0.0/16"],
+}
+
+
+def test_manual_sas(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.manual = {"by-hand": dict(BY_HAND)}
+    daemon.growth = 10_000
+    out = ctl("status", "--sample", "0.05").out
+    assert re.search(r"\| 1 manual SA \| in [\d.]+ [kM]bit/s, out 0 bit/s$", out.splitlines()[0])
+    row = r"(?m)^by-hand +manual +192\.0\.2\.9 10\.1\.0\.0/16 === 10\.9\.0\.0/16 +aes128gcm16 +[\d.]+ [kM]bit/s +0 +2$"
+    assert re.search(row, out)
+    (found,) = ctl("status", "--json", "--sample", "0").document["manual_sas"]
+    assert (found["remote_port"], found["esn"], found["number_in"], found["idle_out_s"]) == (4500, True, 10, None)
+    assert found["bits_in_per_s"] is None
+
+
+def test_manual_sas_by_name(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.manual = {name: dict(BY_HAND) for name in ("by-hand", "other")}
+    daemon.conns = {"by-day": conn()}
+    out = ctl("status", "--sample", "0", "by-hand").out
+    assert "10000001_i 20000001_o" in out
+    assert "ESP in UDP, port 4500" in out
+    assert "other" not in out
+    assert "by-day" not in out
+    document = ctl("status", "--sample", "0", "--json", "by-*").document
+    assert [one["name"] for key in ("connections", "manual_sas") for one in document[key]] == ["by-day", "by-hand"]
+    assert "did you mean by-hand?" in ctl("status", "by-hands").err
+
+
+def test_manual_sas_give_way_on_a_small_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.conns = {f"c{index}": conn() for index in range(4)}
+    daemon.manual = {f"m{index}": dict(BY_HAND) for index in range(8)}
+    monkeypatch.setenv("LINES", "14")
+    out = re.sub(r"\x1b\[[\d;]*m", "", ctl("status", "--sample", "0", "--color", "always").out)
+    assert len(out.splitlines()) < 14
+    assert "c3" in out
+    assert "not shown: 8 manual SAs" in out
+
+
+def test_a_wrong_name_is_told_at_once(busy: FakeDaemon, ctl: Ctl) -> None:
+    ctl("status", "--sample", "60", "upp")
+    assert [name for name, _ in busy.asked].count("list-sas") == 1
 
 
 def test_details(busy: FakeDaemon, ctl: Ctl) -> None:

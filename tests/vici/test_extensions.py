@@ -44,6 +44,62 @@ def test_the_data_path(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+SAS = f"""
+sas {{
+  by-hand {{
+    local = 192.0.2.1
+    remote = 192.0.2.9
+    local_ts = 10.1.0.0/16
+    remote_ts = 10.9.0.0/16
+    esp_proposals = aes128gcm16-esn
+    encap = yes
+    spi_in = 0x10000001
+    spi_out = 0x20000001
+    key_in = 0x{"11" * 20}
+    key_out = 0x{"22" * 20}
+  }}
+}}
+"""
+
+
+def test_manual_sas(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        ((name, fields),) = [item for event in await listed(session, "ipsecd-manual-sas", "ipsecd-manual-sa")
+                             for item in event.items()]  # fmt: skip
+        assert name == "by-hand"
+        assert fields == {
+            "mode": b"TUNNEL",
+            "local-host": b"192.0.2.1",
+            "remote-host": b"192.0.2.9",
+            "remote-port": b"4500",
+            "encap": b"yes",
+            "spi-in": b"10000001",
+            "spi-out": b"20000001",
+            "suite": b"aes128gcm16",
+            "esn": b"1",
+            **{f"{what}-{way}": b"0" for what in ("bytes", "packets", "number") for way in ("in", "out")},
+            "local-ts": [b"10.1.0.0/16"],
+            "remote-ts": [b"10.9.0.0/16"],
+        }
+
+    with_daemon(tmp_path, test, SAS)
+
+
+def test_no_manual_sas_and_what_is_begun_by_itself(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        assert not await listed(session, "ipsecd-manual-sas", "ipsecd-manual-sa")
+        await session.request("load-conn", {"c": CONNECTION | {"children": {"x": {"start_action": "trap"}}}})
+        actions = {
+            name: child["ipsecd-start-action"]
+            for event in await listed(session, "list-conns", "list-conn")
+            for connection in event.values()
+            for name, child in connection["children"].items()
+        }
+        assert actions == {"net": b"none", "x": b"trap"}
+
+    with_daemon(tmp_path, test)
+
+
 def test_drops_by_child(tmp_path: Path, monkeypatch: Any) -> None:
     async def test(one: Daemon, session: Session) -> None:
         assert one.ike is not None

@@ -75,11 +75,11 @@ Test = Callable[[Daemon, Session], Awaitable[None]]
 
 
 @asynccontextmanager
-async def daemon(folder: Path) -> AsyncIterator[tuple[Daemon, Session]]:
-    """A daemon and a client of it."""
+async def daemon(folder: Path, more: str = "") -> AsyncIterator[tuple[Daemon, Session]]:
+    """A daemon and a client of it; ``more`` stands in its file too."""
     file = folder / "swanctl.conf"
     file.touch(mode=0o600)
-    file.write_text(FILE.format(folder=folder))
+    file.write_text(FILE.format(folder=folder) + more)
     one = Daemon(load(str(file)))
     await one.start()
     try:
@@ -89,11 +89,11 @@ async def daemon(folder: Path) -> AsyncIterator[tuple[Daemon, Session]]:
         await one.stop()
 
 
-def with_daemon(folder: Path, test: Test) -> None:
+def with_daemon(folder: Path, test: Test, more: str = "") -> None:
     """Run a test."""
 
     async def main() -> None:
-        async with daemon(folder) as (one, session):
+        async with daemon(folder, more) as (one, session):
             await test(one, session)
 
     asyncio.run(main())
