@@ -29,6 +29,8 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
+#: an earlier dump was not read to its end
+_BUSY = _ERROR.pack(-errno.EBUSY)
 #: messages of one send: their acknowledgements fit into any receive buffer
 BATCH = 64
 #: seconds until the kernel has answered, which it does at once
@@ -64,7 +66,8 @@ class Netlink:
     def dump(self, kind: int, body: bytes, *, answer: int) -> Iterator[bytes]:
         """The bodies of all messages ``answer`` that the kernel gives for a GET. OSError if it does not answer.
 
-        An error is nothing: a table that was never used, or a family that is switched off.
+        An error is nothing: a table that was never used, or a family that is switched off. Whoever does not read it to
+        its end cannot ask for another one.
         """
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _DUMP_FLAGS, self._sequence, 0)
@@ -74,6 +77,8 @@ class Netlink:
             for length, at, found, sequence in _messages(data):
                 if sequence != self._sequence:
                     continue
+                if found == _NLMSG_ERROR and data[at + _HEADER.size :][: _ERROR.size] == _BUSY:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                 if found in (_NLMSG_ERROR, _NLMSG_DONE):
                     return
                 if found == answer:

@@ -220,7 +220,8 @@ class TunInfo(NamedTuple):
 
 def tun_info(netlink: Netlink, index: int) -> TunInfo | None:
     """Whose a TUN device is; None if it is none, or goes with its last queue. OSError."""
-    for answer in netlink.dump(_RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), answer=_RTM_NEWLINK):
+    # to its end: until then the kernel refuses the next question
+    for answer in list(netlink.dump(_RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), answer=_RTM_NEWLINK)):
         if _LINK.unpack_from(answer)[2] != index:
             continue
         info = attributes(attributes(answer, _LINK.size).get(_IFLA_LINKINFO, b""), 0)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
 import pytest
 
 from ipsec.errors import BackendError
-from ipsec.net import netns, routebook
+from ipsec.net import netns, routebook, rtnetlink
 from ipsec.net.monitor import Change, LinkMonitor
+from ipsec.net.netlink import Netlink
 from ipsec.net.route import Router
 from ipsec.net.routebook import RouteBook
 from ipsec.net.tun import Tun, open_tun
@@ -236,6 +239,20 @@ def test_what_the_kernel_refuses_is_told_and_the_rest_done(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_a_device_among_many(tun: Tun) -> None:
+    """Of which the kernel tells in several answers; it takes no other question while some are not read."""
+    batch = "".join(f"tuntap add other{n} mode tun\n" for n in range(80))
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with closing(Netlink()) as netlink:
+        assert rtnetlink.tun_info(netlink, socket.if_nametoindex("other0")) == (None, None, 0)
+        assert ip_address("127.0.0.1") in rtnetlink.addresses(netlink)
+        every_link = 18, bytes(16)
+        next(netlink.dump(*every_link, answer=16))
+        with pytest.raises(OSError, match="busy"):
+            list(netlink.dump(*every_link, answer=16))
+
+
 def test_many_routes_at_once(tun: Tun) -> None:
     with Router() as router:
         router.configure("ipsec0", mtu=1400)
