@@ -196,16 +196,17 @@ class Datagrams:
             # EAGAIN, ENOBUFS: full. EPERM: a packet filter. ENETUNREACH, EADDRNOTAVAIL, EINVAL: no way, or no longer
             # our address. The other two: a port or an address that is none.
             number = error.errno if isinstance(error, OSError) else None
-            self._failed(os.strerror(number) if number else str(error), remote, remote_port)
+            self._failed(os.strerror(number) if number else str(error), remote, remote_port, local)
             return
         self.counts[what] += 1
 
-    def _failed(self, reason: str, remote: IpAddress, port: int) -> None:
+    def _failed(self, reason: str, remote: IpAddress, port: int, local: IpAddress | None = None) -> None:
         self.counts["ike_tx_errors"] += 1
         now = asyncio.get_running_loop().time()
         if now - self._complained < COMPLAIN_SECONDS:
             self._silenced += 1
             return
         more = f" ({self._silenced} more were not told of)" if self._silenced else ""
-        log.warning("IKE to %s port %d was not sent: %s%s", remote, port, reason, more)
+        source = f"from {local} " if local is not None else ""
+        log.warning("IKE %sto %s port %d was not sent: %s%s", source, remote, port, reason, more)
         self._complained, self._silenced = now, 0

@@ -661,7 +661,8 @@ class UserspaceBackend:
         for name in ("coalesce_tcp", "coalesce_udp"):
             if not self._settings.offload.get(name, True):
                 log.info("offload %s off: switched off", name)
-        where = f"{self._settings.workers} threads" if self._settings.workers else "the event loop"
+        workers = self._settings.workers
+        where = f"{workers} thread{'s' if workers > 1 else ''}" if workers else "the event loop"
         ports = ", ".join(f"IPv{version} UDP port {port}" for version, port in self._ports.items())
         raw = " and IP protocol 50" if self._settings.raw_esp else ""
         log.info("device %s, %s%s, packets move in %s", self._tun.name, ports, raw, where)

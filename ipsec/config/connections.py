@@ -27,6 +27,7 @@ from ipsec.config.values import (
     parse_time,
     quoted,
     read_keys,
+    suggestion,
 )
 from ipsec.crypto.auth import Constraints, parse_constraints
 from ipsec.crypto.identity import Identity, parse_identity, parse_pattern
@@ -265,7 +266,7 @@ def _read_auth(section: Section, values: dict[str, Any]) -> tuple[AuthClass, Con
     try:
         return AuthClass.PUBKEY, parse_constraints(text)
     except ConfigError as error:
-        raise error_at(section, "auth", error.message) from None
+        raise error_at(section, "auth", error.message + suggestion(text, ("psk", "pubkey"))) from None
 
 
 def _read_certificates(

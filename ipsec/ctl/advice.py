@@ -26,7 +26,8 @@ ADVICE = {
     "no-connection": "no connection has these addresses: compare `local_addrs` and `remote_addrs`",
     "vip-failure": "`pools` of the connection at the responder: is there one, and has it a free address?",
     "install-child-sa-failed": "the daemon's log says what the data path did not like",
-    "no-path": "does the name of the peer resolve, and is there a route to it?",
+    "no-path": "does the name of the peer resolve, is there a route to it, and is `local_addrs` an address of this "
+    "host?",
     "malformed": "the two ends disagree on the protocol: please report it with a capture",
     "refused": "the peer's log says more",
     "peer-restarted": "nothing: it comes up again as `dpd_action` or a trap says",
@@ -48,7 +49,7 @@ _WORDS = (
     ),
     (r"tried \d+ shared keys?|MAC mismatch|signature validation failed", "peer-auth-failed"),
     (r"constraint check failed|does not match|no matching peer config", "peer-identity"),
-    (r"unable to resolve|no way to|no route to|unreachable|error writing to socket", "no-path"),
+    (r"unable to resolve|no way to|no address of this host|no route to|unreachable|error writing to", "no-path"),
     (r"unable to install|installing .* failed", "install-child-sa-failed"),
     (r"giving up after|peer not responding|no answer|retransmit \d+ of request", "no-answer"),
 )

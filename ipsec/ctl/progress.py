@@ -33,14 +33,15 @@ class Progress:
         """Seconds since the beginning."""
         return monotonic() - self._begin
 
-    def show(self, conn: str, message: Message) -> None:
-        """A ``control-log`` or ``log`` event that came for a connection."""
+    def show(self, conn: str, message: Message) -> str:
+        """A ``control-log`` or ``log`` event that came for a connection; the line that it has."""
         line = _cut_name(text(message, "msg").strip(), conn)
         self.lines.setdefault(conn, []).append(line)
         group = text(message, "group")
         if self._quiet or (not self._verbose and (group in _DETAIL or number(message, "level") > 1)):
-            return
+            return line
         self.say(Text.assemble((f"{group} " if self._verbose else "", DIM), line), conn)
+        return line
 
     async def why(self, session: Session, conn: str, child: str) -> tuple[str, str]:
         """Cause and reason of a failure since the beginning: what the daemon keeps of it, else what it logged."""

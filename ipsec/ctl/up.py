@@ -11,7 +11,7 @@ import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.advice import ADVICE
+from ipsec.ctl.advice import ADVICE, cause_in_log
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Known, Target, known
@@ -23,6 +23,8 @@ from ipsec.vici.client import Session, ViciError
 TIMEOUT_S = 60
 #: connections that come up at once
 AT_ONCE = 8
+#: what is not over by then is told what it is likely waiting for
+HINT_AFTER_S = 1.0
 #: how long the peer may take to hear that an attempt was given up
 UNDO_MS = 2000
 
@@ -159,14 +161,24 @@ class _Raise:
 
     async def _initiate(self, session: Session, target: Target, message: dict[str, object]) -> ViciError | None:
         """Begin and wait; the error if it does not come up."""
+        hint: asyncio.TimerHandle | None = None
         try:
             async with contextlib.aclosing(session.stream("initiate", "control-log", message)) as lines:
                 async for line in lines:
-                    self._progress.show(target.conn, line)
+                    shown = self._progress.show(target.conn, line)
+                    cause, _ = cause_in_log([shown]) if hint is None else ("", "")
+                    if cause:
+                        advice = f"waiting; likely: {ADVICE[cause]}"
+                        hint = asyncio.get_running_loop().call_later(
+                            HINT_AFTER_S, self._progress.say, advice, target.conn
+                        )
         except ViciError as error:
             if not error.message:
                 raise
             return error
+        finally:
+            if hint is not None:
+                hint.cancel()
         return None
 
     async def _why(self, session: Session, target: Target, error: ViciError, seconds: float) -> Outcome:

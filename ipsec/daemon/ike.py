@@ -466,8 +466,17 @@ class IkeControl:
             replaces=event.replaces if event is not None else 0,
             redirected_from=event.redirected_from if event is not None else None,
         )
+        if not sa.established and not self._can_send(sa.path):
+            # it goes on all the same: the address may be on its way here, as one that two gateways share
+            local, remote = sa.path.local, sa.path.remote
+            why = f"{local} in local_addrs is no address of this host, or no route leads from it to {remote}"
+            log.warning("%s: %s", sa, why)
+            self.engine.note(Failure(Cause.NO_PATH, why, child.name if child is not None else ""), sa)
         self.turn()
         return sa
+
+    def _can_send(self, path: Path) -> bool:
+        return not self._backend_is_outside() or usable(path.local, path.remote, self._fwmark)
 
     async def _path(self, connection: Connection) -> Path | None:
         """The way to a connection's peer; None if it has no fixed address or there is no route."""

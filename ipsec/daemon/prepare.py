@@ -55,8 +55,8 @@ def prepare(config: Config, owner: Owner, *, sysctls: bool) -> list[str]:
     plan = _plan(config)
     if plan.inside and owner.uid == 0:
         raise BackendError(
-            f"{plan.inside} may lie in what is protected or dropped: the daemon's own packets have to be told by their user, and "
-            "root has others",
+            f"{plan.inside} may lie in what is protected or dropped: the daemon's own packets have to be told by "
+            "their user, and root has others",
             remedy="run the daemon as a user of its own: --owner UID",
         )
     uid = owner.uid if plan.inside else None

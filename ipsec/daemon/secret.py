@@ -27,7 +27,8 @@ def qcd_secret(state_dir: Path) -> bytes:
         log.warning("%s is damaged or open to others, making another one", path)
         return _make(path)
     except OSError as error:
-        log.warning("peers will take longer to notice a restart: cannot keep %s: %s", path, error.strerror)
+        why = f"cannot keep {path} (ipsecd.state_dir): {error.strerror}"
+        log.warning("peers will take longer to notice a restart: %s", why)
         return b""
 
 

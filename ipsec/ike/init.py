@@ -253,7 +253,7 @@ def _hint(sa: IkeSa, number: int, now: float) -> None:
     if number == NotifyType.NO_PROPOSAL_CHOSEN:
         why += f"; we offered {negotiate.describe(sa.connection.proposals)}"
     sa.unauthenticated_error = Failure(cause_of(number, child=False), why, by_peer=True, ours=ours)
-    log.warning("%s: %s", sa, why)
+    log.warning("%s: %s; waiting %d s, for anybody could have sent that", sa, why, HINT_PATIENCE_S)
     sa.core.timers.set((Timer.GIVE_UP, sa.uid), now + HINT_PATIENCE_S)
 
 

@@ -317,7 +317,8 @@ class IkeSa:
         pending.tries += 1
         self.core.counters.add("retransmit", self.name)
         pending.sent_at = now
-        log.info("%s: no answer yet, sending request %d again (%d)", self, pending.message_id, pending.tries)
+        better = "better " if self.unauthenticated_error else ""
+        log.info("%s: no %sanswer yet, sending request %d again (%d)", self, better, pending.message_id, pending.tries)
         self.transmit(pending.datagrams, self.path, now)
         arm_retransmit(self.core, self, now)
         return True

@@ -305,6 +305,11 @@ def test_misplaced() -> None:
 # local { } and remote { }
 
 
+def test_a_method_that_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"'pks' is not a key type.*did you mean 'psk'"):
+        read("", auth("auth = pks"))
+
+
 def auth(local: str = "auth = psk", remote: str = "auth = psk", name: str = "") -> str:
     return f"local{name} {{\n{local}\n}}\nremote{name} {{\n{remote}\n}}\n{CHILD}"
 

@@ -97,6 +97,16 @@ def test_up_that_takes_too_long(two: FakeDaemon, ctl: Ctl) -> None:
     assert "`ipsecctl down branch` stops it" in done.out
 
 
+def test_up_that_takes_long_says_why_meanwhile(two: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipsec.ctl.up.HINT_AFTER_S", 0)
+    two.fails = "never"
+    two.log = ["branch[3]: 192.0.2.2 answers NO_PROPOSAL_CHOSEN; we offered IKE:X", "retransmit 1 of request"]
+    err = ctl("up", "branch", "--timeout", "0.2").err
+    assert "waiting; likely: `proposals` of the two ends" in err
+    assert err.count("likely") == 1
+    assert "likely" not in ctl("up", "branch", "--timeout", "0.05", "--quiet").err
+
+
 @pytest.mark.parametrize("was_there", [False, True])
 def test_interrupted_up_leaves_things_as_they_were(two: FakeDaemon, ctl: Ctl, was_there: bool) -> None:
     two.fails = "never"

@@ -87,6 +87,19 @@ def test_nobody_is_there(world: IkeWorld) -> None:
     assert (problem["cause"], problem["by_peer"], problem["over"]) == ("no-answer", True, False)
 
 
+def test_an_address_that_is_not_here(world: IkeWorld) -> None:
+    """It is tried, for the address may come; and told at once."""
+    elsewhere = "192.0.2.77"
+    world.set("@local_addrs", elsewhere, 0)
+    world.start()
+    done = world.a.run(*ctl(world.a, "up", "site", "--timeout", "2"), check=False)
+    assert done.returncode == 8, done.stdout
+    assert f"{elsewhere} in local_addrs is no address of this host" in done.stdout
+    assert "waiting; likely: " in done.stderr
+    (problem,) = document(world.a, "explain", "site")["problems"]
+    assert problem["cause"] == "no-path"
+
+
 def capturing(gateway: Gateway, file: Path, *arguments: str) -> subprocess.Popen[str]:
     """ipsecctl at work."""
     inside = ["ip", "netns", "exec", gateway.namespace]
