@@ -44,6 +44,8 @@ class Guards:
         self._keep = keep
         self._guards: dict[tuple[str, str], _Guard] = {}
         self._by_policy: dict[int, _Guard] = {}
+        self._held: dict[str, list[int]] = {}
+        "policies of guards that are gone, by connection: they stay until their successors are there"
 
     def add(self, connection: Connection, child: ChildConfig, path: Path | None, *, trap: bool = False) -> None:
         """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
@@ -103,19 +105,33 @@ class Guards:
             if guard.connection == old:
                 guard.connection = new
 
-    def remove_all(self, connection: Connection) -> None:
+    def remove_all(self, connection: Connection, *, hold: bool = False) -> None:
         """Undo ``add`` for all children of a connection."""
         for name, child in [key for key in self._guards if key[0] == connection.name]:
-            self.remove(name, child)
+            self.remove(name, child, hold=hold)
 
-    def remove(self, connection: str, child: str) -> bool:
-        """Undo ``add`` for one child; False if there is nothing to undo."""
+    def remove(self, connection: str, child: str, *, hold: bool = False) -> bool:
+        """Undo ``add`` for one child; False if there is nothing to undo.
+
+        ``hold``: another guard is about to come, perhaps only after a name has been looked up. Until ``release`` what
+        this one stopped stays stopped: it would leave in clear.
+        """
         guard = self._guards.pop((connection, child), None)
         if guard is None:
             return False
         self._engine.untrap(connection, child)
-        self._drop(guard.policies)
+        if hold and guard.child.mode is not ChildMode.PASS:
+            self._held.setdefault(connection, []).extend(guard.policies)
+            for policy in guard.policies:
+                del self._by_policy[policy]
+        else:
+            self._drop(guard.policies)
         return True
+
+    def release(self, connection: str) -> None:
+        """What was to come after guards that were held is there, or will not come."""
+        for policy in self._held.pop(connection, ()):
+            self._backend.del_policy(policy)
 
     def has(self, connection: str, child: str) -> bool:
         """Whether ``add`` has put something in place for a child."""

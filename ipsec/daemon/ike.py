@@ -139,13 +139,17 @@ class IkeControl:
                 gone.append(connection)
         for connection in gone:
             log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
-            self.guards.remove_all(connection)
+            self.guards.remove_all(connection, hold=connection.name in new)
             for sa in list(self.engine.sas.values()):
                 if sa.connection == connection:
                     self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
         self._config = config
         self.turn()
-        await self._load(config, unless=[connection for name, connection in new.items() if old.get(name) == connection])
+        try:
+            await self._load(config, unless=[one for name, one in new.items() if old.get(name) == one])
+        finally:
+            for connection in gone:
+                self.guards.release(connection.name)
 
     async def _load(self, config: Config, unless: list[Connection] | None = None) -> None:
         for connection in config.connections:
@@ -157,6 +161,7 @@ class IkeControl:
                 continue
             for child in connection.children:
                 await self.begin(connection, child)
+            self.guards.release(connection.name)
         self.turn()
 
     def take(self, config: Config) -> None:

@@ -165,6 +165,10 @@ class Daemon:
         self.health.phase = Phase.STOPPING
         if self._sources is not None:
             self._sources.close()
+        if self._reloading is not None:
+            # what it would put in place must not come after the end
+            self._reloading.cancel()
+            await asyncio.wait((self._reloading,))
         if self._vici is not None:
             await self._vici.stop()
         if self.ike is not None:

@@ -294,24 +294,28 @@ class ViciControl:
         if old is not None:
             for child in before:
                 if not same or child not in after:
-                    self._undo(old, child)
+                    self._undo(old, child, replaced=new is not None)
             if same and new is not None:
                 engine = self._ike.engine
                 for sa in engine.named(old.name):
                     if sa.connection == old:
                         engine.rename(sa, new)
         self.turn()
-        if new is not None:
+        if new is None:
+            return
+        try:
             for child in after:
                 if not same or child not in before:
                     if Action.START in child.start_action:
                         self._settle()
                     await self._ike.begin(new, child)
-            self.turn()
+        finally:
+            self._ike.guards.release(new.name)
+        self.turn()
 
-    def _undo(self, connection: Connection, child: ChildConfig) -> None:
+    def _undo(self, connection: Connection, child: ChildConfig, *, replaced: bool) -> None:
         """Take a child's trap or shunt away, and close what its start action began."""
-        self._ike.guards.remove(connection.name, child.name)
+        self._ike.guards.remove(connection.name, child.name, hold=replaced)
         if Action.START not in child.start_action:
             return
         now = self.now()

@@ -237,6 +237,39 @@ def test_reload_puts_everything_as_the_new_file_says() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("child", ["start_action = trap", "start_action = trap\nmode = drop"])
+def test_what_waits_stays_closed_during_a_reload(child: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to find the peer."""
+
+    async def main() -> None:
+        conf = A.replace("start_action = start", child)
+        pair = Pair(conf, B)
+        await pair.start()
+        end, a = pair.ends[0], pair.backends[0]
+        (old,) = a.policies
+        known = asyncio.Event()
+        find = end._path
+
+        async def path(connection: Any) -> Any:
+            await known.wait()
+            return await find(connection)
+
+        monkeypatch.setattr(end, "_path", path)
+        reload = asyncio.create_task(end.reload(load_text(conf.replace("proposals =", "dpd_delay = 7\nproposals =", 1))))
+        await asyncio.sleep(0.05)
+        assert set(a.policies) == {old}
+        assert end.guards.wanted(old) is None, "its connection is gone"
+        known.set()
+        await reload
+        (new,) = a.policies
+        assert new != old
+        await end.reload(load_text(conf.replace("start_action = trap", "start_action = none")))
+        assert not a.policies
+        await pair.stop()
+
+    run(main())
+
+
 def test_stop_does_not_wait_for_a_dead_peer() -> None:
     async def main() -> None:
         pair = Pair(A, B)
