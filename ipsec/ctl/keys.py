@@ -45,6 +45,8 @@ class Keys:
         return f"to read it: WIRESHARK_CONFIG_DIR={self._target} wireshark {capture}"
 
     def _write(self, name: str, content: bytes) -> None:
-        descriptor = os.open(self._target / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        path = self._target / name
+        # a file of ours alone: one that was there before may be another's, or open to others
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(content)

@@ -24,7 +24,8 @@ def notify(*assignments: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
             sock.connect(target)
-            sock.sendall("\n".join(assignments).encode())
+            # one line each: an error text that has two must not become a second assignment
+            sock.sendall("\n".join(" ".join(one.splitlines()) for one in assignments).encode(errors="replace"))
     except OSError as error:
         log.warning("systemd cannot be told %s: %s", assignments[0], error.strerror)
 

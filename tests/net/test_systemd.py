@@ -21,6 +21,8 @@ def test_a_datagram(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         systemd.notify("READY=1", "STATUS=2 of 3 tunnels are up")
         assert sock.recv(4096) == b"READY=1\nSTATUS=2 of 3 tunnels are up"
+        systemd.notify("STATUS=not reloaded: \udcff\nMAINPID=1\u2028", "READY=1")
+        assert sock.recv(4096) == b"STATUS=not reloaded: ? MAINPID=1\nREADY=1"
         systemd.reloading()
         first, _, second = sock.recv(4096).decode().partition("\n")
         assert first == "RELOADING=1"
