@@ -205,7 +205,7 @@ def _read(path: Path) -> int | None:
 def _write(directory: Path, name: str, number: int, *, sync: bool = True) -> None:
     """Replace a file as a whole; with ``sync`` it is on the disk when this returns."""
     temporary = directory / f"{name}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, f"{_MAGIC} {number}\n".encode())
         if sync:

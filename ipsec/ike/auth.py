@@ -217,7 +217,7 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
         raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
     if proof is None:
         why = "the peer wants EAP (no AUTH payload), which we do not do"
-        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True)
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_AUTH)
     sa.auth = AuthProgress()
     note_certreqs(sa, payloads)
     asked = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)

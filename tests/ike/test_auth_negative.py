@@ -23,7 +23,8 @@ from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.sk import SkCipher
 from ipsec.ike.config import AuthClass, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
-from ipsec.ike.events import IkeUp, InstallChild, RevocationNeeded
+from ipsec.ike.events import Failed, IkeUp, InstallChild, RevocationNeeded
+from ipsec.ike.failure import Cause
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
@@ -245,6 +246,8 @@ def test_no_auth_is_no_sa() -> None:
     """OB-67: a peer that leaves AUTH out wants EAP."""
     stage = Stage()
     stage.refused([p for p in stage.payloads if not isinstance(p, AuthPayload)])
+    events = Stage()._send([p for p in stage.payloads if not isinstance(p, AuthPayload)])
+    assert [e.problem.failure.cause for e in events if isinstance(e, Failed)] == [Cause.PEER_AUTH]
     for missing in (IdPayload, AuthPayload):
         believed, answers = stage.give([p for p in stage.payloads if not isinstance(p, missing)])
         assert not believed
