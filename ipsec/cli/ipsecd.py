@@ -20,7 +20,7 @@ from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import BackendKind, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
-from ipsec.daemon.logs import formatter
+from ipsec.daemon.logs import TEXT, formatter
 from ipsec.daemon.ready import requirements
 from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = _parser().parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter("text"))
+    handler.setFormatter(logging.Formatter(TEXT))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if options.json and not options.check:
         _parser().error("--json needs --check")
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.CONFIG
-    if not options.check:
+    if not (options.check or options.prepare):
         handler.setFormatter(formatter(config.settings.log_format.value))
     level = options.log_level or config.settings.log_level.value
     logging.getLogger("ipsec").setLevel(level.upper())

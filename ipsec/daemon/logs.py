@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from datetime import UTC, datetime
 
 from ipsec.ike.child_sa import ChildSa
@@ -39,6 +41,25 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(values, ensure_ascii=False)
 
 
+class TextFormatter(logging.Formatter):
+    """A line with the time in UTC, as ``2026-01-31T03:14:15.926Z``."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+
 def formatter(kind: str) -> logging.Formatter:
-    """The formatter for a value of ``ipsecd.log_format``."""
-    return JsonFormatter() if kind == "json" else logging.Formatter(TEXT)
+    """The formatter for a value of ``ipsecd.log_format``; systemd's journal keeps the time of each line by itself."""
+    if kind == "json":
+        return JsonFormatter()
+    return logging.Formatter(TEXT) if _in_journal() else TextFormatter(f"%(asctime)s {TEXT}")
+
+
+def _in_journal() -> bool:
+    """Whether standard error goes to the journal (systemd.exec(5))."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"

@@ -18,7 +18,7 @@ from ipsec.config import load_text
 from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
-from ipsec.daemon.logs import JsonFormatter
+from ipsec.daemon.logs import JsonFormatter, formatter
 from ipsec.daemon.reach import allows, source_address, usable
 from ipsec.daemon.ready import check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
@@ -76,6 +76,16 @@ def test_ways_out() -> None:
     assert source_address(loopback, 0) == loopback
     assert usable(loopback, loopback, 0)
     assert not usable(ip_address("192.0.2.123"), loopback, 0)
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_lines_have_the_time_unless_the_journal_has_it(monkeypatch: pytest.MonkeyPatch, journal: bool) -> None:
+    there = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino if journal else there.st_ino + 1}")
+    record = logging.LogRecord("ipsec.x", logging.INFO, "", 0, "up", None, None)
+    record.created, record.msecs = 0.25, 250
+    time = "" if journal else "1970-01-01T00:00:00.250Z "
+    assert formatter("text").format(record) == f"{time}INFO ipsec.x: up"
 
 
 def test_json_lines_hold_whatever_is_said() -> None:
