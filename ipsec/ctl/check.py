@@ -119,9 +119,16 @@ async def fetch_changes(session: Session) -> tuple[str, tuple[str, ...], tuple[C
     except UnknownToDaemon as error:
         raise CtlError("this daemon cannot compare its file with what it has loaded", "ask an ipsecd") from error
     except ViciError as error:
-        why = str(error).removeprefix("ipsecd-diff: ")
-        raise CtlError(f"a reload changes nothing, for the file is wrong: {why}", code=ExitCode.CONFIG) from error
+        if not error.message:
+            raise
+        raise wrong_file(error) from error
     return text(session.answer, "file"), texts(session.answer, "warnings"), tuple(found)
+
+
+def wrong_file(error: ViciError) -> CtlError:
+    """What a daemon says that cannot read its file again."""
+    why = str(error).partition(": ")[2]
+    return CtlError(f"a reload changes nothing, for the file is wrong: {why}", code=ExitCode.CONFIG)
 
 
 def _print(app: App, file: str, warnings: tuple[str, ...], found: tuple[Change, ...]) -> None:

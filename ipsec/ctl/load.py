@@ -13,6 +13,7 @@ import click
 from rich.text import Text
 
 from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.check import wrong_file
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.output import BAD, DIM, GOOD, plural
 from ipsec.ctl.view import printable, text, texts
@@ -157,7 +158,12 @@ def reload() -> None:
     async def work() -> str:
         async with app.session() as session:
             who = text(await session.request("version"), "daemon")
-            await session.request("reload-settings")
+            try:
+                await session.request("reload-settings")
+            except ViciError as error:
+                if not error.message or who != "ipsecd":
+                    raise
+                raise wrong_file(error) from error
             return who
 
     who = app.run(work)

@@ -367,10 +367,10 @@ def nonce_of(payloads: Sequence[Payload], minimum: int) -> bytes:
     return found[0].data
 
 
-def log_up(sa: IkeSa, child: ChildSa) -> None:
-    """Say that a CHILD_SA carries traffic."""
+def log_up(sa: IkeSa, child: ChildSa, old: ChildSa | None = None) -> None:
+    """Say that a CHILD_SA carries traffic, in place of the one that it replaces."""
     log.info(
-        "%s: CHILD_SA %s up, SPIs %08x_i %08x_o, %s, %s === %s",
+        "%s: CHILD_SA %s up, SPIs %08x_i %08x_o, %s, %s === %s%s",
         sa,
         child,
         child.spi_in,
@@ -378,6 +378,7 @@ def log_up(sa: IkeSa, child: ChildSa) -> None:
         child.proposal,
         shown(child.local_ts),
         shown(child.remote_ts),
+        f", in place of {old}" if old is not None else "",
     )
 
 
@@ -388,7 +389,7 @@ def superseded(old: ChildSa, now: float) -> ChildSa | None:
         return None
     install_outbound(child, now)
     child.rekey_of = None
-    log_up(child.ike, child)
+    log_up(child.ike, child, old)
     child.ike.core.counters.add("child-rekey", child.ike.name)
     child.ike.core.emit(ChildUp(child, replaces=old))
     return child

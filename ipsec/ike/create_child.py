@@ -116,7 +116,7 @@ class CreateChild(Request):
             self._lost_collision(sa, old, now)
             return
         install(sa, child, self.nonce, nonce, shared, now, initiator=True)
-        log_up(sa, child)
+        log_up(sa, child, old)
         sa.core.counters.add("child-rekey", child.ike.name)
         sa.core.emit(ChildUp(child, replaces=old))
         if old.state is ChildState.REKEYING:

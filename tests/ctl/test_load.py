@@ -190,7 +190,8 @@ def test_reload_of_a_wrong_file(tmp_path: Path, ctl: Ctl) -> None:
     async def test(one: Daemon, run: Run) -> None:
         (tmp_path / "swanctl.conf").write_text("connections {\n}\nnonsense = 1\n")
         done = await run("reload")
-        assert done.status == ExitCode.FAILED
+        assert done.status == ExitCode.CONFIG
+        assert "a reload changes nothing, for the file is wrong: " in done.err
         assert "swanctl.conf:3: nonsense" in done.err
         assert (await run("list", "conns", "--json")).document["conns"][0]["name"] == "old"
 
