@@ -105,6 +105,8 @@ def _device(settings: UserspaceSettings) -> Requirement:
     exists = device_exists(name)
     if settings.prepared and not exists:
         return Requirement("TUN device", State.MISSING, f"{name} was to be prepared", grants.PREPARE)
+    if exists and _is_in_use(name):
+        return Requirement("TUN device", State.MISSING, f"{name} is in use", "stop the daemon that uses it")
     try:
         tun = open_tun(name if exists else TRIAL_DEVICE, queues=max(1, settings.workers))
     except BackendError as error:
@@ -118,6 +120,15 @@ def _device(settings: UserspaceSettings) -> Requirement:
     extras = [text for text, on in (("TCP superframes", tun.tso), ("UDP superframes", tun.uso)) if on]
     how = f"{name} is there and can be attached to" if exists else f"{DEVICE_NODE} works, {name} can be made"
     return Requirement("TUN device", State.FOUND, "; ".join([how, *extras]))
+
+
+def _is_in_use(name: str) -> bool:
+    """Whether somebody has a device with several queues open: another one, even for a moment, would get his packets."""
+    try:
+        with Router() as router:
+            return router.owner_of(name).queues > 0
+    except BackendError:
+        return False
 
 
 def _prepared(settings: UserspaceSettings) -> Requirement:

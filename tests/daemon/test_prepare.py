@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ipsec.backend import requirements
 from ipsec.backend.prepared import take_prepared
+from ipsec.backend.requirements import Requirement, State, check
 from ipsec.config import Config, load_text
 from ipsec.config.settings import Setup
 from ipsec.daemon.prepare import Owner, prepare, undo
@@ -202,6 +204,22 @@ def test_devices_of_others_are_left_alone() -> None:
     with claim_table(220), pytest.raises(BackendError, match="in use by another ipsecd"):
         undo(config)
     assert "ipsec0" in ip("link")
+
+
+def test_a_look_takes_no_packets_from_who_has_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration()
+    prepare(config, ME, sysctls=False)
+
+    def device() -> Requirement:
+        return next(one for one in check(backend_settings(config)) if one.name == "TUN device")
+
+    assert device().state is State.FOUND
+    tun = open_tun("ipsec0", queues=2)
+    attached = []
+    monkeypatch.setattr(requirements, "open_tun", lambda *args, **rest: attached.append(args))
+    assert (device().state, device().detail) == (State.MISSING, "ipsec0 is in use")
+    assert not attached
+    tun.close()
 
 
 def test_addresses_that_a_device_must_have() -> None:
