@@ -60,7 +60,10 @@ class Daemon:
         self._supervisor = Supervisor(self._status)
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
-        self._reloading: asyncio.Task[str] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False
+        "asked for while one was under way, which may have read what was there before"
+        self._reload_lock = asyncio.Lock()
         self._sources: SourceWatch | None = None
         self._exit_code = ExitCode.OK
 
@@ -120,12 +123,13 @@ class Daemon:
 
     async def reload(self) -> str:
         """Read the configuration file again. If it is wrong, everything goes on as it was: why, else an empty text."""
-        self._supervisor.reloading()
-        error = "this is a bug, see the log"
-        try:
-            error = await self._reload()
-        finally:
-            self._supervisor.reloaded(error)
+        async with self._reload_lock:
+            self._supervisor.reloading()
+            error = "this is a bug, see the log"
+            try:
+                error = await self._reload()
+            finally:
+                self._supervisor.reloaded(error)
         return error
 
     async def _reload(self) -> str:
@@ -218,8 +222,17 @@ class Daemon:
         self._stopping.set()
 
     def _on_hangup(self) -> None:
+        self._reload_again = True
         if not self._stopping.is_set() and (self._reloading is None or self._reloading.done()):
-            self._reloading = asyncio.get_running_loop().create_task(self.reload())
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_as_asked())
+
+    async def _reload_as_asked(self) -> None:
+        while self._reload_again:
+            self._reload_again = False
+            try:
+                await self.reload()
+            except Exception:
+                log.exception("this is a bug; not everything was reloaded")
 
     def _log_counters(self) -> None:
         """What SIGUSR1 asks for: every SA that was used, then the totals."""
