@@ -304,8 +304,8 @@ def _load(data: bytes) -> x509.Certificate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of certificates that are odd but readable
             return x509.load_der_x509_certificate(data)
-    except Exception as error:  # garbage makes cryptography raise more than it documents
-        raise ParseError(f"certificate cannot be read: {type(error).__name__}") from None
+    except Exception:  # garbage makes cryptography raise more than it documents
+        raise ParseError("not an X.509 certificate") from None
 
 
 @lru_cache(256)

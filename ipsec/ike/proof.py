@@ -116,7 +116,10 @@ def verify_proof(
         if chain is not None:
             _check_status(sa, connection, chain)
         return
-    text = "; ".join(dict.fromkeys(map(str, reasons))) or f"no certificate or public key of {peer_id}"
+    if not reasons:
+        sent = "" if received or raw is not None else "it sent none, and "
+        raise CertificateError(f"no certificate or public key of {peer_id}: {sent}none is configured")
+    text = "; ".join(dict.fromkeys(map(str, reasons)))
     if any(isinstance(reason, CertificateError) for reason in reasons):
         raise CertificateError(text)
     raise AuthenticationError(text)

@@ -255,7 +255,8 @@ def test_what_waits_stays_closed_during_a_reload(child: str, monkeypatch: pytest
             return await find(connection)
 
         monkeypatch.setattr(end, "_path", path)
-        reload = asyncio.create_task(end.reload(load_text(conf.replace("proposals =", "dpd_delay = 7\nproposals =", 1))))
+        changed = conf.replace("proposals =", "dpd_delay = 7\nproposals =", 1)
+        reload = asyncio.create_task(end.reload(load_text(changed)))
         await asyncio.sleep(0.05)
         assert set(a.policies) == {old}
         assert end.guards.wanted(old) is None, "its connection is gone"

@@ -297,6 +297,13 @@ def test_a_certificate_that_is_right() -> None:
     assert stage.give(believe(stage, rsa_moon.der, sign_with=RSA_KEY))[0]
 
 
+def test_no_certificate_at_all() -> None:
+    stage = Stage(certs=True)
+    (failure,) = [event.problem.failure for event in stage._send(believe(stage)) if isinstance(event, Failed)]
+    assert failure.cause is Cause.CERTIFICATE
+    assert "it sent none, and none is configured" in failure.reason
+
+
 def test_certificates_of_others() -> None:
     """OB-84, OB-85: the identity is in the certificate or it is not proved, whoever signed it."""
     stage = Stage(certs=True)
