@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from enum import Enum, Flag, StrEnum
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ipsec.config.schema import Config
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
+from ipsec.ike.config import Connection
 from ipsec.ike.credentials import PrivateKey
 
 #: characters of a value that are shown
@@ -73,6 +74,11 @@ def changes(old: Config, new: Config) -> list[Change]:
     return found
 
 
+def is_renewed(old: Connection, new: Connection) -> bool:
+    """Whether nothing but our own certificates differs: for the peer we are who we were, and what is up stays up."""
+    return old != new and old == replace(new, local=replace(new.local, certs=old.local.certs))
+
+
 def _named(section: str, old: Sequence[Any], new: Sequence[Any], effects: dict[Kind, Effect]) -> Iterator[Change]:
     """Entries with a name."""
     before, after = ({one.name: one for one in entries} for entries in (old, new))
@@ -81,9 +87,11 @@ def _named(section: str, old: Sequence[Any], new: Sequence[Any], effects: dict[K
         if name not in before:
             yield Change(key, Kind.ADDED, "", "", effects[Kind.ADDED])
         elif before[name] != one:
+            renewed = isinstance(one, Connection) and is_renewed(before[name], one)
+            effect = Effect.USED if renewed else effects[Kind.CHANGED]
             # a difference that no key shows, of which there should be none, is one nevertheless
-            inner = list(_section(key, before[name], one, effects[Kind.CHANGED]))
-            yield from inner or [Change(key, Kind.CHANGED, "", "", effects[Kind.CHANGED])]
+            inner = list(_section(key, before[name], one, effect))
+            yield from inner or [Change(key, Kind.CHANGED, "", "", effect)]
     for name in before:
         if name not in after:
             yield Change(f"{section}.{name}", Kind.REMOVED, "", "", effects[Kind.REMOVED])

@@ -12,6 +12,7 @@ from ipaddress import ip_interface
 
 from ipsec.backend.base import Acquire, Backend, BackendEvent, Datagram, Expire, Mapping
 from ipsec.config import Config
+from ipsec.config.diff import is_renewed
 from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
 from ipsec.daemon.collector import Collector
@@ -128,7 +129,7 @@ class IkeControl:
         new = {connection.name: connection for connection in config.connections}
         gone = []
         for name, connection in old.items():
-            if name in new and _is_renewed(connection, new[name]):
+            if name in new and is_renewed(connection, new[name]):
                 log.info("connection %s has another certificate of ours, from its next authentication on", name)
                 self.guards.exchange(connection, new[name])
                 for sa in self.engine.named(name):
@@ -548,8 +549,3 @@ class IkeControl:
     def established(self) -> list[IkeSa]:
         """IKE_SAs that are up."""
         return [sa for sa in self.engine.sas.values() if sa.established]
-
-
-def _is_renewed(old: Connection, new: Connection) -> bool:
-    """Whether nothing but our own certificates differs: for the peer we are who we were."""
-    return old != new and old == replace(new, local=replace(new.local, certs=old.local.certs))

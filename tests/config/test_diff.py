@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,22 @@ def test_certificates_by_what_they_are(tmp_path: Path) -> None:
     assert "CN=Second" in added.after
     assert "valid from" in added.after
     assert "CN=First" in removed.before
+
+
+def test_another_certificate_of_ours_closes_nothing() -> None:
+    """As the daemon's reload has it."""
+    old = read(TEXT)
+    (gw,) = old.connections
+
+    def new(side: str, **more: object) -> Config:
+        ours = replace(getattr(gw, side), certs=(Ca("Ours").certificate,))
+        return replace(old, connections=(replace(gw, **{side: ours}, **more),))
+
+    (change,) = changes(old, new("local"))
+    assert (change.key, change.effect) == ("connections.gw.local.certs", Effect.USED)
+    (change,) = changes(old, new("remote"))
+    assert change.effect is Effect.RECONNECTED
+    assert {one.effect for one in changes(old, new("local", mobike=False))} == {Effect.RECONNECTED}
 
 
 def test_long_values_are_cut() -> None:
