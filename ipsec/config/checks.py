@@ -64,9 +64,12 @@ class Checker:
             yield from child_warnings(section.sections["children"].sections[child.name], child)
         local, remote = connection.local, connection.remote
         for certificate in local.certs:
-            if certificate.not_after < self._wall:
-                why = f"{self._files.describe(certificate)} expired on {certificate.not_after:%Y-%m-%d}"
-                yield warning_at(_part(section, "local"), "certs", why)
+            first, last = (f"{time:%Y-%m-%d}" for time in (certificate.not_before, certificate.not_after))
+            why = f"expired on {last}" if certificate.not_after < self._wall else ""
+            if certificate.not_before > self._wall:
+                why = f"is not valid before {first}, is this host's clock right?"
+            if why:
+                yield warning_at(_part(section, "local"), "certs", f"{self._files.describe(certificate)} {why}")
         if AuthClass.PSK in (local.method, remote.method) and not self._has_psk(local.id, remote.id):
             ours, theirs = local.id or "our address", remote.id
             part = _part(section, "local" if local.method is AuthClass.PSK else "remote")

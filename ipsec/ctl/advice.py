@@ -20,8 +20,8 @@ ADVICE = {
     "says what it does not like",
     "peer-auth-failed": "compare the secrets of both ends, and `remote.auth` here with how the peer authenticates",
     "peer-identity": "compare `remote.id` here with the identity that the peer uses",
-    "certificate": "the peer's certificate needs an issuer in x509ca/, to be valid now and not revoked, and to have "
-    "the peer's identity among its names",
+    "certificate": "the peer's certificate needs an issuer in x509ca/, to be valid now (do the clocks agree?) and not "
+    "revoked, and to have the peer's identity among its names",
     "unique-keep": "the peer is connected already: `unique` says what is to happen then",
     "no-connection": "no connection has these addresses: compare `local_addrs` and `remote_addrs`",
     "vip-failure": "`pools` of the connection at the responder: is there one, and has it a free address?",

@@ -45,7 +45,7 @@ def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool
       up           carries traffic
       partly up    some of its children are
       connecting   is being negotiated
-      down         is configured, and is not up
+      down         is to be up (start_action has start), and is not
       on demand    comes up as soon as there is traffic for it (start_action = trap)
       idle         comes up if somebody asks for it, here or at the peer (start_action = none)
       waiting      its peers begin, for no address of theirs is configured

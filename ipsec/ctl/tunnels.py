@@ -31,7 +31,7 @@ class State(Enum):
     """How a connection or child is, the worst first."""
 
     DOWN = "down"
-    "configured, and no SA"
+    "to be up, and no SA; also if a trap waits for traffic meanwhile"
     PARTLY = "partly up"
     "some of the children are up"
     CONNECTING = "connecting"
@@ -155,7 +155,7 @@ def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -
         state = State.SHUNT if policy else State.OFF
     elif sas:
         state = _state_of(sas)
-    elif policy:
+    elif policy and "start" not in config.start_action:
         state = State.ON_DEMAND
     elif passive:
         state = State.WAITING

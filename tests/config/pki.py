@@ -39,7 +39,7 @@ def certificate(name: str, issuer: str) -> x509.Certificate:
         .issuer_name(_name(issuer))
         .public_key(key(name).public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(BEGIN)
+        .not_valid_before(BEGIN.replace(year=2049) if name == "early" else BEGIN)
         .not_valid_after(END.replace(year=2021) if name == "old" else END)
         .add_extension(x509.BasicConstraints(ca=name == issuer, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"{name}.example.org")]), critical=False)

@@ -541,6 +541,15 @@ def test_expired_certificate_is_a_warning(base: Path) -> None:
     assert warning == f"f:5: connections.gw.local.certs: {path} (CN=old) expired on 2021-01-01"
 
 
+def test_a_certificate_of_the_future_is_a_warning(base: Path) -> None:
+    """As where a clock begins in 1970."""
+    pki.write(base, "x509/early.pem", pki.pem("early"))
+    pki.write(base, "private/early.pem", pki.key_pem("early"))
+    (warning,) = config("", auth("certs = early.pem", "auth = pubkey"), base=base).warnings
+    assert "early.pem (CN=early) is not valid before 2049-" in warning
+    assert "clock" in warning
+
+
 def test_road_warriors_have_secrets(base: Path) -> None:
     """No warning where one of several peers will have a secret."""
     secret = "secrets {\n ike {\n  id = carol@example.org\n  secret = 0123456789\n }\n}\n"

@@ -69,7 +69,9 @@ NEGOTIATING = ike_sa(state="CONNECTING")
         (on_request("net"), [ike_sa(1)], (), (State.PARTLY, State.IDLE)),
         (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], (), (State.UP, State.UP, State.IDLE)),
         (MIXED, [], (), (State.DOWN, State.IDLE, State.DOWN)),
-        (MIXED, [], ("y",), (State.ON_DEMAND, State.IDLE, State.ON_DEMAND)),
+        # a trap beside start waits for traffic, and yet it is to be up already
+        (MIXED, [], ("y",), (State.DOWN, State.IDLE, State.DOWN)),
+        (on_request("x", "y"), [], ("y",), (State.ON_DEMAND, State.IDLE, State.ON_DEMAND)),
         (conn(children=()), [], (), (State.DOWN,)),
         (conn(children=()), [ike_sa(1)], (), (State.UP,)),
         (SHUNT, [], (), (State.OFF, State.OFF)),

@@ -90,7 +90,9 @@ def test_when_to_watch(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wanted(Config("environment", DaemonSettings(), (), environment=Environment()))
 
 
-def test_a_change_during_a_reload_is_read_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_change_during_a_reload_is_read_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """And a reload over vici waits for one that is under way."""
 
     async def main() -> None:
