@@ -31,6 +31,8 @@ from ipsec.net.tun import device_exists, make_persistent
 from ipsec.wire.selector import SelectorPair
 
 _SYSCTL = Path("/proc/sys")
+#: not there where the kernel has no IPv6
+_IPV6 = Path("/proc/net/if_inet6")
 #: what ESP in UDP takes of the largest outer packet, with any suite
 _OVERHEAD = 100
 #: networks looked at in one go
@@ -167,7 +169,7 @@ def _plan(config: Config) -> _Plan:
                 plan.excluded += [network for network in networks if network is not None]
             elif child.mode is ChildMode.DROP:
                 if child.policies and child.start_action is not StartAction.NONE:
-                    _add_drops(plan, shunt_pairs(child, (4, 6)))
+                    _add_drops(plan, shunt_pairs(child, (4, 6) if _IPV6.exists() else (4,)))
             else:
                 _add_child(plan, connection, child, peers)
     peers = [sa.remote for sa in config.sas]

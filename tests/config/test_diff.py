@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,7 @@ def test_another_certificate_of_ours_closes_nothing() -> None:
     old = read(TEXT)
     (gw,) = old.connections
 
-    def new(side: str, **more: object) -> Config:
+    def new(side: str, **more: Any) -> Config:
         ours = replace(getattr(gw, side), certs=(Ca("Ours").certificate,))
         return replace(old, connections=(replace(gw, **{side: ours}, **more),))
 

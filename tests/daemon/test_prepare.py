@@ -215,8 +215,12 @@ def test_a_look_takes_no_packets_from_who_has_the_device(monkeypatch: pytest.Mon
 
     assert device().state is State.FOUND
     tun = open_tun("ipsec0", queues=2)
-    attached = []
-    monkeypatch.setattr(requirements, "open_tun", lambda *args, **rest: attached.append(args))
+    attached: list[object] = []
+
+    def attach(*args: object, **rest: object) -> None:
+        attached.append(args)
+
+    monkeypatch.setattr(requirements, "open_tun", attach)
     assert (device().state, device().detail) == (State.MISSING, "ipsec0 is in use")
     assert not attached
     tun.close()
