@@ -82,7 +82,7 @@ def _print_ike_sa(app: App, found: Status, sa: IkeSa) -> None:
         ("age", duration(sa.age_s)),
         ("rekeying", f"in {duration(sa.rekey_in_s)}" if sa.rekey_in_s is not None else ""),
         ("authenticating anew", f"in {duration(sa.reauth_in_s)}" if sa.reauth_in_s is not None else ""),
-        ("NAT before", " and ".join(nat)),
+        ("NAT before", f"{' and '.join(nat)}{', or pretended as by us' if nat and sa.nat_fake else ''}"),
         ("our addresses", ", ".join(sa.local_vips)),
         ("the peer's addresses", ", ".join(sa.remote_vips)),
         ("tasks", ", ".join(sa.tasks)),

@@ -233,6 +233,12 @@ def _print(app: App, found: Explanation) -> None:
             out.print(Text.assemble(("  -> ", "bold"), words))
 
 
+#: causes that are no refusal by either end
+_NOBODY_REFUSES = frozenset(
+    ("no-answer", "no-path", "half-open-timeout", "closed-by-peer", "peer-restarted", "expired", "internal-error")
+)
+
+
 def _print_problem(app: App, problem: Problem) -> None:
     ago = problem.ago_s
     when = f"{duration(ago)} ago" if ago is not None else problem.at
@@ -240,8 +246,8 @@ def _print_problem(app: App, problem: Problem) -> None:
     over = ", and has come up since" if problem.over else ""
     what = f"child {problem.child}" if problem.child else "IKE_SA"
     began = "we began" if problem.initiator else f"{problem.peer or 'the peer'} began"
-    refused = "the peer refused" if problem.by_peer else "we refused"
-    head = Text.assemble((what, "bold"), f": {problem.cause} ", (f"({when}{times}{over}; {began}, {refused})", DIM))
+    refused = "" if problem.cause in _NOBODY_REFUSES else ", the peer refused" if problem.by_peer else ", we refused"
+    head = Text.assemble((what, "bold"), f": {problem.cause} ", (f"({when}{times}{over}; {began}{refused})", DIM))
     app.out.print(head)
     app.out.print(Text(f"  {problem.reason}", style=DIM if problem.over else BAD))
     if problem.retry_in_s is not None and not problem.over:

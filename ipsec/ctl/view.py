@@ -179,6 +179,8 @@ class IkeSa:
     spi_r: str
     nat_local: bool
     nat_remote: bool
+    nat_fake: bool
+    "we make the peer believe in a NAT, so that ESP comes in UDP"
     suite: Suite
     age_s: int | None
     rekey_in_s: int | None
@@ -207,6 +209,7 @@ class IkeSa:
             spi_r=text(message, "responder-spi"),
             nat_local=text(message, "nat-local") == "yes",
             nat_remote=text(message, "nat-remote") == "yes",
+            nat_fake=text(message, "nat-fake") == "yes",
             suite=Suite.of(message),
             age_s=seconds(message, "established"),
             rekey_in_s=seconds(message, "rekey-time"),

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ipsec.ctl.advice import ADVICE
 from ipsec.ctl.errors import ExitCode
 from ipsec.daemon.run import Daemon
+from ipsec.ike.due import NO_ANSWER
 from ipsec.ike.failure import Cause, Failure, Terms
 from ipsec.vici.client import connect
 from tests.crypto.pki import DAY, EC_KEY, Ca
@@ -57,6 +58,17 @@ def test_both_sides_of_what_differed(tmp_path: Path, ctl: Ctl) -> None:
         assert document["problems"][0]["count"] == 3
         one.ike.engine.problems.came_up("old", "net")
         assert "has come up since" in (await run("explain", "old")).out
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+def test_who_does_not_answer_has_not_refused(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        assert one.ike is not None
+        one.ike.engine.note_without(NO_ANSWER, "old", ip_address("192.0.2.2"), initiator=True)
+        out = (await run("explain", "old")).out
+        assert "; we began)" in out
+        assert "refused" not in out
 
     with_ipsecd(tmp_path, ctl, test)
 

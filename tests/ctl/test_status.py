@@ -261,6 +261,12 @@ def test_details(busy: FakeDaemon, ctl: Ctl) -> None:
     assert "net down  10.1.0.0/16 === 10.2.0.0/16" in ctl("status", "--sample", "0", "down").out
 
 
+def test_a_nat_that_may_be_pretended(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns = {"c": conn()}
+    daemon.sas = [("c", ike_sa(1, **{"nat-remote": "yes", "nat-fake": "yes"}))]
+    assert "NAT before  the peer, or pretended as by us\n" in ctl("status", "--sample", "0", "c").out
+
+
 def test_names(busy: FakeDaemon, ctl: Ctl) -> None:
     done = ctl("status", "--sample", "0", "upp")
     assert done.status == ExitCode.UNKNOWN_NAME
