@@ -256,7 +256,7 @@ def test_nobody_there(exchange: int) -> None:
             lab.b.receive_datagram(head + body, path, lab.now)
             out = lab.b.datagrams_to_send()
             assert len(out) <= 1
-            for reply, _ in out:
+            for reply, *_ in out:
                 header = parse_header(reply)
                 assert header.response
                 assert not flags & FLAG_RESPONSE
