@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections import deque
@@ -148,7 +149,11 @@ def _opened(output: str) -> Iterator[BinaryIO]:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    descriptor = os.open(path, flags, 0o600)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        # also one that was there before
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Copies of key files: nobody else may read them, whatever was in the directory before."""
+"""Files of a capture, copies of keys above all: nobody else may read them, whatever was there before."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ipsec.ctl.capture import _opened
 from ipsec.ctl.errors import CtlError
 from ipsec.ctl.keys import Keys
 
@@ -36,3 +37,17 @@ def test_a_daemon_that_writes_none(tmp_path: Path) -> None:
         Keys("", str(tmp_path))
     with pytest.raises(CtlError, match="cannot copy"):
         Keys(str(tmp_path / "nowhere"), str(tmp_path / "profile")).copy("x.pcapng")
+
+
+def test_a_capture_is_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.pcapng"
+    file.write_text("an older one")
+    file.chmod(0o644)
+    with _opened(str(file)) as stream:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        stream.write(b"new")
+    assert file.read_bytes() == b"new"
+    before = Path("/dev/null").stat().st_mode
+    with _opened("/dev/null"):
+        pass
+    assert Path("/dev/null").stat().st_mode == before
