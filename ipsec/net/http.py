@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -96,7 +97,9 @@ class HttpServer:
                 server = await asyncio.start_server(self._accept, address, port, limit=HEAD_MAX, backlog=64)
             except OSError as error:
                 await self.stop()
-                why = f"cannot listen on {address} port {port} for HTTP: {error.strerror}"
+                # asyncio's text has the address once more
+                cause = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
+                why = f"cannot listen on {address} port {port} for HTTP: {cause}"
                 raise BackendError(why, remedy="set ipsecd.http.listen to another address or port") from error
             self._servers.append(server)
 
