@@ -300,9 +300,14 @@ def test_tshark_reads_ike_and_esp_with_the_key_files(world: IkeWorld, tmp_path: 
     try:
         assert eventually(lambda: path.stat().st_size), "dumpcap has not begun"
         world.up()
-        world.a.ping(INNER[4][1])
+        assert loss(world.a.ping(INNER[4][1])) == 0, world.logs()
         world.a.stop()
-        time.sleep(0.3)
+        # a capture is written in order: what went before this is in the file when this is
+        with netns.inside(world.a.namespace):
+            last = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with last:
+            last.sendto(b"nothing comes after this", (OUTER[4][1], 9))
+        assert eventually(lambda: b"nothing comes after this" in path.read_bytes()), "dumpcap does not write"
     finally:
         finish(capture)
     assert "WARNING ipsec.daemon.keylog: ALL KEYS ARE WRITTEN" in world.a.log()
