@@ -70,26 +70,29 @@ cdef inline uint32_t batch_open(Worker *w, SadTable *sad, BatchState *a, BatchSt
     cdef Sa *sa = NULL
     cdef uint32_t i
     cdef uint32_t done = 0
+    cdef uint32_t length
+    cdef uint8_t *esp
     cdef uint8_t *slot
     b.count = a.count
     w.now_ns = monotonic_ns()
     for i in range(a.count):
+        esp = batch_slot(a, i)
         if i + 9 < a.count:
             if a.lengths[i + 9] >= 4:
                 prefetch(sad_entry(sad, be32(batch_slot(a, i + 9))))
-            sad_prefetch(sad, batch_slot(a, i), batch_slot(a, i + 6), a.lengths[i + 6])
-            sad_prefetch_rest(sad, batch_slot(a, i), batch_slot(a, i + 3), a.lengths[i + 3])
+            sad_prefetch(sad, esp, batch_slot(a, i + 6), a.lengths[i + 6])
+            sad_prefetch_rest(sad, esp, batch_slot(a, i + 3), a.lengths[i + 3])
         slot = b.data + <size_t>i * b.stride
+        length = a.lengths[i]
         b.lengths[i] = 0
         b.starts[i] = BATCH_HEAD
-        sa = inbound_job_sa(w, sad, batch_slot(a, i), a.lengths[i])
+        sa = inbound_job_sa(w, sad, esp, length)
         if sa != NULL:
             if w.jobs.opening == JOBS:
                 done += batch_open_all(w, b)
-            inbound_job_begin(w, sa, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM)
+            inbound_job_begin(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM)
             continue
-        if inbound(w, sad, batch_slot(a, i), a.lengths[i], 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info,
-                   &sa) == DROP_NONE:
+        if inbound(w, sad, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info, &sa) == DROP_NONE:
             b.starts[i] = <uint32_t>(info.data - slot)
             b.lengths[i] = info.length
             done += 1

@@ -408,7 +408,7 @@ cdef inline void pump_held(PumpState *p) noexcept nogil:
     if n == 0 or w.held.first == NULL:
         w.held.released = released
 
-# Reads the TUN device up to `budget` times. RUN_* bits.
+# Reads the TUN device up to `budget` times, a read that fills a train counting four times. RUN_* bits.
 cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
     cdef uint8_t *packet = p.frame + FRAME_HEAD
     cdef uint8_t *start = packet - (VNET_HDR_SIZE if p.vnet_hdr else 0)
@@ -457,6 +457,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         p.counters[TUN_RX_BYTES] += <uint64_t>n
         p.counters[TUN_RX_PACKETS] += outbound_frame(w, spd, &p.sink, vnet, packet, <uint32_t>n)
         if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
+            budget -= 3 if budget > 3 else budget
             pump_flush(p)
     if w.held.count:
         # an SA may have come between the look at its policy and the keeping: whoever added it saw nothing to wake us for

@@ -4,6 +4,9 @@ from libc.stdint cimport uint64_t
 from ipsec.fast.message cimport POLLIN, POLLNVAL, POLLOUT, monotonic_ns, poll, pollfd, read, sched_yield
 from ipsec.fast.pump cimport *
 
+cdef enum:
+    TUN_READS = 64       # small packets of one system call, as many as a train holds; or 16 superframes
+
 # Runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
 # again for so long after the last packet before it sleeps.
 cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) noexcept nogil:
@@ -49,7 +52,7 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
             if i == 1:
                 read(p.wake_fd, &woken, 8)
             if which[i] < 0:
-                flags = pump_tun(p, 16)
+                flags = pump_tun(p, TUN_READS)
             else:
                 flags = 0
                 if fds[i].revents & POLLNVAL:
@@ -58,7 +61,7 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
                 if fds[i].revents & ~POLLOUT:
                     flags = pump_socket(p, which[i], 4)
                 if fds[i].revents & POLLOUT:
-                    flags |= pump_tun(p, 16)
+                    flags |= pump_tun(p, TUN_READS)
             if flags & RUN_MORE:
                 more = True
         if busy_poll_ns:

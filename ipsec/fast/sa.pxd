@@ -238,17 +238,29 @@ cdef inline int esp_seal(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *p
     cdef uint8_t *body = iv + sa.iv_len
     cdef uint8_t *icv = body + length
     cdef uint32_t aad_len
-    cdef int n = 0
     put32(out, sa.spi)
     put32(out + 4, <uint32_t>seq)
-    if sa.kind == KIND_AEAD:
-        aad_len = esp_aad(sa, seq, aad)
-        esp_nonce(sa, NULL, seq, nonce)
-        if sa.iv_len:
-            put64(iv, seq)
-        if sa.aead_seal(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv, sa.icv_len) != 0:
-            return -1
-        return <int>(icv + sa.icv_len - out)
+    if sa.kind != KIND_AEAD:
+        return esp_seal_other(sa, worker, seq, plain, length, out)
+    aad_len = esp_aad(sa, seq, aad)
+    esp_nonce(sa, NULL, seq, nonce)
+    if sa.iv_len:
+        put64(iv, seq)
+    if sa.aead_seal(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, plain, length, body, icv,
+                    sa.icv_len) != 0:
+        return -1
+    return <int>(icv + sa.icv_len - out)
+
+# The same behind the first eight octets, where the cipher is none of these.
+cdef inline int esp_seal_other(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *plain, uint32_t length,
+                               uint8_t *out) noexcept nogil:
+    cdef uint8_t aad[12]
+    cdef uint8_t nonce[16]
+    cdef uint8_t *iv = out + ESP_HEADER
+    cdef uint8_t *body = iv + sa.iv_len
+    cdef uint8_t *icv = body + length
+    cdef uint32_t aad_len
+    cdef int n = 0
     if sa.kind == KIND_GMAC:
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, NULL, seq, nonce)
@@ -288,6 +300,22 @@ cdef inline int esp_open(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *e
                          uint8_t *plain) noexcept nogil:
     cdef uint8_t aad[12]
     cdef uint8_t nonce[16]
+    cdef const uint8_t *iv = esp + ESP_HEADER
+    cdef const uint8_t *body = iv + sa.iv_len
+    cdef const uint8_t *their_icv = esp + length - sa.icv_len
+    cdef uint32_t aad_len
+    # apart from the rest, so that it is short enough to be inlined
+    if sa.kind != KIND_AEAD:
+        return esp_open_other(sa, worker, seq, esp, length, plain)
+    aad_len = esp_aad(sa, seq, aad)
+    esp_nonce(sa, iv if sa.iv_len else NULL, seq, nonce)
+    return sa.aead_open(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, body,
+                        <uint32_t>(their_icv - body), plain, their_icv, sa.icv_len)
+
+cdef inline int esp_open_other(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *esp, uint32_t length,
+                               uint8_t *plain) noexcept nogil:
+    cdef uint8_t aad[12]
+    cdef uint8_t nonce[16]
     cdef uint8_t icv[64]
     cdef const uint8_t *iv = esp + ESP_HEADER
     cdef const uint8_t *body = iv + sa.iv_len
@@ -295,10 +323,6 @@ cdef inline int esp_open(Sa *sa, uint32_t worker, uint64_t seq, const uint8_t *e
     cdef uint32_t body_len = <uint32_t>(their_icv - body)
     cdef uint32_t aad_len
     cdef int n = 0
-    if sa.kind == KIND_AEAD:
-        aad_len = esp_aad(sa, seq, aad)
-        esp_nonce(sa, iv if sa.iv_len else NULL, seq, nonce)
-        return sa.aead_open(sa_key(sa) if sa.key_size else sa.keys[worker], nonce, aad, aad_len, body, body_len, plain, their_icv, sa.icv_len)
     if sa.kind == KIND_GMAC:
         aad_len = esp_aad(sa, seq, aad)
         esp_nonce(sa, iv, seq, nonce)
