@@ -204,7 +204,8 @@ def test_who_leaves_at_once_is_no_error(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_port_that_is_taken() -> None:
     async def test(port: int, server: HttpServer) -> None:
         other = HttpServer({"/": hello})
-        with pytest.raises(BackendError, match=r"cannot listen on 127\.0\.0\.1 port \d+ for HTTP: Address already .*http\.listen"):
+        why = r"cannot listen on 127\.0\.0\.1 port \d+ for HTTP: Address already in use; .*http\.listen"
+        with pytest.raises(BackendError, match=why):
             await other.start([("127.0.0.1", 0), ("127.0.0.1", port)])
         assert other.ports == []
 
