@@ -113,6 +113,8 @@ CHILD_DROPS = _family("counter", "child_drops", "Packets dropped by an SA; a rea
                       *_CHILD, "reason")  # fmt: skip
 SA_BYTES = _family("counter", "manual_sa_bytes", "Octets of inner packets of a manual SA.", "sa", "direction")
 SA_PACKETS = _family("counter", "manual_sa_packets", "ESP packets of a manual SA that were good.", "sa", "direction")
+SA_DROPS = _family("counter", "manual_sa_drops", "Packets dropped by a manual SA; a reason appears with the first one.",
+                   "sa", "reason")  # fmt: skip
 
 # -- IKEv2
 

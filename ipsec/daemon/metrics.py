@@ -142,6 +142,11 @@ class Metrics:
         if self._health.phase is Phase.RUNNING:
             yield f.SA_BYTES.series((labels, stats.bytes) for labels, stats in self._manual_sas())
             yield f.SA_PACKETS.series((labels, stats.packets) for labels, stats in self._manual_sas())
+            yield f.SA_DROPS.series(
+                ((name, reason.name), count)
+                for (name, _), stats in self._manual_sas()
+                for reason, count in stats.drops.items()
+            )
             for series in data_path(self._backend):
                 yield series
             suites = {params.suite.name for _, params, _ in self._manual()} | self._suites

@@ -98,7 +98,7 @@ class HttpServer:
             except OSError as error:
                 await self.stop()
                 # asyncio's text has the address once more
-                cause = os.strerror(error.errno) if (error.errno or 0) > 0 else str(error)
+                cause = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
                 why = f"cannot listen on {address} port {port} for HTTP: {cause}"
                 raise BackendError(why, remedy="set ipsecd.http.listen to another address or port") from error
             self._servers.append(server)

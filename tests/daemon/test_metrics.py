@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -94,8 +95,36 @@ def test_every_metric_is_there_as_it_is_documented(accept: str, tmp_path: Path) 
             assert metric.documentation == family.help
             assert {label for sample in metric.samples for label in sample.labels} - {"le"} == set(family.labels)
         # of what nothing is there yet, there are no series
-        rare = (f.SA_BYTES, f.SA_PACKETS, f.CHILD_LAST, f.CHILD_DROPS, f.FAILURES, f.PROVIDER, f.CERTIFICATE)
+        rare = (f.SA_BYTES, f.SA_PACKETS, f.SA_DROPS, f.CHILD_LAST, f.CHILD_DROPS, f.FAILURES, f.PROVIDER,
+                f.CERTIFICATE)  # fmt: skip
         assert {family.name for family in known.values()} <= {family.name for family in rare}
+
+    run(main())
+
+
+def test_manual_sas(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    settings = f"backend = memory\nstate_dir = {tmp_path}\nworkers = 0\nhttp {{ listen = {port} \n }}"
+    keys = f"key_in = 0x{'11' * 20}\nkey_out = 0x{'22' * 20}\nspi_in = 0x1000\nspi_out = 0x2000\n"
+    path = tmp_path / "swanctl.conf"
+    path.touch(mode=0o600)
+    path.write_text(
+        f"ipsecd {{\n{settings}\n}}\nsas {{ m {{\nlocal = 192.0.2.1\nremote = 192.0.2.2\n{keys}encap = yes\n"
+        "local_ts = 10.1.0.0/16\nremote_ts = 10.2.0.0/16\nesp_proposals = aes128gcm16\n} }\n"
+    )
+
+    async def main() -> None:
+        daemon = Daemon(load(str(path)))
+        await daemon.start()
+        assert daemon._endpoint is not None
+        name, params, stats = next(daemon._manual_stats())
+        dropped = dataclasses.replace(stats, packets=3, drops={DropReason.IN_STATE_SEQ_ERROR: 2})
+        daemon._endpoint.metrics._manual = lambda: iter([(name, params, dropped)])
+        _, text = await fetch(port, "")
+        await daemon.stop()
+        assert 'ipsecd_manual_sa_packets_total{direction="in",sa="m"} 3.0' in text
+        assert 'ipsecd_manual_sa_drops_total{reason="IN_STATE_SEQ_ERROR",sa="m"} 2.0' in text
 
     run(main())
 
