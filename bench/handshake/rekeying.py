@@ -53,6 +53,8 @@ class Outcome:
     "of IKE requests, in the log of our first end"
     drops: str
     "of our first end, by reason"
+    overflows: int
+    "datagrams, ESP and IKE alike, that came to the other end faster than it read its sockets"
 
 
 def conf(index: int, child_s: int, ike_s: int) -> str:
@@ -121,6 +123,7 @@ def measure(lab: Lab, args: argparse.Namespace) -> Outcome:
         stderr=subprocess.STDOUT,
     )
     before = len(ends[0].log.read_text(errors="replace"))
+    overflowed = overflows(pair)
     prober = Prober(pair)
     with echo(pair.b):
         prober.run(args.seconds)
@@ -129,6 +132,7 @@ def measure(lab: Lab, args: argparse.Namespace) -> Outcome:
     if "error" in result:
         raise LabError(f"iperf3: {result['error']}")
     log = ends[0].log.read_text(errors="replace")[before:]
+    overflowed = overflows(pair) - overflowed
     ends[0].stop()
     ends[1].stop()
     total = ends[0].log.read_text(errors="replace")[before:]
@@ -144,7 +148,14 @@ def measure(lab: Lab, args: argparse.Namespace) -> Outcome:
         prober.gap_s * 1000,
         len(re.findall(r"sending request \d+ again", log)),
         drops[-1] if drops else "?",
+        overflowed,
     )
+
+
+def overflows(pair: Pair) -> int:
+    """Datagrams for which there was no room in the receive buffers of the second end, so far (RcvbufErrors)."""
+    names, counts = (line.split() for line in pair.b.run("grep", "^Udp:", "/proc/net/snmp").splitlines())
+    return int(counts[names.index("RcvbufErrors")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
