@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_interface
+from typing import TypeVar
 
 from ipsec.backend.base import Acquire, Backend, BackendEvent, Datagram, Expire, Mapping
 from ipsec.config import Config
@@ -50,6 +51,8 @@ from ipsec.ike.sa import IkeSa
 from ipsec.net.route import PROTOCOL
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: how long ``stop`` waits for peers to acknowledge, and how soon it asks them again
 STOP_S = 3.0
@@ -505,6 +508,13 @@ class IkeControl:
         while True:
             await self._resolver.resolve(name)
             await asyncio.sleep(RESOLVE_S)
+
+    async def to_the_end(self, work: Coroutine[object, object, T]) -> T:
+        """Do what must not stop half-way when whoever has asked for it goes: traps and shunts would be missing."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
 
     def _spawn(self, work: Coroutine[object, object, object]) -> None:
         task = self._loop.create_task(work)

@@ -174,7 +174,7 @@ class ViciControl:
         old = loaded.connection(name)
         loaded.load_connection(name, message)
         self._changed()
-        await self._exchange(old, loaded.connection(name))
+        await self._ike.to_the_end(self._exchange(old, loaded.connection(name)))
         log.info("%s connection: %s", "added" if old is None else "replaced", name)
         for warning in loaded.warnings(name):
             log.warning("%s", warning)
@@ -264,7 +264,7 @@ class ViciControl:
 
     async def reload_settings(self) -> None:
         """See Control."""
-        why = await self._file.reload()
+        why = await self._ike.to_the_end(self._file.reload())
         if why:
             raise ConfigError(why)
 

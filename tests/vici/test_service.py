@@ -28,6 +28,7 @@ from ipsec.ike.events import IkeDown, IkeUp
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.state import IkeState
+from ipsec.vici import server
 from ipsec.vici.client import Session, ViciError, connect
 
 FILE = """
@@ -116,6 +117,36 @@ async def refused(session: Session, command: str, message: dict[str, Any]) -> st
     with pytest.raises(ViciError) as error:
         await session.request(command, message)
     return str(error.value).removeprefix(f"{command}: ")
+
+
+def test_who_hangs_up_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what its traps are for would leave in clear."""
+    monkeypatch.setattr(server, "LOOK_S", 0.01)
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        ike, known = one.ike, asyncio.Event()
+        find = ike._path
+
+        async def path(connection: Any) -> Any:
+            await known.wait()
+            return await find(connection)
+
+        monkeypatch.setattr(ike, "_path", path)
+        trap = CONNECTION | {"children": {"net3": CHILD | {"start_action": "trap"}}}
+        async with await connect(f"{tmp_path}/s") as other:
+            asked = asyncio.create_task(other.request("load-conn", {"new": trap}))
+            while ike.loaded.connection("new") is None:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+        await asyncio.sleep(0.1)
+        assert not ike.guards.has("new", "net3")
+        known.set()
+        async with asyncio.timeout(10):
+            while not ike.guards.has("new", "net3"):
+                await asyncio.sleep(0.01)
+
+    with_daemon(tmp_path, test)
 
 
 def test_connections_of_the_file_and_of_vici(tmp_path: Path) -> None:
