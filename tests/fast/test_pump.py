@@ -22,6 +22,7 @@ from ipsec.net.udp import open_raw_esp
 from tests.fast.frames import payload, superframe_vnet, tcp_packet, udp_packet, with_partial_checksum
 from tests.fast.pumps import (
     EVERYTHING,
+    MORE,
     NO_VNET,
     OUTER,
     Net,
@@ -286,6 +287,27 @@ def test_raw_esp(version: int, mode: Mode) -> None:
     finally:
         side.close()
         sock.close()
+
+
+def test_small_packets_leave_together_and_superframes_do_not_keep_the_worker() -> None:
+    with udp_net() as (net, arguments):
+        net.tunnel(**arguments)
+        pump, tun = net.left.pump, net.left.tun
+        for n in range(64):
+            assert tun.send(udp_packet(4, 64, sport=n + 1), NO_VNET)
+        assert pump.run_tun(64) & MORE
+        assert pump.counters()["net_tx_calls"] == 1
+        assert pump.counters()["net_tx_datagrams"] == 64
+        assert pump.run_tun(64) == 0
+        # each of these fills a train, which counts as four reads
+        before = pump.counters()["tun_rx_frames"]
+        for n in range(3):
+            header, frame = superframe("tcp", 4, 60000, 1300, seq=60000 * n)
+            assert tun.send(frame, header)
+        assert pump.run_tun(8) & MORE
+        assert pump.counters()["tun_rx_frames"] == before + 2
+        net.run()
+        check(net)
 
 
 @VERSIONS
