@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from ipsec.backend.base import IpAddress, IpInterface
@@ -34,6 +35,8 @@ ADDRESSES_SECONDS = 0.2
 DEFAULT_MTU = 1400
 MIN_MTU = 1280
 DEFAULT_PATH_MTU = 1500
+#: a device's limit that no IP packet reaches
+ANY_SUPERFRAME = 65536
 
 
 class Routes:
@@ -296,7 +299,7 @@ class Routes:
     async def _carry_out(self, router: Router, rules: set[int] | None, changes: Sequence[Change]) -> list[BackendError]:
         """Rules, routes, then the MTU, in one visit to the helper thread; what was refused."""
         mtu, device = self.mtu, self._device
-        size = superframe_size(mtu, self.path_mtu)
+        size = gso_max_size(mtu, self.path_mtu)
         other_mtu = mtu != self._mtu
         failed: list[tuple[Change, BackendError]] = []
 
@@ -325,6 +328,23 @@ def drops_all(pair: SelectorPair) -> bool:
     """Whether a policy that drops means all that goes somewhere. A route cannot tell senders, protocols or ports."""
     last = (1 << pair.local.start.max_prefixlen) - 1
     return not pair.protocol and int(pair.local.start) == 0 and int(pair.local.end) == last
+
+
+def gso_max_size(mtu: int, path_mtu: int) -> int:
+    """IFLA_GSO_MAX_SIZE of a device: any superframe where this host forwards, else what becomes one UDP train.
+
+    What others send is as long as their own devices allow, and the kernel cuts what is too long here into packets.
+    """
+    return ANY_SUPERFRAME if _forwards() else superframe_size(mtu, path_mtu)
+
+
+def _forwards() -> bool:
+    for version in ("ipv4", "ipv6"):
+        # a kernel without IPv6 has no such file
+        with suppress(OSError, ValueError):
+            if int(Path(f"/proc/sys/net/{version}/conf/all/forwarding").read_text()):
+                return True
+    return False
 
 
 def superframe_size(mtu: int, path_mtu: int) -> int:

@@ -26,7 +26,7 @@ from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.datagrams import Datagrams
 from ipsec.backend.place import check_ours, make_router, open_helper
 from ipsec.backend.prepared import check_address, take_prepared
-from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, superframe_size
+from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, gso_max_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Totals, Worker, socket_name
 from ipsec.errors import BackendError, SaError
@@ -171,7 +171,7 @@ class UserspaceBackend:
                 mtu=mtu,
                 addresses=(*settings.addresses, *self._routes.addresses),
                 queue_length=settings.queue_length,
-                gso_max_size=superframe_size(mtu, path_mtu),
+                gso_max_size=gso_max_size(mtu, path_mtu),
             )
             for note in notes:
                 log.info("%s: %s", tun.name, note)

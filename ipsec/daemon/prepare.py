@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from ipsec.backend.routes import DEFAULT_MTU, MIN_MTU, drops_all, superframe_size
+from ipsec.backend.routes import DEFAULT_MTU, MIN_MTU, drops_all, gso_max_size
 from ipsec.config import Config
 from ipsec.daemon.guards import shunt_pairs
 from ipsec.daemon.reach import names_of
@@ -74,7 +74,7 @@ def prepare(config: Config, owner: Owner, *, sysctls: bool) -> list[str]:
             mtu=mtu,
             addresses=addresses,
             queue_length=settings.tun_queue_length,
-            gso_max_size=superframe_size(mtu, settings.path_mtu),
+            gso_max_size=gso_max_size(mtu, settings.path_mtu),
         )
         done.append(f"{settings.device} is up, MTU {mtu}, addresses: {', '.join(map(str, addresses)) or 'none'}")
         if settings.install_routes:

@@ -18,11 +18,11 @@ from types import ModuleType
 
 import pytest
 
-from ipsec.backend import manual, seqstore
+from ipsec.backend import manual, routes, seqstore
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, Mapping
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
-from ipsec.backend.routes import superframe_size
+from ipsec.backend.routes import gso_max_size, superframe_size
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
@@ -705,6 +705,14 @@ def test_a_lost_device_is_told_once_however_packets_move(core: ModuleType, worke
             assert [type(event) for event in a.events] == [DeviceLost]
 
     asyncio.run(main())
+
+
+def test_a_host_that_forwards_takes_any_superframe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_forwards", lambda: True)
+    # the kernel cuts what is as long as the limit: the longest IP packet must be below it
+    assert gso_max_size(1438, 1500) == 65536
+    monkeypatch.setattr(routes, "_forwards", lambda: False)
+    assert gso_max_size(1438, 1500) == superframe_size(1438, 1500)
 
 
 def test_superframes_become_one_train() -> None:
