@@ -298,8 +298,7 @@ class Routes:
 
     async def _carry_out(self, router: Router, rules: set[int] | None, changes: Sequence[Change]) -> list[BackendError]:
         """Rules, routes, then the MTU, in one visit to the helper thread; what was refused."""
-        mtu, device = self.mtu, self._device
-        size = gso_max_size(mtu, self.path_mtu)
+        mtu, path_mtu, device = self.mtu, self.path_mtu, self._device
         other_mtu = mtu != self._mtu
         failed: list[tuple[Change, BackendError]] = []
 
@@ -307,7 +306,11 @@ class Routes:
             rules_error = _error_of(partial(router.set_rules, rules)) if rules is not None else None
             if changes:
                 failed.extend(router.carry_out(router.index(device), changes))
-            return rules_error, _error_of(partial(router.set_mtu, device, mtu, size)) if other_mtu else None
+            if not other_mtu:
+                return rules_error, None
+            # asked here, where the device is: this thread may be in another network namespace
+            size = gso_max_size(mtu, path_mtu)
+            return rules_error, _error_of(partial(router.set_mtu, device, mtu, size))
 
         rules_error, mtu_error = await self._call(work)
         if rules is not None and rules_error is None:

@@ -76,6 +76,14 @@ def test_an_application_sees_the_tunnel_alone(world: IkeWorld, app: App, workers
     assert app.leftovers() == ""
 
 
+def test_it_forwards_if_the_device_s_namespace_does(world: IkeWorld, app: App) -> None:
+    app.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    world.set("ipsecd.namespace", app.namespace, 0)
+    world.up()
+    # the MTU that the SA's suite leaves has been set by now, and with it the size of superframes
+    assert "gso_max_size 65536" in app.run("ip", "-d", "link", "show", "dev", "ipsec0").stdout
+
+
 def test_by_path_of_a_process(world: IkeWorld) -> None:
     child = subprocess.Popen(["unshare", "--net", "sleep", "60"])
     try:
