@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 # Last, so that a build under test (make asan) is found before the checkout.
 sys.path.append(str(ROOT))
 
+from ipsec.net import netns  # noqa: E402
 from tools import netadmin  # noqa: E402
 
 #: set in the child of E2eChild: where its reports go
@@ -127,6 +128,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     way = terminalreporter.config.stash.get(way_key, "")
     if way:
         terminalreporter.line(f"e2e tests ran {way}")
+
+
+@pytest.fixture
+def own_network() -> Iterator[None]:
+    """The test is in a network namespace with nothing but a loopback device: raw sockets hear what all others send."""
+    name = f"net-own-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with netns.inside(name):
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 class E2eChild:

@@ -262,6 +262,7 @@ def test_long_segments_in_transport_mode_are_not_damaged() -> None:
 @pytest.mark.e2e
 @VERSIONS
 @pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.usefixtures("own_network")
 def test_raw_esp(version: int, mode: Mode) -> None:
     address = "127.0.0.1" if version == 4 else "::1"
     sock = open_raw_esp(ip_address(address))[0]

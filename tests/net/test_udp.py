@@ -144,6 +144,7 @@ def test_route_to_loopback() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("own_network")
 @pytest.mark.parametrize("where", LOOPBACK, ids=["v4", "v6"])
 def test_raw_esp_goes_to_one_worker(where: IPv4Address | IPv6Address) -> None:
     group = udp.open_raw_esp(where, workers=3)
