@@ -169,6 +169,12 @@ class Backend(Protocol):
         a caller it is logged.
         """
 
+    def try_sync_routes(self) -> bool:
+        """Do what ``sync_routes`` does within this call, if that is little; False: it was not, or something failed.
+
+        The MTU may follow later where it grows.
+        """
+
     async def add_address(self, address: IpInterface) -> None:
         """Give the device an address (a virtual IP of ours, RFC 7296 section 2.19). BackendError if the kernel refuses.
 

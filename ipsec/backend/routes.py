@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 #: how long changes wait for others when the last ones have just been carried out
 GATHER_SECONDS = 0.02
+#: networks that are few enough to be changed in the loop's own thread: the kernel takes some 30 us for each
+FEW = 16
 #: networks looked at in one turn of the loop: about 3 ms
 SLICE = 1000
 #: how long this host's addresses are left to settle before the sources of routes follow them
@@ -40,11 +42,14 @@ ANY_SUPERFRAME = 65536
 
 
 class Routes:
-    """Hears of SAs and policies. Belongs to the event loop's thread; the kernel is asked on the helper thread."""
+    """Hears of SAs and policies. Belongs to the event loop's thread; the kernel is asked on the helper thread, unless a
+    single tunnel waits for a handful of routes."""
 
     def __init__(self, helper: Callable[[], Executor | None], settings: UserspaceSettings) -> None:
         """``helper`` is the thread for what blocks."""
         self._helper = helper
+        self._may_block = settings.workers > 0
+        "the loop's thread moves no packets"
         self._fixed_mtu = settings.mtu
         "0 takes what fits through every SA"
         self._book = RouteBook(fail_closed=settings.fail_closed)
@@ -56,6 +61,7 @@ class Routes:
         self._path_mtus: Counter[int] = Counter()
         self._router: Router | None = None
         self._device = ""
+        self._index = 0
         self._mtu = 0
         "that the device has"
         self._lock = asyncio.Lock()
@@ -191,9 +197,9 @@ class Routes:
 
     # -- carrying it out
 
-    def attach(self, router: Router, device: str, mtu: int) -> None:
-        """From now on changes are carried out. ``mtu`` is what the device has."""
-        self._router, self._device, self._mtu = router, device, mtu
+    def attach(self, router: Router, device: str, index: int, mtu: int) -> None:
+        """From now on changes are carried out. ``index`` is the device's number, ``mtu`` what it has."""
+        self._router, self._device, self._index, self._mtu = router, device, index, mtu
         self.forget()
 
     async def detach(self) -> None:
@@ -264,6 +270,45 @@ class Routes:
             if refused:
                 raise refused[0]
             self.applied = True
+
+    def try_sync(self) -> bool:
+        """Carry everything out in this call if that is little; False: it was not, and ``sync`` has to.
+
+        Two changes of threads take longer than the kernel needs for a route. An MTU that grows waits: what is there
+        fits meanwhile.
+        """
+        router, book = self._router, self._book
+        if router is None:
+            return True
+        now = asyncio.get_running_loop().time()
+        sure = self._known and self._own_known and self._versions is not None and not self._failed
+        # where many tunnels come up, those of 20 ms together are cheaper
+        alone = not self._lock.locked() and now - self._synced >= GATHER_SECONDS
+        if not (self._may_block and sure and alone and len(book) <= FEW) or self.mtu < self._mtu:
+            return False
+        changes: list[Change] = []
+        while book.pending and len(changes) <= FEW:
+            changes += book.changes(FEW)
+        versions = book.versions | (self._versions or set())
+        try:
+            failed = router.carry_out_few(self._index, versions, changes)
+        except BackendError:
+            self.forget()
+            return False
+        self._synced = now
+        for change in failed:
+            book.failed(change)
+            self._failed.add(change.entry)
+        if failed or book.pending or not versions <= router.rules:
+            return False
+        self._versions = versions
+        self.applied = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._versions != book.versions or self._mtu != self.mtu:
+            self.changed()
+        return True
 
     async def _sync(self, router: Router) -> list[BackendError]:
         book = self._book

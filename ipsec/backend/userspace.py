@@ -113,8 +113,7 @@ class UserspaceBackend:
         except OSError as error:
             raise BackendError(f"cannot open the device or its sockets: {error.strerror}") from error
         await self._configure_device(self._routes.mtu, path_mtu=DEFAULT_PATH_MTU)
-        if self._router is not None:
-            self._routes.attach(self._router, self.device, self._routes.mtu)
+        await self._attach_routes(self._routes.mtu)
         self._make_pumps()
         self._log_start()
         self._go()
@@ -179,6 +178,12 @@ class UserspaceBackend:
         self._unwatch()
         await self._blocking(work)
         await self._watch()
+
+    async def _attach_routes(self, mtu: int) -> None:
+        router = self._router
+        if router is not None:
+            index = await self._blocking(partial(router.index, self.device))
+            self._routes.attach(router, self.device, index, mtu)
 
     def _make_pumps(self) -> None:
         settings, tun, core = self._settings, self._tun, self._core
@@ -412,8 +417,7 @@ class UserspaceBackend:
             await self._blocking(self._open_tun)
             mtu = self._routes.mtu
             await self._configure_device(mtu, path_mtu=self._routes.path_mtu)
-            if self._router is not None:
-                self._routes.attach(self._router, self.device, mtu)
+            await self._attach_routes(mtu)
             self._make_pumps()
             await self.sync_routes()
             self._go()
@@ -583,6 +587,11 @@ class UserspaceBackend:
         """Return when the device's MTU and the routes are in line with what is installed. BackendError if not."""
         self._on_link()
         await self._routes.sync()
+
+    def try_sync_routes(self) -> bool:
+        """Carry out at once what routes need, if that is little; False: only ``sync_routes`` can."""
+        self._on_link()
+        return self._routes.try_sync()
 
     async def add_address(self, address: IpInterface) -> None:
         """Give the device an address; counted."""

@@ -301,12 +301,13 @@ class IkeControl:
         if self.children.new_policies and not self._stopping:
             # the peer may use a CHILD_SA as soon as it has our answer, and our own answers need routes
             self.children.new_policies = False
-            self._held += datagrams
-            if not self._holding:
-                self._holding = True
-                self._spawn(self._send_held())
-        else:
-            self._send(datagrams)
+            if self._holding or not self._backend.try_sync_routes():
+                self._held += datagrams
+                datagrams = []
+                if not self._holding:
+                    self._holding = True
+                    self._spawn(self._send_held())
+        self._send(datagrams)
         when = engine.next_timer()
         if self._timer is not None:
             if when == self._due:

@@ -20,6 +20,7 @@ _NETLINK_CAP_ACK = 10
 _NETLINK_GET_STRICT_CHK = 12
 # NLM_F_REQUEST | NLM_F_DUMP
 _DUMP_FLAGS = 0x301
+_ACK = 0x4
 #: NLM_F_REQUEST | NLM_F_ACK, and for new things NLM_F_CREATE | NLM_F_REPLACE or NLM_F_CREATE | NLM_F_EXCL
 CHANGE_FLAGS = 0x5
 ADD_FLAGS = 0x505
@@ -31,7 +32,7 @@ _U32_ATTRIBUTE = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
 #: an earlier dump was not read to its end
 _BUSY = _ERROR.pack(-errno.EBUSY)
-#: messages of one send: their acknowledgements fit into any receive buffer
+#: messages of one send: should all be refused, the answers fit into any receive buffer
 BATCH = 64
 #: seconds until the kernel has answered, which it does at once
 _PATIENCE = 5.0
@@ -90,31 +91,34 @@ class Netlink:
         for at in range(0, len(messages), BATCH):
             batch = messages[at : at + BATCH]
             first = self._sequence + 1
-            self._sequence += len(batch)
+            last = self._sequence = self._sequence + len(batch)
             self._socket.send(
                 b"".join(
-                    _HEADER.pack(_HEADER.size + len(body), kind, flags, first + number, 0) + body
+                    # a failure is told in any case, so that one acknowledgement is enough
+                    _HEADER.pack(
+                        _HEADER.size + len(body), kind, flags if first + number == last else flags & ~_ACK,
+                        first + number, 0,
+                    ) + body
                     for number, (kind, flags, body) in enumerate(batch)
                 )
-            )
-            failed += [(at + number, error) for number, error in self._answers(first, len(batch))]
+            )  # fmt: skip
+            failed += [(at + number, error) for number, error in self._answers(first, last)]
         return failed
 
-    def _answers(self, first: int, count: int) -> list[tuple[int, int]]:
-        """(index in the batch, errno) of those that failed, once all ``count`` are answered."""
+    def _answers(self, first: int, last: int) -> list[tuple[int, int]]:
+        """(index in the batch, errno) of those that failed, once the ``last`` is answered."""
         failed: list[tuple[int, int]] = []
-        missing = count
-        while missing > 0:
+        while True:
             data = self._socket.recv(1 << 16)
             for length, at, kind, sequence in _messages(data):
-                if kind == _NLMSG_ERROR and first <= sequence < first + count:
+                if kind == _NLMSG_ERROR and first <= sequence <= last:
                     if length < _HEADER.size + _ERROR.size:
                         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-                    missing -= 1
                     (error,) = _ERROR.unpack_from(data, at + _HEADER.size)
                     if error:
                         failed.append((sequence - first, -error))
-        return failed
+                    if sequence == last:
+                        return failed
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, int]]:

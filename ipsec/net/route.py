@@ -9,7 +9,8 @@ start. Its unreachable routes stay until ours are there: nothing leaves in clear
 abstract socket named after the table tells other daemons in the same network namespace to keep off it; the kernel drops
 it with the process.
 
-All of this is blocking and belongs on one thread outside the event loop.
+All of this is blocking and belongs on one thread outside the event loop; ``carry_out_few`` takes as long as the kernel
+needs for a handful of routes, which a packet may be waiting for.
 """
 
 from __future__ import annotations
@@ -75,8 +76,10 @@ class Router:
         "unreachable routes of a predecessor were found and kept"
         try:
             self._netlink = Netlink()
+            # with a socket of its own: the one thread that changes routes need not be the one that does the rest
+            self._routes = Netlink()
             self._writer = RouteWriter(
-                self._netlink, table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC
+                self._routes, table=table, protocol=PROTOCOL, unreachable_metric=FAIL_CLOSED_METRIC
             )
         except OSError as error:
             raise BackendError(f"netlink socket: {error.strerror}") from error
@@ -112,7 +115,7 @@ class Router:
     def try_rule(self) -> None:
         """Add a rule for an empty table and remove it again, to see whether that is permitted. BackendError if not."""
         rule = Rule(4, 0x7FFFFFFE, 0)
-        trial = RouteWriter(self._netlink, table=0xFFFFFFFE, protocol=PROTOCOL, unreachable_metric=0)
+        trial = RouteWriter(self._routes, table=0xFFFFFFFE, protocol=PROTOCOL, unreachable_metric=0)
         self._do("add a routing rule", lambda: trial.add_rule(rule))
         self._do("remove a routing rule", lambda: trial.del_rule(rule))
 
@@ -153,6 +156,25 @@ class Router:
         except OSError as error:
             raise _no_answer(error) from error
         return [(change, self._refused(change, number)) for change, number in failed]
+
+    def carry_out_few(self, index: int, versions: Set[int], changes: Sequence[Change]) -> list[Change]:
+        """Look the table up for these IP versions and change routes, with one question to the kernel; what it refused.
+
+        A rule that it refused is not there: ``set_rules`` tries again and says why. BackendError.
+        """
+        rules = [Rule(version, self._priority, self._fwmark, self._uid) for version in versions - self._rules]
+        try:
+            refused, failed = self._writer.carry_out_behind(rules, changes, index)
+        except OSError as error:
+            raise _no_answer(error) from error
+        missing = {rule for rule, error in refused if error != errno.EEXIST}
+        self._rules.update(rule.version for rule in rules if rule not in missing)
+        return [change for change, _ in failed]
+
+    @property
+    def rules(self) -> Set[int]:
+        """IP versions that the table is looked up for."""
+        return self._rules
 
     def _refused(self, change: Change, number: int) -> BackendError:
         do = "add" if change.add else "remove"
@@ -205,6 +227,8 @@ class Router:
             self._claim = None
         with suppress(OSError):
             self._netlink.close()
+        with suppress(OSError):
+            self._routes.close()
 
     def leave(self) -> None:
         """Give the table back with everything in it as it is. Never raises."""

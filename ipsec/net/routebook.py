@@ -212,6 +212,10 @@ class RouteBook:
         """Whether ``changes`` has something."""
         return bool(self._dirty or self._removals)
 
+    def __len__(self) -> int:
+        """How many networks ``changes`` has to look at, before what that leads to."""
+        return len(self._dirty) + len(self._removals)
+
     def changes(self, limit: int) -> list[Change]:
         """What to do next, in this order, after a look at ``limit`` networks. Call again while ``pending``.
 

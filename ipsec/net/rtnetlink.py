@@ -97,9 +97,24 @@ class RouteWriter:
 
         Removing what is not there is no failure. OSError if the kernel does not answer.
         """
-        failed = self._netlink.change([self._route(change, index) for change in changes])
-        gone = errno.ESRCH, errno.ENOENT, errno.ENODEV
-        return [(changes[at], error) for at, error in failed if changes[at].add or error not in gone]
+        return self.carry_out_behind((), changes, index)[1]
+
+    def carry_out_behind(
+        self, rules: Sequence[Rule], changes: Sequence[Change], index: int
+    ) -> tuple[list[tuple[Rule, int]], list[tuple[Change, int]]]:
+        """Add rules, then do as ``carry_out``, with one question to the kernel where there are few; what failed."""
+        messages = [self._rule(_RTM_NEWRULE, ADD_NEW_FLAGS, rule) for rule in rules]
+        messages += [self._route(change, index) for change in changes]
+        refused: list[tuple[Rule, int]] = []
+        failed: list[tuple[Change, int]] = []
+        for at, error in self._netlink.change(messages):
+            if at < len(rules):
+                refused.append((rules[at], error))
+                continue
+            change = changes[at - len(rules)]
+            if change.add or error not in (errno.ESRCH, errno.ENOENT, errno.ENODEV):
+                failed.append((change, error))
+        return refused, failed
 
     def _route(self, change: Change, index: int) -> Message:
         kind, prefix = change.entry
@@ -143,6 +158,9 @@ class RouteWriter:
         return self._change_rule(_RTM_DELRULE, CHANGE_FLAGS, rule)
 
     def _change_rule(self, kind: int, flags: int, rule: Rule) -> int:
+        return _errno(self._netlink.change([self._rule(kind, flags, rule)]))
+
+    def _rule(self, kind: int, flags: int, rule: Rule) -> Message:
         inverted = _FIB_RULE_INVERT if rule.mark or rule.uid is not None else 0
         body = _RULE.pack(_FAMILIES[rule.version], 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, inverted)
         body += u32(_FRA_PRIORITY, rule.priority) + u32(_FRA_TABLE, self._table)
@@ -151,7 +169,7 @@ class RouteWriter:
             body += u32(_FRA_FWMARK, rule.mark) + u32(_FRA_FWMASK, 0xFFFFFFFF)
         if rule.uid is not None:
             body += attribute(_FRA_UID_RANGE, struct.pack("=II", rule.uid, rule.uid))
-        return _errno(self._netlink.change([Message(kind, flags, body)]))
+        return Message(kind, flags, body)
 
 
 def may_configure() -> bool:

@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from ipsec.backend.routes import GATHER_SECONDS
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.crypto.suites import esp_suite
@@ -99,6 +102,75 @@ def test_changes_are_carried_out_by_themselves(namespace: None, workers: int) ->
             backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
             await backend.sync_routes()
             assert table() == ["10.2.0.1 dev ipsec0 proto 205"]
+
+    asyncio.run(main())
+
+
+def no_ipv6() -> None:
+    """An address that the kernel gives the device by itself, some time later, would be news to look into."""
+    Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+
+
+def test_a_tunnel_that_comes_alone_has_its_routes_at_once(namespace: None) -> None:
+    async def main() -> None:
+        no_ipv6()
+        async with running(workers=1, mtu=1400) as backend:
+            backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+            assert not backend.try_sync_routes(), "what the table held before is not known"
+            await backend.sync_routes()
+            await asyncio.sleep(2 * GATHER_SECONDS)
+            number = backend.add_policy(protect(EVERYWHERE, EVERYWHERE, reqid=2))
+            backend.add_sa(sa(backend, "198.51.100.7"))
+            assert backend.try_sync_routes()
+            everything = [
+                "10.2.0.1 dev ipsec0 proto 205",
+                "default dev ipsec0 proto 205",
+                "throw 198.51.100.7 proto 205",
+            ]
+            assert table() == everything
+            backend.del_policy(number)
+            assert not backend.try_sync_routes(), "those that come together wait for each other"
+            await until(lambda: table() == everything[:1])
+            await asyncio.sleep(2 * GATHER_SECONDS)
+            for n in range(100):
+                remote = IPv4Address(0x0A030000 + n)
+                backend.add_policy(protect(EVERYWHERE, TrafficSelector(remote, remote), reqid=n + 3))
+            assert not backend.try_sync_routes(), "too many"
+            await backend.sync_routes()
+            assert len(table()) == 101
+
+    asyncio.run(main())
+
+
+def test_packets_that_the_loop_moves_do_not_wait_for_routes(namespace: None) -> None:
+    async def main() -> None:
+        no_ipv6()
+        async with running(workers=0) as backend:
+            await backend.sync_routes()
+            await asyncio.sleep(2 * GATHER_SECONDS)
+            backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+            assert not backend.try_sync_routes()
+
+    asyncio.run(main())
+
+
+def test_routes_that_cannot_be_had_at_once_are_told_of_later(namespace: None) -> None:
+    async def main() -> None:
+        no_ipv6()
+        async with running(workers=1) as backend:
+            await backend.sync_routes()
+            await asyncio.sleep(2 * GATHER_SECONDS)
+            # the kernel has no routes to a device that is down, which the backend has not heard of
+            with patch.object(backend, "_on_link"):
+                subprocess.run(["ip", "link", "set", "ipsec0", "down"], check=True)
+                backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+                assert not backend.try_sync_routes()
+                with pytest.raises(
+                    BackendError, match=r"cannot add the unicast route to 10\.2\.0\.1/32: Network is down"
+                ):
+                    await backend.sync_routes()
+            subprocess.run(["ip", "link", "set", "ipsec0", "up"], check=True)
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"])
 
     asyncio.run(main())
 

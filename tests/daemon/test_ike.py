@@ -32,6 +32,8 @@ class FakeBackend:
         self.deliver: Callable[[Datagram], None] | None = None
         self.rearmed: list[int] = []
         self.syncs = 0
+        self.sent_before_routes: list[int] = []
+        self.at_once = False
         self.fail_sync = False
         self._number = 0x1000
         self.spis: set[int] = set()
@@ -66,6 +68,10 @@ class FakeBackend:
 
     def rearm(self, policy: int) -> None:
         self.rearmed.append(policy)
+
+    def try_sync_routes(self) -> bool:
+        self.sent_before_routes.append(len(self.sent))
+        return self.at_once
 
     async def sync_routes(self) -> None:
         self.syncs += 1
@@ -172,6 +178,21 @@ def test_the_peer_hears_of_a_child_when_there_are_routes(refused: bool) -> None:
         assert len(b.sent) == 1, "only the answer to IKE_SA_INIT"
         await until(lambda: len(a.sas) == 2)
         assert b.syncs == 1
+        assert len(b.sent) == 2
+        await pair.stop()
+
+    run(main())
+
+
+def test_the_peer_hears_at_once_when_routes_take_no_time() -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        a, b = pair.backends
+        b.at_once = True
+        await pair.start()
+        await until(lambda: len(a.sas) == 2)
+        assert b.syncs == 0
+        assert b.sent_before_routes == [1], "only the answer to IKE_SA_INIT"
         assert len(b.sent) == 2
         await pair.stop()
 

@@ -72,6 +72,12 @@ def apply(router: Router, wanted: RouteBook) -> None:
         assert router.carry_out(router.index("ipsec0"), wanted.changes(100)) == []
 
 
+def kill(router: Router) -> None:
+    """Close its sockets, as the kernel does for a process that is killed."""
+    router._netlink.close()
+    router._routes.close()
+
+
 @pytest.mark.e2e
 def test_apply_makes_the_table_what_the_plan_says(tun: Tun) -> None:
     with Router() as router:
@@ -107,7 +113,7 @@ def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
     killed.claim()
     killed.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
     apply(killed, plan())
-    killed._netlink.close()  # as the kernel does for a process that is killed
+    kill(killed)
     assert killed._claim is not None
     killed._claim.close()
     with Router() as router:
@@ -205,7 +211,7 @@ def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     killed.configure("ipsec0", mtu=1400)
     for text in ("10.1.0.1/32", "fd01::1/128"):
         killed.add_address("ipsec0", ip_interface(text))
-    killed._netlink.close()
+    kill(killed)
     with Router() as router:
         router.configure("ipsec0", mtu=1400)
         addresses = ip("addr", "show", "dev", "ipsec0")
@@ -236,6 +242,25 @@ def test_what_the_kernel_refuses_is_told_and_the_rest_done(tun: Tun) -> None:
         assert change == bad
         assert "cannot add the unicast route to 10.2.0.0/16: Invalid argument" in str(error)
         assert table() == ["10.3.0.0/16 dev ipsec0 proto 205"]
+
+
+@pytest.mark.e2e
+def test_a_few_at_once_with_the_rule_they_need(tun: Tun) -> None:
+    with Router() as router:
+        router.configure("ipsec0", mtu=1400)
+        wanted = book("10.2.0.0/16", "10.3.0.0/16")
+        first, second = wanted.changes(10)
+        bad = first._replace(source=ip_address("192.0.2.1"))
+        assert router.carry_out_few(router.index("ipsec0"), {4}, [bad, second]) == [bad]
+        assert table() == ["10.3.0.0/16 dev ipsec0 proto 205"]
+        assert router.rules == {4}
+        # what is gone already is no failure, and a rule is added once
+        gone = routebook.Change(False, first.entry)
+        assert router.carry_out_few(router.index("ipsec0"), {4}, [gone, second._replace(add=False)]) == []
+        assert table() == []
+        assert ip("rule").count("lookup 220") == 1
+        router.set_rules(set())
+        assert "lookup 220" not in ip("rule")
 
 
 @pytest.mark.e2e
