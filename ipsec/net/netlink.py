@@ -21,6 +21,10 @@ _NETLINK_GET_STRICT_CHK = 12
 # NLM_F_REQUEST | NLM_F_DUMP
 _DUMP_FLAGS = 0x301
 _ACK = 0x4
+#: what the kernel listed changed while it did (NLM_F_DUMP_INTR): something may be missing, or there twice
+_DUMP_INTERRUPTED = 0x10
+#: where things never rest the last list has to do
+_DUMPS_MAX = 8
 #: NLM_F_REQUEST | NLM_F_ACK, and for new things NLM_F_CREATE | NLM_F_REPLACE or NLM_F_CREATE | NLM_F_EXCL
 CHANGE_FLAGS = 0x5
 ADD_FLAGS = 0x505
@@ -64,26 +68,37 @@ class Netlink:
         """Give the socket back."""
         self._socket.close()
 
-    def dump(self, kind: int, body: bytes, *, answer: int) -> Iterator[bytes]:
+    def dump(self, kind: int, body: bytes, *, answer: int) -> list[bytes]:
         """The bodies of all messages ``answer`` that the kernel gives for a GET. OSError if it does not answer.
 
-        An error is nothing: a table that was never used, or a family that is switched off. Whoever does not read it to
-        its end cannot ask for another one.
+        An error is nothing: a table that was never used, or a family that is switched off. What changed while it was
+        read is read again.
         """
+        for _ in range(_DUMPS_MAX):
+            found, whole = self._dump(kind, body, answer)
+            if whole:
+                break
+        return found
+
+    def _dump(self, kind: int, body: bytes, answer: int) -> tuple[list[bytes], bool]:
+        """What the kernel lists, and whether nothing changed meanwhile."""
+        found: list[bytes] = []
+        whole = True
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _DUMP_FLAGS, self._sequence, 0)
         self._socket.send(header + body)
         while True:
             data = self._socket.recv(1 << 18)
-            for length, at, found, sequence in _messages(data):
+            for length, at, kind, flags, sequence in _messages(data):
                 if sequence != self._sequence:
                     continue
-                if found == _NLMSG_ERROR and data[at + _HEADER.size :][: _ERROR.size] == _BUSY:
+                whole = whole and not flags & _DUMP_INTERRUPTED
+                if kind == _NLMSG_ERROR and data[at + _HEADER.size :][: _ERROR.size] == _BUSY:
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                if found in (_NLMSG_ERROR, _NLMSG_DONE):
-                    return
-                if found == answer:
-                    yield data[at + _HEADER.size : at + length]
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    return found, whole
+                if kind == answer:
+                    found.append(data[at + _HEADER.size : at + length])
 
     def change(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Do all of these, in order; (index, errno) of those that failed. OSError if the kernel does not answer."""
@@ -110,7 +125,7 @@ class Netlink:
         failed: list[tuple[int, int]] = []
         while True:
             data = self._socket.recv(1 << 16)
-            for length, at, kind, sequence in _messages(data):
+            for length, at, kind, _, sequence in _messages(data):
                 if kind == _NLMSG_ERROR and first <= sequence <= last:
                     if length < _HEADER.size + _ERROR.size:
                         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
@@ -121,14 +136,14 @@ class Netlink:
                         return failed
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(length with header, where it is, type, sequence number) of each message in what was received."""
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """(length with header, where it is, type, flags, sequence number) of each message in what was received."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
         if not _HEADER.size <= length <= len(data) - at:
             return
-        yield length, at, kind, sequence
+        yield length, at, kind, flags, sequence
         at += (length + 3) & ~3
 
 

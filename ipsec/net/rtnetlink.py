@@ -37,13 +37,18 @@ _FRA_PROTOCOL = 21
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
+_IFLA_IFNAME = 3
 _IFA_F_NODAD = 2
+#: IFA_F_DADFAILED | IFA_F_DEPRECATED | IFA_F_TENTATIVE: nothing should be sent from there, or can be
+_IFA_F_UNFIT = 0x08 | 0x20 | 0x40
+_SCOPE_UNIVERSE = 0
 _IFLA_MTU, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_GSO_MAX_SIZE = 4, 13, 18, 41
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 # if_link.h: of a TUN device
 _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_TYPE, _IFLA_TUN_PERSIST, _IFLA_TUN_NUM_QUEUES = 1, 2, 3, 6, 8
 _IFF_TUN = 1
 _IFF_UP = 1
+_IFF_RUNNING = 0x40
 #: a table without routes
 _NOBODYS_TABLE = 0xFFFFFFFE
 
@@ -196,6 +201,34 @@ def addresses(netlink: Netlink) -> list[IpAddress]:
     return found
 
 
+def reachable_addresses(netlink: Netlink, *, without: str) -> list[IpAddress]:
+    """Addresses by which others may reach this host, in the kernel's order, IPv4 first. OSError.
+
+    They are of global scope and settled, on interfaces that are up and connected; ``without`` is an interface that does
+    not count.
+    """
+    alive = set()
+    for answer in _links(netlink):
+        _, _, index, flags, _ = _LINK.unpack_from(answer)
+        name = attributes(answer, _LINK.size).get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        if flags & _IFF_UP and flags & _IFF_RUNNING and name != without:
+            alive.add(index)
+    found: list[IpAddress] = []
+    for version, family in _FAMILIES.items():
+        make = IPv4Address if version == 4 else IPv6Address
+        for answer in netlink.dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0), answer=_RTM_NEWADDR):
+            _, _, flags, scope, index = _ADDRESS.unpack_from(answer)
+            known = attributes(answer, _ADDRESS.size)
+            packed = known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS)
+            if packed and index in alive and scope == _SCOPE_UNIVERSE and not flags & _IFA_F_UNFIT:
+                found.append(make(packed))
+    return [address for address in found if not address.is_loopback]
+
+
+def _links(netlink: Netlink) -> list[bytes]:
+    return netlink.dump(_RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), answer=_RTM_NEWLINK)
+
+
 def set_mtu(netlink: Netlink, index: int, mtu: int) -> int:
     """Give an interface an MTU; 0 or the errno."""
     return _set_link(netlink, index, u32(_IFLA_MTU, mtu))
@@ -238,8 +271,7 @@ class TunInfo(NamedTuple):
 
 def tun_info(netlink: Netlink, index: int) -> TunInfo | None:
     """Whose a TUN device is; None if it is none, or goes with its last queue. OSError."""
-    # to its end: until then the kernel refuses the next question
-    for answer in list(netlink.dump(_RTM_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), answer=_RTM_NEWLINK)):
+    for answer in _links(netlink):
         if _LINK.unpack_from(answer)[2] != index:
             continue
         info = attributes(attributes(answer, _LINK.size).get(_IFLA_LINKINFO, b""), 0)
