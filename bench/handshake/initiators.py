@@ -81,7 +81,11 @@ class Host:
         """No names."""
         return ()
 
-    def local_addresses(self) -> tuple[IpAddress, ...]:
+    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
+        """No MOBIKE."""
+        return ()
+
+    def sources(self, connection: Connection, remote: IpAddress) -> tuple[IpAddress, ...]:
         """No MOBIKE."""
         return ()
 

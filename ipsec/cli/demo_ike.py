@@ -96,7 +96,13 @@ class Negotiator:
         """See Host."""
         return ()
 
-    def local_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+    def local_addresses(self, connection: Connection) -> tuple[IPv4Address | IPv6Address, ...]:
+        """See Host."""
+        return ()
+
+    def sources(
+        self, connection: Connection, remote: IPv4Address | IPv6Address
+    ) -> tuple[IPv4Address | IPv6Address, ...]:
         """See Host."""
         return ()
 

@@ -21,7 +21,7 @@ from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.guards import Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded
-from ipsec.daemon.reach import Resolver, allows, names_of, source_address, specific, usable
+from ipsec.daemon.reach import OwnAddresses, Resolver, allows, names_of, source_address, specific, usable
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.watch import HostWatch
@@ -74,6 +74,7 @@ class IkeControl:
         self._backend = backend
         self._fwmark = fwmark
         self._resolver = Resolver()
+        self._own = OwnAddresses(self._resolver, device=config.settings.device, fwmark=fwmark)
         self._fetcher = Fetcher()
         self._collector = Collector()
         self._loop = asyncio.get_running_loop()
@@ -117,6 +118,7 @@ class IkeControl:
     async def start(self) -> None:
         """Take the configuration, put traps and shunts in place, and bring up what is to be up."""
         if self._backend_is_outside():
+            self._own.read()
             try:
                 self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL)
             except OSError as error:
@@ -269,11 +271,13 @@ class IkeControl:
         if self._stopping:
             return
         now = self._loop.time()
+        self._own.read()
         for sa in self.established():
             local = self._best_local(sa)
             if local != sa.path.local:
                 log.info("%s: our address changes from %s to %s", sa, sa.path.local, local)
                 self.engine.update_address(sa, local, now)
+        self.engine.addresses_changed(now)
         self.turn()
 
     def _best_local(self, sa: IkeSa) -> IpAddress:
@@ -553,9 +557,15 @@ class IkeControl:
         """See Host."""
         return self._resolver.known(name)
 
-    def local_addresses(self) -> tuple[IpAddress, ...]:
+    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
         """See Host."""
-        return ()
+        return tuple(a for a in self._own.of(connection.local_addrs) if a.version in self._backend.ports)
+
+    def sources(self, connection: Connection, remote: IpAddress) -> Iterable[IpAddress]:
+        """See Host."""
+        if remote.version not in self._backend.ports or not self._backend_is_outside():
+            return ()
+        return self._own.towards(remote, connection.local_addrs)
 
     def established(self) -> list[IkeSa]:
         """IKE_SAs that are up."""

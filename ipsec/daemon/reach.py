@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from ipsec.esp.sa import IpAddress
+from ipsec.net.netlink import Netlink
+from ipsec.net.rtnetlink import reachable_addresses
+
+log = logging.getLogger(__name__)
 
 _SO_MARK = 36
 _ANYTHING = ("%any", "%any4", "%any6", "0.0.0.0", "::")
@@ -46,6 +52,41 @@ class Resolver:
             if found:
                 return found[0]
         return None
+
+
+class OwnAddresses:
+    """Addresses of this host that a peer may be told of (RFC 4555); what was read last stays known."""
+
+    def __init__(self, resolver: Resolver, *, device: str, fwmark: int) -> None:
+        """``device`` is that of the tunnels, whose addresses lead into them."""
+        self._resolver = resolver
+        self._device = device
+        self._fwmark = fwmark
+        self._known: tuple[IpAddress, ...] = ()
+
+    def read(self) -> None:
+        """Ask the kernel, which answers at once."""
+        try:
+            with closing(Netlink()) as netlink:
+                self._known = tuple(reachable_addresses(netlink, without=self._device))
+        except OSError as error:
+            log.warning("our own addresses cannot be read: %s", error.strerror)
+
+    def of(self, local_addrs: Iterable[str]) -> tuple[IpAddress, ...]:
+        """Those that an address list of a connection has room for."""
+        texts = tuple(local_addrs)
+        named = [address for name in names_of(texts) for address in self._resolver.known(name)]
+        return tuple(address for address in self._known if address in named or allows(texts, address))
+
+    def towards(self, remote: IpAddress, local_addrs: Iterable[str]) -> Iterator[IpAddress]:
+        """Those of them from which a way leads to ``remote``, the kernel's choice first."""
+        own = [address for address in self.of(local_addrs) if address.version == remote.version]
+        favourite = source_address(remote, self._fwmark)
+        if favourite is not None and (favourite in own or favourite.is_loopback or favourite.is_link_local):
+            yield favourite
+        for address in own:
+            if address != favourite and usable(address, remote, self._fwmark):
+                yield address
 
 
 def _is_range(text: str) -> bool:

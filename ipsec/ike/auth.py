@@ -23,7 +23,7 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.init import AuthProgress, note_certreqs
-from ipsec.ike.mobike import mobike_payloads, take_addresses
+from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
 from ipsec.ike.proof import describe_received, make_proof, verify_proof
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
@@ -151,7 +151,7 @@ class AuthRequest(Request):
         assert sa.auth is not None
         assert sa.init is not None
         child, nonces = sa.auth.child, sa.init
-        take_addresses(sa, payloads)
+        take_support(sa, payloads)
         sa.core.note_token(sa, payloads)
         if sa.connection.vips:
             _take_addresses(sa, payloads)
@@ -312,6 +312,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     core, connection = sa.core, sa.connection
     assert sa.peer_id is not None
     assert sa.auth is not None
+    refuse_nat(sa, payloads)
     identity = sa.our_id = local_identity(sa, connection)
     mine = _id_payload(PayloadType.IDR, identity)
     try:
@@ -328,7 +329,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     try:
         reply += _assign(sa, payloads)
         core.established(sa, now)
-        take_addresses(sa, payloads)
+        take_support(sa, payloads)
         core.note_token(sa, payloads)
         if wants_child:
             reply += _first_child(sa, nonces, payloads, now)
@@ -364,9 +365,7 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
     assert sa.peer_id is not None
     wanted = config_payload.parse_request(request)
     pools = [sa.core.pools[name] for name in sa.connection.pools if name in sa.core.pools]
-    found = config_payload.assign(
-        pools, sa.peer_id, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port)
-    )
+    found = config_payload.assign(pools, sa.peer_id, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port))
     if wanted.addresses and not found:
         why = "no virtual address is free" if pools else "the connection has no pools"
         raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, why)

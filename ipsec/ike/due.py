@@ -96,7 +96,7 @@ def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:
     # as the timer was set: a difference may be rounded to just below the delay, and the timer be due again at once
     if now >= last + delay:
         if sa.pending is None and sa.established:
-            sa.ask(Liveness(detection(sa) if sa.mobike and sa.initiator else None), now)
+            sa.ask(Liveness(detection(sa, sa.path) if sa.mobike and sa.original_initiator else None), now)
         last = now
     core.timers.set((Timer.DPD, sa.uid), last + delay)
 

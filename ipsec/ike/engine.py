@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import due, lifetimes, natd, qcd, redirect
+from ipsec.ike import due, lifetimes, mobike, natd, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig, Unique
@@ -40,7 +40,6 @@ from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.informational import handle_informational
 from ipsec.ike.init import AuthProgress, handle_init_request, handle_init_response, start_init
 from ipsec.ike.lifetimes import Timer
-from ipsec.ike.mobike import UpdateAddresses, behind_nat
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
 from ipsec.ike.registry import Registry
@@ -342,16 +341,22 @@ class IkeEngine(Registry):
         self.now = now
         if sa.established and local != sa.path.local and local.version == sa.path.remote.version:
             path = sa.path._replace(local=local)
-            if sa.mobike and sa.initiator:
-                if sa.pending is not None:
-                    # RFC 4555 section 3.5: what is under way goes the new way as well
-                    self.move_ike(sa, path, now)
-                    sa.transmit(sa.pending.datagrams, path, now)
-                sa.ask(UpdateAddresses(path), now, first=True)
+            if sa.mobike:
+                if sa.original_initiator:
+                    mobike.move(sa, path, now)
+                else:
+                    mobike.review(sa, now)
                 return
             self.move_ike(sa, path, now)
             self.move_children(sa, now)
             sa.ask(Liveness(), now)
+
+    def addresses_changed(self, now: float) -> None:
+        """What the host answers about its addresses and ways is different now (RFC 4555)."""
+        self.now = now
+        for sa in list(self.sas.values()):
+            if sa.mobike and sa.established and not sa.quiet:
+                mobike.review(sa, now)
 
     def peer_moved(self, child: ChildSa, path: Path, now: float) -> None:
         """ESP came from another address (RFC 7296 section 2.23); the data path has followed already."""
@@ -583,6 +588,11 @@ class IkeEngine(Registry):
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""
         if path != sa.path:
             old, sa.path = sa.path, path
+            sa.seen_as = None
+            if sa.original_initiator and sa.mobike and old.remote != path.remote:
+                # the peer's list has what it had besides that one
+                kept = [a for a in sa.peer_addresses if a not in (old.remote, path.remote)]
+                sa.peer_addresses = (old.remote, *kept)[: mobike.ADDRESSES_MAX]
             self.emit(IkeMoved(sa, old))
 
     def move_children(self, sa: IkeSa, now: float) -> None:
@@ -592,9 +602,27 @@ class IkeEngine(Registry):
             if child.has_in:
                 self.emit(MoveChild(child, sa.path, child.encap))
 
+    def ways(self, sa: IkeSa) -> list[Path]:
+        """Pairs of addresses on which the peer may be reached (RFC 4555)."""
+        return mobike.ways(sa)
+
+    def usable(self, sa: IkeSa, path: Path) -> bool:
+        """Whether this host has a way to send along ``path``."""
+        return path.local in self.host.sources(sa.connection, path.remote)
+
+    def found_way(self, sa: IkeSa, now: float) -> None:
+        """An answer came by another way than the one in use, which is the one in use now."""
+        log.info("%s: the peer answers on %s", sa, sa.path)
+        if sa.original_initiator:
+            mobike.ask_update(sa, mobike.UpdateAddresses(), now)
+        else:
+            # some initiators go there themselves and say nothing
+            self.move_children(sa, now)
+            sa.ask(mobike.Routability(), now)
+
     def alive(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
         """A liveness check was answered. With MOBIKE it also shows whether a NAT gave us another address."""
-        nats = behind_nat(sa, payloads, sa.path) if sa.mobike and sa.initiator else None
+        nats = mobike.behind_nat(sa, payloads, sa.path) if sa.mobike and sa.original_initiator else None
         if nats is None:
             return
         seen = [p.data for p in payloads if isinstance(p, NotifyPayload)
@@ -602,7 +630,7 @@ class IkeEngine(Registry):
         mapped = natd.hash(sa.spi_i, sa.spi_r, sa.path.local, sa.path.local_port)
         fingerprint = seen[0] if seen[0] != mapped else b""
         if sa.seen_as is not None and sa.seen_as != fingerprint:
-            sa.ask(UpdateAddresses(), now)
+            sa.ask(mobike.UpdateAddresses(), now)
         sa.seen_as = fingerprint
 
     # -- a CHILD_SA's way

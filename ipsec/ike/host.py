@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Protocol
 
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.config import Connection
 from ipsec.ike.events import IpAddress
 
 
@@ -30,5 +32,9 @@ class Host(Protocol):
     def resolved(self, name: str) -> tuple[IpAddress, ...]:
         """The addresses of a host as far as they are known."""
 
-    def local_addresses(self) -> tuple[IpAddress, ...]:
-        """Our addresses that a peer may use instead of the one in use (RFC 4555 section 3.4)."""
+    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
+        """Our addresses that a peer may be told, and use (RFC 4555 section 3.4), as far as the connection allows."""
+
+    def sources(self, connection: Connection, remote: IpAddress) -> Iterable[IpAddress]:
+        """Those of our addresses from which a way leads to ``remote``, the best first, each looked for when its turn
+        comes."""

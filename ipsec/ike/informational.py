@@ -10,7 +10,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
-from ipsec.ike.mobike import behind_nat, detection, handle_update, take_addresses
+from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
 from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
@@ -40,7 +40,7 @@ def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: fl
     if gone:
         # section 1.4.1: the paired SAs, except those that our own Delete in flight names
         reply.append(DeletePayload(Protocol.ESP, gone))
-    take_addresses(sa, payloads)
+    handle_addresses(sa, payloads, path, now)
     return reply
 
 
@@ -65,7 +65,7 @@ def _heed(
     if number == NotifyType.NAT_DETECTION_SOURCE_IP and sa.mobike:
         updates = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.UPDATE_SA_ADDRESSES for p in payloads)
         # RFC 4555 section 3.8: a liveness check that also looks for changes of a NAT
-        return [] if updates or behind_nat(sa, payloads, path) is None else detection(sa)
+        return [] if updates or behind_nat(sa, payloads, path) is None else detection(sa, path)
     if number == NotifyType.REDIRECT and sa.initiator:
         sa.core.take_redirect(sa, [notify], now)
         return []

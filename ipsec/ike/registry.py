@@ -186,8 +186,9 @@ class Registry:
         sa.quiet = True
         sa.spi_i, sa.spi_r = spi_i, spi_r
         self.by_spi[sa.spi_ours] = sa
-        for name in ("our_id", "peer_id", "fragmentation", "mobike", "nat_local", "nat_remote", "peer_hashes",
-                     "peer_addresses", "established_at", "reauth_at", "last_in", "last_out"):  # fmt: skip
+        for name in ("original_initiator", "our_id", "peer_id", "fragmentation", "mobike", "nat_local", "nat_remote",
+                     "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
+                     "last_out"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
         return sa
 

@@ -62,6 +62,9 @@ MESSAGE_ID_SOFT = 0xFFFF0000
 #: octets of fragments that one IKE_SA may make us keep before it is authenticated; a datagram holds no more
 UNPROVED_BYTES_MAX = 65535
 
+#: as ``Request.patience``: it goes the way in use and no other
+ALONE = 1 << 30
+
 _UDP_AND_MARKER = 8 + 4
 _IP_HEADER = {4: 20, 6: 40}
 _GENERIC = 4
@@ -72,6 +75,8 @@ class Request:
     """One exchange that we start. ``build`` is called when its turn has come."""
 
     exchange: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
+    patience: int = 2
+    "with MOBIKE: how often it goes the way in use, unanswered, before it goes all others as well"
     __slots__ = ()
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
@@ -82,6 +87,9 @@ class Request:
         """The response. ParseError or SaFailedError ends the IKE_SA."""
         raise NotImplementedError
 
+    def sent_all_ways(self) -> None:
+        """It has gone other ways than the one in use (RFC 4555)."""
+
     def lost(self, sa: IkeSa, now: float) -> None:
         """The IKE_SA ends before the response came."""
 
@@ -89,7 +97,7 @@ class Request:
 class Pending:
     """A request under way."""
 
-    __slots__ = ("datagrams", "exchange", "message_id", "request", "sent_at", "tries")
+    __slots__ = ("datagrams", "exchange", "message_id", "request", "sent_at", "tries", "ways")
 
     def __init__(self, request: Request, exchange: int, message_id: int, datagrams: list[bytes], now: float) -> None:
         self.request = request
@@ -98,6 +106,8 @@ class Pending:
         self.datagrams = datagrams
         self.tries = 0
         self.sent_at = now
+        self.ways: set[Path] = set()
+        "on which it has gone besides the one in use"
 
 
 class Collected:
@@ -138,6 +148,7 @@ class IkeSa:
         "mobike",
         "nat_local",
         "nat_remote",
+        "original_initiator",
         "our_id",
         "out_cipher",
         "path",
@@ -162,6 +173,7 @@ class IkeSa:
         "spi_r",
         "state",
         "successor",
+        "told",
         "tries_left",
         "uid",
         "unauthenticated_error",
@@ -173,6 +185,8 @@ class IkeSa:
         self.connection = connection
         self.initiator = initiator
         "we started the IKE_SA (the I flag of our messages)"
+        self.original_initiator = initiator
+        "we started the first one of those that each replace another (RFC 4555 section 1.3)"
         self.path = path
         self.state = IkeState.CREATED
         self.spi_i = bytes(8)
@@ -208,6 +222,8 @@ class IkeSa:
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
         "other addresses of the peer (RFC 4555 section 3.4)"
+        self.told: tuple[IpAddress, ...] = ()
+        "those of ours that the peer knows"
         self.peer_token = b""
         "proof that the peer lost this IKE_SA, once it shows it (RFC 6290)"
         self.seen_as: bytes | None = None
@@ -294,7 +310,7 @@ class IkeSa:
         """Send a request and mind that it is answered."""
         self.pending = Pending(request, request.exchange, self.message_id_out, datagrams, now)
         self.message_id_out += 1
-        self.transmit(datagrams, self.path, now)
+        self.transmit_request(self.pending, now)
         self.core.counters.message(request.exchange, self.name, incoming=False, response=False)
         arm_retransmit(self.core, self, now)
         if self.message_id_out == MESSAGE_ID_SOFT:
@@ -319,9 +335,25 @@ class IkeSa:
         pending.sent_at = now
         better = "better " if self.unauthenticated_error else ""
         log.info("%s: no %sanswer yet, sending request %d again (%d)", self, better, pending.message_id, pending.tries)
-        self.transmit(pending.datagrams, self.path, now)
+        self.transmit_request(pending, now)
         arm_retransmit(self.core, self, now)
         return True
+
+    def transmit_request(self, pending: Pending, now: float, *, all_ways: bool = False) -> None:
+        """Send the request under way along the path in use, and with MOBIKE sooner or later along all others."""
+        self.transmit(pending.datagrams, self.path, now)
+        patience = pending.request.patience
+        if all_ways and patience != ALONE:
+            patience = 0
+        if not self.mobike or not self.established or pending.tries < patience:
+            return
+        # RFC 4555 section 3.5: which way works shows when the answer comes
+        others = [way for way in self.core.ways(self) if way != self.path]
+        if others:
+            pending.ways.update(others)
+            pending.request.sent_all_ways()
+        for way in others:
+            self.transmit(pending.datagrams, way, now)
 
     def reset(self) -> None:
         """Before another IKE_SA_INIT: no keys, no SPIs, no messages."""
@@ -447,10 +479,18 @@ class IkeSa:
         self.last_in = now
         self.core.counters.message(header.exchange, self.name, incoming=True, response=True)
         self.answered_by(pending, header, path, now)
+        elsewhere = path in pending.ways and path != self.path
+        # RFC 4555 section 3.5: the initiator decides, unless the responder has no choice
+        elsewhere = elsewhere and (self.original_initiator or not self.core.usable(self, self.path))
+        if elsewhere:
+            self.core.move_ike(self, path, now)
         try:
             payloads = parse_payloads(first, content, header.exchange, True)
             self._show("received", header, payloads)
             pending.request.answered(self, payloads, now)
+            heir = self.successor or self
+            if elsewhere and heir.established:
+                self.core.found_way(heir, now)
         except ParseError as error:
             # an answer that makes no sense leaves both ends with different ideas (RFC 7296 section 2.21.3)
             log.warning("%s: the answer to %s is malformed: %s", self, ExchangeType(header.exchange).name, error)

@@ -76,6 +76,7 @@ _TASKS = {
     "Liveness": "IKE_DPD",
     "UpdateAddresses": "IKE_MOBIKE",
     "Routability": "IKE_MOBIKE",
+    "Announce": "IKE_MOBIKE",
 }
 
 

@@ -100,8 +100,11 @@ class Stub:
     def resolved(self, name: str) -> tuple[Any, ...]:
         return ()
 
-    def local_addresses(self) -> tuple[Any, ...]:
+    def local_addresses(self, connection: Connection) -> tuple[Any, ...]:
         return self.addresses
+
+    def sources(self, connection: Connection, remote: Any) -> tuple[Any, ...]:
+        return tuple(address for address in self.addresses if address.version == remote.version)
 
     def handle(self, event: Event) -> None:
         if isinstance(event, InstallChild) and event.inbound is not None:

@@ -17,6 +17,7 @@ from tests.interop.steps import (
     INITIATOR,
     RESPONDER,
     Count,
+    CutWire,
     Delete,
     HalfOpen,
     Initiate,
@@ -29,6 +30,7 @@ from tests.interop.steps import (
     Rekey,
     Restart,
     Selectors,
+    Silence,
     Step,
     Suite,
     Traffic,
@@ -57,6 +59,8 @@ class Case:
     "roles that charon 5.9.8 with kernel-libipsec cannot play: initiator, responder"
     one_address: bool = False
     "both ends have nothing but their IPv4 address on the wire, so that there is one path to choose"
+    two_wires: bool = False
+    "there are two wires between the ends, and nothing else"
 
 
 def merge(base: Values, changes: Values) -> Values:
@@ -393,6 +397,18 @@ def _addresses() -> Iterator[Case]:
     yield Case("nat keepalives", alive, (*natted, Wait("keepalive")))
     roaming = make_sides(initiator=gw({"local_addrs": "%any"}), responder=gw({"remote_addrs": "%any"}))
     yield Case("mobike", roaming, (*UP, Move(), Traffic(), Count(1, 1)), one_address=True)
+    anywhere = make_sides(both=gw({"local_addrs": "%any"}), settings={"retransmit_timeout": "0.5"})
+    for end, who in ((INITIATOR, "initiator"), (RESPONDER, "responder")):
+        steps = (*UP, CutWire(end), Traffic(), Count(1, 1), Rekey("ike", RESPONDER), Traffic(), Count(1, 1))
+        yield Case(f"mobike, two wires, cut at the {who}", anywhere, steps, two_wires=True)
+    swapped = (*UP, Rekey("ike", RESPONDER), CutWire(INITIATOR), Traffic(), Count(1, 1))
+    yield Case("mobike, two wires, cut after rekeying by the responder", anywhere, swapped, two_wires=True)
+    # charon looks for another path when its own addresses or routes change, not when the peer is silent
+    alive = make_sides(
+        both=gw({"local_addrs": "%any"}), initiator=gw({"dpd_delay": "1s"}), settings={"retransmit_timeout": "0.5"}
+    )
+    silent = (*UP, Silence(), Traffic(), Count(1, 1))
+    yield Case("mobike, two wires, one is silent", alive, silent, two_wires=True, not_charon=("initiator",))
 
 
 def _virtual() -> Iterator[Case]:

@@ -1,6 +1,7 @@
 """Three network namespaces, the wires between them, and a recorder that keeps every packet on those wires.
 
     inner 10.1.0.1, fd01::1 [ a ] 192.0.2.1, 2001:db8::1 ===== wire0 ===== .2, ::2 [ b ] inner 10.2.0.1, fd02::1
+                            [ a ] 198.18.0.1 ======= wire1 (two_wires) ======= 198.18.0.2 [ b ]
                             [ a ] 203.0.113.1 == nat0 == [ n, masquerades ] == nat0 == 198.51.100.2 [ b ]
 
 The namespaces live as long as the session; each case starts its daemons in them. Sockets of a namespace are opened by a
@@ -31,8 +32,8 @@ from pyroute2.nftables.expressions import masq
 from pyroute2.nftables.main import NFTables
 
 PREFIX = "ipi-"
-WIRE, NAT = "wire0", "nat0"
-DEVICES = (WIRE, NAT)
+WIRE, NAT, WIRE2 = "wire0", "nat0", "wire1"
+DEVICES = (WIRE, NAT, WIRE2)
 OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 #: where a and b are when they meet through n, and what b takes a for
 NATTED = ("203.0.113.1", "198.51.100.2")
@@ -40,6 +41,8 @@ NAT_OUTSIDE = "198.51.100.3"
 #: a's second address on the wire, for roaming; it comes and goes with the case
 SECOND = "192.0.2.11"
 INNER = {4: ("10.1.0.1", "10.2.0.1"), 6: ("fd01::1", "fd02::1")}
+#: where a and b are on the second wire
+OUTER2 = ("198.18.0.1", "198.18.0.2")
 #: a second host in each network, for narrowing
 OTHER = ("10.1.1.1", "10.2.1.1")
 NETS = {4: ("10.1.0.0/16", "10.2.0.0/16"), 6: ("fd01::/16", "fd02::/16")}
@@ -229,6 +232,7 @@ class Lab:
         self.ends = (self.a, self.b)
         a, b, n = self._names
         run("ip", "link", "add", WIRE, "netns", a, "type", "veth", "peer", "name", WIRE, "netns", b)
+        run("ip", "link", "add", WIRE2, "netns", a, "type", "veth", "peer", "name", WIRE2, "netns", b)
         run("ip", "link", "add", NAT, "netns", a, "type", "veth", "peer", "name", "near", "netns", n)
         run("ip", "link", "add", NAT, "netns", b, "type", "veth", "peer", "name", "far", "netns", n)
         for end in self.ends:
@@ -243,18 +247,23 @@ class Lab:
         self.n.inside(_masquerade)
         self.recorder = Recorder(self.b, DEVICES)
 
-    def reset(self, *, one_address: bool = False) -> None:
+    def reset(self, *, one_address: bool = False, two_wires: bool = False) -> None:
         """Addresses and routes of both ends as they are at the start, whatever a case did to them.
 
-        With ``one_address`` each has only its IPv4 address on the wire, besides the inner ones.
+        With ``one_address`` each has only its IPv4 address on the wire, besides the inner ones; with ``two_wires``
+        another one on another wire.
         """
         for side, end in enumerate(self.ends):
-            commands = [f"addr flush dev {device}" for device in (WIRE, NAT, "lo")]
+            commands = [f"addr flush dev {device}" for device in (*DEVICES, "lo")]
+            commands += [f"neigh flush nud all dev {WIRE}"]
             commands += ["addr add 127.0.0.1/8 dev lo", "addr add ::1/128 dev lo"]
-            commands += [f"link set {device} up" for device in DEVICES]
+            commands += [f"link set {device} up" for device in (WIRE, NAT)]
+            commands.append(f"link set {WIRE2} {'up' if two_wires else 'down'}")
+            if two_wires:
+                commands.append(f"addr add {OUTER2[side]}/24 dev {WIRE2}")
             commands += [f"addr add {address} dev lo" for address in (INNER[4][side], INNER[6][side], OTHER[side])]
             commands.append(f"addr add {OUTER[4][side]}/24 dev {WIRE}")
-            if not one_address:
+            if not one_address and not two_wires:
                 commands.append(f"addr add {OUTER[6][side]}/64 dev {WIRE}")
                 commands.append(f"addr add {NATTED[side]}/24 dev {NAT}")
                 if end is self.a:

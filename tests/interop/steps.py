@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tests.interop import wire
 from tests.interop.gateway import Gateway, Side
-from tests.interop.lab import INNER, OUTER, SECOND, WIRE, Lab, eventually, transfer
+from tests.interop.lab import INNER, OUTER, OUTER2, SECOND, WIRE, Lab, eventually, transfer
 from tests.interop.wire import Wire
 
 INITIATOR, RESPONDER = 0, 1
@@ -300,6 +300,36 @@ class Move(_Step):
     def _send(run: Run) -> bool:
         run.lab.a.ping(*INNER[4], count=1)
         return False
+
+
+@dataclass(frozen=True)
+class CutWire(_Step):
+    """One end takes the wire in use down; the tunnel goes on over the other one."""
+
+    end: int
+
+    def __call__(self, run: Run) -> None:
+        run.lab.ends[self.end].ip("link", "set", WIRE, "down")
+        _moves_to_the_other_wire(run)
+
+
+@dataclass(frozen=True)
+class Silence(_Step):
+    """What a sends on the wire in use gets lost; nobody sees why."""
+
+    def __call__(self, run: Run) -> None:
+        nobody = "02:00:00:00:00:99"
+        run.lab.a.ip("neigh", "replace", OUTER[4][1], "lladdr", nobody, "dev", WIRE, "nud", "permanent")
+        _moves_to_the_other_wire(run)
+
+
+def _moves_to_the_other_wire(run: Run) -> None:
+    def moved() -> bool:
+        run.lab.a.ping(*INNER[4], count=1, wait=0.3)
+        seen = run.wire()
+        return all(seen.spis(address) for address in OUTER2)
+
+    eventually(moved, f"ESP between {' and '.join(OUTER2)}", timeout=30.0)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class SimHost:
         self.addresses = list(addresses)
         self.settings = settings
         self.rng = random.Random(f"{world.seed}/{name}")
+        self.unrouted: set[tuple[IpAddress, IpAddress]] = set()
+        "(own, remote): this host knows that no way leads from one to the other"
         self.nat: Nat | None = None
         self.connections: dict[str, Connection] = {}
         self.pools: list[PoolConfig] = []
@@ -116,8 +118,12 @@ class SimHost:
     def resolved(self, name: str) -> tuple[IpAddress, ...]:
         return ()
 
-    def local_addresses(self) -> tuple[IpAddress, ...]:
+    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
         return tuple(self.addresses)
+
+    def sources(self, connection: Connection, remote: IpAddress) -> tuple[IpAddress, ...]:
+        found = [address for address in self.addresses if address.version == remote.version]
+        return tuple(address for address in found if (address, remote) not in self.unrouted)
 
     # -- commands
 

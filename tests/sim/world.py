@@ -43,6 +43,8 @@ class World:
         self.now = 1000.0
         self.hosts: dict[str, SimHost] = {}
         self.nats: dict[IpAddress, Nat] = {}
+        self.broken: set[frozenset[IpAddress]] = set()
+        "pairs of addresses between which nothing gets through"
         self.queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self.count = 0
         self.steps = 0
@@ -219,6 +221,8 @@ class World:
 
     def carry(self, data: bytes | Esp, source: Socket, target: Socket) -> None:
         link, rng = self.link, self.rng
+        if frozenset((source[0], target[0])) in self.broken:
+            return
         copies = 2 if link.duplicate and rng.random() < link.duplicate else 1
         for _ in range(copies):
             if link.loss and rng.random() < link.loss:

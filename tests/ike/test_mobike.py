@@ -1,0 +1,497 @@
+"""MOBIKE with several addresses at each end (RFC 4555): what is told, which way is taken, and who decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
+from ipsec.ike.events import IkeDown, IkeMoved, Initiate, Path
+from ipsec.ike.mobike import (
+    ADDRESSES_MAX,
+    WAYS_MAX,
+    Announce,
+    Routability,
+    UpdateAddresses,
+    behind_nat,
+    detection,
+    nat_is_unexpected,
+    ways,
+)
+from ipsec.ike.sa import IkeSa
+from ipsec.wire.iana import NotifyType
+from ipsec.wire.payloads import NotifyPayload, Payload
+from tests.pair import A, B, Pair
+from tests.sim.host import SimHost
+from tests.sim.link import IpAddress
+from tests.sim.world import IN_FLIGHT_S
+
+A2, B2 = ip_address("198.51.100.1"), ip_address("198.51.100.2")
+A6, B6 = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+GONE = ip_address("203.0.113.9")
+NATS_SHOW = IkeSettings(force_encapsulation=False)
+
+
+def pair(*, near: Sequence[IpAddress] = (A, A2), far: Sequence[IpAddress] = (B, B2), **more: Any) -> Pair:
+    """Two networks between moon and sun, and nothing across."""
+    made = Pair(**{"mobike": True, "dpd_delay": 10.0, **more})
+    made.a.addresses, made.b.addresses = list(near), list(far)
+    cross(made)
+    return made.up()
+
+
+def cross(made: Pair) -> None:
+    for one, other in ((A, B2), (A2, B)):
+        made.world.broken.add(frozenset((one, other)))
+
+
+def changed(host: SimHost) -> None:
+    """The host's addresses or routes are others."""
+    host.do(host.engine.addresses_changed)
+
+
+def paths(made: Pair) -> tuple[tuple[IpAddress, IpAddress], tuple[IpAddress, IpAddress]]:
+    """(local, remote) of the IKE_SA at moon, and (remote, local) at sun."""
+    a, b = made.a.ike.path, made.b.ike.path
+    return (a.local, a.remote), (b.remote, b.local)
+
+
+def goes(made: Pair, local: IpAddress, remote: IpAddress) -> None:
+    """IKE and both ways of the CHILD_SA are between these addresses, and packets arrive."""
+    assert paths(made) == ((local, remote), (local, remote))
+    ((out_a,), (out_b,)) = made.a.current(), made.b.current()
+    assert (out_a.path.local, out_a.path.remote) == (local, remote)
+    assert (out_b.path.local, out_b.path.remote) == (remote, local)
+    assert out_a.encap == out_b.encap
+    before = made.world.delivered
+    for host in (made.a, made.b):
+        host.send_traffic()
+    made.world.run(IN_FLIGHT_S)
+    assert made.world.delivered == before + 2
+
+
+def notifies(payloads: Iterable[Payload], number: int) -> list[bytes]:
+    return [p.data for p in payloads if isinstance(p, NotifyPayload) and p.notify == number]
+
+
+# -- which addresses there are
+
+
+def test_both_tell_their_other_addresses() -> None:
+    made = pair()
+    assert made.b.ike.peer_addresses == (A2,)
+    assert made.a.ike.peer_addresses == (B2,)
+    made.finish()
+
+
+def test_without_mobike_nothing_is_told() -> None:
+    for own in ({"mobike": False}, {"a": {"mobike": False}}, {"b": {"mobike": False}}):
+        made = pair(**own)
+        assert made.a.ike.peer_addresses == made.b.ike.peer_addresses == ()
+        assert not made.a.ike.mobike
+        assert not made.b.ike.mobike
+        made.finish()
+
+
+def test_what_is_told_and_kept_is_bounded() -> None:
+    many = [ip_address("198.18.0.0") + number for number in range(60)]
+    made = pair(far=[B, *many])
+    assert made.a.ike.peer_addresses == tuple(many[:ADDRESSES_MAX])
+    assert len(ways(made.a.ike)) == WAYS_MAX
+    told = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, address.packed) for address in many]
+    made.b.do(made.b.ike.ask, Told(told))
+    made.world.settle()
+    assert len(made.a.ike.peer_addresses) == ADDRESSES_MAX
+    made.finish()
+
+
+class Told(Announce):
+    """A list of addresses as the test wants it."""
+
+    def __init__(self, payloads: list[Payload] | list[NotifyPayload]) -> None:
+        super().__init__()
+        self.payloads: list[Payload] = list(payloads)
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        return self.payloads
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.1.1"])
+def test_addresses_that_nobody_has_are_left_out(address: str) -> None:
+    made = pair()
+    told = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, ip_address(address).packed)]
+    made.b.do(made.b.ike.ask, Told(told))
+    made.world.settle()
+    assert made.a.ike.peer_addresses == ()
+    made.finish()
+
+
+def test_addresses_of_the_wrong_size_say_nothing() -> None:
+    made = pair()
+    made.b.do(made.b.ike.ask, Told([NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, b"\1\2\3")]))
+    made.world.settle()
+    assert made.a.ike.peer_addresses == (B2,)
+    made.finish()
+
+
+def test_support_is_agreed_in_ike_auth_alone() -> None:
+    made = pair(b={"mobike": False})
+    made.b.do(made.b.ike.ask, Told([NotifyPayload(NotifyType.MOBIKE_SUPPORTED)]))
+    made.world.settle()
+    assert not made.a.ike.mobike
+    made.finish()
+
+
+def test_addresses_inside_the_tunnel_are_not_told() -> None:
+    """LEFT is what moon's CHILD_SA is for; a tunnel for everything hides nothing."""
+    inner = ip_address("10.1.0.1")
+    made = pair(near=[A, inner, A2])
+    assert made.b.ike.peer_addresses == (A2,)
+    whole = SelectorTemplate((ip_address("0.0.0.0"), ip_address("255.255.255.255")))
+    made = pair(near=[A, inner, A2], child={"local_ts": (whole,), "remote_ts": (whole,)})
+    assert made.b.ike.peer_addresses == (inner, A2)
+
+
+def test_peers_addresses_inside_the_tunnel_are_not_tried() -> None:
+    made = pair()
+    inner = NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, ip_address("10.2.0.1").packed)
+    made.b.do(made.b.ike.ask, Told([inner]))
+    made.world.settle()
+    assert made.a.ike.peer_addresses == (IPv4Address("10.2.0.1"),)
+    assert {way.remote for way in ways(made.a.ike)} == {B}
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_list_that_changes_is_told_again(who: str) -> None:
+    made = pair()
+    host, other = (made.a, made.b) if who == "a" else (made.b, made.a)
+    second = host.addresses.pop()
+    changed(host)
+    made.world.settle()
+    assert other.ike.peer_addresses == ()
+    host.addresses += [GONE, second]
+    changed(host)
+    made.world.settle()
+    assert other.ike.peer_addresses == (GONE, second)
+    before = host.ike.message_id_out
+    changed(host)
+    assert host.ike.message_id_out == before
+    made.finish()
+
+
+def test_a_list_outlives_the_ike_sa() -> None:
+    made = pair()
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.world.settle()
+    assert made.a.ike.peer_addresses == (B2,)
+    assert made.b.ike.peer_addresses == (A2,)
+    before = made.b.ike.message_id_out
+    changed(made.b)
+    assert made.b.ike.message_id_out == before
+    made.finish()
+
+
+# -- which way is taken
+
+
+def test_the_path_in_use_is_dead_and_nobody_says_so() -> None:
+    """A router on the way has failed: the liveness check goes all ways, and finds one."""
+    made = pair()
+    made.world.broken.add(frozenset((A, B)))
+    made.world.run(60.0)
+    goes(made, A2, B2)
+    assert len(made.a.events(IkeMoved)) == len(made.b.events(IkeMoved)) == 1
+    assert made.a.ike.peer_addresses == (B,)
+    assert made.b.ike.peer_addresses == (A,)
+    made.finish()
+
+
+def test_there_and_back_again() -> None:
+    made = pair()
+    first, second = frozenset((A, B)), frozenset((A2, B2))
+    for _ in range(3):
+        made.world.broken ^= {first}
+        made.world.run(60.0)
+        goes(made, A2, B2)
+        made.world.broken ^= {first, second}
+        made.world.run(60.0)
+        goes(made, A, B)
+        made.world.broken ^= {second}
+    made.finish()
+
+
+def test_a_request_under_way_finds_the_way_too() -> None:
+    """CREATE_CHILD_SA without any liveness check."""
+    made = pair(dpd_delay=0.0)
+    made.world.broken.add(frozenset((A, B)))
+    made.a.do(made.a.engine.rekey_child, made.a.child)
+    made.world.settle()
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_rekeying_the_ike_sa_finds_the_way_too() -> None:
+    made = pair(dpd_delay=0.0)
+    made.world.broken.add(frozenset((A, B)))
+    made.a.do(made.a.engine.rekey_ike_sa, made.a.ike)
+    made.world.settle()
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_loss_alone_moves_nobody() -> None:
+    made = pair()
+    made.world.filter = lambda host, data: None
+    made.a.do(made.a.engine.rekey_child, made.a.child)
+    made.world.run(5.0)
+    made.world.filter = None
+    made.world.settle()
+    goes(made, A, B)
+    assert not made.a.events(IkeMoved)
+    made.finish()
+
+
+def test_no_way_is_left() -> None:
+    made = pair(child={"dpd_action": Action.START})
+    made.world.broken |= {frozenset((A, B)), frozenset((A2, B2))}
+    made.a.connections.clear()
+    made.world.run(400.0)
+    assert not made.a.ikes
+    assert not made.b.ikes
+    assert len(made.a.events(IkeDown)) == len(made.a.events(Initiate)) == 1
+
+
+def test_the_host_knows_that_the_path_is_dead() -> None:
+    """moon's first interface is down: its address is gone, and no way leads to sun's first address."""
+    made = pair(dpd_delay=0.0)
+    made.a.addresses.remove(A)
+    made.a.unrouted.add((A2, B))
+    changed(made.a)
+    made.world.run(1.0)
+    goes(made, A2, B2)
+    assert made.b.ike.peer_addresses == ()
+    made.finish()
+
+
+def test_the_responder_loses_its_address() -> None:
+    """It cannot move by itself; what it has is told from the address that is left (section 3.6)."""
+    made = pair(dpd_delay=0.0)
+    made.b.addresses.remove(B)
+    made.b.unrouted.add((B2, A))
+    changed(made.b)
+    made.world.run(1.0)
+    goes(made, A2, B2)
+    assert made.a.ike.peer_addresses == ()
+    made.finish()
+
+
+def test_the_responder_asks_by_another_way() -> None:
+    """Only its checks of liveness show that the path in use is dead: the initiator looks for itself."""
+    made = pair(a={"dpd_delay": 0.0})
+    made.world.broken.add(frozenset((A, B)))
+    made.world.run(90.0)
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_from_one_family_to_the_other() -> None:
+    made = pair(near=[A, A6], far=[B, B6])
+    made.world.broken.add(frozenset((A, B)))
+    made.world.run(60.0)
+    goes(made, A6, B6)
+    made.finish()
+
+
+def test_the_responder_has_rekeyed_and_the_initiator_moves() -> None:
+    """Who decides is who began the first IKE_SA (section 1.3), whoever began the one in use."""
+    made = pair()
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.world.settle()
+    assert not made.a.ike.initiator
+    made.world.broken.add(frozenset((A, B)))
+    made.world.run(60.0)
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_a_newer_move_replaces_one_that_waits() -> None:
+    made = pair()
+    made.world.broken.clear()
+    made.world.hold()
+    made.a.do(made.a.engine.rekey_child, made.a.child)
+    made.a.addresses.append(GONE)
+    for address in (GONE, A2):
+        made.a.do(made.a.engine.update_address, made.a.ike, address)
+    waiting = [request for request in made.a.ike.queue if isinstance(request, UpdateAddresses)]
+    assert [request.path.local for request in waiting if request.path] == [A2]
+    made.world.settle()
+    goes(made, A2, B)
+    made.finish()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_networks_come_and_go(seed: int) -> None:
+    """Whatever fails in between: as long as there is a way for long enough, it is found, and both ends agree."""
+    rng = random.Random(f"networks/{seed}")
+    made = pair()
+    pairs = [frozenset((A, B)), frozenset((A2, B2)), frozenset((A, B2)), frozenset((A2, B))]
+    for _ in range(8):
+        alive = rng.choice(pairs)
+        made.world.broken = {one for one in pairs if one is not alive and rng.random() < 0.7}
+        host = rng.choice((made.a, made.b))
+        changed(host)
+        if rng.random() < 0.5:
+            made.a.do(made.a.engine.rekey_child, made.a.child)
+        made.world.run(rng.choice((3.0, 40.0)))
+    made.world.broken = {one for one in pairs if one is not pairs[0]}
+    made.world.run(120.0)
+    made.world.settle()
+    goes(made, A, B)
+    made.finish()
+
+
+# -- whom to believe
+
+
+def test_an_answer_from_where_nothing_was_sent_moves_nobody() -> None:
+    """Somebody on the way sends the genuine answer on from an address of his own."""
+    made = pair()
+    made.world.hold()
+    made.a.do(made.a.engine.rekey_child, made.a.child)
+    made.world.deliver("moon")
+    assert made.world.held is not None
+    ((name, data, _, target),) = made.world.held
+    made.world.held[:] = [(name, data, (GONE, 4500), target)]
+    made.world.deliver("sun")
+    made.world.release()
+    made.world.settle()
+    goes(made, A, B)
+    assert not made.a.events(IkeMoved)
+    made.finish()
+
+
+def test_an_update_that_went_several_ways_is_repeated_on_one() -> None:
+    """Its cookie proves nothing of a single address, and its hashes make NATs where there are none."""
+    made = pair(settings=NATS_SHOW)
+    made.world.broken = {frozenset((A, B)), frozenset((A2, B))}
+    made.a.addresses.remove(A)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.run(60.0)
+    goes(made, A2, B2)
+    for host in (made.a, made.b):
+        assert not host.ike.nat_local
+        assert not host.ike.nat_remote
+    made.finish()
+
+
+@pytest.mark.parametrize("request_", [UpdateAddresses(), Routability()])
+def test_a_cookie_that_comes_back_otherwise_ends_it(request_: UpdateAddresses | Routability) -> None:
+    made = pair()
+    made.a.do(made.a.ike.ask, request_)
+    assert len(request_.cookie) == 16
+    request_.cookie = bytes(16)
+    made.world.run(1.0)
+    assert not made.a.ikes
+
+
+def test_no_way_of_the_peer_is_taken_for_its_own() -> None:
+    """UNACCEPTABLE_ADDRESSES: the peer stays where it was, and so do we."""
+    made = pair()
+    made.world.broken.clear()
+    made.b.addresses.append(A2)  # moon claims an address of sun's
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.run(5.0)
+    goes(made, A, B)
+    assert not made.b.events(IkeMoved)
+
+
+def test_refused_with_nowhere_to_go_back() -> None:
+    """The next pair is tried, none twice."""
+    made = pair(near=[A, A2, GONE])
+    made.world.broken.clear()
+    made.b.addresses.append(A2)
+    made.a.addresses.remove(A)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.run(5.0)
+    goes(made, GONE, B)
+
+
+def test_refused_everywhere() -> None:
+    made = pair()
+    made.world.broken.clear()
+    made.b.addresses.append(A2)
+    made.a.addresses.remove(A)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.run(5.0)
+    assert made.a.ike.pending is None
+    assert made.b.ike.path.remote == A
+
+
+def test_nats_are_forbidden() -> None:
+    """N(NO_NATS_ALLOWED) holds what the sender believes (section 3.9)."""
+    path = Path(B, 4500, A, 4500)
+    right = A.packed + B.packed + (4500).to_bytes(2, "big") * 2
+    assert not nat_is_unexpected([NotifyPayload(NotifyType.NO_NATS_ALLOWED, right)], path)
+    assert not nat_is_unexpected([], path)
+    for wrong in (right[:-1], right[:-1] + b"\0", B.packed + right[4:], b""):
+        assert nat_is_unexpected([NotifyPayload(NotifyType.NO_NATS_ALLOWED, wrong)], path)
+
+
+class Forbids(UpdateAddresses):
+    """An update that allows no NAT."""
+
+    def __init__(self, path: Path, believed: bytes) -> None:
+        super().__init__(path)
+        self.believed = believed
+        self.answers: list[Payload] = []
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        payloads = super().build(sa, now)
+        assert payloads is not None
+        return [*payloads, NotifyPayload(NotifyType.NO_NATS_ALLOWED, self.believed)]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        self.answers = payloads
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_update_that_forbids_nats(right: bool) -> None:
+    made = pair()
+    made.world.broken.clear()
+    path = made.a.ike.path._replace(local=A2)
+    ports = path.local_port.to_bytes(2, "big") + path.remote_port.to_bytes(2, "big")
+    request = Forbids(path, (A2 if right else GONE).packed + B.packed + ports)
+    made.a.do(made.a.ike.ask, request)
+    made.world.run(1.0)
+    assert bool(notifies(request.answers, NotifyType.UNEXPECTED_NAT_DETECTED)) is not right
+    assert made.b.ike.path.remote == (A2 if right else A)
+
+
+@pytest.mark.parametrize("nat", [False, True])
+def test_ike_auth_that_forbids_nats(nat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a NAT on the way it comes to nothing."""
+
+    def forbidding(sa: IkeSa, request: Any = None) -> list[Payload]:
+        path = sa.path
+        ports = path.local_port.to_bytes(2, "big") + path.remote_port.to_bytes(2, "big")
+        return [NotifyPayload(NotifyType.NO_NATS_ALLOWED, path.local.packed + path.remote.packed + ports)]
+
+    made = Pair(mobike=True, nat=nat)
+    monkeypatch.setattr("ipsec.ike.auth.mobike_payloads", forbidding)
+    made.a.initiate()
+    made.world.run(10.0)
+    assert bool(made.a.ikes) is bool(made.b.ikes) is not nat
+
+
+def test_hashes_are_those_of_the_way_that_a_request_came() -> None:
+    made = pair(settings=NATS_SHOW)
+    a, b = made.a.ike, made.b.ike
+    elsewhere = a.path._replace(local=A2, remote=B2)
+    sent = detection(b, Path(B2, elsewhere.remote_port, A2, elsewhere.local_port))
+    assert behind_nat(a, sent, elsewhere) == (False, False)
+    assert behind_nat(a, sent, a.path) == (True, True)
+    made.finish()
