@@ -163,7 +163,7 @@ class CreateChild(Request):
             _rekey_later(sa, old, now + RETRY_S * (1 + sa.core.fraction()))
         elif error.notify == NotifyType.CHILD_SA_NOT_FOUND:
             log.warning("%s: the peer does not know %s, making another", sa, old)
-            sa.remove_child(old)
+            sa.core.child_deleted(old, "the peer does not know it", now)
             sa.ask(CreateChild(self.config, reqid=old.reqid), now)
         elif error.notify == NotifyType.NO_ADDITIONAL_SAS:
             log.info("%s: the peer makes no more SAs (RFC 7296 section 1.3), authenticating anew", sa)

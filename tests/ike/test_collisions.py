@@ -243,6 +243,19 @@ def test_refused_ike_rekeying_has_an_end() -> None:
     script.pair.finish()
 
 
+def test_what_the_peer_does_not_know_is_replaced_and_forgotten() -> None:
+    """N(CHILD_SA_NOT_FOUND), section 2.25.1: another CHILD_SA, and nothing is kept of the old one."""
+    pair = Pair().up()
+    a, b = pair.a, pair.b
+    old = a.child
+    b.do(lambda now: b.engine.child_deleted(b.child, "lost", now))
+    a.do(a.engine.rekey_child, old)
+    pair.world.settle()
+    assert old.uid not in a.engine.children
+    assert old.uid not in a.up
+    pair.finish()
+
+
 def test_names_are_unique() -> None:
     assert len({case[0] for case in CASES}) == len(CASES) >= 60
 
