@@ -159,7 +159,9 @@ class IkeEngine(Registry):
                     self.send(datagram, path)
             return
         self.counters.add("invalid-spi")
-        if header.response or header.spi_r == bytes(8) or ours in self.by_spi:
+        # RFC 6290 section 9.2: no token for SPIs in use, whatever the sender's flags say about which of them is ours
+        in_use = header.spi_i in self.by_spi or header.spi_r in self.by_spi
+        if header.response or header.spi_r == bytes(8) or in_use:
             return
         payloads: list[Payload] = [NotifyPayload(NotifyType.INVALID_IKE_SPI)]
         if self.settings.qcd_secret:

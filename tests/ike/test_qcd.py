@@ -6,6 +6,10 @@ import pytest
 
 from ipsec.errors import ParseError
 from ipsec.ike import qcd
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
+from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads
+from ipsec.wire.payloads import NotifyPayload
+from tests.pair import Pair
 
 SECRET, SPI_I, SPI_R = bytes(range(32)), b"initiato", b"responde"
 
@@ -52,3 +56,18 @@ def test_a_short_secret_makes_no_token(length: int) -> None:
     with pytest.raises(ValueError, match="secret") as error:
         qcd.make(b"q" * length, SPI_I, SPI_R)
     assert "qqq" not in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [0, FLAG_INITIATOR])
+@pytest.mark.parametrize("who", ["moon", "sun"])
+def test_nobody_gets_the_token_of_spis_in_use(who: str, flags: int) -> None:
+    """HDR(live SPIs, I flag either way), N(...): section 9.2. With the token anybody could end the IKE_SA."""
+    pair = Pair().up()
+    host = pair.world.hosts[who]
+    sa = host.ike
+    content = emit_payloads([NotifyPayload(NotifyType.COOKIE2)])[1]
+    size = HEADER_LEN + len(content)
+    head = emit_header(sa.spi_i, sa.spi_r, PayloadType.NOTIFY, ExchangeType.INFORMATIONAL, flags, 5, size)
+    host.engine.receive_datagram(head + content, sa.path, pair.world.now)
+    assert not host.engine.datagrams_to_send()
+    pair.finish()
