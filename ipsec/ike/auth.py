@@ -159,10 +159,10 @@ class AuthRequest(Request):
         sa.core.established(sa, now)
         if child is not None:
             _take_first_child(sa, child, nonces, payloads, now)
+        # asked after this, or at the gateway that we are sent to
+        sa.queue.extend(CreateChild(config, reqid=reqid) for config, reqid in configs)
         # RFC 5685 section 6: the IKE_SA is up, so it is closed as one that is up
         sa.core.take_redirect(sa, payloads, now)
-        for config, reqid in configs:
-            sa.ask(CreateChild(config, reqid=reqid), now)
 
 
 def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:

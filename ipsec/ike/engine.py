@@ -277,6 +277,9 @@ class IkeEngine(Registry):
 
     def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:
         """Whether these children can come up through an IKE_SA that is there (``reuse_ikesa``)."""
+        if any(isinstance(request, DeleteIke) for request in sa.queue):
+            # it is to be closed as soon as what is under way is answered
+            return False
         if sa.established:
             under_way = self._under_way(sa)
             for config, reqid in wanted:
@@ -449,7 +452,7 @@ class IkeEngine(Registry):
             log.warning("%s: %s sends us to %s, not followed", sa, sa.path.remote, gateway)
             return
         log.info("%s: %s sends us to %s", sa, sa.path.remote, gateway)
-        names: list[str | None] = [c.name for c in sa.children_up()]
+        names: list[str | None] = [*sorted(self._under_way(sa))]
         if sa.auth is not None:
             names += [config.name for config, _ in sa.auth.configs]
         for name in names or [None]:

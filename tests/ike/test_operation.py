@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ipsec.ike.config import IkeSettings, Unique
+from ipsec.ike.delete import Liveness
 from ipsec.ike.events import KEEPALIVE, IkeDown, Initiate, Path
-from ipsec.ike.redirect import LOOP_PERIOD_S, REDIRECTS_MAX
+from ipsec.ike.redirect import LOOP_PERIOD_S, REDIRECTS_MAX, redirect
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
@@ -76,6 +77,34 @@ def test_redirected_when_established() -> None:
     assert not pair.b.engine.sas
     assert pair.a.ike.path.remote == C
     agree(pair.a, third)
+
+
+def test_redirected_while_a_request_is_under_way() -> None:
+    """The IKE_SA that is to be closed, but not yet, does not stand for the one that is wanted."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    pair.a.initiate(remote=pair.b.addresses[0])
+    pair.world.settle()
+    pair.world.hold()
+    pair.a.do(lambda now: pair.a.ike.ask(Liveness(), now))
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, C)
+    pair.world.deliver("sun")
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    agree(pair.a, third)
+
+
+def test_redirected_in_ike_auth_with_children_to_come() -> None:
+    """Section 6: HDR, SK {IDr, AUTH, SAr2, TSi, TSr, N(REDIRECT)}; children that were not asked for yet go as well."""
+    pair = Pair(remote_addrs=("%any",), children=("one", "two"))
+    third = pair.world.host("venus", C)
+    third.load(connection(C, "%any", "sun", "moon", children=("one", "two")))
+    tokens = pair.b.engine.token_payloads
+    pair.b.engine.token_payloads = lambda sa: [*tokens(sa), redirect(C)]  # type: ignore[method-assign]
+    pair.a.initiate(remote=pair.b.addresses[0])
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    agree(pair.a, third, children=2)
 
 
 def test_a_responder_is_not_redirected() -> None:
