@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from ipsec.cli.output import say
 from ipsec.config.environment import read_environment
 from ipsec.config.grammar import Section
 from ipsec.config.settings import DaemonSettings, Listen, read_settings
@@ -41,16 +42,14 @@ def main(arguments: Sequence[str]) -> int:
         settings = read_settings(root.sections.get("ipsecd") or Section("ipsecd", root.file, 1))
         problems = ask(settings, question)
     except ConfigError as error:
-        print(f"cannot tell: {error}")
-        return 1
+        answer = f"cannot tell: {error}"
     except UnreachableError as error:
-        print(f"not {question}: {error}")
-        return 1
-    if problems:
-        print(f"not {question}: {'; '.join(problems)}")
-        return 1
-    print(question)
-    return 0
+        answer = f"not {question}: {error}"
+    else:
+        answer = f"not {question}: {'; '.join(problems)}" if problems else question
+    # the status is for the container's runtime, whatever becomes of the line
+    say(answer, 0)
+    return 0 if answer == question else 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from ipsec import daemon
 from ipsec.backend.requirements import Requirement, State
 from ipsec.backend.ways import Way, ways
+from ipsec.cli.output import say
 from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
@@ -114,8 +115,7 @@ class _Version(argparse.Action):
     """Like argparse's own, but looks for providers only when asked."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
-        print(version_text())
-        parser.exit(ExitCode.OK)
+        parser.exit(say(version_text(), ExitCode.OK))
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> int:
@@ -129,8 +129,7 @@ def _prepare(config: Config, options: argparse.Namespace) -> int:
     except BackendError as error:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.REQUIREMENT
-    print("\n".join(lines))
-    return ExitCode.OK
+    return say("\n".join(lines), ExitCode.OK)
 
 
 def _check(config: Config, *, as_json: bool) -> int:
@@ -144,14 +143,13 @@ def _check(config: Config, *, as_json: bool) -> int:
         print(f"ipsecd: {error}", file=sys.stderr)
         return ExitCode.REQUIREMENT
     complete = all(requirement.state is not State.MISSING for requirement in found)
+    status = ExitCode.OK if complete else ExitCode.REQUIREMENT
     if as_json:
         lines = [{**asdict(requirement), "state": requirement.state.value} for requirement in found]
         document = {"backend": config.settings.backend.value, "complete": complete, "requirements": lines}
         more = {"ways": [asdict(way) for way in possible], "warnings": list(config.warnings)}
-        print(json.dumps({**document, **more}, indent=2))
-    else:
-        print(_table(config, found, possible, complete))
-    return ExitCode.OK if complete else ExitCode.REQUIREMENT
+        return say(json.dumps({**document, **more}, indent=2), status)
+    return say(_table(config, found, possible, complete), status)
 
 
 def _table(config: Config, found: Sequence[Requirement], possible: Sequence[Way], complete: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 from rich.text import Text
 
+from ipsec.cli.output import deafen
 from ipsec.ctl.app import App, common_options
 from ipsec.ctl.errors import MEANINGS, CtlError, ExitCode
 from ipsec.errors import ConfigError, IpsecError
@@ -168,13 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # a full disk below the output, or a file
         _deaf()
         app.json = False
-        return _fail(app, CtlError(str(error)))
+        what = error.filename or "standard output"
+        return _fail(app, CtlError(f"{what}: {error.strerror or error}", code=ExitCode.REQUIREMENT))
 
 
 def _deaf() -> int:
-    """Who reads has seen enough; the interpreter must not complain when it flushes."""
+    """Who reads has seen enough."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        deafen()
     return ExitCode.BROKEN_PIPE
 
 

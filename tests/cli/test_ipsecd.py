@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +131,25 @@ def test_check(
     assert document["requirements"] == [
         {"name": "a thing", "state": state.value, "detail": "its detail", "remedy": "its remedy"}
     ]
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    path = written(tmp_path / "good.conf", sas(ipsecd_keys="backend = memory"))
+    command = [sys.executable, "-m", "ipsec"]
+    for more, *statuses in (
+        (["--version"], 141, ExitCode.REQUIREMENT),
+        (["--check", "--config", path], 141, ExitCode.REQUIREMENT),
+        (["healthcheck", "--config", path], 1, 1),
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([*command, *more], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (statuses[0], "")
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*command, *more], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == statuses[1]
+        assert done.stderr == "cannot write to standard output: No space left on device\n"
 
 
 def test_check_does_not_print_keys(

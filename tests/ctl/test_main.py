@@ -166,8 +166,8 @@ def test_output_that_cannot_be_written(daemon: FakeDaemon, more: tuple[str, ...]
     command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), "list", "conns", *more]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
-    assert done.returncode == ExitCode.FAILED
-    assert done.stderr == "ipsecctl: [Errno 28] No space left on device\n"
+    assert done.returncode == ExitCode.REQUIREMENT
+    assert done.stderr == "ipsecctl: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(

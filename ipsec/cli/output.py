@@ -1,0 +1,31 @@
+"""What a command prints for whoever has asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+#: what a shell says of a command that SIGPIPE ended
+BROKEN_PIPE = 141
+
+
+def say(text: str, status: int) -> int:
+    """Print it; the exit status, which is another one if nobody reads it or it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        deafen()
+        return BROKEN_PIPE
+    except OSError as error:
+        deafen()
+        print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
+        # ExitCode.REQUIREMENT of both commands, which is not imported for it
+        return 4
+    return status
+
+
+def deafen() -> None:
+    """Let nothing more reach standard output: the interpreter must not complain when it flushes at the end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
