@@ -29,6 +29,8 @@ from ipsec.net.tun import DEVICE_NODE, device_exists, open_tun
 #: of a device that is made only to see whether it can be made; ``%d`` picks a free number
 TRIAL_DEVICE = "ipsectry%d"
 _SYSCTL = Path("/proc/sys/net")
+#: octets of a file that is written only to see whether there is room
+_TRIAL_LEN = 4096
 
 
 class State(Enum):
@@ -71,7 +73,7 @@ def check(
             if settings.install_routes:
                 found.append(_netlink(settings))
     except OSError as error:
-        found.append(_missing("network namespace", explain(settings.namespace, error)))
+        found.append(missing("network namespace", explain(settings.namespace, error)))
     if settings.prepared:
         found.append(_prepared(settings))
     found += [_sockets(settings, 4), _sockets(settings, 6)]
@@ -91,7 +93,7 @@ def _core(settings: UserspaceSettings) -> Requirement:
         core = compiled_core()
         providers = core.Engine(provider=settings.crypto_provider).providers()
     except BackendError as error:
-        return _missing("data path", error)
+        return missing("data path", error)
     except (ValueError, RuntimeError) as error:
         return Requirement("data path", State.MISSING, str(error), "set ipsecd.crypto_provider to auto")
     return Requirement("data path", State.FOUND, "crypto by " + ", ".join(sorted(set(providers.values()))))
@@ -135,7 +137,7 @@ def _prepared(settings: UserspaceSettings) -> Requirement:
     try:
         take_prepared(settings).close()
     except BackendError as error:
-        return _missing("what was prepared", error)
+        return missing("what was prepared", error)
     addresses = ", ".join(str(address.ip) for address in settings.addresses) or "none asked for"
     return Requirement("what was prepared", State.FOUND, f"the device is up; addresses: {addresses}")
 
@@ -153,7 +155,7 @@ def _sockets(settings: UserspaceSettings, version: int) -> Requirement:
         cause = error.__cause__
         if version == 6 and not settings.listen and isinstance(cause, OSError) and cause.errno in _NO_IPV6:
             return Requirement(name, State.HINT, "this host has no IPv6", "enable IPv6 if peers use it")
-        return _missing(name, error)
+        return missing(name, error)
     return Requirement(name, State.FOUND, f"port {settings.port} on {address} is free")
 
 
@@ -169,7 +171,7 @@ def _raw(settings: UserspaceSettings) -> Requirement:
         if settings.bypass:
             udp.open_bypass(4, fwmark=settings.fwmark).close()
     except BackendError as error:
-        return _missing(name, error)
+        return missing(name, error)
     return Requirement(name, State.FOUND, "they can be opened")
 
 
@@ -182,7 +184,7 @@ def _netlink(settings: UserspaceSettings) -> Requirement:
             stale = router.leftovers()
             router.try_rule()
     except BackendError as error:
-        return _missing(name, error)
+        return missing(name, error)
     left = f"; an earlier ipsecd left {stale} entries in it, which a start removes" if stale else ""
     return Requirement(name, State.FOUND, f"table {table} is ours to use{left}")
 
@@ -191,8 +193,9 @@ def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
     name = "state directory"
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        with tempfile.TemporaryFile(dir=existing, buffering=0) as trial:
+            # a full disk lets empty files be made
+            trial.write(bytes(_TRIAL_LEN))
     except OSError as error:
         remedy = "set ipsecd.state_dir to a directory that this user can write and that outlives a restart"
         return Requirement(name, State.MISSING, f"{directory}: {error.strerror}", remedy)
@@ -201,7 +204,7 @@ def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
         for params in outbound:
             store.check(params.encr_key, params.integ_key, esn=params.esn)
     except BackendError as error:
-        return _missing(name, error)
+        return missing(name, error)
     return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
 
 
@@ -243,5 +246,6 @@ def _sysctl(path: str) -> int | None:
         return None
 
 
-def _missing(name: str, error: BackendError) -> Requirement:
+def missing(name: str, error: BackendError) -> Requirement:
+    """What the daemon would say, as a line."""
     return Requirement(name, State.MISSING, error.message, error.remedy or "see the kernel log")

@@ -23,7 +23,7 @@ from ipsec.vici.client import Session, UnknownToDaemon, ViciError, connect
 STYLES = {State.FOUND: GOOD, State.HINT: WARN, State.MISSING: BAD}
 #: what a running daemon holds, so that nobody else can try it
 _HELD = ("TUN device", "UDP over IPv4", "UDP over IPv6", "IKE over IPv4", "IKE over IPv6", "state directory",
-         "routes (CAP_NET_ADMIN)")  # fmt: skip
+         "routes (CAP_NET_ADMIN)", "vici socket", "vici over TCP", "metrics and health")  # fmt: skip
 #: fewer packets for one reason are noise: a host says this and that into any device
 DROPS_MIN = 10
 #: connections whose problem is told one by one

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import grp
 import os
+import socket
 import tempfile
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from ipsec.backend.requirements import Requirement, State, check
+from ipsec.backend.requirements import Requirement, State, check, missing
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
-from ipsec.config.settings import BackendKind
+from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
-from ipsec.daemon.settings import backend_settings
+from ipsec.daemon.settings import backend_settings, may_write, vici_wanted
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
 from ipsec.net import ike
+from ipsec.vici.server import is_stale, no_group
 
 #: names are looked up for that long, all together
 PATIENCE_S = 5.0
@@ -37,21 +40,76 @@ def requirements(config: Config) -> list[Requirement]:
         outbound=[sa.params()[1] for sa in config.sas],
         forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas) or tunnels_networks(config),
     )
-    return found + check_ike(config, settings)
+    return found + check_ike(config, settings) + check_control(config)
 
 
 def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
     """Ports, the state directory, and whether there is a way to each peer."""
-    if not config.connections or config.settings.backend is BackendKind.MEMORY:
+    if config.settings.backend is BackendKind.MEMORY:
         return []
     found = []
     if settings.ike_port is not None:
         found += [_port(settings, settings.ike_port, version) for version in (4, 6)]
-    found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
-    if config.settings.keylog:
-        detail = f"all keys are written to {config.settings.keylog}: whoever reads them reads all traffic"
-        found.append(Requirement("key files", State.HINT, detail, "remove ipsecd.keylog"))
+    if config.connections:
+        found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
+    if config.settings.keylog and (config.connections or vici_wanted(config)):
+        found.append(_key_files(config.settings.keylog))
     return found
+
+
+def check_control(config: Config) -> list[Requirement]:
+    """Where the daemon is to be asked and steered: vici, metrics and health."""
+    settings = config.settings
+    found = []
+    if vici_wanted(config):
+        if settings.vici_socket:
+            found.append(_vici(settings))
+        if settings.vici_tcp is not None:
+            found.append(_tcp("vici over TCP", settings.vici_tcp, "set ipsecd.vici_tcp to another port, or none"))
+    remedy = "set ipsecd.http.listen to another address or port"
+    return found + [_tcp("metrics and health", listen, remedy) for listen in settings.http.listen]
+
+
+def _vici(settings: DaemonSettings) -> Requirement:
+    name, path = "vici socket", Path(settings.vici_socket)
+    if not may_write(path.parent):
+        # without privileges a daemon that was not told a path goes without
+        state = State.HINT if settings.vici_socket == VICI_SOCKET else State.MISSING
+        return Requirement(name, state, f"{path} cannot be made", "set ipsecd.vici_socket to another path")
+    try:
+        stale = asyncio.run(is_stale(path))
+        if settings.vici_group:
+            grp.getgrnam(settings.vici_group)
+    except KeyError:
+        return missing(name, no_group(settings.vici_group))
+    except BackendError as error:
+        return missing(name, error)
+    except OSError as error:
+        return Requirement(name, State.MISSING, f"{path}: {error.strerror}", "set ipsecd.vici_socket to another path")
+    return Requirement(name, State.FOUND, f"{path} " + ("is of a daemon that is gone" if stale else "can be made"))
+
+
+def _tcp(name: str, where: Listen, remedy: str) -> Requirement:
+    family = socket.AF_INET if where.address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            # as asyncio's servers have it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((str(where.address), where.port))
+    except OSError as error:
+        return Requirement(name, State.MISSING, f"TCP {where}: {error.strerror}", remedy)
+    return Requirement(name, State.FOUND, f"TCP {where} is free")
+
+
+def _key_files(directory: str) -> Requirement:
+    name = "key files"
+    if not may_write(Path(directory)):
+        remedy = "name another directory in ipsecd.keylog, or leave it out"
+        return Requirement(name, State.MISSING, f"{directory} cannot be written", remedy)
+    detail = f"all keys are written to {directory}: whoever reads them reads all traffic"
+    return Requirement(name, State.HINT, detail, "remove ipsecd.keylog")
 
 
 def _port(settings: UserspaceSettings, port: int, version: int) -> Requirement:

@@ -126,6 +126,12 @@ def vici_wanted(config: Config) -> bool:
     return config.settings.backend is not BackendKind.MEMORY and bool(config.connections or not config.sas)
 
 
+def may_write(directory: Path) -> bool:
+    """Whether files can be made in a directory, or in the parents that it takes."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
 def amount(number: int, one: str, several: str = "") -> str:
     """``1 connection``, ``2 connections``."""
     return f"{number} {one if number == 1 else several or one + 's'}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ipsec.config.diff import changes
 from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.settings import may_write
 from ipsec.errors import BackendError, ConfigError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
@@ -362,7 +362,7 @@ async def start(
     """Serve vici. BackendError if a socket cannot be had; only a warning for the default path without privileges."""
     path, tcp = settings.vici_socket, settings.vici_tcp
     service = ViciService(ViciControl(ike, backend, health, file, manual, settings.keylog))
-    if path == VICI_SOCKET and not _may_write(Path(path).parent):
+    if path == VICI_SOCKET and not may_write(Path(path).parent):
         log.warning("no vici: %s cannot be made; ipsecd.vici_socket names another place", path)
         path = ""
     if not path and tcp is None:
@@ -379,7 +379,3 @@ async def start(
         raise
     service.start()
     return service
-
-
-def _may_write(directory: Path) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)

@@ -7,7 +7,6 @@ bounded, and nobody waits for it for long.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
 import logging
 import os
@@ -119,7 +118,8 @@ class ViciServer:
         """Listen on a Unix socket. BackendError, also if another daemon listens there."""
         target = Path(path)
         try:
-            await _clear_stale(target)
+            if await is_stale(target):
+                target.unlink(missing_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             # nobody may connect between bind and chmod
@@ -141,7 +141,7 @@ class ViciServer:
                 target.unlink(missing_ok=True)
                 raise
         except KeyError:
-            raise BackendError(f"there is no group {group!r} for the vici socket") from None
+            raise no_group(group) from None
         except OSError as error:
             raise BackendError(
                 f"cannot listen on {path}: {error.strerror}", remedy="set ipsecd.vici_socket to another path"
@@ -266,20 +266,24 @@ async def _call(handler: Handler, client: Client, message: Message) -> Mapping[s
     return await handler(client, message)
 
 
-async def _clear_stale(path: Path) -> None:
-    """Remove the socket that a killed predecessor left. BackendError if somebody listens, or it is no socket."""
+def no_group(name: str) -> BackendError:
+    """The socket cannot be given to a group that is not there."""
+    remedy = f"make it (groupadd {name}), or correct ipsecd.vici_group"
+    return BackendError(f"there is no group {name!r} for the vici socket", remedy=remedy)
+
+
+async def is_stale(path: Path) -> bool:
+    """Whether a killed predecessor left its socket there. BackendError if somebody listens, or it is no socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise BackendError(f"{path} is there and is no socket", remedy="remove it, or set ipsecd.vici_socket")
     try:
         _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(path)), 2)
     except (ConnectionRefusedError, FileNotFoundError):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        return
+        return True
     except TimeoutError:
         pass
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_state_directory(tmp_path: Path) -> None:
     deep = by_name(check(settings(), state_dir=tmp_path / "a" / "b"))["state directory"]
     assert deep.state is State.FOUND
     assert not (tmp_path / "a").exists()
+
+
+def test_state_directory_without_room(tmp_path: Path) -> None:
+    """A limit stands for a full disk: both let files be made, and nothing be written."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, old[1]))
+    try:
+        found = by_name(check(settings(), state_dir=tmp_path))["state directory"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (found.state, found.detail) == (State.MISSING, f"{tmp_path}: File too large")
 
 
 def test_a_data_path_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:

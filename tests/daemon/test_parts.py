@@ -6,11 +6,12 @@ import errno
 import json
 import logging
 import os
+import socket
 import struct
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
 from ipsec.daemon.logs import JsonFormatter, formatter
 from ipsec.daemon.reach import allows, source_address, usable
-from ipsec.daemon.ready import check_ike
+from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
 from ipsec.daemon.settings import DEFAULT_FWMARK, amount
 from ipsec.daemon.watch import concerns_us
@@ -29,6 +30,17 @@ from ipsec.ike.keymat import IkeKeys
 from ipsec.wire.iana import Encr, Integ
 
 OURS = 205
+MANUAL = f"""sas {{ one {{
+    local = 192.0.2.1
+    remote = 192.0.2.2
+    spi_in = 0x1001
+    spi_out = 0x1002
+    esp_proposals = null-sha256
+    key_in = 0x{"01" * 32}
+    key_out = 0x{"02" * 32}
+    local_ts = 10.1.0.0/16
+    remote_ts = 10.2.0.0/16
+}} }}"""
 
 
 def netlink(kind: int, protocol: int = 0) -> bytes:
@@ -221,6 +233,50 @@ def test_check_names_the_ways_to_peers(tmp_path: Path) -> None:
     assert not any("IKE over" in name for name in found)
 
 
-def test_check_without_connections_has_nothing_to_say() -> None:
-    config = load_text("")
-    assert check_ike(config, cast(Any, None)) == []
+def test_check_without_ike_has_nothing_to_say() -> None:
+    config = load_text(MANUAL)
+    assert check_ike(config, backend_settings(config)) == []
+    assert check_control(config) == []
+
+
+def test_check_looks_at_the_ports_of_ike_where_vici_can_load_connections() -> None:
+    config = load_text("ipsecd { port = 0\nport_nat_t = 4500 }")
+    assert check_ike(config, backend_settings(config)) == []
+    config = load_text("ipsecd { port = 5500 }")
+    assert {one.name for one in check_ike(config, backend_settings(config))} == {"IKE over IPv4", "IKE over IPv6"}
+
+
+def test_check_sees_what_steering_needs(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    def checked(keys: str = "") -> dict[str, tuple[str, str]]:
+        config = load_text(f"ipsecd {{ vici_socket = {path}\n{keys} }}")
+        return {one.name: (one.state.value, one.detail) for one in check_control(config)}
+
+    assert checked() == {"vici socket": ("found", f"{path} can be made")}
+    assert checked("vici_group = no-such-group")["vici socket"][0] == "missing"
+    with socket.socket() as taken, socket.socket(socket.AF_UNIX) as other:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = checked(f"vici_tcp = 127.0.0.1:{port}\nhttp {{ listen = {port} }}")
+        for name in ("vici over TCP", "metrics and health"):
+            assert found[name] == ("missing", f"TCP 127.0.0.1:{port}: Address already in use")
+        other.bind(str(path))
+        other.listen()
+        assert checked()["vici socket"] == ("missing", f"another daemon listens on {path}")
+    assert checked()["vici socket"] == ("found", f"{path} is of a daemon that is gone")
+    assert path.exists()
+    path.unlink()
+    path.touch()
+    assert checked()["vici socket"] == ("missing", f"{path} is there and is no socket")
+    found = checked(f"http {{ listen = {port} }}")
+    assert found["metrics and health"] == ("found", f"TCP 127.0.0.1:{port} is free")
+
+
+def test_check_of_a_place_below_a_file(tmp_path: Path) -> None:
+    place = tmp_path / "file" / "x"
+    place.parent.touch()
+    config = load_text(f"ipsecd {{ vici_socket = {place}\nkeylog = {place}\nport = 0 }}")
+    assert [one.state.value for one in check_control(config)] == ["missing"]
+    assert [one.state.value for one in check_ike(config, backend_settings(config))] == ["missing"]
