@@ -1,4 +1,5 @@
-"""Hears from the kernel when the tunnel device goes up, down or away, and when addresses of this host come or go.
+"""Hears from the kernel when the tunnel device goes up, down or away, when addresses of this host come or go, and when
+it begins or ends to forward.
 
 By rtnetlink's groups, without polling.
 """
@@ -10,17 +11,29 @@ import socket
 import struct
 from enum import Enum
 
+from ipsec.net.netlink import attributes
+
 # linux/rtnetlink.h, linux/if.h
 _RTMGRP_LINK = 0x1
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
+# groups beyond the first 16 have a number, and a bit all the same
+_RTMGRP_IPV4_NETCONF = 1 << 23
+_RTMGRP_IPV6_NETCONF = 1 << 24
 _RTM_NEWLINK = 16
 _RTM_DELLINK = 17
 _RTM_NEWADDR = 20
 _RTM_DELADDR = 21
+_RTM_NEWNETCONF = 80
+# linux/netconf.h
+_NETCONFA_IFINDEX = 1
+_NETCONFA_FORWARDING = 2
+_IFINDEX_ALL = struct.pack("=i", -1)
 _IFF_UP = 1
 _SIOCGIFNAME = 0x8910
+_SIOCGIFFLAGS = 0x8913
 _IFREQ = struct.Struct("16si20x")
+_IFREQ_FLAGS = struct.Struct("16sH22x")
 _NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -32,6 +45,7 @@ class Change(Enum):
     DOWN = "down"
     GONE = "gone"
     ADDRESSES = "addresses"
+    FORWARDING = "forwarding"
 
 
 class LinkMonitor:
@@ -43,7 +57,8 @@ class LinkMonitor:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
-        self._socket.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        groups = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV4_NETCONF | _RTMGRP_IPV6_NETCONF
+        self._socket.bind((0, groups))
 
     @property
     def fd(self) -> int:
@@ -53,28 +68,35 @@ class LinkMonitor:
     def changes(self) -> list[Change]:
         """What happened since the last call, oldest first."""
         found: list[Change] = []
+        lost = False
         while True:
             try:
                 data = self._socket.recv(65536)
             except BlockingIOError:
-                return found
+                break
             except OSError:
-                # ENOBUFS: the kernel dropped messages, and ours may have been one of them
-                found += [Change.UP if self._exists() else Change.GONE, Change.ADDRESSES]
+                # ENOBUFS: the kernel dropped messages, which were newer than those that wait here
+                lost = True
                 continue
             found += self._parse(data)
+        if lost:
+            found += [self._look(), Change.ADDRESSES, Change.FORWARDING]
+        return found
 
     def close(self) -> None:
         """Stop watching."""
         self._socket.close()
 
-    def _exists(self) -> bool:
+    def _look(self) -> Change:
+        """What the device is now. If it is up, it may have been down or not."""
         try:
             # not if_indextoname: the socket may be of another network namespace
-            fcntl.ioctl(self._socket, _SIOCGIFNAME, _IFREQ.pack(b"", self._index))
+            name = fcntl.ioctl(self._socket, _SIOCGIFNAME, _IFREQ.pack(b"", self._index))[:16]
+            flags = fcntl.ioctl(self._socket, _SIOCGIFFLAGS, _IFREQ_FLAGS.pack(name, 0))
         except OSError:
-            return False
-        return True
+            return Change.GONE
+        self._up = bool(_IFREQ_FLAGS.unpack(flags)[1] & _IFF_UP)
+        return Change.UP if self._up else Change.DOWN
 
     def _parse(self, data: bytes) -> list[Change]:
         found: list[Change] = []
@@ -87,6 +109,10 @@ class LinkMonitor:
                 found.append(Change.ADDRESSES)
             elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and length >= _NLMSG.size + _IFINFO.size:
                 found += self._parse_link(kind, data, at + _NLMSG.size)
+            elif kind == _RTM_NEWNETCONF:
+                known = attributes(data[at + _NLMSG.size : at + length], 4)
+                if known.get(_NETCONFA_IFINDEX) == _IFINDEX_ALL and _NETCONFA_FORWARDING in known:
+                    found.append(Change.FORWARDING)
             at += (length + 3) & ~3
         return found
 

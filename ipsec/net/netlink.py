@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -34,8 +35,10 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
-#: an earlier dump was not read to its end
-_BUSY = _ERROR.pack(-errno.EBUSY)
+#: how a list ends of which there is nothing: a table that was never used, a family that is switched off
+_NOTHING = frozenset(
+    (0, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT, errno.EPFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP)
+)
 #: messages of one send: should all be refused, the answers fit into any receive buffer
 BATCH = 64
 #: seconds until the kernel has answered, which it does at once
@@ -51,10 +54,11 @@ class Message(NamedTuple):
 
 
 class Netlink:
-    """A socket of rtnetlink."""
+    """A socket of rtnetlink. Threads may share it: each waits until another has its answer."""
 
     def __init__(self) -> None:
         self._sequence = 0
+        self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.settimeout(_PATIENCE)
         self._socket.bind((0, 0))
@@ -69,16 +73,16 @@ class Netlink:
         self._socket.close()
 
     def dump(self, kind: int, body: bytes, *, answer: int) -> list[bytes]:
-        """The bodies of all messages ``answer`` that the kernel gives for a GET. OSError if it does not answer.
+        """The bodies of all messages ``answer`` that the kernel gives for a GET. OSError if it fails or is silent.
 
-        An error is nothing: a table that was never used, or a family that is switched off. What changed while it was
-        read is read again.
+        What changed while it was read is read again.
         """
-        for _ in range(_DUMPS_MAX):
-            found, whole = self._dump(kind, body, answer)
-            if whole:
-                break
-        return found
+        with self._lock:
+            for _ in range(_DUMPS_MAX):
+                found, whole = self._dump(kind, body, answer)
+                if whole:
+                    break
+            return found
 
     def _dump(self, kind: int, body: bytes, answer: int) -> tuple[list[bytes], bool]:
         """What the kernel lists, and whether nothing changed meanwhile."""
@@ -93,15 +97,22 @@ class Netlink:
                 if sequence != self._sequence:
                     continue
                 whole = whole and not flags & _DUMP_INTERRUPTED
-                if kind == _NLMSG_ERROR and data[at + _HEADER.size :][: _ERROR.size] == _BUSY:
-                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    # an old kernel says nothing with DONE
+                    says = length >= _HEADER.size + _ERROR.size
+                    error = -_ERROR.unpack_from(data, at + _HEADER.size)[0] if says else 0
+                    if error not in _NOTHING:
+                        raise OSError(error, os.strerror(error))
                     return found, whole
                 if kind == answer:
                     found.append(data[at + _HEADER.size : at + length])
 
     def change(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         """Do all of these, in order; (index, errno) of those that failed. OSError if the kernel does not answer."""
+        with self._lock:
+            return self._change(messages)
+
+    def _change(self, messages: Sequence[Message]) -> list[tuple[int, int]]:
         failed: list[tuple[int, int]] = []
         for at in range(0, len(messages), BATCH):
             batch = messages[at : at + BATCH]

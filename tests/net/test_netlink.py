@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import struct
+import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
-from ipsec.net.netlink import Netlink
+from ipsec.net import rtnetlink
+from ipsec.net.netlink import CHANGE_FLAGS, Message, Netlink
 
 DONE, ERROR, ROUTE = 3, 2, 24
 MULTI, INTERRUPTED = 0x2, 0x10
@@ -71,13 +76,50 @@ def test_where_nothing_rests_the_last_list_has_to_do(netlink: Netlink) -> None:
     assert kernel.asked == 8
 
 
-def test_an_earlier_question_was_not_answered_to_its_end(netlink: Netlink) -> None:
-    busy = struct.pack("=i", -errno.EBUSY) + bytes(16)
-    with pytest.raises(OSError, match="busy"):
-        ask(netlink, Kernel(lambda number, sequence: [message(ERROR, sequence, busy)]))
+@pytest.mark.parametrize("kind", [DONE, ERROR])
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ENOMEM, errno.EPERM])
+def test_an_error_is_not_an_empty_list(netlink: Netlink, kind: int, number: int) -> None:
+    """What was not listed is not gone: routes would stay behind, or be taken for missing."""
+    error = struct.pack("=i", -number) + bytes(16)
+    kernel = Kernel(lambda _, sequence: [message(ROUTE, sequence, b"some") + message(kind, sequence, error)])
+    with pytest.raises(OSError, match=os.strerror(number)):
+        ask(netlink, kernel)
 
 
-def test_any_other_error_is_an_empty_list(netlink: Netlink) -> None:
+@pytest.mark.parametrize("kind", [DONE, ERROR])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP])
+def test_nothing_of_the_kind_is_an_empty_list(netlink: Netlink, kind: int, number: int) -> None:
     """A table that was never used, a family that is switched off."""
-    none = struct.pack("=i", -errno.ENOENT) + bytes(16)
-    assert ask(netlink, Kernel(lambda number, sequence: [message(ERROR, sequence, none)])) == []
+    none = struct.pack("=i", -number) + bytes(16)
+    assert ask(netlink, Kernel(lambda _, sequence: [message(kind, sequence, none)])) == []
+
+
+def test_an_old_kernel_is_done_without_a_word(netlink: Netlink) -> None:
+    kernel = Kernel(lambda _, sequence: [message(ROUTE, sequence, b"some") + message(DONE, sequence)])
+    assert ask(netlink, kernel) == [b"some"]
+
+
+def test_threads_may_share_one() -> None:
+    """Each gets the answers to its own questions: the kernel's, or that it is not permitted."""
+    troubles: list[BaseException] = []
+    route = Message(25, CHANGE_FLAGS, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 9, 0))
+
+    def work(netlink: Netlink, change: bool) -> None:
+        try:
+            for _ in range(300):
+                if change:
+                    ((at, _),) = netlink.change([route])
+                    assert at == 0
+                else:
+                    rtnetlink.addresses(netlink)
+        except BaseException as error:
+            troubles.append(error)
+
+    with closing(Netlink()) as netlink:
+        netlink._socket.settimeout(1)
+        threads = [threading.Thread(target=work, args=(netlink, change)) for change in (True, True, False)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not troubles

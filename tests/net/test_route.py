@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +207,39 @@ def test_monitor_tells_up_down_and_gone_and_addresses(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_monitor_tells_when_the_host_begins_to_forward(tun: Tun) -> None:
+    monitor = LinkMonitor(tun.index, up=False)
+    for version in ("ipv4", "ipv6"):
+        # of one device only, and of something else: not of interest
+        for name in ("conf/ipsec0/forwarding", "conf/all/accept_redirects"):
+            Path(f"/proc/sys/net/{version}/{name}").write_text("1")
+        assert monitor.changes() == []
+        for on in ("1", "0"):
+            Path(f"/proc/sys/net/{version}/conf/all/forwarding").write_text(on)
+            assert monitor.changes() == [Change.FORWARDING]
+    monitor.close()
+
+
+@pytest.mark.e2e
+def test_monitor_looks_when_messages_were_lost(tun: Tun) -> None:
+    monitor = LinkMonitor(tun.index, up=True)
+    monitor._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    for last, expected in (("down", Change.DOWN), ("up", Change.UP), ("down", Change.DOWN)):
+        for mtu in range(1300, 1320):
+            ip("link", "set", "ipsec0", "mtu", str(mtu))
+        ip("link", "set", "ipsec0", last)
+        changes = monitor.changes()
+        assert Change.FORWARDING in changes, "nothing was lost"
+        assert [change for change in changes if change in (Change.UP, Change.DOWN)][-1] is expected
+    # it knows that the device was down, so that it sees this
+    ip("link", "set", "ipsec0", "up")
+    assert Change.UP in monitor.changes()
+    ip("link", "del", "ipsec0")
+    assert Change.GONE in monitor.changes()
+    monitor.close()
+
+
+@pytest.mark.e2e
 def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     ip("addr", "add", "10.7.0.1/32", "dev", "ipsec0")
     killed = Router()
@@ -266,7 +300,7 @@ def test_a_few_at_once_with_the_rule_they_need(tun: Tun) -> None:
 
 @pytest.mark.e2e
 def test_a_device_among_many(tun: Tun) -> None:
-    """Of which the kernel tells in several answers; it takes no other question while some are not read."""
+    """Of which the kernel tells in several answers."""
     batch = "".join(f"tuntap add other{n} mode tun\n" for n in range(80))
     subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
