@@ -42,7 +42,7 @@ def make_router(settings: UserspaceSettings) -> Router:
     try:
         stale = router.claim(keep_closed=settings.fail_closed)
     except BaseException:
-        router.close()
+        router.close(keep_closed=settings.fail_closed)
         raise
     if stale:
         log.info("removed or took over %d routes and rules that a predecessor left in table %d", stale, table)

@@ -33,6 +33,9 @@ FEW = 16
 SLICE = 1000
 #: how long this host's addresses are left to settle before the sources of routes follow them
 ADDRESSES_SECONDS = 0.2
+#: what was refused is tried again after so long, then twice as long up to the second
+RETRY_SECONDS = 1.0
+RETRY_MAX_SECONDS = 60.0
 #: until SAs say what fits (RFC 8200 section 5 wants 1280 for IPv6)
 DEFAULT_MTU = 1400
 MIN_MTU = 1280
@@ -64,6 +67,8 @@ class Routes:
         self._index = 0
         self._mtu = 0
         "that the device has"
+        self._forgotten = 0
+        "how often that was forgotten"
         self._lock = asyncio.Lock()
         self._timer: asyncio.Handle | None = None
         self._due = 0.0
@@ -78,6 +83,10 @@ class Routes:
         self._known = False
         "what the table holds"
         self._failed: set[Entry] = set()
+        self._wait = 0.0
+        "how long what was refused waits, 0: nothing was"
+        self._told = ""
+        "what was refused last"
         self.addresses: dict[IpInterface, int] = {}
         "that were added to the device, how often"
         self.applied = False
@@ -223,6 +232,12 @@ class Routes:
             self._own_known = False
             self._carry_out_in(ADDRESSES_SECONDS)
 
+    def forget_mtu(self) -> None:
+        """This host forwards, or does so no more: the device may take other superframes than before."""
+        self._mtu = 0
+        self._forgotten += 1
+        self.changed()
+
     def changed(self) -> None:
         """Carry out what has changed: with the loop's next turn, or a little later if that has just been done."""
         self._carry_out_in(0.0)
@@ -250,7 +265,8 @@ class Routes:
         try:
             await self.sync()
         except BackendError as error:
-            log.error("routes: %s", error)
+            log.log(logging.DEBUG if str(error) == self._told else logging.ERROR, "routes: %s", error)
+            self._told = str(error)
         except Exception:
             log.exception("routes are not as they should be")
 
@@ -264,12 +280,21 @@ class Routes:
             except BaseException:
                 # how far the helper thread came is not known
                 self.forget()
+                self._try_later()
                 raise
             finally:
                 self._synced = asyncio.get_running_loop().time()
             if refused:
+                self._try_later()
                 raise refused[0]
+            self._wait = 0.0
+            self._told = ""
             self.applied = True
+
+    def _try_later(self) -> None:
+        """What was refused once may not be twice, and without its route what is protected would leave in clear."""
+        self._wait = min(max(2 * self._wait, RETRY_SECONDS), RETRY_MAX_SECONDS)
+        self._carry_out_in(self._wait)
 
     def try_sync(self) -> bool:
         """Carry everything out in this call if that is little; False: it was not, and ``sync`` has to.
@@ -344,7 +369,7 @@ class Routes:
     async def _carry_out(self, router: Router, rules: set[int] | None, changes: Sequence[Change]) -> list[BackendError]:
         """Rules, routes, then the MTU, in one visit to the helper thread; what was refused."""
         mtu, path_mtu, device = self.mtu, self.path_mtu, self._device
-        other_mtu = mtu != self._mtu
+        other_mtu, forgotten = mtu != self._mtu, self._forgotten
         failed: list[tuple[Change, BackendError]] = []
 
         def work() -> tuple[BackendError | None, BackendError | None]:
@@ -360,7 +385,8 @@ class Routes:
         rules_error, mtu_error = await self._call(work)
         if rules is not None and rules_error is None:
             self._versions = set(rules)
-        if mtu_error is None:
+        # not if it was forgotten meanwhile
+        if mtu_error is None and self._forgotten == forgotten:
             self._mtu = mtu
         for change, _ in failed:
             self._book.failed(change)

@@ -385,8 +385,10 @@ class UserspaceBackend:
             return
         if Change.ADDRESSES in changes:
             self._routes.forget_own()
+        if Change.FORWARDING in changes:
+            self._routes.forget_mtu()
         for change in changes:
-            if change is Change.ADDRESSES:
+            if change in (Change.ADDRESSES, Change.FORWARDING):
                 continue
             log.warning("device %s went %s", self._tun.name, change.value)
             if change is Change.UP:
@@ -421,14 +423,22 @@ class UserspaceBackend:
             self._make_pumps()
             await self.sync_routes()
             self._go()
-        except BackendError as error:
-            self._lost = True
-            log.error("cannot make the device again: %s", error)
-            self._handler(DeviceLost(str(error)))
+        except (BackendError, OSError) as error:
+            self._give_up(str(error))
+            return
+        except Exception:
+            log.exception("the device is not made again")
+            self._give_up("an error of ours, see the log")
             return
         finally:
             self._recovering = False
         log.info("device %s is back", self._tun.name)
+
+    def _give_up(self, why: str) -> None:
+        """No packets move any more, and somebody has to know: nothing else would tell."""
+        self._lost = True
+        log.error("cannot make the device again: %s", why)
+        self._handler(DeviceLost(why))
 
     # -- SAs and policies
 

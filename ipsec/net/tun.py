@@ -161,6 +161,16 @@ def make_persistent(name: str, *, owner: int, group: int | None = None) -> None:
 
 
 def _finish(fds: list[int], *, tso: bool, uso: bool) -> Tun:
+    """The device behind these queues, which are closed if it cannot be had: it may go at any time."""
+    try:
+        return _set_up(fds, tso=tso, uso=uso)
+    except OSError as error:
+        for fd in fds:
+            os.close(fd)
+        raise BackendError(f"TUN device: {os.strerror(error.errno or 0)} while it was set up") from error
+
+
+def _set_up(fds: list[int], *, tso: bool, uso: bool) -> Tun:
     real, flags = _get_iff(fds[0])
     tun = Tun(
         name=real,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_interface
@@ -14,13 +16,16 @@ from unittest.mock import patch
 
 import pytest
 
-from ipsec.backend.routes import GATHER_SECONDS
+from ipsec.backend import routes
+from ipsec.backend.base import BackendEvent, DeviceLost
+from ipsec.backend.routes import ANY_SUPERFRAME, GATHER_SECONDS, superframe_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.crypto.suites import esp_suite
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net import netns
+from ipsec.net.netlink import Message, Netlink
 from ipsec.wire.selector import SelectorPair, TrafficSelector
 from tests.backend.test_userspace import until
 
@@ -231,6 +236,67 @@ def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
             await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"])
 
     asyncio.run(main())
+
+
+def test_a_device_that_cannot_be_made_again_is_told(namespace: None) -> None:
+    """Whatever the reason: nothing moves any more, and nobody else would say so."""
+
+    async def main() -> None:
+        async with running(workers=0) as backend:
+            events: list[BackendEvent] = []
+            backend.on_event(events.append)
+            with patch.object(os, "eventfd", side_effect=OSError(errno.EMFILE, "Too many open files")):
+                subprocess.run(["ip", "link", "del", "ipsec0"], check=True)
+                await until(lambda: events)
+            assert [type(event) for event in events] == [DeviceLost]
+            assert "Too many open files" in str(events[0])
+            assert not backend.running
+
+    asyncio.run(main())
+
+
+def test_superframes_follow_what_the_host_does(namespace: None) -> None:
+    def largest() -> str:
+        return subprocess.run(["ip", "-d", "link", "show", "ipsec0"], capture_output=True, text=True, check=True).stdout
+
+    async def main() -> None:
+        async with running() as backend:
+            await backend.sync_routes()
+            for on, size in (("1", ANY_SUPERFRAME), ("0", superframe_size(1400, 1500))):
+                Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text(on)
+                await until(lambda size=size: f"gso_max_size {size} " in largest())
+            assert "mtu 1400 " in largest()
+
+    asyncio.run(main())
+
+
+def test_what_was_refused_is_tried_again(
+    namespace: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody else changes anything, and what is protected would leave in clear for ever."""
+    monkeypatch.setattr(routes, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(routes, "RETRY_MAX_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with running() as backend:
+            await backend.sync_routes()
+            answers, silent = Netlink._change, True
+
+            def change(self: Netlink, messages: Sequence[Message]) -> list[tuple[int, int]]:
+                if silent:
+                    raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+                return answers(self, messages)
+
+            monkeypatch.setattr(Netlink, "_change", change)
+            backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+            await until(lambda: "No buffer space" in caplog.text)
+            await asyncio.sleep(0.5)
+            assert caplog.text.count("No buffer space") == 1
+            silent = False
+            await until(lambda: table() == ["10.2.0.1 dev ipsec0 proto 205"])
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
 
 
 def test_two_thousand_policies(namespace: None) -> None:
