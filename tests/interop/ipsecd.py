@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 SETTINGS = (
     *("retransmit_tries", "retransmit_timeout", "retransmit_base", "retransmit_limit", "half_open_timeout"),
     *("cookie_threshold", "cookie_threshold_ip", "keep_alive", "fragment_size", "delete_rekeyed_delay"),
-    *("port", "port_nat_t", "make_before_break"),
+    *("port", "port_nat_t", "make_before_break", "redirect_to", "vici_socket"),
 )
 #: seconds between an SA and its successor where a step asks this end to rekey
 REKEY_TIME = 2

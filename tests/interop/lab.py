@@ -38,6 +38,8 @@ OUTER = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 #: where a and b are when they meet through n, and what b takes a for
 NATTED = ("203.0.113.1", "198.51.100.2")
 NAT_OUTSIDE = "198.51.100.3"
+#: the address of n on a's side
+NEAR = "203.0.113.3"
 #: a's second address on the wire, for roaming; it comes and goes with the case
 SECOND = "192.0.2.11"
 INNER = {4: ("10.1.0.1", "10.2.0.1"), 6: ("fd01::1", "fd02::1")}
@@ -240,7 +242,7 @@ class Lab:
                 # a train of segments that the veth does not cut would be one packet to the recorder
                 end.run("ethtool", "-K", device, "tx-udp-segmentation", "off", "tso", "off")
         self.reset()
-        for device, address in (("near", "203.0.113.3/24"), ("far", f"{NAT_OUTSIDE}/24")):
+        for device, address in (("near", f"{NEAR}/24"), ("far", f"{NAT_OUTSIDE}/24")):
             self.n.ip("addr", "add", address, "dev", device)
             self.n.ip("link", "set", device, "up")
         self.n.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
