@@ -68,16 +68,27 @@ class Guards:
                 )
             return
         reqid = 0 if child.shunt else self._engine.trap_reqid(connection.name, child)
-        guard = self._guards[key] = _Guard(connection, child, pairs, (), reqid, trap)
-        self._put(guard)
+        guard = _Guard(connection, child, pairs, (), reqid, trap)
+        try:
+            self._put(guard)
+        except BaseException:
+            self._engine.untrap(*key)
+            raise
+        self._guards[key] = guard
 
     def _put(self, guard: _Guard) -> None:
+        """All policies of a guard, or none."""
         child = guard.child
         action = _ACTIONS.get(child.mode, PolicyAction.PROTECT)
-        policies = []
-        for pair in guard.pairs:
-            priority = child.priority or automatic_priority(action, pair)
-            policies.append(self._backend.add_policy(Policy(action, (pair,), guard.reqid, priority)))
+        policies: list[int] = []
+        try:
+            for pair in guard.pairs:
+                priority = child.priority or automatic_priority(action, pair)
+                policies.append(self._backend.add_policy(Policy(action, (pair,), guard.reqid, priority)))
+        except BaseException:
+            for policy in policies:
+                self._backend.del_policy(policy)
+            raise
         guard.policies = tuple(policies)
         for policy in policies:
             self._by_policy[policy] = guard
@@ -92,6 +103,7 @@ class Guards:
         if guard is not None and guard.connection.vips:
             # nothing leaves in between: routes follow later, and what has no policy is dropped
             self._drop(guard.policies)
+            guard.policies = ()
             self._put(guard)
 
     def _drop(self, policies: tuple[int, ...]) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: children that are named; of the rest there is a number
 NAMED_MAX = 8
+#: names that may be remembered beside those that are loaded
+SPARE = 64
 
 
 class Phase(Enum):
@@ -68,6 +70,8 @@ class Health:
         "connections of which something has happened since ``_down`` was made"
         self._seen: set[ChildName] = set()
         "children that have been up, if that is what is asked for"
+        self._seen_max = SPARE
+        "when it is looked through for what is no longer loaded"
 
     def attach(self, ike: IkeControl) -> None:
         """From now on its children count."""
@@ -77,13 +81,25 @@ class Health:
     def _on_event(self, event: Event) -> None:
         match event:
             case ChildUp() | ChildDown() | InstallChild() | RemoveChild():
-                self._changed.add(event.child.ike.name)
+                self._note(event.child.ike.name)
             case IkeUp() | IkeDown():
-                self._changed.add(event.sa.name)
+                self._note(event.sa.name)
             case IkeRekeyed():
-                self._changed.add(event.new.name)
+                self._note(event.new.name)
         if isinstance(event, ChildUp) and self._readiness is Readiness.ONCE:
             self._seen.add((event.child.ike.name, event.child.name))
+            if len(self._seen) > self._seen_max:
+                self._seen &= {(one.name, child.name) for one in self._loaded().values() for child in one.children}
+                self._seen_max = 2 * len(self._seen) + SPARE
+
+    def _note(self, connection: str) -> None:
+        """Something has happened there. Whoever never asks must not make us remember names that are no more."""
+        self._changed.add(connection)
+        if len(self._changed) > 2 * len(self._loaded()) + SPARE:
+            self._changed &= self._loaded().keys()
+
+    def _loaded(self) -> Mapping[str, Connection]:
+        return self._ike.engine.table.by_name if self._ike is not None else {}
 
     def live(self) -> Verdict:
         """Always yes."""

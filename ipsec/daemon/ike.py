@@ -25,7 +25,7 @@ from ipsec.daemon.reach import OwnAddresses, Resolver, allows, names_of, source_
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.watch import HostWatch
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, IpsecError
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, IkeSettings
@@ -85,6 +85,8 @@ class IkeControl:
         self._retries: dict[tuple[str, str], float] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         "children that are tried again, and when"
+        self._not_begun: set[str] = set()
+        "connections with a child whose start action failed in a reload"
         self._handled = False
         self._stopping = False
         self._watch: HostWatch | None = None
@@ -152,23 +154,40 @@ class IkeControl:
         self._config = config
         self.turn()
         try:
-            await self._load(config, unless=[one for name, one in new.items() if old.get(name) == one])
+            as_before = [name for name, one in new.items() if old.get(name) == one and name not in self._not_begun]
+            await self._load(config, unless=as_before)
         finally:
             for connection in gone:
-                self.guards.release(connection.name)
+                if connection.name not in self._not_begun:
+                    self.guards.release(connection.name)
 
-    async def _load(self, config: Config, unless: list[Connection] | None = None) -> None:
+    async def _load(self, config: Config, unless: list[str] | None = None) -> None:
+        """``unless``: connections that are there already; None is the start, which fails if anything does."""
         for connection in config.connections:
             for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
                 self._spawn(self._keep_resolved(name))
         self._give(config)
         for connection in config.connections:
-            if unless is not None and connection in unless:
+            if unless is None:
+                for child in connection.children:
+                    await self.begin(connection, child)
+            elif connection.name not in unless and not await self._begin_each(connection):
+                # what was held for it stays closed, and the next reload tries again
                 continue
-            for child in connection.children:
-                await self.begin(connection, child)
             self.guards.release(connection.name)
         self.turn()
+
+    async def _begin_each(self, connection: Connection) -> bool:
+        """The start actions of all children, whatever becomes of the others; whether all went well."""
+        self._not_begun.discard(connection.name)
+        for child in connection.children:
+            try:
+                await self.begin(connection, child)
+            except Exception as error:
+                self._not_begun.add(connection.name)
+                known = isinstance(error, IpsecError)
+                log.error("%s: child %s cannot begin: %s", connection.name, child.name, error, exc_info=not known)
+        return connection.name not in self._not_begun
 
     def take(self, config: Config) -> None:
         """Another configuration, whose start actions somebody else sees to."""
@@ -185,6 +204,9 @@ class IkeControl:
         self.engine.load(config.connections, config.credentials, config.pools)
         # whoever loads ever other names must not make us remember them all
         self.children.accounts.keep(self.named())
+        loaded = self.engine.table.by_name
+        self._not_begun &= loaded.keys()
+        self._retries = {key: wait for key, wait in self._retries.items() if key[0] in loaded}
 
     def named(self) -> set[ChildName]:
         """Connection and child of all that is loaded, and of what is installed."""
@@ -415,9 +437,12 @@ class IkeControl:
     def _lost(self, event: IkeDown) -> None:
         """An IKE_SA that is gone: what it should have brought up is tried again."""
         connection = event.sa.connection
+        if not event.established and not event.sa.initiator:
+            # whoever began it has not shown who it is, and no packet of ours has waited for it
+            return
         for child in connection.children:
             self.guards.rearm(connection.name, child.name)
-        if event.established or not event.sa.initiator:
+        if event.established:
             return
         log.warning("%s: not established: %s", event.sa, event.reason)
         for child in connection.children:

@@ -7,8 +7,10 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.failure import printable
 from ipsec.ike.sa import IkeSa
 
 TEXT = "%(levelname)s %(name)s: %(message)s"
@@ -38,22 +40,34 @@ class JsonFormatter(logging.Formatter):
                 values.setdefault("peer", str(argument.path.remote))
         if record.exc_info:
             values["exception"] = self.formatException(record.exc_info)
-        return json.dumps(values, ensure_ascii=False)
+        # half a surrogate pair has no octets of its own, but JSON can name it
+        return json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 class TextFormatter(logging.Formatter):
-    """A line with the time in UTC, as ``2026-01-31T03:14:15.926Z``."""
+    """A line with the time in UTC, as ``2026-01-31T03:14:15.926Z``.
+
+    Identities of peers and words of vici clients are in it: nothing of theirs can begin a line, or move a cursor.
+    """
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """See logging.Formatter. Further lines are told from others by their indent."""
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def formatter(kind: str) -> logging.Formatter:
     """The formatter for a value of ``ipsecd.log_format``; systemd's journal keeps the time of each line by itself."""
     if kind == "json":
         return JsonFormatter()
-    return logging.Formatter(TEXT) if _in_journal() else TextFormatter(f"%(asctime)s {TEXT}")
+    return TextFormatter(TEXT if _in_journal() else f"%(asctime)s {TEXT}")
 
 
 def _in_journal() -> bool:

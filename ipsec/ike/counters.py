@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 from ipsec.wire.iana import ExchangeType
 
@@ -68,6 +69,12 @@ class Counters:
         if not connection:
             self.all = Counter()
         return True
+
+    def keep(self, connections: Collection[str]) -> None:
+        """Forget what was counted for all but these connections; what was counted in all stays."""
+        for counted in (self.named, self._taken):
+            for name in [name for name in counted if name and name not in connections]:
+                del counted[name]
 
     def total(self, name: str, connection: str = "") -> int:
         """One of them since the start, however often somebody began anew; without a connection in all."""

@@ -239,6 +239,10 @@ class IkeEngine(Registry):
                 pool = Pool(config)
             found[config.name] = pool
         self.pools = found
+        # whoever loads ever other names must not make us remember them all
+        names = {*self.table.by_name, *self.by_connection}
+        self.counters.keep(names)
+        self._guards = {name: guard for name, guard in self._guards.items() if name in names}
         known = self.table.by_name.values()
         self.problems.keep((one.name, name) for one in known for name in ("", *(child.name for child in one.children)))
 

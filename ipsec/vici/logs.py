@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.failure import printable
 from ipsec.ike.sa import IkeSa
 from ipsec.vici.server import Client
 
@@ -59,7 +60,7 @@ def describe(record: logging.LogRecord, sa: IkeSa | None) -> Message:
         "level": level_of(record),
         "ikesa-name": sa.name if sa is not None else None,
         "ikesa-uniqueid": sa.uid if sa is not None else None,
-        "msg": record.getMessage()[:LINE_MAX],
+        "msg": printable(record.getMessage()[:LINE_MAX]),
     }
 
 
@@ -71,7 +72,7 @@ def describe_in_full(record: logging.LogRecord, sa: IkeSa | None) -> Message:
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
         "subsystem": [*record.name.split("."), "daemon"][1],
-        "message": record.getMessage()[:LINE_MAX],
+        "message": printable(record.getMessage()[:LINE_MAX]),
         "ike": sa.name if sa is not None else None,
         "uniqueid": sa.uid if sa is not None else None,
         "child": child.name if child is not None else None,

@@ -10,8 +10,9 @@ import pytest
 from ipsec.config import load_text
 from ipsec.config.settings import Readiness
 from ipsec.daemon import ike as ike_module
-from ipsec.daemon.health import NAMED_MAX, Health, Phase
+from ipsec.daemon.health import NAMED_MAX, SPARE, Health, Phase
 from ipsec.ike.config import Action
+from ipsec.ike.events import ChildUp
 from tests.daemon.test_ike import A, B, Pair, run, until
 
 SECOND = """more { esp_proposals = aes128gcm16
@@ -113,6 +114,26 @@ def test_not_all_are_named() -> None:
         problems = health.ready().problems
         assert len(problems) == NAMED_MAX + 1
         assert problems[-1] == "6 more are not up"
+        await pair.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("readiness", Readiness)
+def test_names_are_not_kept_for_nobody(readiness: Readiness) -> None:
+    """Nobody asks, and somebody loads ever other names."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        health = observe(pair, readiness)
+        await pair.start()
+        await until(lambda: pair.ends[0].established())
+        for number in range(1000):
+            ike = SimpleNamespace(name=f"somebody{number}")
+            health._on_event(ChildUp(cast(Any, SimpleNamespace(ike=ike, name="n"))))
+        assert len(health._changed) <= SPARE + 3
+        assert len(health._seen) <= SPARE + 3
+        assert health.ready().good
         await pair.stop()
 
     run(main())

@@ -13,7 +13,7 @@ from ipsec.backend.base import Acquire, Datagram
 from ipsec.config import load_text
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, PolicyError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
 
@@ -287,6 +287,100 @@ def test_what_waits_stays_closed_during_a_reload(child: str, monkeypatch: pytest
         assert new != old
         await end.reload(load_text(conf.replace("start_action = trap", "start_action = none")))
         assert not a.policies
+        await pair.stop()
+
+    run(main())
+
+
+THREE = "".join(
+    f"""n{number} {{ esp_proposals = aes128gcm16
+        local_ts = 10.1.{number}.0/24
+        remote_ts = 10.2.{number}.0/24
+        start_action = trap }}
+    """
+    for number in range(3)
+)
+
+
+@pytest.mark.parametrize("refusal", [PolicyError("no room"), RuntimeError("a bug")])
+def test_a_child_that_cannot_begin_keeps_no_other_from_it(refusal: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """In a reload: its neighbours are trapped, what it kept in stays in, and the next reload tries again."""
+
+    def networks(backend: FakeBackend) -> list[str]:
+        return sorted(str(policy.selectors[0].local) for policy in backend.policies.values())
+
+    async def main() -> None:
+        conf = A.replace("children { n {", f"children {{ {THREE} n {{").replace("start_action = start", "")
+        pair = Pair(conf, B)
+        await pair.start()
+        end, a = pair.ends[0], pair.backends[0]
+        every = networks(a)
+        assert len(every) == 3
+        put = a.add_policy
+
+        def add_policy(policy: Policy) -> int:
+            if "10.1.1.0" in str(policy.selectors[0].local):
+                raise refusal
+            return put(policy)
+
+        a.add_policy = add_policy  # type: ignore[method-assign]
+        changed = conf.replace("proposals =", "dpd_delay = 7\nproposals =", 1)
+        await end.reload(load_text(changed))
+        assert "c: child n1 cannot begin" in caplog.text
+        assert [end.guards.has("c", f"n{number}") for number in range(3)] == [True, False, True]
+        assert set(networks(a)) == set(every), "what n1 kept in would leave"
+        before = len(a.policies)
+        a.add_policy = put  # type: ignore[method-assign]
+        await end.reload(load_text(changed))
+        assert end.guards.has("c", "n1")
+        assert networks(a) == every
+        assert before > len(a.policies)
+        await end.reload(load_text(changed.replace("start_action = trap", "start_action = none")))
+        assert not a.policies
+        await pair.stop()
+
+    run(main())
+
+
+def test_a_stranger_springs_no_trap() -> None:
+    """Half an IKE_SA of somebody who has not shown who it is ends; no packet of ours has waited for that."""
+
+    async def main() -> None:
+        conf = A.replace("start_action = start", "start_action = trap")
+        pair = Pair(conf.replace("retransmit_tries", "half_open_timeout = 1\nretransmit_tries", 1), B)
+        await pair.start()
+        a = pair.backends[0]
+        a.deliver = None
+        end = pair.ends[1]
+        connection = end.engine.table.by_name["c"]
+        await end.connect(connection, connection.children[0])
+        await until(lambda: pair.ends[0].engine.sas)
+        await until(lambda: not pair.ends[0].engine.sas)
+        assert not a.rearmed
+        await pair.stop()
+
+    run(main())
+
+
+def test_names_that_are_no_more_are_forgotten() -> None:
+    """Somebody loads ever other names."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: len(pair.backends[0].sas) == 2)
+        counters = end.engine.counters
+        counters.add("retransmit", "somebody")
+        counters.reset("somebody")
+        counters.add("retransmit", "somebody")
+        in_all = dict(counters.all)
+        end._retries["somebody", "n"] = 10.0
+        await end.reload(load_text(A))
+        assert set(counters.named) == {"c"}
+        assert counters.total("retransmit", "somebody") == 0
+        assert counters.all == in_all
+        assert not end._retries
         await pair.stop()
 
     run(main())

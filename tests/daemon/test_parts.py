@@ -100,6 +100,38 @@ def test_lines_have_the_time_unless_the_journal_has_it(monkeypatch: pytest.Monke
     assert formatter("text").format(record) == f"{time}INFO ipsec.x: up"
 
 
+HOSTILE = "a\nINFO ipsec.x: forged\r\t\x1b[2J\x7f\u2028\u202e\udcff\U000e0001 \u00e9"
+ESCAPED = r"a\nINFO ipsec.x: forged\r\t\x1b[2J\x7f\u2028\u202e\udcff\U000e0001 " + "\u00e9"
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_a_line_is_one_line_whoever_has_a_word_in_it(journal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Identities of peers, and what vici clients say."""
+    monkeypatch.setattr("ipsec.daemon.logs._in_journal", lambda: journal)
+    line = formatter("text").format(logging.LogRecord("ipsec.x", logging.INFO, "", 0, "%s", (HOSTILE,), None))
+    assert line.endswith(f"INFO ipsec.x: {ESCAPED}")
+    assert line.isprintable()
+
+
+def test_a_traceback_forges_no_line() -> None:
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    first, *others = (
+        formatter("text").format(logging.LogRecord("ipsec.x", logging.ERROR, "", 0, "bug", (), info)).split("\n")
+    )
+    assert first.endswith("ERROR ipsec.x: bug")
+    assert others
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+def test_json_lines_can_be_written_whatever_is_in_them() -> None:
+    line = JsonFormatter().format(logging.LogRecord("ipsec.x", logging.INFO, "", 0, "%s", (HOSTILE,), None))
+    assert "\n" not in line
+    assert json.loads(line.encode())["message"] == HOSTILE
+
+
 def test_json_lines_hold_whatever_is_said() -> None:
     line = JsonFormatter().format(
         logging.LogRecord("ipsec.x", logging.WARNING, "f", 1, 'two\nlines of "%s" \u00e9', ("%any",), None)
