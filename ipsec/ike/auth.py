@@ -18,7 +18,7 @@ from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, ne
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
 from ipsec.ike.create_child import CreateChild, log_up
-from ipsec.ike.delete import DeleteIke
+from ipsec.ike.delete import DeleteIke, close_unused
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
@@ -190,7 +190,10 @@ def _take_first_child(sa: IkeSa, child: ChildSa, nonces: InitProgress, payloads:
         offered = f"{', '.join(map(str, child.config.esp_proposals))} for {shown(child.local_ts)}"
         log.warning("%s: child %s: %s (%s); offered %s === %s", sa, child.name, name, error, offered,
                     shown(child.remote_ts))  # fmt: skip
-        core.host.free_spi(child.spi_in)
+        if error.notify:
+            core.host.free_spi(child.spi_in)
+        else:
+            close_unused(sa, child, now)
         core.child_not_made(sa, child.config, error.failure(child), now)
         return
     install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=True)

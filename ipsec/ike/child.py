@@ -180,6 +180,8 @@ def take_answer(
         # RFC 7296 section 2.9: a subset of what was offered, and not empty
         if not chosen or not all(any(limit.contains(s) for limit in limits) for s in chosen):
             raise ChildRefusedError(0, f"{name} {shown(chosen)} is not within what we offered, {shown(limits)}")
+    if negotiate.too_many_pairs(ours.selectors, theirs.selectors, len(child.local_ts) * len(child.remote_ts)):
+        raise ChildRefusedError(0, f"{len(ours.selectors)} TSi and {len(theirs.selectors)} TSr are too many")
     transport = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.USE_TRANSPORT_MODE for p in payloads)
     if transport and child.config.mode is not ChildMode.TRANSPORT:
         raise ChildRefusedError(0, "the peer answers with transport mode, which we did not offer")
@@ -274,14 +276,16 @@ def _match(
         # section 2.9.2: a successor carries at least what the SA carries that it replaces
         local_ts = negotiate.narrow(replaces.local_ts, ours)
         remote_ts = negotiate.narrow(replaces.remote_ts, theirs)
+        negotiate.shorten(local_ts, remote_ts, len(replaces.local_ts) * len(replaces.remote_ts))
         if local_ts and remote_ts:
             return replaces.config, local_ts, remote_ts
     best: tuple[int, ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
     for config in sa.connection.children:
         if config.shunt:
             continue
-        local_ts = negotiate.narrow(local_selectors(sa, config), ours)
-        remote_ts = negotiate.narrow(remote_selectors(sa, config), theirs)
+        own_local, own_remote = local_selectors(sa, config), remote_selectors(sa, config)
+        local_ts, remote_ts = negotiate.narrow(own_local, ours), negotiate.narrow(own_remote, theirs)
+        negotiate.shorten(local_ts, remote_ts, len(own_local) * len(own_remote))
         if not local_ts or not remote_ts:
             continue
         score = sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)

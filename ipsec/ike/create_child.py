@@ -26,7 +26,7 @@ from ipsec.ike.child import (
 )
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig
-from ipsec.ike.delete import DeleteChild
+from ipsec.ike.delete import DeleteChild, close_unused
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildUp
 from ipsec.ike.init import NONCE_LEN
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0
 #: a rekeying that failed otherwise
 RETRY_FAILED_S = 30.0
+#: CHILD_SAs of one IKE_SA that a peer may ask for, where the configuration does not have a quarter as many itself
+CHILDREN_MAX = 256
 
 
 class CreateChild(Request):
@@ -128,11 +130,9 @@ class CreateChild(Request):
         child = self.child
         assert child is not None
         log.info("%s: %s was rekeyed by both ends at once, the peer's successor stays", sa, old)
-        sa.children[child.uid] = child
         if old.state is ChildState.REKEYING:
             old.change(ChildState.REKEYED)
-        child.change(ChildState.INSTALLING)
-        sa.ask(DeleteChild(child), now, first=True)
+        close_unused(sa, child, now)
 
     def _refused(self, sa: IkeSa, error: ChildRefusedError, now: float) -> None:
         child, old = self.child, self.replaces
@@ -143,7 +143,10 @@ class CreateChild(Request):
                 old.change(ChildState.INSTALLED)
             sa.ask(self, now, first=True)
             return
-        sa.core.host.free_spi(child.spi_in)
+        if error.notify:
+            sa.core.host.free_spi(child.spi_in)
+        else:
+            close_unused(sa, child, now)
         self.child = None
         what = f"rekeying {old}" if old is not None else f"child {self.config.name}"
         if old is None:
@@ -217,6 +220,8 @@ def handle_create_child(sa: IkeSa, payloads: list[Payload], now: float) -> list[
     if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None or sa.quiet:
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
     old = _replaced(sa, payloads)
+    if old is None and len(sa.children) >= max(CHILDREN_MAX, 4 * len(sa.connection.children)):
+        raise PeerError(NotifyType.NO_ADDITIONAL_SAS, f"there are {len(sa.children)} CHILD_SAs already")
     assert sa.prf is not None
     nonce_i = nonce_of(payloads, max(16, sa.prf.key_len // 2))
     child, out, shared, ke = answer(sa, payloads, first=False, replaces=old)

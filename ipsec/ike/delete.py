@@ -58,6 +58,13 @@ class DeleteChild(Request):
             sa.core.emit(ChildDown(self.child, self.reason))
 
 
+def close_unused(sa: IkeSa, child: ChildSa, now: float) -> None:
+    """The peer has made a CHILD_SA that we do not put in place: it is closed before it was ever used."""
+    sa.children[child.uid] = child
+    child.change(ChildState.INSTALLING)
+    sa.ask(DeleteChild(child), now, first=True)
+
+
 class DeleteIke(Request):
     """Close the IKE_SA. ``notify`` says what was wrong, in place of a Delete payload, before it was established."""
 

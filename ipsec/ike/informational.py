@@ -110,7 +110,9 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
         stop_sending(child)
         return
     if not up:
-        # the redundant successor of a collision, never used
+        # the redundant successor of a collision, or one that the peer could not put in place: never used
+        if child.rekey_of is not None and child.rekey_of.peer_rekey is child:
+            child.rekey_of.peer_rekey = None
         sa.core.forget_child(child)
         sa.remove_child(child)
         return

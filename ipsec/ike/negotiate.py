@@ -15,6 +15,8 @@ from ipsec.wire.selector import ANY_PORT, OPAQUE, TrafficSelector
 
 SELECTORS_MAX = 255
 "that a TS payload has room for (RFC 7296 section 3.13)"
+PAIRS_MAX = 4096
+"policies that a peer may make of one CHILD_SA, where the configuration does not have more itself"
 
 _SHOWN_MAX = 16
 "proposals or transforms of a list that are worth a place in the log"
@@ -319,6 +321,19 @@ def narrow(ours: Sequence[TrafficSelector], theirs: Sequence[TrafficSelector]) -
             if len(kept) < SELECTORS_MAX:
                 kept.append((numbers, common))
     return [selector for _, selector in kept]
+
+
+def too_many_pairs(
+    local: Sequence[TrafficSelector], remote: Sequence[TrafficSelector], wanted: int
+) -> bool:
+    """Whether two lists make more policies than a peer may cause; ``wanted`` is what the configuration makes itself."""
+    return len(local) * len(remote) > max(PAIRS_MAX, wanted)
+
+
+def shorten(local: list[TrafficSelector], remote: list[TrafficSelector], wanted: int) -> None:
+    """Drop the last ones of the longer list until that holds no more: less than was asked for (section 2.9)."""
+    while too_many_pairs(local, remote, wanted):
+        del (local if len(local) >= len(remote) else remote)[-1]
 
 
 _Numbers = tuple[int, int, int, int, tuple[int, int]]

@@ -16,16 +16,18 @@ Then the network is good; both ends must agree, carry traffic, close, and leave 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from ipsec.ike.create_child import CreateChild
+from ipsec.ike.create_child import RETRY_FAILED_S, CreateChild
 from ipsec.ike.delete import Liveness
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
-from ipsec.wire.iana import ExchangeType, NotifyType
-from ipsec.wire.payloads import NotifyPayload, Payload
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
+from ipsec.wire.payloads import NotifyPayload, Payload, TsPayload
 from tests.ike.hostile import Lab
 from tests.ike.hostile import consistent as lab_consistent
 from tests.pair import Pair
@@ -253,6 +255,41 @@ def test_what_the_peer_does_not_know_is_replaced_and_forgotten() -> None:
     pair.world.settle()
     assert old.uid not in a.engine.children
     assert old.uid not in a.up
+    pair.finish()
+
+
+@pytest.mark.parametrize("exchange", [ExchangeType.IKE_AUTH, ExchangeType.CREATE_CHILD_SA])
+def test_what_we_cannot_take_is_closed_at_the_peer(exchange: ExchangeType) -> None:
+    """HDR, SK {SA, Nr, TSi, TSr} with a TSr that was not offered; HDR, SK {D} follows, and rekeying works later on."""
+    pair = Pair()
+    a, b = pair.a, pair.b
+    handle = b.engine.handle_request
+
+    def widen(sa: IkeSa, number: int, payloads: list[Payload], *rest: Any) -> list[Payload] | None:
+        answer = handle(sa, number, payloads, *rest)
+        for payload in answer or []:
+            if number == exchange and payload.type == PayloadType.TSR:
+                assert isinstance(payload, TsPayload)
+                payload.selectors = [replace(payload.selectors[0], start=ip_address("0.0.0.0"))]
+                b.engine.handle_request = handle  # type: ignore[method-assign]
+        return answer
+
+    b.engine.handle_request = widen  # type: ignore[method-assign]
+    if exchange == ExchangeType.IKE_AUTH:
+        a.initiate()
+        pair.world.settle()
+        pair.agree(children=0)
+        assert not b.engine.children
+        a.initiate()
+    else:
+        pair.up()
+        old = a.child
+        a.do(a.engine.rekey_child, old)
+        pair.world.settle()
+        assert a.child is old
+        assert len(b.engine.children) == 1
+        pair.world.until(lambda: a.children != [old], patience=3 * RETRY_FAILED_S)
+        assert a.child is not old
     pair.finish()
 
 

@@ -7,7 +7,17 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec.errors import ParseError
-from ipsec.ike.negotiate import check_answer, choose, describe, explain_mismatch, intersect, narrow
+from ipsec.ike.negotiate import (
+    PAIRS_MAX,
+    check_answer,
+    choose,
+    describe,
+    explain_mismatch,
+    intersect,
+    narrow,
+    shorten,
+    too_many_pairs,
+)
 from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Prf, Protocol, TransformType
 from ipsec.wire.proposal import UNKNOWN_ATTRIBUTE, Proposal, Transform, emit_proposals, parse_proposals
 from ipsec.wire.selector import ANY_PORT, ICMP, OPAQUE, TCP, UDP, TrafficSelector
@@ -402,3 +412,19 @@ def test_duplicates_and_contained_ones_are_left_out() -> None:
 def test_a_result_fits_into_a_payload() -> None:
     singles = [between(f"10.0.{i}.{j}", f"10.0.{i}.{j}") for i in range(2) for j in range(200)]
     assert narrow([ts("10.0.0.0/8")], singles) == singles[:255]
+
+
+@pytest.mark.parametrize(("local", "remote", "wanted", "left"), [
+    (1, 255, 1, (1, 255)), (64, 64, 1, (64, 64)), (255, 255, 1, (64, 64)), (255, 20, 1, (204, 20)),
+    (100, 100, 10_000, (100, 100)), (255, 255, 10_000, (100, 100)), (0, 255, 1, (0, 255)),
+])  # fmt: skip
+def test_a_peer_does_not_make_us_keep_any_number_of_policies(
+    local: int, remote: int, wanted: int, left: tuple[int, int]
+) -> None:
+    """Two full TS payloads are 65,025 pairs; what the configuration makes itself is never too many."""
+    one = TrafficSelector(ip_address("10.0.0.0"), ip_address("10.0.0.0"))
+    ours, theirs = [one] * local, [one] * remote
+    assert too_many_pairs(ours, theirs, wanted) is (left != (local, remote))
+    shorten(ours, theirs, wanted)
+    assert (len(ours), len(theirs)) == left
+    assert len(ours) * len(theirs) <= max(PAIRS_MAX, wanted)

@@ -9,12 +9,15 @@ import pytest
 
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
+from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, Liveness
-from ipsec.ike.events import ChildDown, IkeDown, IkeMoved, Initiate, Path, TrapWanted
+from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, Initiate, Path, TrapWanted
+from ipsec.ike.negotiate import PAIRS_MAX
 from ipsec.ike.rekey import RekeyIke
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import Protocol
-from tests.pair import Pair
+from ipsec.wire.selector import UDP
+from tests.pair import LEFT, RIGHT, Pair
 from tests.sim.invariants import unique_ivs
 from tests.sim.link import Link
 from tests.sim.world import IN_FLIGHT_S
@@ -195,3 +198,26 @@ def test_dscp() -> None:
     pair.up()
     assert sent == [46, 46]
     pair.finish()
+
+
+def test_two_full_lists_of_selectors_do_not_become_65025_policies() -> None:
+    """HDR, SK {..., TSi, TSr} of 100 selectors each for a configuration that has one of each."""
+    near = tuple(replace(LEFT, protocol=UDP, ports=(port, port)) for port in range(100))
+    far = tuple(replace(RIGHT, protocol=UDP, ports=(port, port)) for port in range(100))
+    pair = Pair(a={"child": {"local_ts": near, "remote_ts": far}}).up()
+    assert len(pair.b.child.pairs()) == PAIRS_MAX
+    pair.finish()
+
+
+def test_one_peer_does_not_get_any_number_of_child_sas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDR, SK {N(NO_ADDITIONAL_SAS)} (RFC 7296 section 1.3); what is there can be rekeyed."""
+    monkeypatch.setattr("ipsec.ike.create_child.CHILDREN_MAX", 8)
+    pair = Pair().up()
+    for _ in range(10):
+        pair.a.do(lambda now: pair.a.ike.ask(CreateChild(pair.a.children[0].config), now))
+        pair.world.settle()
+    assert len(pair.b.children) == 8
+    assert len(pair.a.events(ChildNotMade)) == 3
+    pair.a.do(pair.a.engine.rekey_child, pair.a.children[0])
+    pair.world.settle()
+    pair.finish(children=8)
