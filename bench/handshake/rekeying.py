@@ -11,15 +11,14 @@ import contextlib
 import json
 import re
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from types import FrameType
+from dataclasses import dataclass
 
+from bench.handshake import command
 from bench.handshake.gateways import CharonGateway, Gateway, OurGateway, make_pair, site_conf
 from bench.handshake.live import ECHO_PORT, echo
 from bench.topology import INNER, Lab, LabError, Pair, reachable
@@ -159,7 +158,7 @@ def overflows(pair: Pair) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if a probe was lost (two of ours), or the tunnel was down for a second (with charon)."""
+    """Fails if a probe was lost (two of ours), or the tunnel was down for a second (with charon)."""
     parser = argparse.ArgumentParser(prog="python -m bench.handshake.rekeying", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--peer", choices=tuple(KINDS), default="ipsecd", help="the other end")
@@ -167,23 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", type=int, default=2, metavar="S", help="rekey_time of the CHILD_SA")
     parser.add_argument("--ike", type=int, default=7, metavar="S", help="rekey_time of the IKE_SA")
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with Lab() as lab:
-            outcome = measure(lab, args)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: everything that was started is gone again", file=sys.stderr)
-        return 130
-    print(json.dumps(asdict(outcome), indent=1))
-    failed = bool(outcome.lost) if args.peer == "ipsecd" else outcome.longest_gap_ms > 1000
-    return 1 if failed else 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    ours = args.peer == "ipsecd"
+    return command.run(
+        lambda lab: measure(lab, args), lambda outcome: bool(outcome.lost) if ours else outcome.longest_gap_ms > 1000
+    )
 
 
 if __name__ == "__main__":

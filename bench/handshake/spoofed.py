@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import signal
 import socket
 import statistics
 import struct
@@ -18,14 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import IPv4Address
-from types import FrameType
 
-from bench.handshake import live, memory
+from bench.handshake import command, live, memory
 from bench.handshake.gateways import GATEWAY_CONF, OurGateway, make_pair
 from bench.handshake.initiators import IKE_PROPOSAL
-from bench.topology import OUTER, Lab, LabError
+from bench.topology import OUTER, Lab
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.net.netns import inside
 from ipsec.wire.iana import ExchangeType, Protocol
@@ -154,29 +151,14 @@ def _connect(load: live.Load, gateway: OurGateway, peers: int, again: list[str])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if an honest peer had to begin again."""
+    """Fails if an honest peer had to begin again."""
     parser = argparse.ArgumentParser(prog="python -m bench.handshake.spoofed", description=__doc__.split("\n")[0])
     parser.add_argument("--rate", type=int, default=10_000, help="requests per second")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--warm", type=float, default=5.0, help="seconds of flood before anything is measured")
     parser.add_argument("--peers", type=int, default=50, help="honest ones")
     args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with Lab() as lab:
-            outcome = measure(lab, args)
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: everything that was started is gone again", file=sys.stderr)
-        return 130
-    print(json.dumps(asdict(outcome), indent=1))
-    return 1 if outcome.again else 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return command.run(lambda lab: measure(lab, args), lambda outcome: bool(outcome.again))
 
 
 if __name__ == "__main__":

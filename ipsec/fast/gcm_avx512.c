@@ -11,7 +11,6 @@
  */
 #include "gcm_avx512.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -473,31 +472,10 @@ int gcm_avx512_supported(void)
                        CPUID7_ECX_VAES | CPUID7_ECX_VPCLMULQDQ, XCR0_ZMM);
 }
 
-#else /* other architectures: gcm_avx512_supported() says no, and calling on regardless is a bug that must not pass */
+#else
 
-int gcm_avx512_supported(void)
-{
-    return 0;
-}
+#include "gcm_absent.h"
 
-void gcm_avx512_expand(struct gcm_avx512_key *key, const uint8_t *raw, unsigned bits)
-{
-    (void)key, (void)raw, (void)bits;
-    abort();
-}
-
-void gcm_avx512_seal(const struct gcm_avx512_key *key, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len,
-                     const uint8_t *in, size_t len, uint8_t *out, uint8_t *tag, unsigned tag_len)
-{
-    (void)key, (void)nonce, (void)aad, (void)aad_len, (void)in, (void)len, (void)out, (void)tag, (void)tag_len;
-    abort();
-}
-
-int gcm_avx512_open(const struct gcm_avx512_key *key, const uint8_t nonce[12], const uint8_t *aad, size_t aad_len,
-                    const uint8_t *in, size_t len, uint8_t *out, const uint8_t *tag, unsigned tag_len)
-{
-    (void)key, (void)nonce, (void)aad, (void)aad_len, (void)in, (void)len, (void)out, (void)tag, (void)tag_len;
-    abort();
-}
+GCM_ABSENT(gcm_avx512)
 
 #endif
