@@ -62,6 +62,12 @@ cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b)
         elif protect_single(w, &sink, sa, batch_slot(a, i), &info, False):
             done += 1
     seal_jobs(w)
+    if w.spoiled:
+        w.spoiled = False
+        for i in range(b.count):
+            if b.lengths[i] and be32(batch_slot(b, i)) == 0:
+                b.lengths[i] = 0
+                done -= 1
     return done
 
 # Opens ESP packet i of `a` into slot i of `b`; how many were good.

@@ -83,14 +83,14 @@ static void mb_jobs_free(void *manager)
     free_mb_mgr((IMB_MGR *)manager);
 }
 
-/* What a job that failed leaves must not be sent or believed: the plain text of a packet to be sealed is wiped here, and
- * the ICV of one that is opened is not written. Returns 1 if it failed. */
+/* What a job that failed leaves must not be sent or believed: the plain text of a packet to be sealed is wiped here with
+ * its SPI, by which its owner knows it, and the ICV of one that is opened is not written. Returns 1 if it failed. */
 static uint32_t mb_job_ended(const IMB_JOB *job)
 {
     if (job->status == IMB_STATUS_COMPLETED)
         return 0;
     if (job->cipher_direction == IMB_DIR_ENCRYPT)
-        memset(job->dst, 0, job->msg_len_to_cipher_in_bytes);
+        memset(job->dst - CBC_HEADER, 0, CBC_HEADER + job->msg_len_to_cipher_in_bytes);
     return 1;
 }
 

@@ -14,7 +14,7 @@ cdef enum:
     JOB_MAX = 16384          # octets: what is longer does not wait
 
 # How such a cipher is run (_providers.pyx). What it is given must not change, and what it writes must not be read, until
-# finish() has returned. Both say how many packets to be sealed failed meanwhile: nothing that was plain is left of those.
+# finish() has returned. Both say how many packets to be sealed failed meanwhile: of those nothing is left, SPI included.
 cdef struct JobCipher:
     uint32_t (*seal)(void *manager, const void *key, uint8_t *esp, uint32_t length, uint32_t high) noexcept nogil
     void (*open)(void *manager, const void *key, const uint8_t *esp, uint32_t length, uint32_t high, uint8_t *plain,
@@ -57,7 +57,7 @@ cdef struct Jobs:
     SealJob seals[JOBS]
     OpenJob opens[JOBS]
 
-# Seals what is queued; how many packets failed. Those have been wiped, and are noise to whoever receives them.
+# Seals what is queued; how many packets failed. Those have been wiped: their SPI is 0, and they must not be sent.
 cdef inline uint32_t jobs_seal_all(Jobs *jobs) noexcept nogil:
     cdef uint32_t failed = 0
     cdef uint32_t i
@@ -68,7 +68,7 @@ cdef inline uint32_t jobs_seal_all(Jobs *jobs) noexcept nogil:
         job = &jobs.seals[i]
         if jobs.sealing < JOBS_LEAST:
             if esp_seal(job.sa, jobs.worker, job.seq, job.esp + ESP_HEADER + job.sa.iv_len, job.length, job.esp) < 0:
-                memset(job.esp + ESP_HEADER, 0, job.sa.iv_len + job.length)
+                memset(job.esp, 0, ESP_HEADER + job.sa.iv_len + job.length)
                 failed += 1
             continue
         if job.sa.esn:

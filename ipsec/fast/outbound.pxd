@@ -36,7 +36,7 @@ cdef struct Sink:
     void *owner
     uint8_t *(*room)(void *owner, uint32_t length) noexcept nogil
     void (*sealed)(void *owner, Sa *sa, Endpoint *endpoint, uint32_t length, uint8_t tos, bint df) noexcept nogil
-    bint batches             # the owner calls seal_jobs before it looks at what was sealed
+    bint batches             # the owner calls seal_jobs before it looks at what was sealed, and heeds Worker.spoiled
     void (*reply)(void *owner, uint8_t *packet, uint32_t length) noexcept nogil
     int (*clear)(void *owner, uint8_t *packet, const PacketInfo *info) noexcept nogil
 
@@ -99,7 +99,14 @@ cdef inline void seal_job(Worker *w, Sa *sa, uint64_t seq, const uint8_t *plain,
 
 # Seals what is queued. To be called before anybody looks at it, and before SAs may go.
 cdef inline void seal_jobs(Worker *w) noexcept nogil:
-    drop(w, NULL, DROP_OUT_STATE_PROTO_ERROR, jobs_seal_all(w.jobs))
+    cdef uint32_t n = w.jobs.sealing if w.jobs != NULL else 0
+    cdef uint32_t i
+    if n == 0 or jobs_seal_all(w.jobs) == 0:
+        return
+    for i in range(n):
+        if be32(w.jobs.seals[i].esp) == 0:
+            drop(w, w.jobs.seals[i].sa, DROP_OUT_STATE_PROTO_ERROR, 1)
+    w.spoiled = True
 
 # Whether the outer packet's length can be said (IPv4 total length, UDP length).
 cdef inline bint can_be_said(const Sa *sa, const Endpoint *endpoint, uint32_t payload) noexcept nogil:

@@ -6,7 +6,7 @@
 from libc.errno cimport EAGAIN, EBADF, EBADFD, EINTR, EINVAL, EIO, EMSGSIZE, ENODEV, EPIPE, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from posix.uio cimport iovec, writev
 
 from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
@@ -277,6 +277,33 @@ cdef inline void message_adopt_df(PumpState *p, const Message *m, int fd) noexce
         store_u8(&p.df_state[m.socket], wanted)      # before: Pump.forget_df may come in between
         socket_set_df(fd, m.to.version, m.df)
 
+# Takes out what could not be sealed. What follows in its message moves up, so that nothing more may be put behind it.
+cdef inline void pump_drop_spoiled(PumpState *p) noexcept nogil:
+    cdef uint32_t i, at, kept, n
+    cdef uint32_t left = 0
+    cdef Message *m
+    cdef uint8_t *data
+    p.worker.spoiled = False
+    for i in range(p.n_messages):
+        m = &p.messages[i]
+        data = p.train + ESP_SHIFT + m.offset
+        at = kept = m.count = 0
+        while at < m.length:
+            n = m.unit if m.length - at > m.unit else m.length - at
+            if be32(data + at) != 0:
+                if kept < at:
+                    memmove(data + kept, data + at, n)
+                kept += n
+                m.count += 1
+            at += n
+        m.closed = m.closed or kept < at
+        m.length = kept
+        if m.count:
+            if left < i:
+                memcpy(&p.messages[left], m, sizeof(Message))
+            left += 1
+    p.n_messages = left
+
 # Sends what waits. If the socket is full, the rest stays and p.blocked says which socket.
 cdef inline void pump_flush(PumpState *p) noexcept nogil:
     cdef uint32_t i, run
@@ -286,6 +313,8 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
     i = 0
     p.blocked = 0
     seal_jobs(p.worker)
+    if p.worker.spoiled:
+        pump_drop_spoiled(p)
     for run in range(p.n_messages):
         message_prepare(p, run)
     while i < p.n_messages:
@@ -379,9 +408,9 @@ cdef inline int pump_clear(void *owner, uint8_t *packet, const PacketInfo *info)
     return 0
 
 cdef inline void lose_device(PumpState *p) noexcept nogil:
+    # while the ring is full the device is looked at again: nobody else would tell
     if not p.device_lost:
-        p.device_lost = True
-        event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
+        p.device_lost = event_push(p.worker, EVENT_DEVICE_LOST, 0, 0, 0, NULL, 0)
 
 # Tries what waits for an SA once more, if there was a change since. The SPD decides anew.
 cdef inline void pump_held(PumpState *p) noexcept nogil:

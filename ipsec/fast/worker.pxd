@@ -5,7 +5,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ipsec.fast.atomic cimport and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
+from ipsec.fast.atomic cimport add_u64, and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
 from ipsec.fast.drops cimport DROP_REASONS
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport HeldFrames
@@ -72,6 +72,7 @@ cdef struct Worker:
     uint64_t drops[DROP_REASONS]
     uint64_t fragments_made  # packets that inner fragmentation added
     Jobs *jobs               # NULL until there is an SA with a JobCipher
+    uint8_t spoiled          # packets could not be sealed and begin with SPI 0 now: they are counted, and must not be sent
     HeldFrames held
     EventRing events
 
@@ -109,7 +110,11 @@ cdef inline void event_once(Worker *w, Sa *sa, uint8_t kind) noexcept nogil:
 
 cdef inline void drop(Worker *w, Sa *sa, uint32_t reason, uint32_t n) noexcept nogil:
     w.drops[reason] += n
-    if sa != NULL:
+    if sa == NULL:
+        return
+    if sa.shared:
+        add_u64(&sa.drops[reason], n)
+    else:
         sa.drops[reason] += n
 
 cdef inline uint64_t sad_hash(uint32_t spi) noexcept nogil:

@@ -1,4 +1,4 @@
-/* Makes chosen system calls fail for one descriptor: preloaded into tests/fast/shimmed.py. */
+/* Makes chosen system calls fail for one descriptor, and MACs of libcrypto: preloaded into tests/fast/shimmed.py. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -97,6 +97,31 @@ ssize_t writev(int fd, const struct iovec *pieces, int n)
 {
     REAL(ssize_t, "writev", int, const struct iovec *, int);
     return fails(WRITEV, fd) ? -1 : real(fd, pieces, n);
+}
+
+static atomic_long good_macs, bad_macs;
+
+/* After `after` MACs, `times` fail. */
+void shim_mac(long after, long times)
+{
+    good_macs = after;
+    bad_macs = times;
+}
+
+int EVP_MAC_final(void *ctx, unsigned char *out, size_t *length, size_t room)
+{
+    static int (*real)(void *, unsigned char *, size_t *, size_t);
+    if (!real) {
+        void *library = dlopen("libcrypto.so.3", RTLD_LAZY | RTLD_NOLOAD);
+        real = (int (*)(void *, unsigned char *, size_t *, size_t))dlsym(library ? library : RTLD_NEXT, "EVP_MAC_final");
+    }
+    if (good_macs > 0) {
+        good_macs--;
+    } else if (bad_macs > 0) {
+        bad_macs--;
+        return 0;
+    }
+    return real(ctx, out, length, room);
 }
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import EventKind
+from ipsec.esp.fast import Batch, Engine, provider_versions
 from ipsec.esp.sa import Action, Policy
 from ipsec.net.memory import receive_all
 from tests.fast.frames import superframe_vnet, tcp_packet, udp_packet, with_partial_checksum
@@ -386,6 +387,47 @@ def scenario_the_cipher_text_is_never_sent_twice() -> None:
         assert [int.from_bytes(d[4:8], "big") for d in t.sent()] == list(range(1, 301))
         fail(SENDMMSG, 0, 0)
         t.gateway.check()
+
+
+def scenario_what_cannot_be_sealed_is_not_sent() -> None:
+    """Whichever packets of a batch fail: they are drops of their SA, and the others arrive."""
+    if provider_versions()["ipsec-mb"] is None:
+        return
+    for trains in (True, False):
+        for after, times in ((0, 1), (1, 1), (1, 2), (4, 1), (0, 5), (3, 2)):
+            with udp_net(gso=trains, engine={"provider": "ipsec-mb"}) as (net, arguments):
+                out = net.tunnel(suite="aes128-sha256", **arguments)[0]
+                header, frame = train(4 * 1300 + 500)
+                shim.shim_mac(ctypes.c_long(after), ctypes.c_long(times))
+                net.left.tun.send(frame, header)
+                net.left.pump.run_tun()
+                shim.shim_mac(ctypes.c_long(0), ctypes.c_long(0))
+                net.run()
+                good = [p for i, p in enumerate(cut(header, frame)) if not after <= i < after + times]
+                assert by_flow(net.right.packets()) == by_flow(good)
+                assert drops(net.left) == {DropReason.OUT_STATE_PROTO_ERROR: times}
+                assert net.left.engine.query_sa(out).drops == drops(net.left)
+                assert not drops(net.right)
+                for side in net.sides:
+                    side.check()
+                # and all is well again
+                net.left.tun.send(frame, header)
+                net.run()
+                assert by_flow(net.right.packets()) == by_flow(cut(header, frame))
+
+
+def scenario_a_batch_has_nothing_for_what_cannot_be_sealed() -> None:
+    if provider_versions()["ipsec-mb"] is None:
+        return
+    engine = Engine(provider="ipsec-mb")
+    out = engine.add_sa(out_params(suite="aes128-sha256"))
+    packets = Batch(4, 1500)
+    packets.load([udp_packet(4, n) for n in range(4)])
+    sealed = Batch(4, 1700)
+    shim.shim_mac(ctypes.c_long(1), ctypes.c_long(1))
+    assert engine.encapsulate_batch(out, packets, sealed) == 3
+    assert [bool(packet) for packet in sealed.packets()] == [True, False, True, True]
+    assert engine.query_sa(out).drops == engine.drops() == {DropReason.OUT_STATE_PROTO_ERROR: 1}
 
 
 SCENARIOS = {name.removeprefix("scenario_"): f for name, f in list(globals().items()) if name.startswith("scenario_")}

@@ -21,7 +21,7 @@ import pytest
 
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import EventKind
-from ipsec.esp.fast import Engine, Pump
+from ipsec.esp.fast import Engine, Pump, provider_versions
 from ipsec.esp.sa import Action, Policy
 from ipsec.net.memory import socket_pair
 from tests.fast.frames import superframe_vnet, tcp_packet, udp_packet, with_partial_checksum
@@ -35,6 +35,7 @@ from tests.fast.pumps import (
     in_params,
     memory_net,
     out_params,
+    pair,
     readable,
     tap,
 )
@@ -72,6 +73,45 @@ def shimmed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         else:
             results[line["name"]] = line["trouble"]
     return results
+
+
+@pytest.mark.skipif(provider_versions()["ipsec-mb"] is None, reason="intel-ipsec-mb is not there")
+def test_a_job_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """Of the packet neither plain text nor an SPI: its owner knows it by that. A job without room for its ICV fails."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source, program = tmp_path / "job.c", tmp_path / "job"
+    source.write_text(
+        """
+        #define HAVE_IPSEC_MB 1
+        #include "ipsec_mb_jobs.h"
+        int main(void)
+        {
+            static struct mb_cbc_key key;
+            static uint8_t esp[8 + 16 + 64 + 64], zero[8 + 16 + 64];
+            static const uint8_t secret[32];
+            if (!mb_start())
+                return 1;
+            mb_cbc_expand(&key, secret, 128, MB_HMAC_SHA256, secret, 32, 16);
+            void *manager = mb_jobs_new();
+            for (int good = 1; good >= 0; good--) {
+                memset(esp, 7, sizeof esp);
+                if (!good)
+                    key.icv_len = 0;
+                uint32_t failed = mb_cbc_seal(manager, &key, esp, 64, 0) + mb_jobs_finish(manager);
+                if (failed != !good || (memcmp(esp, zero, sizeof zero) == 0) == good)
+                    return 2 + good;
+            }
+            mb_jobs_free(manager);
+            return 0;
+        }
+        """
+    )
+    headers = HERE.parent.parent / "ipsec" / "fast"
+    libraries = ["-lIPSec_MB", "-lcrypto"]
+    subprocess.run([compiler, "-O1", f"-I{headers}", "-o", program, source, *libraries], check=True)
+    assert subprocess.run([program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("scenario", SHIMMED)
@@ -163,6 +203,23 @@ def test_a_full_tun_device_loses_and_counts() -> None:
         assert 0 < got < 200
         assert net.right.engine.drops() == {DropReason.IN_DEVICE_ERROR: 200 - got}
         net.right.check()
+
+
+def test_a_lost_device_is_told_when_there_is_room_to_tell() -> None:
+    with tap() as t:
+        for n in range(1024):
+            t.engine.add_policy(
+                Policy(Action.PROTECT, (pair("0.0.0.0/0", f"10.9.{n >> 8}.{n & 255}/32"),), reqid=n + 1)
+            )
+            t.gateway.tun.send(udp_packet(4, ip={"dst": f"10.9.{n >> 8}.{n & 255}"}))
+            t.gateway.pump.run_tun()
+        t.gateway.tun.lose()
+        assert t.gateway.pump.run_tun() & DEVICE_LOST
+        assert {event.kind for event in t.engine.events()} == {EventKind.ACQUIRE}
+        for _ in range(3):
+            assert t.gateway.pump.run_tun() & DEVICE_LOST
+        assert [event.kind for event in t.engine.events()] == [EventKind.DEVICE_LOST]
+        assert t.gateway.pump.run_sockets() & DEVICE_LOST
 
 
 def test_nobody_at_the_other_end() -> None:
