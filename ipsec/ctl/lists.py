@@ -24,7 +24,7 @@ from ipsec.ctl.stock import (
     fetch_certificates,
     fetch_pools,
 )
-from ipsec.ctl.view import Auth, Conn, IkeSa, fetch_conns, fetch_policies, fetch_sas
+from ipsec.ctl.view import Auth, Conn, IkeSa, ManualSa, fetch_conns, fetch_manual_sas, fetch_policies, fetch_sas
 from ipsec.vici.client import Session
 
 T = TypeVar("T")
@@ -103,20 +103,26 @@ def _end(addrs: Sequence[str], auths: Sequence[Auth]) -> str:
 @list_.command()
 @names_argument
 def sas(names: tuple[str, ...]) -> None:
-    """The IKE_SAs, and their CHILD_SAs, with SPIs and counters."""
+    """The IKE_SAs, and their CHILD_SAs, with SPIs and counters; and manual SAs."""
     app = current()
-    found = _fetch(app, fetch_sas)
+
+    async def ask(session: Session) -> tuple[tuple[IkeSa, ...], tuple[ManualSa, ...]]:
+        return await fetch_sas(session), await fetch_manual_sas(session)
+
+    found, manual = _fetch(app, ask)
     if names:
-        known = Known((), found)
-        targets = [target for name in names for target in known.find(name)]
+        known = Known((), found, tuple(one.name for one in manual))
+        by_hand = {one: known.manual_names(one) for one in names}
+        targets = [target for name in names for target in known.find(name, needed=not by_hand[name])]
         found = tuple(sa for sa in found if any(sa in known.sas_of(target) for target in targets))
+        manual = tuple(one for one in manual if any(one.name in fitting for fitting in by_hand.values()))
     if app.json:
-        app.document("sas", sas=[asdict(sa) for sa in found])
+        app.document("sas", sas=[asdict(sa) for sa in found], manual_sas=[asdict(one) for one in manual])
     else:
-        _sas_table(found).print(app.out)
+        _sas_table(found, manual).print(app.out)
 
 
-def _sas_table(found: Sequence[IkeSa]) -> Table:
+def _sas_table(found: Sequence[IkeSa], manual: Sequence[ManualSa]) -> Table:
     table = Table(
         Column("SA", least=14),
         "STATE",
@@ -147,6 +153,17 @@ def _sas_table(found: Sequence[IkeSa]) -> Table:
                 octets(child.bytes_in),
                 octets(child.bytes_out),
             )
+    for one in manual:
+        table.add(
+            Text(one.name, style="bold"),
+            "MANUAL",
+            f"{one.remote_host} {one.spi_in}_i {one.spi_out}_o",
+            one.suite,
+            "",
+            "",
+            octets(one.bytes_in),
+            octets(one.bytes_out),
+        )
     return table
 
 

@@ -33,7 +33,7 @@ VERBS = {
         "status": Place("ipsec.ctl.status:status", "Every connection: up or down, to whom, and what it carries."),
         "list": Place("ipsec.ctl.lists:list_", "List what the daemon has, one kind at a time."),
         "counters": Place("ipsec.ctl.counters:counters", "What was counted: IKE messages, packets, drops."),
-        "top": Place("ipsec.ctl.top:top", "Live traffic of every CHILD_SA, the busiest first."),
+        "top": Place("ipsec.ctl.top:top", "Live traffic of every CHILD_SA and manual SA, the busiest first."),
         "watch": Place("ipsec.ctl.watch:watch", "Show what happens to tunnels: up, down, rekeyed, moved, failed."),
     },
     "Change it": {

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.ctl.view import ChildSa, Conn, IkeSa, fetch_conns, fetch_sas
+from ipsec.ctl.view import ChildSa, Conn, IkeSa, fetch_conns, fetch_manual_sas, fetch_sas
 from ipsec.vici.client import Session
 
 _IKE = re.compile(r"(.*)\[(\d+)\]")
@@ -71,7 +71,7 @@ class Known:
     conns: tuple[Conn, ...]
     sas: tuple[IkeSa, ...]
     manual: tuple[str, ...] = ()
-    "SAs that are configured by hand, where a verb knows what to do with them"
+    "SAs that are configured by hand: most verbs can only say that they are"
 
     def manual_names(self, name: str) -> list[str]:
         """The manual SAs that a name or pattern means."""
@@ -99,7 +99,13 @@ class Known:
         return found
 
     def unknown(self, name: str) -> CtlError:
-        """The error for a name that means nothing."""
+        """The error for a name that means nothing, or a manual SA where a connection is wanted."""
+        if self.manual_names(name):
+            return CtlError(
+                f"{name} is a manual SA (section sas): it is in place as long as the daemon runs",
+                f"see `ipsecctl status {name}`; other keys are a matter of the file, and take a restart",
+                code=ExitCode.UNKNOWN_NAME,
+            )
         known = [*self.conn_names(), *self.manual, *(f"{conn}/{child}" for conn, child in self.children())]
         hint = near(name, known).removeprefix("; ")
         if not known:
@@ -173,7 +179,8 @@ def _fits(name: str, pattern: str) -> bool:
 
 async def known(session: Session) -> Known:
     """Ask the daemon what there is."""
-    return Known(await fetch_conns(session), await fetch_sas(session))
+    manual = tuple(one.name for one in await fetch_manual_sas(session))
+    return Known(await fetch_conns(session), await fetch_sas(session), manual)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -13,11 +13,11 @@ from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.details import print_details
 from ipsec.ctl.errors import ExitCode
-from ipsec.ctl.names import Known
+from ipsec.ctl.names import known
 from ipsec.ctl.report import Status, ask
 from ipsec.ctl.screen import print_screen
 from ipsec.ctl.tunnels import TROUBLE, Rate, State, Tunnel
-from ipsec.ctl.view import ChildSa, fetch_conns, fetch_manual_sas, fetch_sas
+from ipsec.ctl.view import ChildSa
 
 SAMPLE_S = 0.5
 
@@ -73,8 +73,7 @@ async def _ask(app: App, names: Sequence[str], seconds: float) -> Status:
         if not names:
             return await ask(session, seconds)
         # a name that means nothing is told at once, not after the rates are measured
-        by_hand = tuple(one.name for one in await fetch_manual_sas(session))
-        there = Known(await fetch_conns(session), await fetch_sas(session), by_hand)
+        there = await known(session)
         conns, manual = set(), set()
         for name in names:
             by_name = there.manual_names(name)

@@ -1,4 +1,4 @@
-"""``ipsecctl top``: live traffic of all CHILD_SAs, the busiest first."""
+"""``ipsecctl top``: live traffic of all CHILD_SAs and manual SAs, the busiest first."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.text import Text
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, octets, plural
-from ipsec.ctl.tunnels import Rate, rates
-from ipsec.ctl.view import ChildSa, IkeSa, fetch_drops, fetch_sas
+from ipsec.ctl.tunnels import Rate, manual_rates, rates
+from ipsec.ctl.view import ChildSa, IkeSa, ManualSa, fetch_drops, fetch_manual_sas, fetch_sas
 from ipsec.vici.client import HungUp, Session
 
 INTERVAL_S = 1.0
@@ -31,7 +31,7 @@ LINES_AROUND = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A CHILD_SA; or all of a connection, or of a peer, together."""
+    """A CHILD_SA; or all of an IKE_SA together; or a manual SA."""
 
     name: str
     peer: str
@@ -39,7 +39,8 @@ class Row:
     rate: Rate
     bytes_in: int
     bytes_out: int
-    age_s: int
+    age_s: int | None
+    "None of a manual SA: it is as old as the daemon"
     drops: int
 
 
@@ -51,7 +52,7 @@ ORDERS: dict[str, tuple[str, Callable[[Row], float | str]]] = {
     "p": ("packets", lambda row: row.rate.packets_in + row.rate.packets_out),
     "v": ("volume", lambda row: row.bytes_in + row.bytes_out),
     "d": ("DROPS", lambda row: row.drops),
-    "a": ("AGE", lambda row: row.age_s),
+    "a": ("AGE", lambda row: row.age_s or 0),
     "n": ("NAME", lambda row: row.name),
 }
 ORDER_NAMES = {title.lower(): key for key, (title, _) in ORDERS.items()}
@@ -105,18 +106,27 @@ class Sample:
     at: float
     rates: dict[int, Rate]
     drops: dict[tuple[int, str], dict[str, int]]
+    manual: tuple[ManualSa, ...] = ()
+    manual_rates: dict[str, Rate] = field(default_factory=dict)
     lost: bool = False
     "the daemon has gone"
 
     def rows(self, grouped: bool) -> list[Row]:
-        """Children, or IKE_SAs with all of theirs together."""
+        """Children, or IKE_SAs with all of theirs together; and manual SAs."""
+        by_hand = [self._manual_row(sa) for sa in self.manual]
         if grouped:
-            return [self._row(f"{sa.name}[{sa.id}]", sa, sa.children, sa.state, sa.age_s) for sa in self.sas]
-        return [
+            found = [self._row(f"{sa.name}[{sa.id}]", sa, sa.children, sa.state, sa.age_s) for sa in self.sas]
+            return found + by_hand
+        found = [
             self._row(f"{sa.name}/{child.name}{{{child.id}}}", sa, (child,), child.state, child.age_s)
             for sa in self.sas
             for child in sa.children
         ]
+        return found + by_hand
+
+    def _manual_row(self, sa: ManualSa) -> Row:
+        rate = self.manual_rates.get(sa.name, Rate())
+        return Row(sa.name, sa.remote_host, "MANUAL", rate, sa.bytes_in, sa.bytes_out, None, sum(sa.drops.values()))
 
     def _row(self, name: str, sa: IkeSa, children: Sequence[ChildSa], state: str, age: int | None) -> Row:
         drops = [self.drops.get((sa.id, f"{child.name}-{child.id}"), {}) for child in children]
@@ -147,7 +157,7 @@ class Sample:
     "-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Only the first N rows, where it is plain."
 )
 def top(interval: float, sort: str, group: bool, lines: int | None) -> None:
-    """Live traffic of every CHILD_SA, the busiest first.
+    """Live traffic of every CHILD_SA and manual SA, the busiest first.
 
     \b
     Keys:
@@ -193,8 +203,10 @@ def _described(row: Row) -> dict[str, object]:
 async def _look(session: Session, before: Sample | None) -> Sample:
     sas = await fetch_sas(session)
     at = monotonic()
+    manual = await fetch_manual_sas(session)
     found = rates(before.sas, sas, at - before.at) if before else {}
-    return Sample(sas, at, found, await fetch_drops(session) or {})
+    by_hand = manual_rates(before.manual, manual, at - before.at) if before else {}
+    return Sample(sas, at, found, await fetch_drops(session) or {}, manual, by_hand)
 
 
 async def _once(app: App, interval: float) -> Sample:
@@ -270,11 +282,15 @@ def _screen(app: App, sample: Sample, view: View) -> Group:
 def _heading(sample: Sample, view: View) -> Text:
     if sample.lost:
         return Text.assemble(("ipsecctl top", "bold"), ("  the daemon has gone; waiting for it", BAD))
-    total = sum(sample.rates.values(), Rate())
+    total = sum((*sample.rates.values(), *sample.manual_rates.values()), Rate())
     children = sum(len(sa.children) for sa in sample.sas)
+    number = (
+        [plural(len(sample.sas), "IKE_SA"), plural(children, "CHILD_SA")] if sample.sas or not sample.manual else []
+    )
+    number += [plural(len(sample.manual), "manual SA")] if sample.manual else []
     line = Text.assemble(
         ("ipsecctl top", "bold"),
-        f"  {plural(len(sample.sas), 'IKE_SA')}, {plural(children, 'CHILD_SA')}  in ",
+        f"  {', '.join(number)}  in ",
         (bits(total.bits_in), "bold"),
         f" {count(total.packets_in)} packets/s  out ",
         (bits(total.bits_out), "bold"),
@@ -298,7 +314,7 @@ def _table(rows: Sequence[Row]) -> Table:
         Column("DROPS", "right", drop=1),
     )
     for row in rows:
-        good = row.state in ("INSTALLED", "ESTABLISHED")
+        good = row.state in ("INSTALLED", "ESTABLISHED", "MANUAL")
         table.add(
             Text(row.name, style="bold" if row.rate.bits_in + row.rate.bits_out >= 1 else ""),
             row.peer,

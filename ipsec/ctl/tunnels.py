@@ -208,6 +208,11 @@ def rates(before: Iterable[IkeSa], after: Iterable[IkeSa], elapsed_s: float) -> 
     return _grown(old, new, elapsed_s)
 
 
+def manual_rates(before: Iterable[ManualSa], after: Iterable[ManualSa], elapsed_s: float) -> dict[str, Rate]:
+    """The same of each manual SA, by its name."""
+    return _grown({sa.name: sa for sa in before}, {sa.name: sa for sa in after}, elapsed_s)
+
+
 def _grown(old: Mapping[K, T], new: Mapping[K, T], elapsed_s: float) -> dict[K, Rate]:
     """How much the counters of each have grown."""
     return {
@@ -242,5 +247,4 @@ async def sample(session: Session, seconds: float) -> Sample:
     manual = await fetch_manual_sas(session)
     now = Snapshot(first.conns, await fetch_sas(session), first.policies, manual)
     elapsed = now.at - first.at
-    before, after = ({one.name: one for one in look.manual} for look in (first, now))
-    return Sample(now, rates(first.sas, now.sas, elapsed), _grown(before, after, elapsed))
+    return Sample(now, rates(first.sas, now.sas, elapsed), manual_rates(first.manual, now.manual, elapsed))

@@ -19,6 +19,7 @@ from ipsec.ctl.app import App
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.main import cli
 from tests.ctl.fake import Ctl, FakeDaemon, child_sa, conn, ike_sa
+from tests.ctl.test_status import BY_HAND
 
 
 @pytest.fixture
@@ -37,6 +38,17 @@ def test_sas(busy: FakeDaemon, ctl: Ctl) -> None:
     (sa,) = ctl("list", "sas", "--json", "gw").document["sas"]
     assert (sa["id"], [child["id"] for child in sa["children"]]) == (5, [6, 7])
     assert ctl("list", "sas", "gw[9]").status == ExitCode.UNKNOWN_NAME
+
+
+def test_manual_sas(busy: FakeDaemon, ctl: Ctl) -> None:
+    busy.manual = {name: dict(BY_HAND) for name in ("by-hand", "other")}
+    row = r"(?m)^by-hand +MANUAL +192\.0\.2\.9 10000001_i 20000001_o +aes128gcm16 +1\.00 kB +0 B$"
+    out = ctl("list", "sas").out
+    assert re.search(row, out)
+    assert "other" in out
+    document = ctl("list", "sas", "by-*", "--json").document
+    assert (document["sas"], [one["name"] for one in document["manual_sas"]]) == ([], ["by-hand"])
+    assert ctl("list", "sas", "nothing").status == ExitCode.UNKNOWN_NAME
 
 
 def test_conns(busy: FakeDaemon, ctl: Ctl) -> None:

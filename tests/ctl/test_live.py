@@ -21,7 +21,7 @@ from ipsec.ctl.top import Row, View
 from ipsec.ctl.tunnels import Rate
 from ipsec.ctl.watch import happenings
 from tests.ctl.fake import VALIDATOR, Ctl, FakeDaemon, child_sa, conn, ike_sa
-from tests.ctl.test_status import encoded
+from tests.ctl.test_status import BY_HAND, encoded
 
 CHILDREN = ike_sa(5, [child_sa("net", 6)])
 
@@ -145,6 +145,17 @@ def test_plain_top(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert (one["name"], one["drops"]) == ("gw[5]", 3)
     assert one["bits_in_per_s"] > 100_000
     assert len(ctl("top", "--interval", "0.1", "--sort", "name", "-n", "1").out.splitlines()) == 3
+
+
+def test_top_has_manual_sas(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.manual = {"by-hand": dict(BY_HAND)}
+    daemon.growth = 100_000
+    out = ctl("top", "--interval", "0.1").out
+    assert re.match(r"ipsecctl top  1 manual SA  in [\d.]+ Mbit/s ", out)
+    assert re.search(r"(?m)^by-hand +192\.0\.2\.9 +manual +[\d.]+ Mbit/s +0 .* 2$", out)
+    (row,) = ctl("top", "--interval", "0.1", "--json", "--group").document["rows"]
+    assert (row["name"], row["state"], row["age_s"], row["drops"]) == ("by-hand", "MANUAL", None, 2)
+    assert row["bits_in_per_s"] > 0
 
 
 def test_top_in_a_terminal(daemon: FakeDaemon) -> None:

@@ -238,6 +238,15 @@ def test_manual_sas_by_name(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert "did you mean by-hand?" in ctl("status", "by-hands").err
 
 
+@pytest.mark.parametrize("verb", ["up", "down", "rekey", "explain", "log"])
+def test_manual_sas_cannot_be_steered(daemon: FakeDaemon, ctl: Ctl, verb: str) -> None:
+    daemon.manual = {"by-hand": dict(BY_HAND)}
+    done = ctl(verb, "by-hand")
+    assert done.status == ExitCode.UNKNOWN_NAME
+    assert "by-hand is a manual SA (section sas): it is in place as long as the daemon runs" in done.err
+    assert "ipsecctl status by-hand" in done.err
+
+
 def test_manual_sas_give_way_on_a_small_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon.conns = {f"c{index}": conn() for index in range(4)}
     daemon.manual = {f"m{index}": dict(BY_HAND) for index in range(8)}
