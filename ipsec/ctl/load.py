@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.check import wrong_file
-from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, DIM, GOOD, plural
 from ipsec.ctl.view import printable, text, texts
 from ipsec.errors import ConfigError
@@ -58,7 +58,8 @@ def load(file: str | None, clear: bool, keep: bool, quiet: bool) -> int:
     It sends what the file and the directories next to it hold, as `swanctl --load-all` does. FILE is
     /etc/swanctl/swanctl.conf if it is not given; SWANCTL_DIR names the directory of the credentials, if that is
     another one. Connections, pools, authorities, secrets and keys that the daemon has and the file does not name are
-    unloaded, unless --keep is given. What the daemon refuses is left as it was, the rest is loaded.
+    unloaded, unless --keep is given; a file with nothing in it unloads all of it only with --clear. What the daemon
+    refuses is left as it was, the rest is loaded.
 
     An ipsecd reads its own file at its start and with `ipsecctl reload`; it needs `load` for files of others only, a
     charon for all of them. Passphrases of keys are asked for, if they are not in the file.
@@ -69,6 +70,13 @@ def load(file: str | None, clear: bool, keep: bool, quiet: bool) -> int:
 
     app = current()
     items = read(file or DEFAULT_FILE, _ask)
+    if not items and not (clear or keep):
+        # most often it is the wrong file, as Debian's default one is until something is put next to it
+        raise CtlError(
+            f"{file or DEFAULT_FILE}: there is nothing to load, and all that the daemon has would be unloaded",
+            "name another file; --clear if that is what you want; an ipsecd reads its own file with `ipsecctl reload`",
+            code=ExitCode.CONFIG,
+        )
     result = app.run(lambda: _load(app, items, clear=clear, keep=keep))
     if app.json:
         app.document(

@@ -169,6 +169,23 @@ def test_load(tmp_path: Path, ctl: Ctl) -> None:
     with_ipsecd(tmp_path, ctl, test)
 
 
+def test_a_file_with_nothing_in_it_unloads_nothing_by_itself(tmp_path: Path, ctl: Ctl) -> None:
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "other" / "swanctl.conf"
+    file.write_text("include conf.d/*.conf\n")
+
+    async def test(one: Daemon, run: Run) -> None:
+        done = await run("load", str(file))
+        assert done.status == ExitCode.CONFIG
+        assert "there is nothing to load, and all that the daemon has would be unloaded" in done.err
+        assert [conn["name"] for conn in (await run("list", "conns", "--json")).document["conns"]] == ["old"]
+        assert (await run("load", str(file), "--keep")).out == "there is nothing to load\n"
+        done = await run("load", str(file), "--clear")
+        assert (done.status, done.out) == (0, "unloaded 1 connection: old\n")
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
 def test_what_is_refused(tmp_path: Path, ctl: Ctl) -> None:
     """The rest is loaded, and what is refused stays as it was."""
     file = write(tmp_path / "other")
