@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ipsec.backend.base import Backend, Expire
 from ipsec.backend.seqstore import Block, Reservation, SequenceStore, counter_mode
+from ipsec.crypto.suites import Encr
 from ipsec.errors import BackendError, SaError, SequenceError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Lifetime, SaParams
@@ -166,9 +167,9 @@ class ManualSas:
         try:
             reservation = self._store.claim(params.encr_key, params.integ_key, esn=params.esn)
         except BackendError as error:
-            if counter_mode(params.suite):
+            if params.suite.encr is not Encr.NULL:
                 raise
-            # CBC and NULL take no IV from the number: only the peer's replay window minds a fresh start.
+            # It has no IV, in CBC too that comes from the number: only the peer's replay window minds a fresh start.
             log.warning("SA 0x%08x starts at sequence number 1 again: %s", params.spi, error)
             self._plain[self._backend.add_sa(params)] = params
             return

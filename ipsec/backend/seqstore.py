@@ -1,9 +1,10 @@
 """Sequence numbers of manual SAs across restarts: an (IV, key) pair never repeats.
 
-The IV of counter-mode suites comes from the sequence number (RFC 4106 section 3.1), and RFC 3686 section 2.1 and
-RFC 4106 section 2 forbid static keys unless something makes sure that no IV is used twice with one. This is that
-something. Before an outbound SA sends packet n, a file says that numbers up to some mark >= n may have been used.
-A restart begins after the mark, so what was reserved and not used is skipped, never what was used.
+The IV of counter-mode suites comes from the sequence number (RFC 4106 section 3.1), and RFC 3686 section 2.1 and RFC
+4106 section 2 forbid static keys unless something makes sure that no IV is used twice with one. This is that
+something. The IV of CBC is the sequence number too, enciphered (SP 800-38A appendix C). Before an outbound SA sends
+packet n, a file says that numbers up to some mark >= n may have been used. A restart begins after the mark, so what
+was reserved and not used is skipped, never what was used.
 
 The data path cannot pass the mark: the SA is installed with a hard limit of exactly the numbers reserved, and the
 soft limit in front of it asks for the next block. Nothing depends on a timer or on the speed of the line.
@@ -39,7 +40,7 @@ _MAGIC = "ipsecd-sequence-1"
 
 
 def counter_mode(suite: EspSuite) -> bool:
-    """Whether a repeated IV under one key breaks this suite, rather than only hiding nothing from a replay check."""
+    """Whether a repeated IV under one key breaks this suite, rather than show which packets begin alike."""
     return suite.aead or suite.encr is Encr.AES_CTR
 
 

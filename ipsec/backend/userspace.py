@@ -227,12 +227,14 @@ class UserspaceBackend:
 
     async def quiesce(self) -> None:
         """Stop moving packets, and nothing else: counters and sequence numbers are final afterwards."""
-        if not self._running:
+        if self._running:
+            self._running = False
+            self._datagrams.pause()
+            for worker in self._workers:
+                worker.detach()
+        elif self._stop_fd < 0:
             return
-        self._running = False
-        self._datagrams.pause()
-        for worker in self._workers:
-            worker.detach()
+        # also if somebody began with it before, and waits still or was cancelled
         threads = [worker.thread for worker in self._workers if worker.thread is not None]
         if threads:
             os.eventfd_write(self._stop_fd, 1)
@@ -241,6 +243,7 @@ class UserspaceBackend:
             if stuck:
                 # Closing descriptors under a running worker could hand it somebody else's file.
                 raise BackendError(f"{', '.join(stuck)} did not stop within {JOIN_SECONDS} s")
+        if self._stop_fd >= 0:
             os.close(self._stop_fd)
             self._stop_fd = -1
         self._drain_engine()

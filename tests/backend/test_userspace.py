@@ -586,6 +586,49 @@ def test_install_is_all_or_nothing(core: ModuleType, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("suite", "starts"), [("aes128-sha256", False), ("3des-sha1", False), ("null-sha256", True)])
+def test_without_a_place_for_numbers_no_iv_comes_again(
+    core: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, suite: str, starts: bool
+) -> None:
+    """In CBC the number makes the IV: from 1 again after each start, equal packets would look equal."""
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    chosen = esp_suite(suite)
+    keys = {"encr_key": bytes(range(chosen.encr_key_len)), "integ_key": bytes(range(chosen.integ_key_len))}
+    inbound, outbound = (replace(params, suite=chosen, **keys) for params in pair(0))
+
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            sas = ManualSas(a.backend, SequenceStore(nowhere / "state"))
+            if starts:
+                sas.install([(inbound, outbound)])
+                assert "starts at sequence number 1 again" in caplog.text
+                sas.release()
+                return
+            with pytest.raises(BackendError, match="would use an IV twice"):
+                sas.install([(inbound, outbound)])
+
+    asyncio.run(main())
+
+
+def test_who_stops_again_waits_for_the_threads_too(core: ModuleType) -> None:
+    """The first one may have been cancelled: numbers are final, and descriptors free, when they have ended."""
+
+    async def main() -> None:
+        async with ends(core, workers=1) as (a, _):
+            assert a.backend._helper is not None
+            a.backend._helper.submit(time.sleep, 0.2)
+            first = asyncio.create_task(a.backend.quiesce())
+            await asyncio.sleep(0)
+            first.cancel()
+            await a.backend.quiesce()
+            assert not any(worker.thread and worker.thread.is_alive() for worker in a.backend._workers)
+            assert a.backend._stop_fd == -1
+            await a.backend.quiesce()
+
+    asyncio.run(main())
+
+
 def test_one_key_both_ways_is_refused(core: ModuleType, tmp_path: Path) -> None:
     async def main() -> None:
         async with ends(core) as (a, _):
