@@ -29,6 +29,9 @@ REQUEST_S = 5.0
 ANSWER_S = 30.0
 LINGER_S = 1.0
 
+#: what mends an address that cannot be had; most often it is the same program's
+ELSEWHERE = "stop who listens there, another ipsecd perhaps, or set ipsecd.http.listen to another address or port"
+
 _REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/([0-9]\.[0-9])")
 #: nothing in it may be matched in two ways: of 8 kB of spaces that would take a second
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
@@ -100,7 +103,7 @@ class HttpServer:
                 # asyncio's text has the address once more
                 cause = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
                 why = f"cannot listen on {address} port {port} for HTTP: {cause}"
-                raise BackendError(why, remedy="set ipsecd.http.listen to another address or port") from error
+                raise BackendError(why, remedy=ELSEWHERE) from error
             self._servers.append(server)
 
     async def stop(self) -> None:
