@@ -208,12 +208,17 @@ def _write(directory: Path, name: str, number: int, *, sync: bool = True) -> Non
     temporary = directory / f"{name}.new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, f"{_MAGIC} {number}\n".encode())
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, directory / name)
+        try:
+            os.write(fd, f"{_MAGIC} {number}\n".encode())
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, directory / name)
+    except OSError:
+        # on a full disk nothing is left behind
+        temporary.unlink(missing_ok=True)
+        raise
     if not sync:
         return
     # the rename itself is on the disk only once the directory is

@@ -19,11 +19,12 @@ from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
+from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
 from ipsec.daemon.settings import backend_settings, may_write, vici_wanted
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
-from ipsec.net import ike
+from ipsec.net import http, ike
 from ipsec.vici.server import is_stale, no_group
 
 #: names are looked up for that long, all together
@@ -66,8 +67,7 @@ def check_control(config: Config) -> list[Requirement]:
             found.append(_vici(settings))
         if settings.vici_tcp is not None:
             found.append(_tcp("vici over TCP", settings.vici_tcp, "set ipsecd.vici_tcp to another port, or none"))
-    remedy = "set ipsecd.http.listen to another address or port"
-    return found + [_tcp("metrics and health", listen, remedy) for listen in settings.http.listen]
+    return found + [_tcp("metrics and health", listen, http.ELSEWHERE) for listen in settings.http.listen]
 
 
 def _vici(settings: DaemonSettings) -> Requirement:
@@ -135,8 +135,10 @@ def _state(directory: Path) -> Requirement:
     try:
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        with tempfile.TemporaryFile(dir=existing, buffering=0) as trial:
+            if not (directory / SECRET_FILE).exists():
+                # a full disk lets empty files be made
+                trial.write(bytes(SECRET_LEN))
     except OSError as error:
         remedy = "set ipsecd.state_dir to a directory that this user can write"
         detail = f"{directory}: {error.strerror}; peers will take longer to notice a restart"

@@ -10,12 +10,12 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SECRET_LEN = 32
-_FILE = "qcd.secret"
+SECRET_FILE = "qcd.secret"
 
 
 def qcd_secret(state_dir: Path) -> bytes:
     """The secret in ``state_dir``, made if it is not there; nothing if it cannot be kept, which is logged."""
-    path = state_dir / _FILE
+    path = state_dir / SECRET_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -36,9 +36,14 @@ def _make(path: Path) -> bytes:
     secret = secrets.token_bytes(SECRET_LEN)
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        # on a full disk nothing is left behind
+        temporary.unlink(missing_ok=True)
+        raise
     return secret

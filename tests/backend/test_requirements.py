@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +13,7 @@ from ipsec.backend.requirements import Requirement, State, check
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from tests.backend import python_core
+from tests.backend.disk import no_room
 
 LOOPBACK = (ip_address("127.0.0.1"),)
 
@@ -75,13 +75,8 @@ def test_state_directory(tmp_path: Path) -> None:
 
 
 def test_state_directory_without_room(tmp_path: Path) -> None:
-    """A limit stands for a full disk: both let files be made, and nothing be written."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, old[1]))
-    try:
+    with no_room():
         found = by_name(check(settings(), state_dir=tmp_path))["state directory"]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert (found.state, found.detail) == (State.MISSING, f"{tmp_path}: File too large")
 
 

@@ -130,6 +130,7 @@ def test_a_full_disk_keeps_the_old_mark(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(BackendError, match=r"No space left.*make room"):
         held.next_block()
     monkeypatch.undo()
+    assert list(tmp_path.glob("*.new")) == []
     assert held.next_block().first == block.last + 1
     held.close()
 

@@ -28,6 +28,7 @@ from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
 from ipsec.ike.keymat import IkeKeys
 from ipsec.wire.iana import Encr, Integ
+from tests.backend.disk import no_room
 
 OURS = 205
 MANUAL = f"""sas {{ one {{
@@ -197,6 +198,22 @@ def test_key_files_that_are_a_trap(tmp_path: Path) -> None:
 
 
 # -- the secret that outlives us
+
+
+def test_a_full_disk_has_no_room_for_the_secret(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_text(f"ipsecd {{ state_dir = {tmp_path}\nport = 0 }}\n" + connection("remote_ts = 10.2.0.0/16"))
+
+    def checked() -> str:
+        return {one.name: one for one in check_ike(config, backend_settings(config))}["state of IKE"].state.value
+
+    with no_room():
+        assert checked() == "hint"
+        assert qcd_secret(tmp_path) == b""
+    assert "cannot keep" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+    qcd_secret(tmp_path)
+    with no_room():
+        assert checked() == "found"
 
 
 def test_the_secret_stays(tmp_path: Path) -> None:
