@@ -572,6 +572,9 @@ class IkeEngine(Registry):
         if waiting:
             self._retries[new.uid] = waiting
             self.timers.set((Timer.RETRY, new.uid), now + 1.0)
+        if new.mobike:
+            # what was about to be told
+            lifetimes.arm_tell(self, new, now)
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""

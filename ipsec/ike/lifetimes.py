@@ -18,6 +18,10 @@ REPLACED_S = 60.0
 REAUTHENTICATED_S = 2.0
 #: rekeying needs a while, also where a short interval makes over_time next to nothing
 OVER_MIN_S = 10.0
+#: changes of our addresses are told to peers after this, and somewhat later to some: they come and go together, and
+#: peers may be many
+TELL_AFTER_S = 2.0
+TELL_WITHIN_S = 8.0
 
 
 class Timer(IntEnum):
@@ -41,12 +45,14 @@ class Timer(IntEnum):
     "a successor is in use, and the peer has not deleted this one"
     RETRY = 10
     "ask for a CHILD_SA again"
-    CHILD_REKEY = 11
-    CHILD_LIFE = 12
+    TELL = 11
+    "our other addresses may have changed (RFC 4555 section 3.6)"
+    CHILD_REKEY = 12
+    CHILD_LIFE = 13
     "hard lifetime of a CHILD_SA"
-    CHILD_IDLE = 13
+    CHILD_IDLE = 14
     "inactivity"
-    CHILD_GONE = 14
+    CHILD_GONE = 15
     "packets that were on their way have come"
 
 
@@ -89,6 +95,12 @@ def disarm(core: IkeEngine, sa: IkeSa) -> None:
     for kind in IKE_TIMERS:
         if kind is not Timer.RETRANSMIT or sa.state is IkeState.DESTROYING:
             core.timers.cancel((kind, sa.uid))
+
+
+def arm_tell(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Look soon whether the peer knows our addresses; once for all changes until then."""
+    if (Timer.TELL, sa.uid) not in core.timers:
+        core.timers.set((Timer.TELL, sa.uid), now + TELL_AFTER_S + TELL_WITHIN_S * core.fraction())
 
 
 def arm_child(core: IkeEngine, child: ChildSa, now: float) -> None:

@@ -19,6 +19,7 @@ from ipsec.ike import natd
 from ipsec.ike.delete import Liveness
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IpAddress, Path
+from ipsec.ike.lifetimes import arm_tell
 from ipsec.ike.sa import ALONE, IkeSa, Request
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
@@ -170,8 +171,7 @@ def ways(sa: IkeSa) -> list[Path]:
 def review(sa: IkeSa, now: float) -> None:
     """Addresses or routes of this host are others: does the path in use still begin somewhere?"""
     if sa.path.local in sa.core.host.sources(sa.connection, sa.path.remote):
-        if sa.told != _others(sa) and not any(isinstance(request, Announce) for request in sa.queue):
-            sa.ask(Announce(), now)
+        arm_tell(sa.core, sa, now)
     elif not sa.original_initiator:
         sa.ask(Announce(stranded=True), now, first=True)
     elif found := [way for way in ways(sa) if way != sa.path]:

@@ -20,7 +20,7 @@ from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
 from ipsec.daemon.logs import JsonFormatter, formatter
-from ipsec.daemon.reach import allows, source_address, usable
+from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
 from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
 from ipsec.daemon.settings import DEFAULT_FWMARK, amount
@@ -146,6 +146,58 @@ def test_json_lines_hold_whatever_is_said() -> None:
         info = (type(error), error, error.__traceback__)
     record = logging.LogRecord("ipsec.x", logging.ERROR, "f", 1, "%(a)s is bad", ({"a": 1},), info)
     assert "ValueError: why" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+# -- our own addresses
+
+
+def own_addresses(monkeypatch: pytest.MonkeyPatch, *found: str) -> OwnAddresses:
+    def reachable(netlink: object, *, without: str) -> list[object]:
+        assert without == "ipsec7"
+        return list(map(ip_address, found))
+
+    monkeypatch.setattr("ipsec.daemon.reach.reachable_addresses", reachable)
+    resolver = Resolver()
+    resolver._known["gw.example"] = (ip_address("198.51.100.1"),)
+    made = OwnAddresses(resolver, device="ipsec7", fwmark=0)
+    assert made.of(["%any"]) == ()
+    made.read()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("local_addrs", "wanted"),
+    [
+        (["%any"], ["192.0.2.1", "198.51.100.1", "2001:db8::1"]),
+        (["192.0.2.1"], ["192.0.2.1"]),
+        (["192.0.2.0/24", "2001:db8::/32"], ["192.0.2.1", "2001:db8::1"]),
+        (["gw.example"], ["198.51.100.1"]),
+        (["203.0.113.1"], []),
+    ],
+)
+def test_addresses_for_a_connection(monkeypatch: pytest.MonkeyPatch, local_addrs: list[str], wanted: list[str]) -> None:
+    """A peer hears of no address that its connection has no room for."""
+    made = own_addresses(monkeypatch, "192.0.2.1", "198.51.100.1", "2001:db8::1")
+    assert list(map(str, made.of(local_addrs))) == wanted
+
+
+def test_addresses_from_which_a_way_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """192.0.2.1 is read, and is no address of this host any more; on loopback there is always a way."""
+    made = own_addresses(monkeypatch, "192.0.2.1")
+    assert list(map(str, made.towards(ip_address("127.0.0.9"), ["%any"]))) == ["127.0.0.1"]
+
+
+def test_addresses_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What was known stays known."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    made = own_addresses(monkeypatch, "192.0.2.1")
+    monkeypatch.setattr("ipsec.daemon.reach.reachable_addresses", refuse)
+    made.read()
+    assert made.of(["%any"]) == (ip_address("192.0.2.1"),)
+    assert "cannot be read: Operation not permitted" in caplog.text
 
 
 def test_amounts() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
 from ipsec.ike.events import IkeDown, IkeMoved, Initiate, Path
+from ipsec.ike.lifetimes import TELL_AFTER_S, TELL_WITHIN_S
 from ipsec.ike.mobike import (
     ADDRESSES_MAX,
     WAYS_MAX,
@@ -52,6 +53,12 @@ def cross(made: Pair) -> None:
 def changed(host: SimHost) -> None:
     """The host's addresses or routes are others."""
     host.do(host.engine.addresses_changed)
+
+
+def told(made: Pair) -> None:
+    """Whatever is to be told has been."""
+    made.world.run(TELL_AFTER_S + TELL_WITHIN_S)
+    made.world.settle()
 
 
 def paths(made: Pair) -> tuple[tuple[IpAddress, IpAddress], tuple[IpAddress, IpAddress]]:
@@ -102,8 +109,8 @@ def test_what_is_told_and_kept_is_bounded() -> None:
     made = pair(far=[B, *many])
     assert made.a.ike.peer_addresses == tuple(many[:ADDRESSES_MAX])
     assert len(ways(made.a.ike)) == WAYS_MAX
-    told = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, address.packed) for address in many]
-    made.b.do(made.b.ike.ask, Told(told))
+    these = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, address.packed) for address in many]
+    made.b.do(made.b.ike.ask, Told(these))
     made.world.settle()
     assert len(made.a.ike.peer_addresses) == ADDRESSES_MAX
     made.finish()
@@ -123,8 +130,8 @@ class Told(Announce):
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.1.1"])
 def test_addresses_that_nobody_has_are_left_out(address: str) -> None:
     made = pair()
-    told = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, ip_address(address).packed)]
-    made.b.do(made.b.ike.ask, Told(told))
+    this = NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, ip_address(address).packed)
+    made.b.do(made.b.ike.ask, Told([this]))
     made.world.settle()
     assert made.a.ike.peer_addresses == ()
     made.finish()
@@ -171,14 +178,28 @@ def test_a_list_that_changes_is_told_again(who: str) -> None:
     host, other = (made.a, made.b) if who == "a" else (made.b, made.a)
     second = host.addresses.pop()
     changed(host)
-    made.world.settle()
+    told(made)
     assert other.ike.peer_addresses == ()
     host.addresses += [GONE, second]
     changed(host)
-    made.world.settle()
+    told(made)
     assert other.ike.peer_addresses == (GONE, second)
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_what_comes_and_goes_is_not_told(who: str) -> None:
+    """An interface that loses its carrier for a moment, again and again; a route that has to do with nothing."""
+    made = pair(dpd_delay=0.0)
+    host = made.a if who == "a" else made.b
     before = host.ike.message_id_out
-    changed(host)
+    for _ in range(7):
+        second = host.addresses.pop()
+        changed(host)
+        made.world.run(0.1)
+        host.addresses.append(second)
+        changed(host)
+        made.world.run(0.1)
+    told(made)
     assert host.ike.message_id_out == before
     made.finish()
 
@@ -189,9 +210,19 @@ def test_a_list_outlives_the_ike_sa() -> None:
     made.world.settle()
     assert made.a.ike.peer_addresses == (B2,)
     assert made.b.ike.peer_addresses == (A2,)
-    before = made.b.ike.message_id_out
+    made.finish()
+
+
+def test_a_change_outlives_the_ike_sa() -> None:
+    """It is rekeyed before the change is told."""
+    made = pair()
+    made.b.addresses.append(GONE)
     changed(made.b)
-    assert made.b.ike.message_id_out == before
+    made.a.do(made.a.engine.rekey_ike_sa, made.a.ike)
+    made.world.settle()
+    assert GONE not in made.a.ike.peer_addresses
+    told(made)
+    assert made.a.ike.peer_addresses == (B2, GONE)
     made.finish()
 
 
