@@ -50,13 +50,15 @@ class CreateChild(Request):
     """Ask for a CHILD_SA, or for the successor of one."""
 
     exchange = ExchangeType.CREATE_CHILD_SA
-    __slots__ = ("child", "config", "kex", "methods", "nonce", "replaces", "reqid")
+    __slots__ = ("child", "closed", "config", "kex", "methods", "nonce", "replaces", "reqid")
 
     def __init__(self, config: ChildConfig, *, replaces: ChildSa | None = None, reqid: int = 0) -> None:
         self.config = config
         self.replaces = replaces
         self.reqid = reqid
         self.child: ChildSa | None = None
+        self.closed: set[int] = set()
+        "SPIs that we do not know, and that the peer has closed since we asked"
         self.kex: KeyExchange | None = None
         self.nonce = b""
         self.methods: list[int] = []
@@ -103,6 +105,9 @@ class CreateChild(Request):
         try:
             shared = take_answer(sa, child, payloads, first=False, kex=self.kex)
             nonce = nonce_of(payloads, 16)
+            if child.spi_out in self.closed:
+                # its Delete was faster than the answer
+                raise ChildRefusedError(0, "the peer has closed it again")
         except ChildRefusedError as error:
             self._refused(sa, error, now)
             return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
@@ -18,6 +19,9 @@ from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, name_of
 from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
+
+#: SPIs in Deletes that are remembered while an answer may bring one of them
+CLOSED_MAX = 16
 
 
 def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
@@ -87,6 +91,9 @@ def close_children(sa: IkeSa, spis: Sequence[bytes], now: float) -> list[bytes]:
         child = _named_by_peer(sa, spi)
         if child is None or child.state in (ChildState.DELETING, ChildState.DELETED):
             # section 1.4.1, 2.25.1: unknown, or we have sent a Delete for it ourselves
+            request = sa.pending.request if sa.pending is not None else None
+            if child is None and isinstance(request, CreateChild) and len(request.closed) < CLOSED_MAX:
+                request.closed.add(int.from_bytes(spi, "big"))
             if child is not None and child.state is ChildState.DELETING:
                 crossed(child.ike, child, now)
             continue

@@ -3,9 +3,9 @@
 moon (A) and sun (B) have an IKE_SA and one CHILD_SA, ``old``. A script says what happens, word by word:
 
 * ``A:child`` A asks to rekey ``old`` (HDR, SK {N(REKEY_SA), SA, Ni, TSi, TSr}), ``A:child2`` the newest CHILD_SA;
-  ``A:ike`` to rekey the IKE_SA (HDR, SK {SA, Ni, KEi}); ``A:del`` to delete ``old`` (HDR, SK {D}); ``A:bye`` to delete
-  the IKE_SA; ``A:new`` for another CHILD_SA (HDR, SK {SA, Ni, TSi, TSr}); ``A:dpd`` whether B lives (HDR, SK {}).
-  The same for B.
+  ``A:ike`` to rekey the IKE_SA (HDR, SK {SA, Ni, KEi}); ``A:del`` to delete ``old`` (HDR, SK {D}); ``A:del2`` the
+  newest CHILD_SA, ``A:bye`` the IKE_SA; ``A:new`` for another CHILD_SA (HDR, SK {SA, Ni, TSi, TSr}); ``A:dpd`` whether
+  B lives (HDR, SK {}). The same for B.
 * ``a`` the oldest datagram of A that is under way arrives; ``a1`` the one after it overtakes; ``-a`` the oldest is
   lost; ``=a`` it arrives, and will arrive again.
 * ``t`` time passes until the next timer.
@@ -136,6 +136,9 @@ CASES: list[tuple[str, str, int | None, int]] = [
     ("lost-child-collision-then-bye", "A:child B:child a b a b -a -b A:bye a B:bye b", 0, 0),
     ("ike-x-ike-then-bye-of-the-refused", "B:ike A:ike -b a b B:bye t b a", 0, 0),
     ("ike-x-ike-delete-through-the-successor", "A:ike B:ike -a b a B:del b1 a b", 0, 1),
+    ("delete-before-the-answer", "A:new a B:del2 b1 b a", 1, 1),
+    ("delete-before-the-answer-that-is-lost", "A:new a -b B:del2 b a t a", 1, 1),
+    ("delete-of-the-successor-before-the-answer", "A:child a B:del2 b1 b a", None, 1),
     # field failures of others
     ("strongswan-1896-collision-and-lost-packet", "A:child B:child a b -a b a t", 1, 1),
     ("strongswan-1458-rekey-x-delete-at-once", "A:child a B:del b b a", None, 1),
@@ -182,6 +185,7 @@ class Script:
             "child2": lambda: host.do(engine.rekey_child, host.children[-1]),
             "ike": lambda: host.do(engine.rekey_ike_sa, sa),
             "del": lambda: host.do(engine.terminate_child, child),
+            "del2": lambda: host.do(engine.terminate_child, host.children[-1]),
             "bye": lambda: host.do(engine.terminate_ike, sa),
             "new": lambda: host.do(sa.ask, CreateChild(child.config)),
             "dpd": lambda: host.do(sa.ask, Liveness()),
