@@ -117,7 +117,7 @@ async def _run(app: App, options: _Options, keys: str | None) -> _Counts:
         if device not in (name for _, name in socket.if_nameindex()):
             raise CtlError(
                 f"the daemon's device {device} is not in this network namespace",
-                "nsenter --net --target $(pidof ipsecd) ipsecctl capture ...",
+                "nsenter --net --target $(pidof -xs ipsecd) ipsecctl capture ...",
                 code=ExitCode.REQUIREMENT,
             )
         ike_ports = {500, *(number(section(path, "ike-ports"), key) for key in section(path, "ike-ports"))}

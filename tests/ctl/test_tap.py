@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import shutil
+import socket
 import struct
+import subprocess
+import sys
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -13,9 +20,11 @@ from scapy.layers.ipsec import ESP
 from scapy.packet import Raw
 from scapy.utils import RawPcapNgReader
 
+from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.pcapng import Writer
 from ipsec.ctl.tap import cars, ipsec_filter, parse_outer
 from ipsec.ctl.whose import Labels, Whose, ranges
+from tests.ctl.fake import Ctl, FakeDaemon
 
 A, B = "192.0.2.1", "192.0.2.2"
 A6, B6 = "2001:db8::1", "2001:db8::2"
@@ -165,3 +174,22 @@ def test_pcapng_as_scapy_reads_it() -> None:
         assert metadata.tsresol == 1_000_000_000
         assert (metadata.tshigh << 32) + metadata.tslow == 1_700_000_000_123_456_789 + n
         assert metadata.ifname == (b"ipsec0", b"eth0")[n % 2]
+
+
+@pytest.mark.skipif(shutil.which("pidof") is None, reason="pidof is not installed")
+@pytest.mark.skipif("ipsec0" in (name for _, name in socket.if_nameindex()), reason="there is a device ipsec0 here")
+def test_the_hint_finds_the_daemon(daemon: FakeDaemon, ctl: Ctl, tmp_path: Path) -> None:
+    """It is a script, which pidof sees only if it is told to."""
+    done = ctl("capture", "-o", str(tmp_path / "x"))
+    assert done.status == ExitCode.REQUIREMENT
+    found = re.search(r"nsenter --net --target \$\((pidof .*)ipsecd\)", done.err)
+    assert found is not None
+    script = tmp_path / f"likeit{os.getpid()}"
+    script.write_text(f"#!{sys.executable}\nprint(flush=True)\ninput()\n")
+    script.chmod(0o700)
+    with subprocess.Popen([script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        said = subprocess.run([*found[1].split(), script.name], capture_output=True, text=True, check=False)
+        process.communicate("\n")
+    assert said.stdout == f"{process.pid}\n"
