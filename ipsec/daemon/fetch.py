@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import urllib.error
+import time
 import urllib.request
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import BinaryIO
 
 from ipsec.crypto.revocation import CRL_OCTETS_MAX, OCSP_OCTETS_MAX, Crl, OcspResponse, Source, ocsp_request, parse_crl
 from ipsec.errors import ParseError
@@ -50,6 +52,11 @@ class Fetcher:
         crls: list[Crl] = []
         responses: list[OcspResponse] = []
         for job in done:
+            error = job.exception()
+            if error is not None:
+                # the authentication that waits for this goes on without it
+                log.error("this is a bug", exc_info=error)
+                continue
             found = job.result()
             if isinstance(found, Crl):
                 crls.append(found)
@@ -84,11 +91,23 @@ def _get(uri: str, post: bytes | None, limit: int) -> bytes | None:
     headers = {"Content-Type": "application/ocsp-request"} if post is not None else {}
     try:
         with _OPENER.open(urllib.request.Request(uri, data=post, headers=headers), timeout=TIMEOUT_S) as answer:
-            body: bytes = answer.read(limit + 1)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+            body = _read(answer, limit)
+    # HTTPException: an answer that is not HTTP
+    except (OSError, ValueError, HTTPException) as error:
         log.warning("cannot fetch %s: %s", uri, error)
         return None
     if len(body) > limit:
         log.warning("%s gives more than %d octets", uri, limit)
         return None
     return body
+
+
+def _read(answer: BinaryIO, limit: int) -> bytes:
+    """Up to one octet more than ``limit``. OSError after TOTAL_S: a server that drips must not keep a thread."""
+    deadline = time.monotonic() + TOTAL_S
+    body = bytearray()
+    while len(body) <= limit and (part := answer.read1(limit + 1 - len(body))):  # type: ignore[attr-defined]
+        body += part
+        if time.monotonic() > deadline:
+            raise TimeoutError("it takes too long")
+    return bytes(body)
