@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ipsec.crypto.auth import AuthenticationError, signed_octets
 from ipsec.crypto.chain import CertificateError
 from ipsec.crypto.identity import Identity
+from ipsec.errors import ParseError
 from ipsec.ike import config_payload
 from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, new_child, offer, shown, take_answer
 from ipsec.ike.child_sa import ChildSa
@@ -247,11 +248,8 @@ def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: obj
     fatal = False
     try:
         reply = verify(now)
-    except PeerError as error:
-        log.warning("%s: IKE_AUTH from %s refused: %s", sa, sa.path.remote, error)
-        reply, fatal = [error.payload()], error.fatal
-        if error.failure is not None:
-            sa.core.note(error.failure, sa)
+    except (ParseError, PeerError) as error:
+        reply, fatal = sa.refusal(ExchangeType.IKE_AUTH, error, sa.path)
     sa.respond(ExchangeType.IKE_AUTH, reply, sa.path, now)
     if fatal:
         sa.destroy("refused", now)

@@ -36,7 +36,7 @@ from ipsec.ike.events import (
     RevocationNeeded,
     TrapWanted,
 )
-from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.failure import Cause, Failure, bounded
 from ipsec.ike.informational import handle_informational
 from ipsec.ike.init import AuthProgress, handle_init_request, handle_init_response, start_init
 from ipsec.ike.lifetimes import Timer
@@ -422,6 +422,9 @@ class IkeEngine(Registry):
             self.status.add(unknown.sources, crls, responses, self.host.wall())
             go_on(now)
             sa.ask_next(now)
+        except ParseError as error:
+            log.warning("%s: the answer to IKE_AUTH is malformed: %s", sa, error)
+            sa.destroy(Failure(Cause.MALFORMED, bounded(f"malformed answer: {error}")), now)
         except SaFailedError as error:
             sa.destroy(error.failure, now)
         except Exception:

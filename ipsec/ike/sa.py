@@ -433,27 +433,30 @@ class IkeSa:
             payloads = parse_payloads(first, content, header.exchange, True)
             self._show("received", header, payloads)
             answer = self.core.handle_request(self, header.exchange, payloads, path, now)
-        except UnsupportedCriticalPayload as error:
-            # RFC 7296 section 2.5
-            answer = [NotifyPayload(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((error.payload_type,)))]
-            fatal = header.exchange == ExchangeType.IKE_AUTH
-            log.warning("%s: %s refused: %s", self, ExchangeType(header.exchange).name, error)
-        except ParseError as error:
-            # RFC 7296 section 2.21.3: authentic and yet malformed ends the IKE_SA
-            answer = [NotifyPayload(NotifyType.INVALID_SYNTAX)]
-            fatal = True
-            log.warning("%s: %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
-            self.core.note(Failure(Cause.MALFORMED, bounded(f"malformed request: {error}")), self)
-        except PeerError as error:
-            answer = [error.payload()]
-            fatal = error.fatal
-            log.warning("%s: %s from %s refused: %s", self, ExchangeType(header.exchange).name, path.remote, error)
-            if error.failure is not None:
-                self.core.note(error.failure, self)
+        except (ParseError, PeerError) as error:
+            answer, fatal = self.refusal(header.exchange, error, path)
         if answer is not None:
             self.respond(header.exchange, answer, path, now)
         if fatal:
             self.destroy("refused", now)
+
+    def refusal(self, exchange: int, error: ParseError | PeerError, path: Path) -> tuple[list[Payload], bool]:
+        """What the peer hears of a request that we do not take, and whether the IKE_SA ends with that."""
+        name = ExchangeType(exchange).name
+        if isinstance(error, UnsupportedCriticalPayload):
+            # RFC 7296 section 2.5
+            log.warning("%s: %s refused: %s", self, name, error)
+            notify = NotifyPayload(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((error.payload_type,)))
+            return [notify], exchange == ExchangeType.IKE_AUTH
+        if isinstance(error, ParseError):
+            # RFC 7296 section 2.21.3: authentic and yet malformed ends the IKE_SA
+            log.warning("%s: %s is malformed: %s", self, name, error)
+            self.core.note(Failure(Cause.MALFORMED, bounded(f"malformed request: {error}")), self)
+            return [NotifyPayload(NotifyType.INVALID_SYNTAX)], True
+        log.warning("%s: %s from %s refused: %s", self, name, path.remote, error)
+        if error.failure is not None:
+            self.core.note(error.failure, self)
+        return [error.payload()], error.fatal
 
     def _answer_again(self, header: Header, data: bytes, path: Path, now: float) -> None:
         """A retransmission gets what it got before, never anything computed anew (RFC 7296 section 2.1)."""

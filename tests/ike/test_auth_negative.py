@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import DNSName
+from cryptography.x509 import CRLDistributionPoints, DistributionPoint, DNSName, UniformResourceIdentifier
 
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.prf import PrfAlgorithm
@@ -277,7 +277,10 @@ def believe(stage: Stage, *certificates: bytes, sign_with: Any = EC_KEY, encodin
     assert sa.prf is not None
     assert sa.keys is not None
     identity = next(p for p in stage.payloads if isinstance(p, IdPayload))
-    octets = sa.init.message_1 + sa.init.nonce_r + sa.prf(sa.keys.sk_pi, identity.body())
+    if stage.response:
+        octets = sa.init.message_2 + sa.init.nonce_i + sa.prf(sa.keys.sk_pr, identity.body())
+    else:
+        octets = sa.init.message_1 + sa.init.nonce_r + sa.prf(sa.keys.sk_pi, identity.body())
     if isinstance(sign_with, rsa.RSAPrivateKey):
         from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 
@@ -408,8 +411,6 @@ def test_looping_chains_and_too_many() -> None:
 
 def test_cve_t_17_nobody_is_asked_for_a_chain_that_is_not_trusted() -> None:
     """CVE-2022-40617: certificates with CRL and OCSP URIs make us fetch only if all else is right."""
-    from cryptography.x509 import CRLDistributionPoints, DistributionPoint, UniformResourceIdentifier
-
     point = DistributionPoint([UniformResourceIdentifier("http://192.0.2.66/x.crl")], None, None, None)
     asks = [(CRLDistributionPoints([point]), False)]
     stage = Stage(certs=True)
@@ -422,6 +423,32 @@ def test_cve_t_17_nobody_is_asked_for_a_chain_that_is_not_trusted() -> None:
     bad = believe(stage, trusted.der, sign_with=ec.generate_private_key(ec.SECP256R1()))
     for payloads in (believe(stage, foreign.der), bad):
         stage.refused(payloads)
+
+
+@pytest.mark.parametrize("response", [False, True])
+def test_what_is_malformed_is_that_also_after_a_wait_for_certificate_status(
+    response: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The genuine IKE_AUTH with a QCD token of one octet: INVALID_SYNTAX, and no bug of ours."""
+    point = DistributionPoint([UniformResourceIdentifier("http://192.0.2.66/x.crl")], None, None, None)
+    asks = [(CRLDistributionPoints([point]), False)]
+    stage = Stage(certs=True, response=response)
+    name = "sun" if response else "moon"
+    trusted = ROOT.issue(name, EC_KEY, sans=(DNSName(name),), extensions=list(asks))
+    token = NotifyPayload(NotifyType.QUICK_CRASH_DETECTION, b"x")
+    stage.engine.receive_datagram(stage.build([*believe(stage, trusted.der), token]), stage.sa.path, stage.lab.now)
+    (wanted,) = stage.engine.drain()
+    assert isinstance(wanted, RevocationNeeded)
+    stage.cipher = stage.sa.out_cipher
+    stage.engine.status_known(wanted.ticket, stage.lab.now)
+    answers = [stage._open(data) for data, _, _ in stage.engine.datagrams_to_send()]
+    failed = [event.problem.failure.cause for event in stage.engine.drain() if isinstance(event, Failed)]
+    assert failed[0] is Cause.MALFORMED
+    assert not stage.engine.sas
+    if not response:
+        first, content = emit_payloads([NotifyPayload(NotifyType.INVALID_SYNTAX)])
+        assert answers == [bytes((AUTH, first)) + content]
+    assert "bug" not in caplog.text
 
 
 def test_cve_t_45_secrets_that_go_away() -> None:
