@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,8 +10,15 @@ import sys
 BROKEN_PIPE = 141
 
 
+def lenient() -> None:
+    """Print ``?`` for a character that the terminal's encoding lacks, rather than nothing at all."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def say(text: str, status: int) -> int:
     """Print it; the exit status, which is another one if nobody reads it or it cannot be written."""
+    lenient()
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 from rich.text import Text
 
-from ipsec.cli.output import deafen
+from ipsec.cli.output import deafen, lenient
 from ipsec.ctl.app import App, common_options
 from ipsec.ctl.errors import MEANINGS, CtlError, ExitCode
 from ipsec.errors import ConfigError, IpsecError
@@ -136,6 +136,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ipsecctl; the exit status."""
+    lenient()
     app = App()
     try:
         result = cli.main(

@@ -170,6 +170,16 @@ def test_output_that_cannot_be_written(daemon: FakeDaemon, more: tuple[str, ...]
     assert done.stderr == "ipsecctl: standard output: No space left on device\n"
 
 
+def test_a_terminal_without_unicode(daemon: FakeDaemon) -> None:
+    """Names may have any letter, and what is cut ends with an ellipsis."""
+    daemon.conns = {"gw": conn(children=("n\N{LATIN SMALL LETTER E WITH ACUTE}t",))}
+    command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), "list", "conns"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (ExitCode.OK, "")
+    assert "n?t" in done.stdout
+
+
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 400 no\r\n\r\n", b"\0\0\0\0", b"\0\0\0\1\x09", b"\0\0\0\2\1\x09"], ids=repr
 )
