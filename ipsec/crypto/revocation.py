@@ -12,7 +12,7 @@ import base64
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -206,12 +206,26 @@ class Crl:
         constraints.check_certificate(scheme, issuer.public_key)
         scheme.verify(issuer.public_key, self.signature, self.tbs)
 
+    @property
+    def scope(self) -> Hashable:
+        """What it is about: of two with one scope the newer one stands for both. An authority may have several keys,
+        and several lists, each about some of its certificates; a delta stands for nothing but itself."""
+        parts = (x509.AUTHORITY_KEY_ID, _ISSUING_POINT, _DELTA_INDICATOR)
+        return self.issuer_key, *(self.extensions.get(oid) for oid in parts)
+
     def fresh(self, wall: datetime) -> bool:
         """Whether the list is in force; one that does not say until when is not."""
         return self.this_update - CLOCK_SKEW <= wall and self.next_update is not None and wall <= self.next_update
 
     def __repr__(self) -> str:
         return f"<Crl {self.issuer}, {len(self.revoked)} entries>"
+
+
+def keep_newest(table: dict[Hashable, Crl], crl: Crl) -> None:
+    """Put a list into a table by scope, unless one that is newer is there: a revocation is not taken back by age."""
+    known = table.get(crl.scope)
+    if known is None or crl.this_update >= known.this_update:
+        table[crl.scope] = crl
 
 
 _PEM = re.compile(rb"-----BEGIN X509 CRL-----([^-]*)-----END X509 CRL-----")
@@ -416,6 +430,17 @@ def status_of(
         if answer is Status.UNKNOWN and reason:
             answer, why = found, reason
     return answer, why
+
+
+def authentic(crl: Crl, sources: Iterable[Source], wall: datetime) -> bool:
+    """Whether an authority in a verified chain has signed the list."""
+    for source in sources:
+        try:
+            _verify_evidence(crl, source, wall, ANY_SCHEME)
+            return True
+        except (AuthenticationError, ParseError):
+            continue
+    return False
 
 
 def _verify_evidence(one: OcspResponse | Crl, source: Source, wall: datetime, constraints: Constraints) -> None:

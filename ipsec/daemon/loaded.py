@@ -10,7 +10,7 @@ Sections that come by vici are read by the same code as those of the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.keyfiles import load_private_key
-from ipsec.crypto.revocation import Crl, parse_crl
+from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
 from ipsec.crypto.x509 import Certificate, load_certificates
 from ipsec.errors import ConfigError, ParseError
 from ipsec.ike.config import Connection, PoolConfig
@@ -69,7 +69,7 @@ class Loaded:
         self._certificates: dict[Certificate, None] = {}
         self._authorities: dict[str, Authority] = {}
         self._anchors: dict[Certificate, Authority] = {}
-        self._crls: dict[bytes, Crl] = {}
+        self._crls: dict[Hashable, Crl] = {}
         self._checked: tuple[Credentials, Checker] | None = None
         "out of what is above; None when that has changed"
         self._complete: dict[str, Connection] = {}
@@ -144,7 +144,8 @@ class Loaded:
             if self._authorities.get(authority.name) == authority:
                 del self._authorities[authority.name]
         for crl in old.crls:
-            self._crls.pop(crl.issuer.data, None)
+            if self._crls.get(crl.scope) is crl:
+                del self._crls[crl.scope]
         self._add_file(file)
 
     def after(self, file: Config) -> Config:
@@ -166,7 +167,8 @@ class Loaded:
         self._certificates |= dict.fromkeys(credentials.certificates)
         self._authorities |= {authority.name: authority for authority in credentials.authorities if authority.name}
         self._anchors |= {one.certificate: one for one in credentials.authorities if not one.name}
-        self._crls |= {crl.issuer.data: crl for crl in credentials.crls}
+        for crl in credentials.crls:
+            keep_newest(self._crls, crl)
         self._credentials_changed()
 
     # -- connections
@@ -225,7 +227,7 @@ class Loaded:
             crl = parse_crl(data)
         except ParseError as error:
             raise ConfigError(f"parsing X509_CRL certificate failed: {error}") from None
-        self._crls[crl.issuer.data] = crl
+        keep_newest(self._crls, crl)
         self._credentials_changed()
 
     def load_key(self, kind: str, data: bytes) -> str:

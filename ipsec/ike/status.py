@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from ipsec.crypto.chain import Chain
-from ipsec.crypto.revocation import Crl, OcspResponse, Source
+from ipsec.crypto.revocation import Crl, OcspResponse, Source, authentic, keep_newest
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 CRLS_MAX = 64
@@ -29,10 +30,10 @@ class StatusUnknownError(Exception):
 
 
 class StatusCache:
-    """CRLs and OCSP responses, the newest of each; verified whenever they are used."""
+    """CRLs and OCSP responses; verified whenever they are used."""
 
     def __init__(self) -> None:
-        self._crls: OrderedDict[bytes, Crl] = OrderedDict()
+        self._crls: OrderedDict[Hashable, Crl] = OrderedDict()
         self._responses: OrderedDict[bytes, OcspResponse] = OrderedDict()
         self._asked: OrderedDict[bytes, datetime] = OrderedDict()
 
@@ -56,11 +57,16 @@ class StatusCache:
     def add(
         self, sources: Iterable[Source], crls: Iterable[Crl], responses: Iterable[OcspResponse], wall: datetime
     ) -> None:
-        """What was asked, and what came of it."""
+        """What was asked, and what came of it. Of CRLs with one scope the newest stays."""
+        sources = tuple(sources)
         for source in sources:
             _put(self._asked, source.certificate.fingerprint, wall, ASKED_MAX)
         for crl in crls:
-            _put(self._crls, crl.issuer.data, crl, CRLS_MAX)
+            # what somebody on the way has put in its place must not drive out what is known
+            if authentic(crl, sources, wall):
+                keep_newest(self._crls, crl)
+                self._crls.move_to_end(crl.scope)
+                _shorten(self._crls, CRLS_MAX)
         for response in responses:
             _put(self._responses, response.tbs, response, RESPONSES_MAX)
 
@@ -74,5 +80,9 @@ class StatusCache:
 def _put(table: OrderedDict[bytes, V], key: bytes, value: V, limit: int) -> None:
     table[key] = value
     table.move_to_end(key)
+    _shorten(table, limit)
+
+
+def _shorten(table: OrderedDict[K, V], limit: int) -> None:
     while len(table) > limit:
         table.popitem(last=False)

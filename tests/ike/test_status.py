@@ -1,0 +1,75 @@
+"""What is kept of fetched CRLs, by their scope and date."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509 as cx
+
+from ipsec.config import load_text
+from ipsec.crypto.revocation import Crl, Status, revocation_sources, status_of
+from ipsec.crypto.x509 import Certificate
+from ipsec.daemon.loaded import Loaded
+from ipsec.ike.status import StatusCache
+from tests.crypto.pki import DAY, EC_KEY, WALL, Ca
+from tests.crypto.test_revocation import chain_of, idp, point
+
+HOUR = timedelta(hours=1)
+
+
+def known(cache: StatusCache | Loaded, ca: Ca, end: Certificate) -> Status:
+    crls = cache.crls if isinstance(cache, StatusCache) else cache.config().credentials.crls
+    return status_of(revocation_sources(chain_of(ca, end))[0], crls, (), WALL)[0]
+
+
+def filled(ca: Ca, end: Certificate, *crls: bytes) -> list[StatusCache | Loaded]:
+    """A cache that was given these one after the other, and what is loaded after the same."""
+    cache, loaded = StatusCache(), Loaded(load_text(""))
+    for crl in crls:
+        cache.add(revocation_sources(chain_of(ca, end)), [Crl(crl)], (), WALL)
+        loaded.load_crl(crl)
+    return [cache, loaded]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"this": WALL - DAY - HOUR},
+        {"extensions": [(cx.DeltaCRLIndicator(1), True)]},
+        {"extensions": idp(only_contains_ca_certs=True)},
+    ],
+    ids=["older", "delta", "for-others"],
+)
+def test_a_list_does_not_take_back_what_another_says(late: dict[str, Any]) -> None:
+    """One that is older, as whoever is on the way to the server may send again, or about something else."""
+    ca = Ca()
+    end = ca.issue(serial=6)
+    for where in filled(ca, end, ca.crl(6), ca.crl(**late)):
+        assert known(where, ca, end) is Status.REVOKED
+
+
+def test_a_newer_list_is_in_force() -> None:
+    ca = Ca()
+    end = ca.issue(serial=6)
+    for where in filled(ca, end, ca.crl(6), ca.crl(this=WALL - HOUR)):
+        assert known(where, ca, end) is Status.GOOD
+
+
+def test_a_forged_list_drives_nothing_out() -> None:
+    ca = Ca()
+    end = ca.issue(serial=6)
+    cache = filled(ca, end, ca.crl(6), ca.crl(this=WALL - HOUR, key=EC_KEY))[0]
+    assert known(cache, ca, end) is Status.REVOKED
+
+
+def test_an_authority_with_several_lists() -> None:
+    """RFC 5280 section 5.2.5: each is about the certificates that name its distribution point."""
+    ca = Ca()
+    uris = ("http://a/1.crl", "http://a/2.crl")
+    ends = [ca.issue(serial=n, extensions=[(cx.CRLDistributionPoints([point(uri)]), False)])
+            for n, uri in enumerate(uris, 6)]  # fmt: skip
+    lists = [ca.crl(extensions=idp(full_name=[cx.UniformResourceIdentifier(uri)])) for uri in uris]
+    for where in filled(ca, ends[0], *lists):
+        assert [known(where, ca, end) for end in ends] == [Status.GOOD, Status.GOOD]
