@@ -246,6 +246,8 @@ class UserspaceBackend:
         if self._stop_fd >= 0:
             os.close(self._stop_fd)
             self._stop_fd = -1
+        for worker in self._workers:
+            worker.pump.discard()
         self._drain_engine()
 
     async def stop(self) -> None:
@@ -316,7 +318,11 @@ class UserspaceBackend:
     def _drain_engine(self) -> None:
         if self._engine is not None:
             for event in self._engine.events():
-                self._translate(event)
+                try:
+                    self._translate(event)
+                except Exception:
+                    # most are told once only: one must not take those behind it along
+                    log.exception("an event of the data path was not dealt with: %s", event)
 
     def _translate(self, event: Event) -> None:
         match event.kind:

@@ -373,6 +373,15 @@ cdef inline void pump_keep(PumpState *p) noexcept nogil:
     for i in range(p.n_messages):
         p.messages[i].sa = NULL
 
+# What waits will not be sent any more. Not beside a running pump.
+cdef inline void pump_discard(PumpState *p) noexcept nogil:
+    cdef uint32_t i
+    for i in range(p.n_messages):
+        drop(p.worker, NULL, DROP_OUT_SEND_ERROR, p.messages[i].count)
+    p.n_messages = 0
+    p.train_used = 0
+    p.blocked = 0
+
 cdef inline void pump_reply(void *owner, uint8_t *packet, uint32_t length) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
     cdef VnetHdr vnet

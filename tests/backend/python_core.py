@@ -143,6 +143,9 @@ class Pump:
     def blocked_fd(self) -> int:
         return self._blocked
 
+    def discard(self) -> None:
+        """Nothing waits here."""
+
     def datagrams(self, limit: int = 1 << 32) -> list[RawDatagram]:
         found, self._datagrams = self._datagrams[:limit], self._datagrams[limit:]
         return found

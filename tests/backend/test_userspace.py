@@ -739,6 +739,56 @@ def test_what_leads_to_the_old_place_follows_the_peer(core: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_packets_that_wait_at_the_end_are_counted(workers: int) -> None:
+    """A wire that takes no more: what is left in the data path when it stops was neither sent nor forgotten."""
+
+    async def main() -> None:
+        async with ends(importlib.import_module("ipsec.esp.fast"), workers=workers) as (a, b):
+            a.backend.add_policy(policy(0))
+            a.backend.add_sa(pair(0)[1])
+            await b.backend.quiesce()
+            counters = a.backend.counters
+            while not counters()["socket_full"]:
+                while a.tun.send(packet(0, bytes(1000))):
+                    pass
+                await asyncio.sleep(0.001)
+            await a.backend.quiesce()
+            found = counters()
+            assert found["tun_rx_packets"] == found["net_tx_datagrams"] + sum(a.backend.drops().values())
+
+    asyncio.run(main())
+
+
+def test_an_event_that_cannot_be_dealt_with_takes_no_other_along(
+    core: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with ends(core) as (a, _):
+            told: list[BackendEvent] = []
+
+            def handle(event: BackendEvent) -> None:
+                told.append(event)
+                if len(told) == 1:
+                    raise ValueError("a bug")
+
+            a.backend.on_event(handle)
+            halves = net("10.2.0.0-10.2.0.0"), net("10.2.0.1-10.2.0.1")
+            a.backend.set_policies(
+                [Policy(Action.PROTECT, (SelectorPair(NETS[0], half),), reqid=n + 1) for n, half in enumerate(halves)]
+            )
+            sent = packet(0)
+            for last in (b"\0", b"\1"):
+                # the first of them has a header checksum that is wrong, which nobody here looks at
+                assert a.tun.send(sent[:19] + last + sent[20:])
+            await until(lambda: len(told) == 2)
+            assert {event.reqid for event in told if isinstance(event, Acquire)} == {1, 2}
+            assert "a bug" in caplog.text
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_lost_device_is_told_once_however_packets_move(core: ModuleType, workers: int) -> None:
     async def main() -> None:
         async with ends(core, workers=workers) as (a, _):

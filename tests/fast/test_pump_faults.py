@@ -32,6 +32,7 @@ from tests.fast.pumps import (
     MORE,
     Gateway,
     Threads,
+    drops,
     in_params,
     memory_net,
     out_params,
@@ -203,6 +204,27 @@ def test_a_full_tun_device_loses_and_counts() -> None:
         assert 0 < got < 200
         assert net.right.engine.drops() == {DropReason.IN_DEVICE_ERROR: 200 - got}
         net.right.check()
+
+
+def test_what_nobody_will_send_is_counted() -> None:
+    with tap() as t:
+        small(t.links[0].fd(0))
+        t.engine.add_sa(out_params())
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        for n in range(100):
+            t.gateway.tun.send(udp_packet(4, 300, sport=n))
+        assert t.gateway.pump.run_tun(1000) == BLOCKED
+        sent = len(t.sent())
+        t.gateway.pump.discard()
+        taken = t.gateway.counters()["tun_rx_packets"]
+        assert drops(t.gateway) == {DropReason.OUT_SEND_ERROR: taken - sent}
+        assert t.gateway.pump.blocked_fd() == -1
+        t.gateway.check()
+        # and it may go on
+        while t.gateway.pump.run_tun() & (BLOCKED | MORE):
+            sent += len(t.sent())
+        assert sent + len(t.sent()) == t.gateway.counters()["net_tx_datagrams"]
+        t.gateway.check()
 
 
 def test_a_lost_device_is_told_when_there_is_room_to_tell() -> None:
