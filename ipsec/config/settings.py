@@ -283,6 +283,12 @@ def _parse_seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _parse_factor(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,9})?", text) or not 1 <= float(text) <= 10:
+        raise ConfigError(f"{quoted(text)} is not a number in 1..10 such as 1.8")
+    return float(text)
+
+
 def _parse_gateway(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", text):
         raise ConfigError(f"{quoted(text)} is not an address or the name of a host")
@@ -383,7 +389,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "port": number_in(0, 65535),
     "retransmit_tries": number_in(0, 100),
     "retransmit_timeout": _parse_seconds(0.1, 3600),
-    "retransmit_base": _parse_seconds(1, 10),
+    "retransmit_base": _parse_factor,
     "retransmit_limit": _parse_seconds(0, 3600),
     "half_open_timeout": _parse_seconds(1, 3600),
     "cookie_threshold": number_in(0, 1_000_000),

@@ -67,6 +67,11 @@ def backend_settings(
     if not fwmark and ends is None and not prepared and (bypass or drop or inside):
         fwmark = DEFAULT_FWMARK
         log.info("our own packets bear mark %d, because policies cover the outer addresses, drop or bypass", fwmark)
+    port = _port(config)
+    ike_port = (settings.port or None) if config.connections or vici_wanted(config) else None
+    if ike_port == port:
+        why = f"UDP port {port} is that of ESP (port_nat_t); 0 has IKE use it too, from the first message on"
+        raise ConfigError(why, file=config.file, key="ipsecd.port")
     # 0.0.0.0 and :: together mean whatever this host has; IPv6 alone may be missing without harm
     listen = () if settings.listen == ANY_ADDRESSES else settings.listen
     return UserspaceSettings(
@@ -74,8 +79,8 @@ def backend_settings(
         mtu=settings.mtu,
         workers=auto_workers() if settings.workers is None else settings.workers,
         listen=listen,
-        port=_port(config),
-        ike_port=(settings.port or None) if config.connections or vici_wanted(config) else None,
+        port=port,
+        ike_port=ike_port,
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
         bypass=bypass and not prepared,
         install_routes=settings.install_routes and not prepared,

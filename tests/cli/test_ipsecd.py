@@ -236,6 +236,15 @@ def test_one_local_port_follows_the_sas() -> None:
         backend_settings(load_text(two))
 
 
+def test_one_port_is_not_for_both() -> None:
+    for keys in ("port = 4500", "port_nat_t = 500", "port = 5000\nport_nat_t = 5000"):
+        with pytest.raises(ConfigError, match=r"ipsecd\.port: UDP port \d+ is that of ESP \(port_nat_t\); 0 has IKE"):
+            backend_settings(load_text(f"ipsecd {{ {keys} }}"))
+    assert backend_settings(load_text("ipsecd { port = 0 }")).ike_port is None
+    # there is no IKE
+    assert backend_settings(load_text(sas(ipsecd_keys="port = 4500"))).ike_port is None
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
