@@ -421,8 +421,6 @@ class IkeControl:
         if connection is None or self._stopping:
             return
         child = connection.child(event.child) if event.child is not None else None
-        if event.remote is not None:
-            connection = replace(connection, remote_addrs=(str(event.remote),))
         self._spawn(self.connect(connection, child, event))
 
     def _trap(self, name: str, child: str) -> None:
@@ -483,9 +481,13 @@ class IkeControl:
         self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None
     ) -> IkeSa | None:
         """Bring up a child, or the IKE_SA alone; None if there is no way to the peer."""
-        path = await self._path(connection)
+        remote_addrs = connection.remote_addrs
+        if event is not None and event.remote is not None:
+            # the connection stays what it is, for reloads and retries
+            remote_addrs = (str(event.remote),)
+        path = await self._path(replace(connection, remote_addrs=remote_addrs))
         if path is None:
-            why = f"no way to {', '.join(connection.remote_addrs) or 'a peer without remote_addrs'}"
+            why = f"no way to {', '.join(remote_addrs) or 'a peer without remote_addrs'}"
             log.warning("%s: %s", connection.name, why)
             failure = Failure(Cause.NO_PATH, why, child.name if child is not None else "")
             self.engine.note_without(failure, connection.name, None, initiator=True)

@@ -258,6 +258,27 @@ def test_reload_puts_everything_as_the_new_file_says() -> None:
     run(main())
 
 
+def test_reload_reaches_what_was_redirected() -> None:
+    """RFC 5685: elsewhere than remote_addrs says, the connection is the same."""
+
+    async def main() -> None:
+        conf = A.replace("remote_addrs = 127.0.0.1", "remote_addrs = 127.0.0.1, 127.0.0.2")
+        pair = Pair(conf, B)
+        await pair.start()
+        one, other = (end.engine for end in pair.ends)
+        await until(lambda: len(pair.backends[1].sas) == 2)
+        (sa,) = other.sas.values()
+        (before,) = one.sas
+        other.redirect_peer(sa, LOOP, asyncio.get_running_loop().time())
+        pair.ends[1].turn()
+        await until(lambda: [sa.established for sa in one.sas.values()] == [True] and before not in one.sas)
+        await pair.ends[0].reload(load_text(conf.replace("start_action = start", "start_action = none")))
+        await until(lambda: not one.sas)
+        await pair.stop()
+
+    run(main())
+
+
 @pytest.mark.parametrize("child", ["start_action = trap", "start_action = trap\nmode = drop"])
 def test_what_waits_stays_closed_during_a_reload(child: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes to find the peer."""
