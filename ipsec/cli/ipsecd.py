@@ -21,7 +21,7 @@ from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import BackendKind, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
-from ipsec.daemon.logs import TEXT, TextFormatter, formatter
+from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter
 from ipsec.daemon.ready import requirements
 from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
@@ -41,7 +41,7 @@ exit status:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = _parser().parse_args(arguments)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = PatientHandler(sys.stderr)
     handler.setFormatter(TextFormatter(TEXT))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if options.json and not options.check:

@@ -1,18 +1,22 @@
-"""How a line of the log looks: text for people, or one JSON object for programs (``ipsecd.log_format``)."""
+"""How a line of the log looks: text for people, or one JSON object for programs (``ipsecd.log_format``); and when it
+is written."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.failure import printable
 from ipsec.ike.sa import IkeSa
 
+#: what so many lines say is not kept until later
+WAITING_MAX = 256
 TEXT = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -61,6 +65,61 @@ class TextFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:
         """See logging.Formatter. Further lines are told from others by their indent."""
         return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
+class PatientHandler(logging.StreamHandler[TextIO]):
+    """Writes what a callback of the event loop logs once it is over: peers do not wait for our log.
+
+    A warning or worse is written at once, and so is what waits then. What waits at the end is written with ``flush``,
+    which ``logging`` sees to at exit.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: list[logging.LogRecord] = []
+        self._asked: asyncio.AbstractEventLoop | None = None
+        "the loop that will call ``flush``"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        self._waiting.append(record)
+        if record.levelno >= logging.WARNING or len(self._waiting) >= WAITING_MAX:
+            self._write()
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # another thread, or before and after the loop
+            self._write()
+            return
+        if self._asked is not loop:
+            self._asked = loop
+            loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """See logging.Handler."""
+        self.acquire()
+        try:
+            self._write()
+        finally:
+            self.release()
+
+    def _write(self) -> None:
+        waiting, self._waiting, self._asked = self._waiting, [], None
+        if not waiting:
+            return
+        lines = []
+        for record in waiting:
+            try:
+                lines.append(self.format(record) + self.terminator)
+            except Exception:
+                self.handleError(record)
+        try:
+            self.stream.write("".join(lines))
+            self.stream.flush()
+        except Exception:
+            # logging tells of the last one, on standard error
+            self.handleError(waiting[-1])
 
 
 def formatter(kind: str) -> logging.Formatter:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import io
 import json
 import logging
 import os
 import socket
 import struct
+import threading
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +23,7 @@ from ipsec.config import load_text
 from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
-from ipsec.daemon.logs import JsonFormatter, formatter
+from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, formatter
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
 from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
@@ -198,6 +202,70 @@ def test_addresses_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, caplog: 
     made.read()
     assert made.of(["%any"]) == (ip_address("192.0.2.1"),)
     assert "cannot be read: Operation not permitted" in caplog.text
+
+
+@pytest.fixture
+def patient() -> Iterator[tuple[logging.Logger, io.StringIO, PatientHandler]]:
+    stream = io.StringIO()
+    handler = PatientHandler(stream)
+    logger = logging.getLogger("test.patient")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield logger, stream, handler
+    logger.removeHandler(handler)
+
+
+def test_lines_are_written_when_the_callback_is_over(
+    patient: tuple[logging.Logger, io.StringIO, PatientHandler],
+) -> None:
+    log, stream, handler = patient
+
+    async def main() -> None:
+        log.info("one")
+        log.info("two")
+        assert stream.getvalue() == "before\n"
+        await asyncio.sleep(0)
+        assert stream.getvalue() == "before\none\ntwo\n"
+        log.info("three")
+        log.warning("four")
+        assert stream.getvalue().endswith("three\nfour\n"), "what is wrong is told at once"
+        log.info("five")
+        thread = threading.Thread(target=log.info, args=("six",))
+        thread.start()
+        thread.join()
+        assert stream.getvalue().endswith("five\nsix\n")
+        for _ in range(WAITING_MAX):
+            log.info("many")
+        assert stream.getvalue().count("many") == WAITING_MAX
+        log.info("last")
+
+    log.info("before")
+    assert stream.getvalue() == "before\n"
+    asyncio.run(main())
+    handler.flush()
+    assert stream.getvalue().endswith("last\n")
+
+    async def again() -> None:
+        log.info("in another loop")
+        await asyncio.sleep(0)
+
+    asyncio.run(again())
+    assert stream.getvalue().endswith("in another loop\n")
+
+
+def test_a_line_that_cannot_be_made_costs_no_other(
+    patient: tuple[logging.Logger, io.StringIO, PatientHandler], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, stream, handler = patient
+
+    async def main() -> None:
+        for text in ("%d", "good, %s"):
+            handler.handle(logging.LogRecord("x", logging.INFO, "f", 1, text, ("no number",), None))
+
+    asyncio.run(main())
+    assert stream.getvalue() == "good, no number\n"
+    assert "no number" in capsys.readouterr().err
 
 
 def test_amounts() -> None:
