@@ -158,6 +158,7 @@ class Load:
             parts = (data,) if path.local_port == SETTINGS.port else (ike.NON_ESP_MARKER, data)
             with contextlib.suppress(BlockingIOError):
                 ike.send(self._sockets[path.local_port], parts, path.local, path.remote, path.remote_port)
+        engine.catch_up()
 
 
 def cpu_s(pid: int) -> float:

@@ -79,7 +79,9 @@ def _turn(engine: IkeEngine) -> list[tuple[bytes, Path]]:
     while engine.next_event() is not None:
         pass
     engine.next_timer()
-    return [(data, path) for data, path, _ in engine.datagrams_to_send()]
+    sent = [(data, path) for data, path, _ in engine.datagrams_to_send()]
+    engine.catch_up()
+    return sent
 
 
 def _reverse(path: Path) -> Path:

@@ -118,6 +118,7 @@ def exchange(gateways: Sequence[Negotiator]) -> int:
                 messages += 1
                 back = Path(path.remote, path.remote_port, path.local, path.local_port)
                 other.engine.receive_datagram(data, back, time.monotonic())
+            gateway.engine.catch_up()
         if messages == before:
             return messages
 

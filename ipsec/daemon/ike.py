@@ -317,7 +317,7 @@ class IkeControl:
         return local
 
     def turn(self) -> None:
-        """Act on events, send, arm the timer: in this order (see ``ipsec.ike.engine``)."""
+        """Act on events, send, arm the timer, catch up: in this order (see ``ipsec.ike.engine``)."""
         engine = self.engine
         while (event := engine.next_event()) is not None:
             self._handle(event)
@@ -334,7 +334,10 @@ class IkeControl:
                     self._holding = True
                     self._spawn(self._send_held())
         self._send(datagrams)
-        when = engine.next_timer()
+        self._arm(engine.next_timer())
+        engine.catch_up()
+
+    def _arm(self, when: float | None) -> None:
         if self._timer is not None:
             if when == self._due:
                 return
@@ -507,13 +510,14 @@ class IkeControl:
             replaces=event.replaces if event is not None else 0,
             redirected_from=event.redirected_from if event is not None else None,
         )
+        self.turn()
         if not sa.established and not self._can_send(sa.path):
             # it goes on all the same: the address may be on its way here, as one that two gateways share
             local, remote = sa.path.local, sa.path.remote
             why = f"{local} in local_addrs is no address of this host, or no route leads from it to {remote}"
             log.warning("%s: %s", sa, why)
             self.engine.note(Failure(Cause.NO_PATH, why, child.name if child is not None else ""), sa)
-        self.turn()
+            self.turn()
         return sa
 
     def _can_send(self, path: Path) -> bool:

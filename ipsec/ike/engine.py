@@ -2,7 +2,7 @@
 
 Five verbs move it: ``receive_datagram``, ``handle_timer``, ``next_timer``, ``datagrams_to_send``, ``next_event``;
 commands start and end things. After any call: handle all events, then send the datagrams, then arm the timer. Nothing
-blocks.
+blocks. Last, ``catch_up`` does what no peer has to wait for; whatever comes next does that first otherwise.
 What waits for the outside (certificate status) is an event out and a command in.
 
 An exception that should not be costs the IKE_SA it happens in, never the engine.
@@ -75,6 +75,8 @@ class IkeEngine(Registry):
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         """A datagram that is not ESP, without its non-ESP marker."""
         self.now = now
+        if self._later:
+            self.catch_up()
         before = self._uid
         sa: IkeSa | None = None
         try:
@@ -100,6 +102,8 @@ class IkeEngine(Registry):
     def handle_timer(self, now: float) -> None:
         """Do what has come due, the earliest first; if that is much, ``next_timer`` is in the past afterwards."""
         self.now = now
+        if self._later:
+            self.catch_up()
         for key in self.timers.due(now, TIMERS_AT_ONCE):
             assert isinstance(key, tuple)
             kind, uid = key

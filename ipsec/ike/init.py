@@ -7,11 +7,12 @@ hint at most (section 2.21.1): COOKIE and INVALID_KE_PAYLOAD make it ask again, 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import our_hashes, parse_hashes
-from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
 from ipsec.errors import ParseError
@@ -133,7 +134,7 @@ def _first_method(connection: Connection) -> int:
 
 def _new_key_exchange(sa: IkeSa, progress: InitProgress, method: int) -> None:
     progress.methods.append(method)
-    progress.kex = key_exchange(method, sa.core.rng)
+    progress.kex = sa.core.key_pair(method)
 
 
 def _send_init(sa: IkeSa, progress: InitProgress, now: float) -> None:
@@ -284,8 +285,7 @@ def _accept_init(
     progress.childless = NotifyType.CHILDLESS_IKEV2_SUPPORTED in notifies
     sa.spi_r = header.spi_r
     sa.proposal = proposal
-    seed = skeyseed(prf, progress.nonce_i, progress.nonce_r, shared)
-    sa.install_keys(prf, suite, ike_keys(prf, suite, seed, progress.nonce_i, progress.nonce_r, sa.spi_i, sa.spi_r))
+    _install_keys(sa, prf, suite, shared)
     _take_announcements(sa, payloads, notifies, path, initiator=True)
     note_certreqs(sa, payloads)
     log.info("%s: %s takes %s", sa, path.remote, proposal)
@@ -396,7 +396,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
         _ask_cookie(core, header, ni, path, now)
         return
     # the costly part comes last, and fails before there is any state
-    kex = key_exchange(method.id, core.rng)
+    kex = core.key_pair(method.id)
     shared = kex.shared(ke.data)
     sa = core.new_responder(connection, header.spi_i, path, digest, now)
     progress = sa.init = InitProgress()
@@ -480,11 +480,19 @@ def _answer_init(
         *extras,
     ]
     _take_announcements(sa, payloads, notifies, path, initiator=False)
-    seed = skeyseed(prf, progress.nonce_i, progress.nonce_r, shared)
-    sa.install_keys(prf, suite, ike_keys(prf, suite, seed, progress.nonce_i, progress.nonce_r, sa.spi_i, sa.spi_r))
     progress.message_2 = _emit(sa.spi_i, sa.spi_r, FLAG_RESPONSE, answer)
     sa.message_id_in = 1
     sa.change(IkeState.CONNECTING)
     sa.response = [progress.message_2]
     sa.transmit(sa.response, path, now)
+    # the peer makes the same keys when it has our answer, and ours are not needed before its next message
+    core.later(partial(_install_keys, sa, prf, suite, shared))
     core.counters.message(ExchangeType.IKE_SA_INIT, sa.name, incoming=False, response=True)
+
+
+def _install_keys(sa: IkeSa, prf: PrfAlgorithm, suite: SkSuite, shared: bytes) -> None:
+    progress = sa.init
+    if progress is None or sa.state is not IkeState.CONNECTING:
+        return
+    seed = skeyseed(prf, progress.nonce_i, progress.nonce_r, shared)
+    sa.install_keys(prf, suite, ike_keys(prf, suite, seed, progress.nonce_i, progress.nonce_r, sa.spi_i, sa.spi_r))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import Identity
+from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings
@@ -27,6 +30,8 @@ from ipsec.ike.timers import Timers
 if TYPE_CHECKING:
     from ipsec.ike.create_child import CreateChild
     from ipsec.ike.engine import IkeEngine
+
+log = logging.getLogger(__name__)
 
 Rng = Callable[[int], bytes]
 
@@ -75,6 +80,9 @@ class Registry:
         self._retries: dict[int, list[CreateChild]] = {}
         self._waiting: dict[int, tuple[IkeSa, Callable[[float], None], StatusUnknownError]] = {}
         self._guards: dict[str, LoopGuard] = {}
+        self._key_pairs: dict[int, KeyExchange] = {}
+        "made in advance, by method; each is used once"
+        self._later: deque[Callable[[], None]] = deque()
         self._events: deque[Event] = deque()
         self._outbox: list[Outgoing] = []
         self._uid = 0
@@ -97,6 +105,20 @@ class Registry:
     def next_event(self) -> Event | None:
         """What has happened, in order; None when there is nothing more."""
         return self._events.popleft() if self._events else None
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Leave something for ``catch_up``; it is done before the next datagram or timer."""
+        self._later.append(work)
+
+    def catch_up(self) -> None:
+        """Do what was left for later because a peer would have had to wait: when the datagrams are out, or with the
+        next of them that comes in."""
+        while self._later:
+            work = self._later.popleft()
+            try:
+                work()
+            except Exception:
+                log.exception("this is a bug")
 
     def send(self, data: bytes, path: Path, dscp: int = 0) -> None:
         """For ``datagrams_to_send``."""
@@ -126,6 +148,16 @@ class Registry:
         return self._strangers <= STRANGERS_PER_S
 
     # -- numbers
+
+    def key_pair(self, method: int) -> KeyExchange:
+        """An ephemeral key pair for the first exchange of an IKE_SA, nobody else's."""
+        ready = self._key_pairs.pop(method, None)
+        self.later(partial(self._make_key_pair, method))
+        return ready or key_exchange(method, self.rng)
+
+    def _make_key_pair(self, method: int) -> None:
+        if method not in self._key_pairs:
+            self._key_pairs[method] = key_exchange(method, self.rng)
 
     def next_uid(self) -> int:
         """Unique ids are shared by IKE_SAs and CHILD_SAs."""

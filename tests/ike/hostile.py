@@ -27,7 +27,7 @@ from ipsec.ike.config import AuthClass, ChildConfig, Connection, IkeSettings, Lo
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
 from ipsec.ike.engine import IkeEngine
-from ipsec.ike.events import Event, InstallChild, Path, RemoveChild
+from ipsec.ike.events import Event, InstallChild, Outgoing, Path, RemoveChild
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
@@ -129,6 +129,12 @@ class Target(IkeEngine):
         while (event := self.next_event()) is not None:
             self.host.handle(event)
             found.append(event)
+        return found
+
+    def datagrams_to_send(self) -> list[Outgoing]:
+        """What is to be sent; then it is out, and what was left for later is done."""
+        found = super().datagrams_to_send()
+        self.catch_up()
         return found
 
 

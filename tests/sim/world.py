@@ -170,6 +170,7 @@ class World:
             host.handle(event, batch)
         for data, path, _ in host.engine.datagrams_to_send():
             self.transmit(host, data, path)
+        host.engine.catch_up()
         consistent(host)
         while self.later:
             who, name, children, more = self.later.pop(0)

@@ -1,0 +1,81 @@
+"""What an engine leaves for later, because a peer would have to wait: keys of the responder, key pairs in advance."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipsec.ike.events import Path
+from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import IkeState
+from ipsec.wire.iana import KeMethod
+from tests.ike.hostile import A, B, Lab
+
+
+def first_message(lab: Lab) -> tuple[bytes, Path]:
+    lab.a.initiate(lab.ca, [(lab.ca.children[0], 0)], Path(A, 500, B, 500), lab.now)
+    ((data, *_),) = lab.a.datagrams_to_send()
+    return data, Path(B, 500, A, 500)
+
+
+def half_open(lab: Lab) -> IkeSa:
+    data, path = first_message(lab)
+    lab.b.receive_datagram(data, path, lab.now)
+    (sa,) = lab.b.sas.values()
+    assert sa.state is IkeState.CONNECTING
+    return sa
+
+
+def test_the_answer_is_there_before_the_keys() -> None:
+    lab = Lab()
+    sa = half_open(lab)
+    assert len(lab.b._outbox) == 1
+    assert sa.keys is None
+    lab.b.catch_up()
+    assert sa.keys is not None
+
+
+@pytest.mark.parametrize("how", ["datagram", "timer"])
+def test_whatever_comes_first_catches_up(how: str) -> None:
+    lab = Lab()
+    sa = half_open(lab)
+    if how == "datagram":
+        lab.b.receive_datagram(b"noise", sa.path, lab.now)
+    else:
+        lab.b.handle_timer(lab.now)
+    assert sa.keys is not None
+    assert not lab.b._later
+
+
+def test_an_ike_sa_that_is_gone_gets_no_keys() -> None:
+    lab = Lab()
+    sa = half_open(lab)
+    lab.b.terminate_ike(sa, lab.now)
+    lab.b.catch_up()
+    assert sa.keys is None
+    assert sa.in_cipher is None
+
+
+def test_a_key_pair_made_in_advance_is_used_once() -> None:
+    lab = Lab()
+    method = KeMethod.CURVE_25519
+    first = lab.a.key_pair(method)
+    assert not lab.a._key_pairs, "nothing is made while somebody waits"
+    lab.a.catch_up()
+    ready = lab.a._key_pairs[method]
+    second = lab.a.key_pair(method)
+    third = lab.a.key_pair(method)
+    assert second is ready
+    assert len({first.public, second.public, third.public}) == 3
+    lab.a.catch_up()
+    assert list(lab.a._key_pairs) == [method]
+    assert lab.a._key_pairs[method].public not in {first.public, second.public, third.public}
+
+
+def test_a_bug_in_what_was_left_costs_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    lab = Lab()
+    done: list[int] = []
+    lab.a.later(lambda: done.append(1 // 0))
+    lab.a.later(lambda: done.append(2))
+    lab.a.catch_up()
+    assert done == [2]
+    assert "this is a bug" in caplog.text
