@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ipsec.crypto.suites import EspSuite
 from ipsec.ike.config import ChildConfig, ChildMode
 from ipsec.ike.events import ChildKeys
-from ipsec.ike.state import ChildState, check_child
+from ipsec.ike.state import CHILD_UP, ChildState, check_child
 from ipsec.wire.proposal import Proposal
 from ipsec.wire.selector import SelectorPair, TrafficSelector, agreeing_pairs
 
@@ -83,6 +83,13 @@ class ChildSa:
     def name(self) -> str:
         """Name of its configuration."""
         return self.config.name
+
+    @property
+    def serves(self) -> bool:
+        """Whether it carries traffic, and nothing is there yet that stands for it."""
+        # section 2.8.1: after a lost collision it is replaced only once the peer has deleted it
+        waits = self.peer_rekey is not None and self.peer_rekey.state is ChildState.INSTALLING
+        return self.state in CHILD_UP or (self.state is ChildState.REKEYED and waits)
 
     def change(self, new: ChildState) -> None:
         """Go to another state."""

@@ -585,7 +585,7 @@ class IkeEngine(Registry):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
-        actions = [(child.config, child.config.dpd_action) for child in sa.children_up()]
+        actions = [(child.config, child.config.dpd_action) for child in sa.children.values() if child.serves]
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         sa.destroy(failure, now)
         for config, action in actions:
@@ -593,8 +593,9 @@ class IkeEngine(Registry):
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
-        for child in sa.children_up():
-            self.act(sa.connection, child.config, child.config.close_action)
+        for child in sa.children.values():
+            if child.serves:
+                self.act(sa.connection, child.config, child.config.close_action)
 
     def act(self, connection: Connection, config: ChildConfig, action: Action) -> None:
         """Bring a child up again, or let it wait for traffic."""
@@ -688,9 +689,7 @@ class IkeEngine(Registry):
 
     def drop_child(self, child: ChildSa, reason: str, now: float) -> None:
         """The IKE_SA of a CHILD_SA ends."""
-        waiting = child.peer_rekey is not None and child.peer_rekey.state is ChildState.INSTALLING
-        # section 2.8.1: after a lost collision it is replaced only once the peer has deleted it
-        if child.state in CHILD_UP or (child.state is ChildState.REKEYED and waiting):
+        if child.serves:
             self.emit(ChildDown(child, reason))
         self.forget_child(child)
         child.ike.remove_child(child)

@@ -22,8 +22,10 @@ from typing import Any
 
 import pytest
 
+from ipsec.ike.config import Action
 from ipsec.ike.create_child import RETRY_FAILED_S, CreateChild
 from ipsec.ike.delete import Liveness
+from ipsec.ike.events import Initiate
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
@@ -247,6 +249,25 @@ def test_refused_ike_rekeying_has_an_end() -> None:
     script.world.run(120.0)
     script.world.filter = None
     script.pair.finish()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_peer_that_dies_in_a_collision_is_called_again(who: str, seed: int) -> None:
+    """Both rekey ``old``, and whoever wins dies before its HDR, SK {D}: what carries traffic is what is restarted."""
+    pair = Pair(seed, dpd_delay=10.0, child={"dpd_action": Action.START}).up()
+    world, host = pair.world, getattr(pair, who)
+    world.hold()
+    for one in (pair.a, pair.b):
+        one.do(one.engine.rekey_child, one.child)
+    for name in ("moon", "sun", "moon", "sun"):
+        world.deliver(name)
+    world.held = []
+    world.filter = lambda *_: None
+    host.connections.clear()
+    world.until(lambda: not host.ikes)
+    assert len(host.events(Initiate)) == 1
+    assert not host.up
 
 
 def test_what_the_peer_does_not_know_is_replaced_and_forgotten() -> None:
