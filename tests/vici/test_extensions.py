@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ipsec.config.diff import Effect, Kind
 from ipsec.daemon.run import Daemon
 from ipsec.esp.drops import DropReason
@@ -16,7 +18,7 @@ from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure, Terms
 from ipsec.vici.client import Session, connect
 from ipsec.vici.events import NAMES
-from ipsec.vici.logs import SUBSYSTEMS
+from ipsec.vici.logs import SUBSYSTEMS, describe, describe_in_full
 from ipsec.vici.show import Traffic
 from tests.vici.test_service import CONNECTION, refused, with_daemon
 
@@ -278,3 +280,10 @@ def test_the_documentation_has_all_names(tmp_path: Path) -> None:
         assert not missing
 
     with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize("tell", [describe, describe_in_full])
+def test_a_line_cannot_move_a_terminal(tell: Any) -> None:
+    """swanctl prints what it is told; identities of peers are in it."""
+    record = logging.LogRecord("ipsec.ike.auth", logging.INFO, "", 0, "%s", ("a\n\x1b[2Jb",), None)
+    assert r"a\n\x1b[2Jb" in tell(record, None).values()
