@@ -345,8 +345,9 @@ class IkeEngine(Registry):
         if self.settings.make_before_break:
             self.emit(Initiate(sa.name, None, replaces=sa.uid))
             return
-        for child in sa.children_up():
-            self.emit(Initiate(sa.name, child.name))
+        names: list[str | None] = [child.name for child in sa.children_up()]
+        for name in names or [None]:
+            self.emit(Initiate(sa.name, name))
         self.terminate_ike(sa, now, "re-authenticating")
 
     def update_address(self, sa: IkeSa, local: IpAddress, now: float) -> None:

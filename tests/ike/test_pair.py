@@ -138,6 +138,18 @@ def test_reauthentication_twice_at_once() -> None:
     pair.finish()
 
 
+def test_reauthentication_without_child_sas() -> None:
+    """With make_before_break = no as well, the IKE_SA is there again."""
+    pair = Pair(settings=IkeSettings(make_before_break=False)).up()
+    pair.a.do(pair.a.engine.terminate_child, pair.a.child)
+    pair.world.settle()
+    old = pair.a.ike
+    pair.a.do(pair.a.engine.reauthenticate, old)
+    pair.world.settle()
+    assert pair.a.ike is not old
+    pair.finish(children=0)
+
+
 def test_mobike() -> None:
     pair = Pair(mobike=True).up()
     moved = ip_address("192.0.2.77")
