@@ -242,10 +242,16 @@ class DaemonSettings:
     "a section: metrics and health over HTTP"
 
 
+#: that the data path has room for (MAX_WORKERS of fast/worker.pxd)
+WORKERS_MAX = 64
+
+
 def _parse_device(text: str) -> str:
     # 15 octets is IFNAMSIZ without its NUL; % would make the kernel choose a number
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", "..", "lo"):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", text) or text in (".", ".."):
         raise ConfigError(f"{quoted(text)} is not a device name of 1..15 letters, digits, '_', '-', '.'")
+    if text == "lo":
+        raise ConfigError("'lo' is the loopback device, name another")
     return text
 
 
@@ -256,7 +262,7 @@ def _parse_namespace(text: str) -> str:
 
 
 def _parse_workers(text: str) -> int | None:
-    return None if text.lower() == "auto" else number_in(0, 256)(text)
+    return None if text.lower() == "auto" else number_in(0, WORKERS_MAX)(text)
 
 
 def _parse_listen(text: str) -> tuple[IpAddress, ...]:

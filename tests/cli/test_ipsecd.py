@@ -14,9 +14,11 @@ import pytest
 
 from ipsec import daemon
 from ipsec.backend import requirements
+from ipsec.backend.core import compiled_core
 from ipsec.backend.requirements import Requirement, State
 from ipsec.cli import ipsecd
 from ipsec.config import load_text
+from ipsec.config.settings import WORKERS_MAX
 from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
 from ipsec.errors import BackendError, ConfigError, SequenceError
 from tests.backend import python_core
@@ -234,6 +236,14 @@ def test_one_local_port_follows_the_sas() -> None:
     two = f"sas {{ one {{ {SA} }}\n two {{ {other}\n local_port = 4600\n remote_ts = 10.9.0.0/16 }} }}"
     with pytest.raises(ConfigError, match="several local UDP ports"):
         backend_settings(load_text(two))
+
+
+def test_the_data_path_has_room_for_as_many_workers_as_can_be_configured() -> None:
+    text = "ipsecd {{ workers = {} }}"
+    most = backend_settings(load_text(text.format(WORKERS_MAX))).workers
+    assert compiled_core().Engine(workers=most) is not None
+    with pytest.raises(ConfigError, match=r"'65' is not in 0\.\.64"):
+        load_text(text.format(most + 1))
 
 
 def test_one_port_is_not_for_both() -> None:
