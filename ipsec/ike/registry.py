@@ -222,6 +222,8 @@ class Registry:
                      "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
                      "last_out"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
+        sa.lineage = old.lineage
+        sa.lineage.add(sa.uid)
         return sa
 
     def collects(self, sa: IkeSa) -> None:
@@ -253,6 +255,7 @@ class Registry:
         if self.by_spi.get(sa.spi_ours) is sa:
             del self.by_spi[sa.spi_ours]
         self.sas.pop(sa.uid, None)
+        sa.lineage.discard(sa.uid)
         self._unname(sa)
         self._retries.pop(sa.uid, None)
         peers = self.by_peer.get((sa.our_id, sa.peer_id))

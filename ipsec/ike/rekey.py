@@ -26,6 +26,8 @@ from ipsec.wire.proposal import Proposal
 
 log = logging.getLogger(__name__)
 
+#: IKE_SAs of one line that a peer may have without deleting those that it has replaced
+LINEAGE_MAX = 8
 RETRY_S = 2.0
 RETRY_FAILED_S = 30.0
 
@@ -215,6 +217,8 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload
     if sa.quiet:
         # section 2.8.2: whether it stays is not settled here yet, or another IKE_SA stands for it
         raise PeerError(NotifyType.TEMPORARY_FAILURE, "the IKE_SA is not in use yet, or no longer")
+    if len(sa.lineage) >= LINEAGE_MAX:
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, f"{len(sa.lineage) - 1} that it has replaced are not deleted")
     if sa.core.busy_with_children(sa):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, "a CHILD_SA is being created, rekeyed or closed")
     offer = next(p for p in payloads if isinstance(p, SaPayload))

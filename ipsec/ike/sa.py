@@ -143,6 +143,7 @@ class IkeSa:
         "last_in",
         "last_out",
         "leases",
+        "lineage",
         "message_id_in",
         "message_id_out",
         "mobike",
@@ -236,6 +237,8 @@ class IkeSa:
         "another IKE_SA stands for this one: its end is nobody's concern"
         self.successor: IkeSa | None = None
         "the IKE_SA that took over our CHILD_SAs"
+        self.lineage = {uid}
+        "unique ids of all that live of one line of rekeying, the same set for each of them"
         self.replaces = 0
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now

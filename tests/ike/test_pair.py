@@ -10,10 +10,12 @@ import pytest
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
 from ipsec.ike.create_child import CreateChild
-from ipsec.ike.delete import DeleteChild, Liveness
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
 from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, Initiate, Path, TrapWanted
+from ipsec.ike.lifetimes import REPLACED_S
 from ipsec.ike.negotiate import PAIRS_MAX
-from ipsec.ike.rekey import RekeyIke
+from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
+from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import Protocol
 from ipsec.wire.selector import UDP
@@ -233,3 +235,21 @@ def test_one_peer_does_not_get_any_number_of_child_sas(monkeypatch: pytest.Monke
     pair.a.do(pair.a.engine.rekey_child, pair.a.children[0])
     pair.world.settle()
     pair.finish(children=8)
+
+
+def test_a_peer_that_deletes_nothing_rekeys_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDR, SK {SA, Ni, KEi} through ever new IKE_SAs, and no HDR, SK {D} for those before (section 2.8)."""
+    pair = Pair().up()
+    ask = IkeSa.ask
+    with monkeypatch.context() as patch:
+        patch.setattr(IkeSa, "ask", lambda sa, request, now, **more: (
+            None if isinstance(request, DeleteIke) else ask(sa, request, now, **more)
+        ))  # fmt: skip
+        for _ in range(2 * LINEAGE_MAX):
+            pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
+            pair.world.run(0.5)
+        assert len(pair.b.engine.sas) == LINEAGE_MAX
+    pair.world.run(2 * REPLACED_S)
+    pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
+    pair.finish()
+    assert not pair.a.engine.sas
