@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +27,7 @@ from ipsec.backend.place import check_ours, make_router, open_helper
 from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, gso_max_size
 from ipsec.backend.settings import UserspaceSettings
-from ipsec.backend.worker import Totals, Worker, socket_name
+from ipsec.backend.worker import Totals, Worker, join, socket_name
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
@@ -235,11 +234,9 @@ class UserspaceBackend:
         elif self._stop_fd < 0:
             return
         # also if somebody began with it before, and waits still or was cancelled
-        threads = [worker.thread for worker in self._workers if worker.thread is not None]
-        if threads:
+        if self._stop_fd >= 0:
             os.eventfd_write(self._stop_fd, 1)
-            await self._blocking(lambda: _join(threads))
-            stuck = [thread.name for thread in threads if thread.is_alive()]
+            stuck = await self._blocking(partial(join, self._workers, JOIN_SECONDS))
             if stuck:
                 # Closing descriptors under a running worker could hand it somebody else's file.
                 raise BackendError(f"{', '.join(stuck)} did not stop within {JOIN_SECONDS} s")
@@ -698,8 +695,3 @@ class UserspaceBackend:
 
 def _moved(params: SaParams, address: IpAddress, port: int) -> SaParams:
     return replace(params, remote=address, encap=(params.encap[0], port) if params.encap else None)
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(JOIN_SECONDS)

@@ -140,6 +140,14 @@ class Worker:
         self._run(self.pump.run_tun)
 
 
+def join(workers: Sequence[Worker], seconds: float) -> list[str]:
+    """Wait for the threads of workers, so long for each; the names of those that run still. Blocks."""
+    threads = [worker.thread for worker in workers if worker.thread is not None]
+    for thread in threads:
+        thread.join(seconds)
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
 class Totals:
     """What all pumps have counted since the start, those of an earlier device included."""
 
