@@ -10,12 +10,12 @@ from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from ipsec.esp.sa import IpAddress
+from ipsec.net import udp
 from ipsec.net.netlink import Netlink
 from ipsec.net.rtnetlink import reachable_addresses
 
 log = logging.getLogger(__name__)
 
-_SO_MARK = 36
 _ANYTHING = ("%any", "%any4", "%any6", "0.0.0.0", "::")
 
 
@@ -119,7 +119,7 @@ def source_address(remote: IpAddress, fwmark: int) -> IpAddress | None:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             if fwmark:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+                udp.set_mark(sock, fwmark)
             # connecting a UDP socket sends nothing
             sock.connect((str(remote), 9))
             found: IpAddress = ip_address(sock.getsockname()[0].partition("%")[0])
@@ -134,7 +134,7 @@ def usable(local: IpAddress, remote: IpAddress, fwmark: int) -> bool:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             if fwmark:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+                udp.set_mark(sock, fwmark)
             sock.bind((str(local), 0))
             sock.connect((str(remote), 9))
         except OSError:

@@ -34,7 +34,6 @@ _IPV6_MTU_DISCOVER = 23
 _IPV6_RECVPKTINFO = 49
 _IPV6_PKTINFO = 50
 _PMTUDISC_DONT = 0
-_SO_MARK = 36
 
 #: struct in_pktinfo: interface, address to send from, address it was sent to
 _PKTINFO4 = struct.Struct("=I4s4s")
@@ -73,7 +72,7 @@ def open_ike(address: IpAddress, port: int, *, fwmark: int = 0, ready: socket.so
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             if fwmark:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+                udp.set_mark(sock, fwmark)
             udp.set_buffers(sock, BUFFER_BYTES)
             if ready is None:
                 sock.bind((str(address), port))

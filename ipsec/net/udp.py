@@ -152,7 +152,7 @@ def open_bypass(version: int, *, fwmark: int) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+            set_mark(sock, fwmark)
             _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER_BYTES)
         except OSError:
             sock.close()
@@ -223,7 +223,7 @@ def route_to(remote: IpAddress, *, fwmark: int = 0) -> tuple[IpAddress, int]:
     """
     with _udp_socket(remote) as sock:
         if fwmark:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+            set_mark(sock, fwmark)
         sock.connect((str(remote), 9))
         source = sock.getsockname()[0]
         if remote.version == 4:
@@ -322,8 +322,14 @@ def _set_common(sock: socket.socket, address: IpAddress, fwmark: int) -> None:
         if wildcard:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
     if fwmark:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+        set_mark(sock, fwmark)
     set_buffers(sock, BUFFER_BYTES)
+
+
+def set_mark(sock: socket.socket, fwmark: int) -> None:
+    """Mark what a socket sends. OSError without the capability."""
+    # as octets: Python takes no number above 2^31 - 1 here
+    sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", fwmark))
 
 
 def set_buffers(sock: socket.socket, size: int) -> None:

@@ -9,8 +9,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
+from ipsec.daemon.reach import source_address
 from ipsec.errors import BackendError
 from ipsec.net import udp
+from ipsec.net.ike import open_ike
 
 LOOPBACK = [ip_address("127.0.0.1"), ip_address("::1")]
 
@@ -165,6 +167,18 @@ def test_bypass_sends_whole_packets(version: int) -> None:
     sock = udp.open_bypass(version, fwmark=0x42)
     assert sock.getsockopt(socket.SOL_SOCKET, 36) == 0x42
     sock.close()
+
+
+@pytest.mark.e2e
+def test_every_mark_can_be_set() -> None:
+    largest = 0xFFFFFFFF
+    here = ip_address("127.0.0.1")
+    socks = [udp.open_bypass(4, fwmark=largest), open_ike(here, 0, fwmark=largest)]
+    socks += udp.open_udp(here, 0, fwmark=largest)
+    for sock in socks:
+        assert sock.getsockopt(socket.SOL_SOCKET, 36) & 0xFFFFFFFF == largest
+        sock.close()
+    assert source_address(here, largest) == here
 
 
 def test_bypass_without_a_mark_is_refused() -> None:
