@@ -16,6 +16,7 @@ from ipsec.config.grammar import Section
 from ipsec.config.values import (
     IpAddress,
     Switch,
+    error_at,
     list_of,
     number_in,
     one_of,
@@ -416,11 +417,21 @@ _KEYS: dict[str, Callable[[str], object]] = {
 }
 
 
+def _no_contradiction(section: Section, offload: OffloadSettings) -> None:
+    for key, on, needed, there in (
+        ("coalesce_tcp", offload.coalesce_tcp, "tun_tso", offload.tun_tso),
+        ("coalesce_udp", offload.coalesce_udp, "tun_uso", offload.tun_uso),
+    ):
+        if on is Switch.YES and there is Switch.NO:
+            raise error_at(section, key, f"this needs {needed}, which is off")
+
+
 def read_settings(section: Section) -> DaemonSettings:
     """The settings that ``ipsecd { }`` describes."""
     values = read_keys(section, _KEYS, sections=("offload", "http"))
     if "offload" in section.sections:
         values["offload"] = OffloadSettings(**read_keys(section.sections["offload"], _OFFLOAD_KEYS))
+        _no_contradiction(section.sections["offload"], values["offload"])
     if "http" in section.sections:
         values["http"] = HttpSettings(**read_keys(section.sections["http"], _HTTP_KEYS))
     return DaemonSettings(**values)

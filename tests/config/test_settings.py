@@ -131,6 +131,13 @@ def test_misuse(line: str, message: str) -> None:
     assert (error.message, error.file, error.line, error.key) == (message, "f", 2, f"ipsecd.{line.split()[0]}")
 
 
+@pytest.mark.parametrize(("key", "needed"), [("coalesce_tcp", "tun_tso"), ("coalesce_udp", "tun_uso")])
+def test_an_offload_that_lacks_its_ground(key: str, needed: str) -> None:
+    read(f"offload {{\n {needed} = no\n {key} = auto\n}}")
+    with pytest.raises(ConfigError, match=rf"f:3: ipsecd\.offload\.{key}: this needs {needed}, which is off"):
+        read(f"offload {{\n {key} = yes\n {needed} = no\n}}")
+
+
 def test_misuse_in_offload() -> None:
     with pytest.raises(ConfigError) as caught:
         read("offload {\n\n udp_gros = no\n}")
