@@ -664,8 +664,8 @@ class UserspaceBackend:
         return list(self._verdicts.values())
 
     def offloads(self) -> dict[str, bool]:
-        """Offloads in use now, by all workers."""
-        found: dict[str, bool] = {}
+        """Offloads in use now, by all workers; of those that do not fall back, as they were found at the start."""
+        found = {name: verdict.on for name, verdict in self._verdicts.items()}
         for worker in self._workers:
             for name, on in worker.pump.offloads().items():
                 found[name] = found.get(name, True) and on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -177,6 +178,8 @@ def test_counters_on_sigusr1_and_at_the_end(world: World) -> None:
     world.a.process.send_signal(signal.SIGUSR1)
     assert eventually(lambda: "offloads in use: " in world.a.log()), world.a.log()
     log = world.a.log()
+    (in_use,) = re.findall(r"offloads in use: (.*)", log)
+    assert set(re.findall(r"offload (\w+) on", log)) <= set(in_use.split())
     assert f"SA peer 0x00001001 to {OUTER[4][1]} port 4500: " in log
     assert f"SA peer 0x00001000 from {OUTER[4][1]} port 4500: " in log
     assert "drops: none" in log
