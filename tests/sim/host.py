@@ -233,7 +233,7 @@ class SimHost:
             # I5; the responder of a new one cannot know when its answer has come
             # the same for the peer of a rekeying, once we have closed what was to be replaced
             ends = (ChildState.DELETING, ChildState.DELETED)
-            closing = any(out.child.state in ends for out in self.outbound.values())
+            closing = any(one.state in ends for one in child.ike.children.values())
             early = (event.inbound is not None or closing) and self.world.has_reserved(child.spi_out)
             if not early and not self.world.has_inbound(child.spi_out, event.outbound.encr):
                 raise Violation(f"{self.name}: {child} may be used before the peer has its inbound SA")
