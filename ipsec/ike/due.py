@@ -10,7 +10,7 @@ from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.lifetimes import Timer
-from ipsec.ike.mobike import Announce, detection
+from ipsec.ike.mobike import detection, tell
 from ipsec.ike.rekey import closed_by_peer
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 
@@ -55,7 +55,7 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
             closed_by_peer(sa, now)
             core.terminate_ike(sa, now, "replaced")
         case Timer.TELL:
-            sa.ask(Announce(), now)
+            tell(sa, now)
         case Timer.RETRY:
             for request in core.retries(sa):
                 sa.ask(request, now)

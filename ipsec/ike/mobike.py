@@ -172,11 +172,20 @@ def review(sa: IkeSa, now: float) -> None:
     """Addresses or routes of this host are others: does the path in use still begin somewhere?"""
     if sa.path.local in sa.core.host.sources(sa.connection, sa.path.remote):
         arm_tell(sa.core, sa, now)
+    elif not (found := [way for way in ways(sa) if way != sa.path]):
+        # nobody can be asked anything; a host that is back has changed again
+        return
     elif not sa.original_initiator:
         sa.ask(Announce(stranded=True), now, first=True)
-    elif found := [way for way in ways(sa) if way != sa.path]:
+    else:
         log.info("%s: no way leads along %s any more, trying %s", sa, sa.path, ", ".join(map(str, found)))
         move(sa, found[0], now, all_ways=True)
+
+
+def tell(sa: IkeSa, now: float) -> None:
+    """The peer is to know our addresses as they are by now, if it can be told."""
+    if sa.core.usable(sa, sa.path):
+        sa.ask(Announce(), now)
 
 
 def move(sa: IkeSa, path: Path, now: float, *, all_ways: bool = False) -> None:

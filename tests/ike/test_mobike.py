@@ -320,6 +320,24 @@ def test_the_responder_loses_its_address() -> None:
     made.finish()
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_host_that_is_away_asks_nobody(who: str) -> None:
+    """A laptop without a network for an hour: a request would end the IKE_SA."""
+    made = pair(dpd_delay=0.0)
+    host = made.a if who == "a" else made.b
+    had = list(host.addresses)
+    second = host.addresses.pop()
+    changed(host)  # about to be told
+    host.addresses.clear()
+    changed(host)
+    made.world.run(3600.0)
+    host.addresses += [had[0], second]
+    changed(host)
+    told(made)
+    goes(made, A, B)
+    made.finish()
+
+
 def test_the_responder_asks_by_another_way() -> None:
     """Only its checks of liveness show that the path in use is dead: the initiator looks for itself."""
     made = pair(a={"dpd_delay": 0.0})
