@@ -76,6 +76,8 @@ class ChildRefusedError(Exception):
 def resolve(templates: Sequence[SelectorTemplate], dynamic: tuple[IpAddress, ...]) -> list[TrafficSelector]:
     """What a configuration's selectors mean with these addresses; what another one contains is left out."""
     found = [selector for template in templates for selector in template.resolve(dynamic)]
+    if len(found) < 2:
+        return found
     return [s for i, s in enumerate(found) if not any(_covers(o, s, j < i) for j, o in enumerate(found) if j != i)]
 
 
@@ -107,6 +109,18 @@ def remote_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
 def shown(selectors: Sequence[TrafficSelector]) -> str:
     """For logs."""
     return " ".join(map(str, selectors)) or "nothing"
+
+
+class Shown:
+    """The same, put into words when the line is written: the peer may be waiting."""
+
+    __slots__ = ("_selectors",)
+
+    def __init__(self, selectors: Sequence[TrafficSelector]) -> None:
+        self._selectors = selectors
+
+    def __str__(self) -> str:
+        return shown(self._selectors)
 
 
 # -- the initiator's side
@@ -380,8 +394,8 @@ def log_up(sa: IkeSa, child: ChildSa, old: ChildSa | None = None) -> None:
         child.spi_in,
         child.spi_out,
         child.proposal,
-        shown(child.local_ts),
-        shown(child.remote_ts),
+        Shown(child.local_ts),
+        Shown(child.remote_ts),
         f", in place of {old}" if old is not None else "",
     )
 

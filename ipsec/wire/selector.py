@@ -96,8 +96,10 @@ class TrafficSelector:
 
     def networks(self) -> list[str]:
         """The address range as CIDR prefixes."""
-        if self.start == self.end:
-            return [f"{self.start}/{self.start.max_prefixlen}"]
+        first, size = int(self.start), int(self.end) - int(self.start) + 1
+        if not size & (size - 1) and not first & (size - 1):
+            # one prefix, as nearly always
+            return [f"{self.start}/{self.start.max_prefixlen + 1 - size.bit_length()}"]
         if isinstance(self.start, IPv4Address) and isinstance(self.end, IPv4Address):
             return [str(n) for n in summarize_address_range(self.start, self.end)]
         return [str(n) for n in summarize_address_range(IPv6Address(self.start), IPv6Address(self.end))]
