@@ -180,6 +180,27 @@ def test_routes_that_cannot_be_had_at_once_are_told_of_later(namespace: None) ->
     asyncio.run(main())
 
 
+def test_the_rule_stays_until_the_end(namespace: None) -> None:
+    def rules() -> int:
+        done = subprocess.run(["ip", "rule"], capture_output=True, text=True, check=True)
+        return done.stdout.count("lookup 220")
+
+    async def main() -> None:
+        async with running() as backend:
+            await backend.sync_routes()
+            assert rules() == 0, "nothing is protected"
+            for _ in range(2):
+                number = backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+                await backend.sync_routes()
+                backend.del_policy(number)
+                await backend.sync_routes()
+                assert table() == []
+                assert rules() == 1
+        assert rules() == 0
+
+    asyncio.run(main())
+
+
 def test_the_mtu_and_the_sources_of_routes_follow(namespace: None) -> None:
     def mtu() -> str:
         return subprocess.run(["ip", "link", "show", "ipsec0"], capture_output=True, text=True, check=True).stdout
