@@ -15,8 +15,8 @@ from ipsec.net.route import claim_table
 log = logging.getLogger(__name__)
 
 
-def take_prepared(settings: UserspaceSettings) -> socket.socket:
-    """What keeps other daemons off the table that was prepared, until it is closed. BackendError.
+def take_prepared(settings: UserspaceSettings) -> socket.socket | None:
+    """What keeps other daemons off the table that was prepared, until it is closed; None if nothing does. BackendError.
 
     Also if the device is not there, not up, or lacks an address.
     """
@@ -24,7 +24,8 @@ def take_prepared(settings: UserspaceSettings) -> socket.socket:
     try:
         _check(settings)
     except BackendError:
-        claim.close()
+        if claim is not None:
+            claim.close()
         raise
     log.info("device %s, its addresses and routes were prepared: nothing needs a capability", settings.device)
     return claim

@@ -135,7 +135,8 @@ def _is_in_use(name: str) -> bool:
 
 def _prepared(settings: UserspaceSettings) -> Requirement:
     try:
-        take_prepared(settings).close()
+        if (claim := take_prepared(settings)) is not None:
+            claim.close()
     except BackendError as error:
         return missing("what was prepared", error)
     addresses = ", ".join(str(address.ip) for address in settings.addresses) or "none asked for"

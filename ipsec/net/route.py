@@ -6,8 +6,9 @@ when ``fail_closed``, unreachable routes that take over if the device goes away.
 
 Everything we add bears our own protocol number, so that what a killed predecessor left behind is recognised at the next
 start. Its unreachable routes stay until ours are there: nothing leaves in clear between two runs. While we run, an
-abstract socket named after the table tells other daemons in the same network namespace to keep off it; the kernel drops
-it with the process.
+abstract socket named after the table tells other daemons in the same network namespace to keep off it, whatever files
+they share; the kernel drops it with the process. Anybody may take such a name, so it counts only in the hand of root or
+of our own user. A daemon of another user is known by what only CAP_NET_ADMIN makes: its routes to a device in use.
 
 All of this is blocking and belongs on one thread outside the event loop; ``carry_out_few`` takes as long as the kernel
 needs for a handful of routes, which a packet may be waiting for.
@@ -16,8 +17,11 @@ needs for a handful of routes, which a packet may be waiting for.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
+import struct
+import time
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from functools import partial
@@ -30,6 +34,8 @@ from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.net.rtnetlink import RouteWriter, Rule, TunInfo
 
+log = logging.getLogger(__name__)
+
 IpAddress = IPv4Address | IPv6Address
 IpInterface = IPv4Interface | IPv6Interface
 
@@ -39,22 +45,62 @@ PROTOCOL = 205
 FAIL_CLOSED_METRIC = 0xFF000000
 
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: connections that wait where a table is claimed; nobody takes them
+_PEERS = 4096
+#: how long another daemon may take from one system call to the next
+_TRIES, _TRY_S = 20, 0.01
+#: unix(7): pid, uid, gid
+_UCRED = struct.Struct("=iII")
 
 
-def claim_table(table: int) -> socket.socket:
-    """A socket that keeps other daemons in this network namespace off a table while it is open. BackendError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def claim_table(table: int) -> socket.socket | None:
+    """A socket that keeps other daemons in this network namespace off a table while it is open. BackendError.
+
+    None if the name is in the hand of another user, who can be anybody.
+    """
+    name = f"\0ipsecd-table-{table}"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(f"\0ipsecd-table-{table}")
+        sock.bind(name)
+        # whoever connects is told whose it is, and nothing more
+        sock.listen(_PEERS)
+        return sock
     except OSError as error:
         sock.close()
         if error.errno != errno.EADDRINUSE:
             raise
-        raise BackendError(
-            f"routing table {table} is in use by another ipsecd in this network namespace",
-            remedy="give each its own ipsecd.routing_table and ipsecd.device",
-        ) from error
-    return sock
+    uid = _holder(name)
+    if uid in (0, os.geteuid()):
+        raise _in_use(table)
+    who = "somebody" if uid is None else f"user {uid}"
+    log.warning("%s holds the name @%s: nothing keeps other daemons off table %d", who, name[1:], table)
+    return None
+
+
+def _holder(name: str) -> int | None:
+    """Whose process listens at a name; None if that cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        for _ in range(_TRIES):
+            try:
+                sock.connect(name)
+            except ConnectionRefusedError:
+                # bound, but not yet listening: another one may be at its start
+                time.sleep(_TRY_S)
+            except OSError:
+                # more have connected than to one of ours that is left alone, or it is gone
+                return None
+            else:
+                _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+                return int(uid)
+    return None
+
+
+def _in_use(table: int) -> BackendError:
+    return BackendError(
+        f"routing table {table} is in use by another ipsecd in this network namespace",
+        remedy="give each its own ipsecd.routing_table and ipsecd.device",
+    )
 
 
 class Router:
@@ -67,6 +113,7 @@ class Router:
         self._fwmark = fwmark
         self._uid = uid
         self._claim: socket.socket | None = None
+        self._claimed = False
         self._addresses: list[tuple[int, IpInterface]] = []
         self._rules: set[int] = set()
         "IP versions that there is a rule for"
@@ -99,14 +146,25 @@ class Router:
         ``set_rules``.
         BackendError if another daemon in this network namespace has the table.
         """
-        self._claim = claim_table(self._table)
+        self._claim = self._take_name()
+        self._claimed = True
         found = self.leftovers()
         self.inherited = self._sweep(keep_closed=keep_closed)
         return found
 
     def try_claim(self) -> None:
         """Claim the table and let go of it again. BackendError if another daemon in this network namespace has it."""
-        claim_table(self._table).close()
+        if (claim := self._take_name()) is not None:
+            claim.close()
+
+    def _take_name(self) -> socket.socket | None:
+        claim = claim_table(self._table)
+        try:
+            if claim is None and self._writer.in_use():
+                raise _in_use(self._table)
+        except OSError as error:
+            raise _no_answer(error) from error
+        return claim
 
     def leftovers(self) -> int:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
@@ -214,7 +272,7 @@ class Router:
 
         With ``keep_closed`` unreachable routes stay, as after a kill.
         """
-        if self._claim is not None:
+        if self._claimed:
             with suppress(OSError, BackendError):
                 self._sweep(keep_closed=keep_closed)
         for index, address in self._addresses:
@@ -222,9 +280,7 @@ class Router:
             with suppress(OSError):
                 rtnetlink.del_address(self._netlink, index, address)
         self._addresses.clear()
-        if self._claim is not None:
-            self._claim.close()
-            self._claim = None
+        self._let_go()
         with suppress(OSError):
             self._netlink.close()
         with suppress(OSError):
@@ -232,11 +288,15 @@ class Router:
 
     def leave(self) -> None:
         """Give the table back with everything in it as it is. Never raises."""
-        if self._claim is not None:
-            self._claim.close()
-            self._claim = None
+        self._let_go()
         self._addresses.clear()
         self.close()
+
+    def _let_go(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+        self._claim = None
+        self._claimed = False
 
     def _sweep(self, *, keep_closed: bool) -> bool:
         """Remove our routes and rules; whether unreachable ones were kept."""

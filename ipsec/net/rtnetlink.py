@@ -49,6 +49,8 @@ _IFLA_TUN_OWNER, _IFLA_TUN_GROUP, _IFLA_TUN_TYPE, _IFLA_TUN_PERSIST, _IFLA_TUN_N
 _IFF_TUN = 1
 _IFF_UP = 1
 _IFF_RUNNING = 0x40
+#: RTNH_F_DEAD | RTNH_F_LINKDOWN: the device is down, or nobody has it open
+_RTNH_F_OUT_OF_USE = 1 | 16
 #: a table without routes
 _NOBODYS_TABLE = 0xFFFFFFFE
 
@@ -85,16 +87,24 @@ class RouteWriter:
 
     def present(self) -> set[Entry]:
         """The routes in the table that bear our number. OSError if the kernel does not answer."""
-        found: set[Entry] = set()
+        return {entry for entry, _ in self._dump()}
+
+    def in_use(self) -> bool:
+        """Whether a route of ours leads to a device that somebody has open. OSError if the kernel does not answer."""
+        return any(entry.kind == "unicast" and not flags & _RTNH_F_OUT_OF_USE for entry, flags in self._dump())
+
+    def _dump(self) -> list[tuple[Entry, int]]:
+        """The routes in the table that bear our number, with their flags."""
+        found: list[tuple[Entry, int]] = []
         for version, family in _FAMILIES.items():
             body = _ROUTE.pack(family, 0, 0, 0, 0, self._protocol, 0, 0, 0) + u32(_RTA_TABLE, self._table)
             for answer in self._netlink.dump(_RTM_GETROUTE, body, answer=_RTM_NEWROUTE):
-                _, bits, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(answer)
+                _, bits, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(answer)
                 known = attributes(answer, _ROUTE.size)
                 table = _number(known.get(_RTA_TABLE), table)
                 if (table, protocol) == (self._table, self._protocol) and kind in _KINDS:
                     value = int.from_bytes(known.get(_RTA_DST, b""), "big")
-                    found.add(Entry(_KINDS[kind], Prefix(version, bits, value)))
+                    found.append((Entry(_KINDS[kind], Prefix(version, bits, value)), flags))
         return found
 
     def carry_out(self, changes: Sequence[Change], index: int) -> list[tuple[Change, int]]:

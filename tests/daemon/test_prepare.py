@@ -88,7 +88,9 @@ def test_done_twice_and_undone() -> None:
     before = ip("address"), ip("rule"), table(), table("-6")
     assert prepare(config, ME, sysctls=False)[0] == f"device ipsec0 is there already, for user {ME.uid}"
     assert (ip("address"), ip("rule"), table(), table("-6")) == before
-    take_prepared(backend_settings(config)).close()
+    claim = take_prepared(backend_settings(config))
+    assert claim is not None
+    claim.close()
     assert undo(config) == ["7 routes and rules of table 220 removed", "device ipsec0 removed"]
     assert "220" not in ip("rule")
     assert undo(config) == ["there was nothing to undo"]
@@ -180,7 +182,9 @@ def test_what_is_wrong_with_a_device_is_said(commands: list[str], said: str) -> 
         take_prepared(backend_settings(config))
     assert said in str(caught.value)
     # and the table is free again
-    claim_table(220).close()
+    claim = claim_table(220)
+    assert claim is not None
+    claim.close()
 
 
 @other_users
@@ -201,7 +205,9 @@ def test_devices_of_others_are_left_alone() -> None:
     # without them what is protected would leave in clear
     assert (ip("rule"), table()) == before
     tun.close()
-    with claim_table(220), pytest.raises(BackendError, match="in use by another ipsecd"):
+    claim = claim_table(220)
+    assert claim is not None
+    with claim, pytest.raises(BackendError, match="in use by another ipsecd"):
         undo(config)
     assert "ipsec0" in ip("link")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -172,6 +173,63 @@ def test_one_table_has_one_owner(tun: Tun) -> None:
             second.claim()
     with Router() as next_one:
         next_one.claim()
+
+
+@contextmanager
+def held_by(uid: int, *, listens: bool = True) -> Iterator[None]:
+    """The name that claims table 220 is in the hand of another user."""
+    code = (
+        "import os, socket, sys\n"
+        f"os.setuid({uid})\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)\n"
+        "s.bind(chr(0) + 'ipsecd-table-220')\n"
+        f"{listens} and s.listen()\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield
+        process.stdin.close()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("listens", [True, False])
+def test_anybody_else_who_holds_the_name_keeps_nobody_off(
+    tun: Tun, listens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with held_by(65534, listens=listens):
+        with Router() as router:
+            router.try_claim()
+            router.claim()
+            router.configure("ipsec0", mtu=1438)
+            apply(router, book("10.2.0.0/16"))
+            assert table() == ["10.2.0.0/16 dev ipsec0 proto 205"]
+        # what it left is removed all the same
+        assert table() == []
+    assert "holds the name @ipsecd-table-220" in caplog.text
+
+
+@pytest.mark.e2e
+def test_a_daemon_of_another_user_is_known_by_its_routes(tun: Tun) -> None:
+    with held_by(65534), Router() as second:
+        first = Router()
+        first.claim()
+        first.configure("ipsec0", mtu=1438, addresses=[ip_interface("10.1.0.1/32")])
+        apply(first, plan())
+        with pytest.raises(BackendError, match="table 220 is in use by another ipsecd"):
+            second.claim()
+        with pytest.raises(BackendError, match="table 220 is in use by another ipsecd"):
+            second.try_claim()
+        assert len(table()) == 3
+        # it is killed, and its device goes with it
+        kill(first)
+        tun.close()
+        assert second.claim() > 0
 
 
 @pytest.mark.e2e
