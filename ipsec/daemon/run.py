@@ -134,7 +134,8 @@ class Daemon:
 
     async def _reload(self) -> str:
         try:
-            config = load_again(self._config)
+            # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
+            config = await asyncio.to_thread(load_again, self._config)
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             return str(error)

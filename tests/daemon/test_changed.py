@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,57 @@ def test_a_change_during_a_reload_is_read_too(
 
     asyncio.run(main())
     assert "this is a bug; not everything was reloaded" in caplog.text
+
+
+class SlowDisk:
+    """``load_again`` that takes until it is let go on, in whatever thread it is called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        self.times = 0
+        # by module: ipsec.daemon exports a function of that name
+        monkeypatch.setattr(import_module("ipsec.daemon.run"), "load_again", self._load)
+
+    def _load(self, config: Config) -> Config:
+        self.times += 1
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return replace(config, warnings=(f"read {self.times} times",))
+
+
+def test_what_is_slow_to_read_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        daemon = Daemon(load_text("ipsecd { backend = memory }"))
+        disk = SlowDisk(monkeypatch)
+        daemon._on_hangup()
+        assert await asyncio.to_thread(disk.begun.wait, 10)
+        # the loop goes on, and a second one is heard
+        daemon._on_hangup()
+        by_vici = asyncio.create_task(daemon.reload())
+        disk.go_on.set()
+        assert daemon._reloading is not None
+        await daemon._reloading
+        assert await by_vici == ""
+        assert disk.times == 3
+        await daemon.stop()
+
+    asyncio.run(main())
+    assert [f"read {n} times" in caplog.text for n in (1, 2, 3)] == [True] * 3
+
+
+def test_the_end_of_a_daemon_that_reads_puts_nothing_in_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        daemon = Daemon(load_text("ipsecd { backend = memory }"))
+        disk = SlowDisk(monkeypatch)
+        daemon._on_hangup()
+        assert await asyncio.to_thread(disk.begun.wait, 10)
+        await daemon.stop()
+        disk.go_on.set()
+
+    asyncio.run(main())
+    assert "read 1 times" not in caplog.text
