@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
+import socket
 import time
 import urllib.request
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
-from typing import BinaryIO
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, BinaryIO
 
 from ipsec.crypto.revocation import CRL_OCTETS_MAX, OCSP_OCTETS_MAX, Crl, OcspResponse, Source, ocsp_request, parse_crl
 from ipsec.errors import ParseError
@@ -22,6 +25,86 @@ TOTAL_S = 8.0
 _SCHEMES = ("http://", "https://", "file://")
 
 
+# -- HTTP in time: urllib's timeout is for each octet that comes
+
+
+def _left(deadline: float) -> float:
+    """How long to wait now. TimeoutError if it is over."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it takes too long")
+    return min(left, TIMEOUT_S)
+
+
+class _InTime(io.RawIOBase):
+    """What comes from a socket before a deadline."""
+
+    def __init__(self, sock: socket.socket, raw: io.RawIOBase, deadline: float) -> None:
+        self._sock, self._raw, self._deadline = sock, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_left(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        self.fp = io.BufferedReader(_InTime(sock, self.fp.detach(), deadline))
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, *args: Any, deadline: float, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.response_class = partial(_Response, deadline=deadline)  # type: ignore[assignment]
+        # a name may have any number of addresses
+        self._create_connection = partial(_connect, deadline)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+def _connect(deadline: float, address: tuple[str, int], *more: object) -> socket.socket:
+    """To the first address of a name that takes the connection."""
+    failed = OSError("the name has no address")
+    for family, kind, protocol, _, to in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(deadline))
+            sock.connect(to)
+            return sock
+        except OSError as error:
+            sock.close()
+            failed = error
+    raise failed
+
+
+class _Request(urllib.request.Request):
+    deadline = 0.0
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    def do_open(self, http_class: Any, req: Any, **args: Any) -> HTTPResponse:
+        made = _SecureConnection if issubclass(http_class, HTTPSConnection) else _Connection
+        return super().do_open(partial(made, deadline=req.deadline), req, **args)
+
+
+class _Http(_Handler, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Handler, urllib.request.HTTPSHandler):
+    pass
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A CRL's address is what a certificate says, nothing that a server makes of it."""
 
@@ -29,7 +112,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
 
 class Fetcher:
@@ -45,7 +128,8 @@ class Fetcher:
     async def fetch(self, sources: Iterable[Source]) -> tuple[list[Crl], list[OcspResponse]]:
         """What the sources give within TOTAL_S; what cannot be had is logged and left out."""
         loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._threads, _ask, source) for source in sources]
+        deadline = time.monotonic() + TOTAL_S
+        jobs = [loop.run_in_executor(self._threads, _ask, source, deadline) for source in sources]
         done, late = await asyncio.wait(jobs, timeout=TOTAL_S) if jobs else (set(), set())
         for job in late:
             job.cancel()
@@ -65,17 +149,17 @@ class Fetcher:
         return crls, responses
 
 
-def _ask(source: Source) -> Crl | OcspResponse | None:
+def _ask(source: Source, deadline: float) -> Crl | OcspResponse | None:
     """OCSP first, for it is fresher and smaller, then CRLs; the first that is at all readable."""
     for uri in source.ocsp_uris:
-        body = _get(uri, ocsp_request(source.certificate, source.issuer), OCSP_OCTETS_MAX)
+        body = _get(uri, ocsp_request(source.certificate, source.issuer), OCSP_OCTETS_MAX, deadline)
         if body is not None:
             try:
                 return OcspResponse(body)
             except ParseError as error:
                 log.warning("OCSP response of %s: %s", uri, error)
     for uri in source.crl_uris:
-        body = _get(uri, None, CRL_OCTETS_MAX)
+        body = _get(uri, None, CRL_OCTETS_MAX, deadline)
         if body is not None:
             try:
                 return parse_crl(body)
@@ -84,13 +168,15 @@ def _ask(source: Source) -> Crl | OcspResponse | None:
     return None
 
 
-def _get(uri: str, post: bytes | None, limit: int) -> bytes | None:
+def _get(uri: str, post: bytes | None, limit: int, deadline: float) -> bytes | None:
     if not uri.lower().startswith(_SCHEMES):
         log.warning("%s: only http, https and file are fetched", uri)
         return None
     headers = {"Content-Type": "application/ocsp-request"} if post is not None else {}
     try:
-        with _OPENER.open(urllib.request.Request(uri, data=post, headers=headers), timeout=TIMEOUT_S) as answer:
+        request = _Request(uri, data=post, headers=headers)
+        request.deadline = deadline
+        with _OPENER.open(request, timeout=_left(deadline)) as answer:
             body = _read(answer, limit)
     # HTTPException: an answer that is not HTTP
     except (OSError, ValueError, HTTPException) as error:
@@ -103,11 +189,8 @@ def _get(uri: str, post: bytes | None, limit: int) -> bytes | None:
 
 
 def _read(answer: BinaryIO, limit: int) -> bytes:
-    """Up to one octet more than ``limit``. OSError after TOTAL_S: a server that drips must not keep a thread."""
-    deadline = time.monotonic() + TOTAL_S
+    """Up to one octet more than ``limit``."""
     body = bytearray()
     while len(body) <= limit and (part := answer.read1(limit + 1 - len(body))):  # type: ignore[attr-defined]
         body += part
-        if time.monotonic() > deadline:
-            raise TimeoutError("it takes too long")
     return bytes(body)

@@ -74,14 +74,37 @@ def test_what_is_no_http_is_no_crl(answer: bytes) -> None:
         assert get(first, second) == [7]
 
 
-def test_a_server_that_drips_does_not_keep_us(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.0 200 OK\r\nX-Field: ", b"HTTP/1.0 200 OK\r\n\r\n"])
+def test_a_server_that_drips_does_not_keep_us(begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether in its status line, in a header field or in what it sends; it ends when we hang up."""
     monkeypatch.setattr(fetch, "TOTAL_S", 0.3)
 
     def drip(client: socket.socket) -> None:
-        client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-        while True:
+        client.sendall(begin)
+        # less than would be too much
+        for _ in range(3000):
             client.sendall(b"x")
             time.sleep(0.02)
+        raise AssertionError("nobody has hung up")
 
     with server(drip) as uri:
         assert get(uri) == []
+
+
+def test_a_name_with_many_addresses_does_not_keep_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TOTAL_S", 0.3)
+    monkeypatch.setattr(fetch, "TIMEOUT_S", 0.1)
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full, socket.socket() as first:
+        first.connect(full.getsockname())
+        entry = (socket.AF_INET, socket.SOCK_STREAM, 0, "", full.getsockname())
+        asked: list[float] = []
+
+        def addresses(*args: object, **kwargs: object) -> Iterator[tuple[object, ...]]:
+            for _ in range(50):
+                asked.append(time.monotonic())
+                yield entry
+
+        monkeypatch.setattr(socket, "getaddrinfo", addresses)
+        deadline = time.monotonic() + 0.3
+        assert fetch._get("http://crl.example/x.crl", None, 100, deadline) is None
+        assert 0 < sum(at < deadline for at in asked) < 10
