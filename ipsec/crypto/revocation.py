@@ -14,8 +14,9 @@ import re
 import warnings
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -72,8 +73,22 @@ class Status(Enum):
     UNKNOWN = "unknown"
 
 
+class Answer(NamedTuple):
+    """What is said of one certificate."""
+
+    status: Status
+    why: str
+    as_of: datetime = datetime.min.replace(tzinfo=UTC)
+    in_force: bool = True
+    "if not, newer answers may say that a hold was lifted"
+
+
 class RevokedError(CertificateError):
-    """A certificate was revoked."""
+    """A certificate was revoked; ``again`` is where to ask once more if what says so is past its time."""
+
+    def __init__(self, message: str, again: Source | None = None) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 @dataclass(frozen=True)
@@ -184,17 +199,17 @@ class Crl:
             return False
         return self.points is None or not self.points.isdisjoint(certificate.crl_names)
 
-    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> tuple[Status, str]:
+    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> Answer:
         """What the list says of ``certificate``, and why; "" if it is about others. It is not verified here."""
         if self.issuer_key != certificate.issuer_key or self.issuer_key != issuer.subject_key:
-            return Status.UNKNOWN, ""
+            return Answer(Status.UNKNOWN, "")
         if not self.unusable and certificate.serial in self.revoked:
-            return Status.REVOKED, self.revoked[certificate.serial]
+            return Answer(Status.REVOKED, self.revoked[certificate.serial], self.this_update, self.fresh(wall))
         if not self.covers(certificate):
-            return Status.UNKNOWN, f"the CRL does not cover it: {self.unusable or 'another distribution point'}"
+            return Answer(Status.UNKNOWN, f"the CRL does not cover it: {self.unusable or 'another distribution point'}")
         if not self.fresh(wall):
-            return Status.UNKNOWN, f"the CRL of {self.issuer} is not in force"
-        return Status.GOOD, "CRL"
+            return Answer(Status.UNKNOWN, f"the CRL of {self.issuer} is not in force")
+        return Answer(Status.GOOD, "CRL", self.this_update)
 
     def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
         """Whether ``issuer``, which is trusted, signed this list and may. AuthenticationError, ParseError."""
@@ -266,6 +281,9 @@ class _Single:
 class OcspResponse:
     """A successful OCSP response. The constructor takes DER; ParseError. Read by ``cryptography``."""
 
+    scope: Hashable = "OCSP"
+    "of two that are about a certificate the newer one stands for both"
+
     def __init__(self, data: bytes) -> None:
         if len(data) > OCSP_OCTETS_MAX:
             raise ParseError(f"an OCSP response is longer than {OCSP_OCTETS_MAX} octets")
@@ -325,19 +343,20 @@ class OcspResponse:
             elif extension.critical:
                 raise ParseError("OCSP response with an unknown critical extension")
 
-    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> tuple[Status, str]:
+    def status(self, certificate: Certificate, issuer: Certificate, wall: datetime) -> Answer:
         """What the response says of ``certificate``, and why; "" if it is about others. It is not verified here."""
         for single in self.singles:
             if single.serial != certificate.serial or not single.names_issuer(issuer):
                 continue
+            in_force = single.this_update - CLOCK_SKEW <= wall <= single.due
             if single.status == ocsp.OCSPCertStatus.REVOKED:
-                return Status.REVOKED, single.reason
-            if single.this_update - CLOCK_SKEW > wall or single.due < wall:
-                return Status.UNKNOWN, "the OCSP response is not in force"
+                return Answer(Status.REVOKED, single.reason, single.this_update, in_force)
+            if not in_force:
+                return Answer(Status.UNKNOWN, "the OCSP response is not in force")
             if single.status == ocsp.OCSPCertStatus.GOOD:
-                return Status.GOOD, "OCSP"
-            return Status.UNKNOWN, "the OCSP responder does not know the certificate"
-        return Status.UNKNOWN, ""
+                return Answer(Status.GOOD, "OCSP", single.this_update)
+            return Answer(Status.UNKNOWN, "the OCSP responder does not know the certificate")
+        return Answer(Status.UNKNOWN, "")
 
     def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
         """Whether ``issuer`` or whom it delegated to signed the response. AuthenticationError, ParseError."""
@@ -411,25 +430,33 @@ def status_of(
     responses: Iterable[OcspResponse],
     wall: datetime,
     constraints: Constraints = ANY_SCHEME,
-) -> tuple[Status, str]:
+) -> Answer:
     """What CRLs and OCSP responses, verified with a key of the issuer, say of one certificate, and why.
 
-    A revocation counts from whatever is authentic, also when it is past its time; GOOD needs something in force.
+    GOOD needs something in force. A revocation counts from whatever is authentic, until something newer of its scope
+    says GOOD: past its time RFC 6960 section 2.4 calls it unreliable, which is no reason to trust.
     """
-    answer, why = Status.UNKNOWN, "nothing is known about it"
+    answer = Answer(Status.UNKNOWN, "nothing is known about it")
+    revoked: list[tuple[Hashable, Answer]] = []
+    good: dict[Hashable, datetime] = {}
     evidence: list[OcspResponse | Crl] = [*responses, *crls]
     for one in evidence:
         try:
-            found, reason = one.status(source.certificate, source.issuer, wall)
-            if found is not Status.UNKNOWN:
+            found = one.status(source.certificate, source.issuer, wall)
+            if found.status is not Status.UNKNOWN:
                 _verify_evidence(one, source, wall, constraints)
         except (AuthenticationError, ParseError) as error:
-            found, reason = Status.UNKNOWN, str(error)
-        if found is Status.REVOKED:
-            return found, reason
-        if answer is Status.UNKNOWN and reason:
-            answer, why = found, reason
-    return answer, why
+            found = Answer(Status.UNKNOWN, str(error))
+        if found.status is Status.REVOKED:
+            revoked.append((one.scope, found))
+            continue
+        if found.status is Status.GOOD:
+            good[one.scope] = max(found.as_of, good.get(one.scope, found.as_of))
+        if answer.status is Status.UNKNOWN and found.why:
+            answer = found
+    counting = [found for scope, found in revoked if scope not in good or found.as_of >= good[scope]]
+    # one in force, if there is
+    return max(counting, key=lambda found: found.in_force, default=answer)
 
 
 def authentic(crl: Crl, sources: Iterable[Source], wall: datetime) -> bool:
@@ -471,9 +498,9 @@ def check_revocation(
     crls, responses = tuple(crls), tuple(responses)
     found: list[tuple[Source, Status]] = []
     for source in revocation_sources(chain, extra):
-        status, why = status_of(source, crls, responses, wall, constraints)
+        status, why, _, in_force = status_of(source, crls, responses, wall, constraints)
         if status is Status.REVOKED:
-            raise RevokedError(f"{source.certificate.subject} was revoked: {why}")
+            raise RevokedError(f"{source.certificate.subject} was revoked: {why}", None if in_force else source)
         found.append((source, status))
         asked = policy is Revocation.STRICT or (
             policy is Revocation.IFURI and bool(source.crl_uris or source.ocsp_uris)

@@ -218,8 +218,10 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             extra=extra,
         )
         unknown = [source for source, status in known if status is Status.UNKNOWN]
-    except RevokedError:
-        raise
+    except RevokedError as error:
+        if error.again is None or not cache.worth_asking(error.again, wall):
+            raise
+        unknown = [error.again]
     except CertificateError:
         unknown = revocation_sources(chain, extra)
         if not any(cache.worth_asking(source, wall) for source in unknown):

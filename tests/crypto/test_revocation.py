@@ -176,6 +176,31 @@ def test_old_crls_still_revoke() -> None:
     assert status(ca, end, Crl(ca.crl()), Crl(Ca().crl(end.serial))) is Status.GOOD
 
 
+def test_a_hold_that_was_lifted() -> None:
+    """What is newer and in force stands for what is older of its scope; what is past its time is no reason to trust."""
+    ca = Ca()
+    end = ca.issue()
+    old, due = WALL - DAY, WALL - DAY / 2
+    held = OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.REVOKED, this=old, due=due))
+    still = OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.REVOKED))
+    good = OcspResponse(respond(ca, end))
+    # of an authority with the same name and another key
+    twin = Ca(key=EC_KEY)
+    forged = OcspResponse(respond(twin, end, issuer=ca.certificate))
+    older = OcspResponse(respond(ca, end, this=old - DAY))
+    for evidence in ([held], [held, forged], [held, older], [held, Crl(ca.crl())], [held, good, still]):
+        assert status(ca, end, *evidence) is Status.REVOKED
+    for evidence in ([held, good], [good, held]):
+        assert status(ca, end, *evidence) is Status.GOOD
+    listed = Crl(ca.crl(end.serial, this=old, due=due))
+    assert status(ca, end, listed) is status(ca, end, listed, good) is Status.REVOKED
+    assert status(ca, end, listed, Crl(ca.crl(this=WALL - DAY / 3))) is Status.GOOD
+    for evidence, again in (([held], True), ([still], False), ([still, held], False), ([held, still], False)):
+        with pytest.raises(RevokedError) as caught:
+            check_revocation(chain_of(ca, end), [], evidence, RELAXED, WALL)
+        assert (caught.value.again is not None) is again
+
+
 def test_policies_of_revocation() -> None:
     ca = Ca()
     plain = chain_of(ca, ca.issue())
@@ -258,6 +283,7 @@ def test_ocsp() -> None:
     with pytest.raises(RevokedError):
         check_revocation(chain_of(ca, end), [], [bad], RELAXED, WALL)
     unknown = OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.UNKNOWN))
+    assert status(ca, end, unknown, bad) is Status.REVOKED
     assert status(ca, end, unknown) is Status.UNKNOWN
     assert status(ca, end, unknown, Crl(ca.crl())) is Status.GOOD
     rsa_ca = Ca(key=RSA_KEY)

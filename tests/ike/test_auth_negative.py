@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import CRLDistributionPoints, DistributionPoint, DNSName, UniformResourceIdentifier
+from cryptography.x509.ocsp import OCSPCertStatus
 
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.prf import PrfAlgorithm
+from ipsec.crypto.revocation import OcspResponse, revocation_sources
 from ipsec.crypto.sk import SkCipher
 from ipsec.ike.config import AuthClass, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
@@ -31,7 +33,8 @@ from ipsec.ike.state import IkeState
 from ipsec.wire.iana import CertEncoding, ExchangeType, IdType, NotifyType, PayloadType
 from ipsec.wire.ike import emit_payloads, parse_header, parse_payloads
 from ipsec.wire.payloads import AuthPayload, CertPayload, IdPayload, NotifyPayload, Payload
-from tests.crypto.pki import EC_KEY, RSA_KEY, Ca
+from tests.crypto.pki import DAY, EC_KEY, RSA_KEY, WALL, Ca
+from tests.crypto.test_revocation import chain_of, respond
 from tests.ike.hostile import (
     MOON,
     ROOT,
@@ -423,6 +426,26 @@ def test_cve_t_17_nobody_is_asked_for_a_chain_that_is_not_trusted() -> None:
     bad = believe(stage, trusted.der, sign_with=ec.generate_private_key(ec.SECP256R1()))
     for payloads in (believe(stage, foreign.der), bad):
         stage.refused(payloads)
+
+
+@pytest.mark.parametrize("answer", ["good", "revoked", "none"])
+def test_who_was_revoked_is_asked_about_again_when_that_is_past_its_time(answer: str) -> None:
+    """A hold may have been lifted; until somebody says so it is one."""
+    point = DistributionPoint([UniformResourceIdentifier("http://192.0.2.66/x.crl")], None, None, None)
+    stage = Stage(certs=True)
+    trusted = ROOT.issue("moon", EC_KEY, sans=(DNSName("moon"),), extensions=[(CRLDistributionPoints([point]), False)])
+    source = revocation_sources(chain_of(ROOT, trusted))[0]
+    held = respond(ROOT, trusted, OCSPCertStatus.REVOKED, this=WALL - DAY, due=WALL - DAY / 2)
+    stage.sa.core.status.add([source], (), [OcspResponse(held)], WALL - DAY)
+    stage.engine.receive_datagram(stage.build(believe(stage, trusted.der)), stage.sa.path, stage.lab.now)
+    (wanted,) = stage.engine.drain()
+    assert isinstance(wanted, RevocationNeeded)
+    assert wanted.sources == (source,)
+    said = {"good": OCSPCertStatus.GOOD, "revoked": OCSPCertStatus.REVOKED}
+    responses = [OcspResponse(respond(ROOT, trusted, said[answer]))] if answer in said else []
+    stage.engine.status_known(wanted.ticket, stage.lab.now, responses=responses)
+    up = [event for event in stage.engine.drain() if isinstance(event, IkeUp)]
+    assert bool(up) is (answer == "good")
 
 
 @pytest.mark.parametrize("response", [False, True])
