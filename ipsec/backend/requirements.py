@@ -22,13 +22,13 @@ from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.esp.sa import SaParams
-from ipsec.net import grants, netns, udp
+from ipsec.net import grants, link, netns, udp
 from ipsec.net.route import Router
 from ipsec.net.tun import DEVICE_NODE, device_exists, open_tun
 
 #: of a device that is made only to see whether it can be made; ``%d`` picks a free number
 TRIAL_DEVICE = "ipsectry%d"
-_SYSCTL = Path("/proc/sys/net")
+_SYSCTL = link.SYSCTL
 #: octets of a file that is written only to see whether there is room
 _TRIAL_LEN = 4096
 
@@ -211,16 +211,22 @@ def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
 
 def _forwarding(settings: UserspaceSettings) -> list[Requirement]:
     found = []
-    for name, path in (("ip_forward", "ipv4/ip_forward"), ("IPv6 forwarding", "ipv6/conf/all/forwarding")):
+    for version, name, path in (
+        (4, "ip_forward", "ipv4/ip_forward"),
+        (6, "IPv6 forwarding", "ipv6/conf/all/forwarding"),
+    ):
         value = _sysctl(path)
         if value is None:
             continue
         key = "net." + path.replace("/", ".")
-        if value == 0:
+        some = link.forwards_from(version, without=settings.device, sysctl=_SYSCTL)
+        if value:
+            found.append(Requirement(name, State.FOUND, f"{key} is {value}"))
+        elif some:
+            found.append(Requirement(name, State.FOUND, f"{key} is 0, and on for {', '.join(some)}"))
+        else:
             detail = f"{key} is 0: only this host's own packets use the tunnel"
             found.append(Requirement(name, State.HINT, detail, f"sysctl -w {key}=1"))
-        else:
-            found.append(Requirement(name, State.FOUND, f"{key} is {value}"))
     return found
 
 

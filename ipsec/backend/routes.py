@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from ipsec.backend.base import IpAddress, IpInterface
@@ -17,6 +16,7 @@ from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
+from ipsec.net.link import forwards_from
 from ipsec.net.route import Router
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.wire.selector import SelectorPair
@@ -380,7 +380,7 @@ class Routes:
             if not other_mtu:
                 return rules_error, None
             # asked here, where the device is: this thread may be in another network namespace
-            size = gso_max_size(mtu, path_mtu)
+            size = gso_max_size(device, mtu, path_mtu)
             return rules_error, _error_of(partial(router.set_mtu, device, mtu, size))
 
         rules_error, mtu_error = await self._call(work)
@@ -405,21 +405,13 @@ def drops_all(pair: SelectorPair) -> bool:
     return not pair.protocol and int(pair.local.start) == 0 and int(pair.local.end) == last
 
 
-def gso_max_size(mtu: int, path_mtu: int) -> int:
-    """IFLA_GSO_MAX_SIZE of a device: any superframe where this host forwards, else what becomes one UDP train.
+def gso_max_size(device: str, mtu: int, path_mtu: int) -> int:
+    """IFLA_GSO_MAX_SIZE of a device: any superframe where others' packets come to it, else what becomes one UDP train.
 
     What others send is as long as their own devices allow, and the kernel cuts what is too long here into packets.
     """
-    return ANY_SUPERFRAME if _forwards() else superframe_size(mtu, path_mtu)
-
-
-def _forwards() -> bool:
-    for version in ("ipv4", "ipv6"):
-        # a kernel without IPv6 has no such file
-        with suppress(OSError, ValueError):
-            if int(Path(f"/proc/sys/net/{version}/conf/all/forwarding").read_text()):
-                return True
-    return False
+    forwards = any(forwards_from(version, without=device) for version in (4, 6))
+    return ANY_SUPERFRAME if forwards else superframe_size(mtu, path_mtu)
 
 
 def superframe_size(mtu: int, path_mtu: int) -> int:

@@ -169,7 +169,7 @@ class UserspaceBackend:
                 mtu=mtu,
                 addresses=(*settings.addresses, *self._routes.addresses),
                 queue_length=settings.queue_length,
-                gso_max_size=gso_max_size(mtu, path_mtu),
+                gso_max_size=gso_max_size(tun.name, mtu, path_mtu),
             )
             for note in notes:
                 log.info("%s: %s", tun.name, note)

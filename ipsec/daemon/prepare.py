@@ -74,7 +74,7 @@ def prepare(config: Config, owner: Owner, *, sysctls: bool) -> list[str]:
             mtu=mtu,
             addresses=addresses,
             queue_length=settings.tun_queue_length,
-            gso_max_size=gso_max_size(mtu, settings.path_mtu),
+            gso_max_size=gso_max_size(settings.device, mtu, settings.path_mtu),
         )
         done.append(f"{settings.device} is up, MTU {mtu}, addresses: {', '.join(map(str, addresses)) or 'none'}")
         if settings.install_routes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 # linux/sockios.h, linux/if.h
 _SIOCGIFFLAGS = 0x8913
@@ -13,6 +15,8 @@ _SIOCGIFMTU = 0x8921
 _IFF_UP = 1
 _IFREQ_FLAGS = struct.Struct("16sH22x")
 _IFREQ_MTU = struct.Struct("16si20x")
+#: of the network namespace of the thread that reads it
+SYSCTL = Path("/proc/sys/net")
 
 
 def is_up(device: str) -> bool:
@@ -34,6 +38,18 @@ def has_address(address: IPv4Address | IPv6Address) -> bool:
         except OSError:
             return False
     return True
+
+
+def forwards_from(version: int, *, without: str, sysctl: Path = SYSCTL) -> list[str]:
+    """The devices whose packets this host forwards, other than ``without``; with "all", if that is switched on."""
+    found = []
+    for path in sorted((sysctl / f"ipv{version}" / "conf").glob("*/forwarding")):
+        name = path.parent.name
+        # devices go away; "default" is for those that are to come
+        with suppress(OSError, ValueError):
+            if name not in ("default", without) and int(path.read_text()):
+                found.append(name)
+    return found
 
 
 def _ask(device: str, request: int, layout: struct.Struct) -> int:

@@ -1,5 +1,5 @@
 """Hears from the kernel when the tunnel device goes up, down or away, when addresses of this host come or go, and when
-it begins or ends to forward.
+it begins or ends to forward what comes to any other device.
 
 By rtnetlink's groups, without polling.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+import sys
 from enum import Enum
 
 from ipsec.net.netlink import attributes
@@ -28,7 +29,8 @@ _RTM_NEWNETCONF = 80
 # linux/netconf.h
 _NETCONFA_IFINDEX = 1
 _NETCONFA_FORWARDING = 2
-_IFINDEX_ALL = struct.pack("=i", -1)
+#: of devices that are to come
+_IFINDEX_DEFAULT = -2
 _IFF_UP = 1
 _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
@@ -79,6 +81,9 @@ class LinkMonitor:
                 lost = True
                 continue
             found += self._parse(data)
+        if Change.FORWARDING in found:
+            # "all" is told for each device as well
+            found = [change for change in found if change is not Change.FORWARDING] + [Change.FORWARDING]
         if lost:
             found += [self._look(), Change.ADDRESSES, Change.FORWARDING]
         return found
@@ -111,7 +116,8 @@ class LinkMonitor:
                 found += self._parse_link(kind, data, at + _NLMSG.size)
             elif kind == _RTM_NEWNETCONF:
                 known = attributes(data[at + _NLMSG.size : at + length], 4)
-                if known.get(_NETCONFA_IFINDEX) == _IFINDEX_ALL and _NETCONFA_FORWARDING in known:
+                of = int.from_bytes(known.get(_NETCONFA_IFINDEX, b""), sys.byteorder, signed=True)
+                if of not in (_IFINDEX_DEFAULT, self._index) and _NETCONFA_FORWARDING in known:
                     found.append(Change.FORWARDING)
             at += (length + 3) & ~3
         return found

@@ -98,5 +98,9 @@ def test_sysctls_become_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found["ip_forward"].state is State.HINT
     assert found["ip_forward"].remedy == "sysctl -w net.ipv4.ip_forward=1"
     assert found["IPv6 forwarding"].state is State.FOUND
+    (tmp_path / "ipv4/conf/lan0").mkdir(parents=True)
+    (tmp_path / "ipv4/conf/lan0/forwarding").write_text("1\n")
+    one = by_name(check(settings(), forwards=True))["ip_forward"]
+    assert (one.state, one.detail) == (State.FOUND, "net.ipv4.ip_forward is 0, and on for lan0")
     assert "rp_filter=2" in found["rp_filter"].remedy
     assert "rp_filter" not in by_name(check(settings()))

@@ -283,8 +283,15 @@ def test_superframes_follow_what_the_host_does(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:
             await backend.sync_routes()
-            for on, size in (("1", ANY_SUPERFRAME), ("0", superframe_size(1400, 1500))):
-                Path("/proc/sys/net/ipv4/conf/all/forwarding").write_text(on)
+            for name, on, size in (
+                ("ipv4/conf/all", "1", ANY_SUPERFRAME),
+                ("ipv4/conf/all", "0", superframe_size(1400, 1500)),
+                # what comes from one device only
+                ("ipv4/conf/lo", "1", ANY_SUPERFRAME),
+                ("ipv4/conf/lo", "0", superframe_size(1400, 1500)),
+                ("ipv6/conf/lo", "1", ANY_SUPERFRAME),
+            ):
+                Path(f"/proc/sys/net/{name}/forwarding").write_text(on)
                 await until(lambda size=size: f"gso_max_size {size} " in largest())
             assert "mtu 1400 " in largest()
 

@@ -801,11 +801,11 @@ def test_a_lost_device_is_told_once_however_packets_move(core: ModuleType, worke
 
 
 def test_a_host_that_forwards_takes_any_superframe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_forwards", lambda: True)
+    monkeypatch.setattr(routes, "forwards_from", lambda version, *, without: ["lan0"])
     # the kernel cuts what is as long as the limit: the longest IP packet must be below it
-    assert gso_max_size(1438, 1500) == 65536
-    monkeypatch.setattr(routes, "_forwards", lambda: False)
-    assert gso_max_size(1438, 1500) == superframe_size(1438, 1500)
+    assert gso_max_size("ipsec0", 1438, 1500) == 65536
+    monkeypatch.setattr(routes, "forwards_from", lambda version, *, without: [])
+    assert gso_max_size("ipsec0", 1438, 1500) == superframe_size(1438, 1500)
 
 
 def test_superframes_become_one_train() -> None:

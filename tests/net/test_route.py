@@ -268,13 +268,14 @@ def test_monitor_tells_up_down_and_gone_and_addresses(tun: Tun) -> None:
 def test_monitor_tells_when_the_host_begins_to_forward(tun: Tun) -> None:
     monitor = LinkMonitor(tun.index, up=False)
     for version in ("ipv4", "ipv6"):
-        # of one device only, and of something else: not of interest
-        for name in ("conf/ipsec0/forwarding", "conf/all/accept_redirects"):
+        # of our own device, of those to come, and of something else: not of interest
+        for name in ("conf/ipsec0/forwarding", "conf/default/forwarding", "conf/all/accept_redirects"):
             Path(f"/proc/sys/net/{version}/{name}").write_text("1")
         assert monitor.changes() == []
-        for on in ("1", "0"):
-            Path(f"/proc/sys/net/{version}/conf/all/forwarding").write_text(on)
-            assert monitor.changes() == [Change.FORWARDING]
+        for name in ("lo", "all"):
+            for on in ("1", "0"):
+                Path(f"/proc/sys/net/{version}/conf/{name}/forwarding").write_text(on)
+                assert monitor.changes() == [Change.FORWARDING]
     monitor.close()
 
 
