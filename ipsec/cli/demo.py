@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ipsec.cli import demo_memory
-from ipsec.cli.demo_lab import connection, guarded, run_demo, show_negotiated, start_ipsecd
+from ipsec.cli.demo_lab import connection, guarded, no_arguments, run_demo, show_negotiated, start_ipsecd
 from ipsec.cli.demo_memory import row
 from ipsec.cli.demo_traffic import Wire, file, first_packet, ping, rekeying, throughput
 
@@ -55,4 +55,5 @@ def _two_gateways(stack: contextlib.ExitStack, scratch: Path) -> None:
 
 
 if __name__ == "__main__":
+    no_arguments("ipsec.cli.demo", __doc__)
     sys.exit(main())

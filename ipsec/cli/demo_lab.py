@@ -6,6 +6,7 @@ Ctrl-C too.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -38,6 +39,12 @@ _USER_NAMESPACE = (
     # ip-netns(8) keeps names in /run/netns, which belongs to the real root; a new loopback device is down
     *("sh", "-c", 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"', "sh"),
 )
+
+
+def no_arguments(module: str, text: str | None) -> None:
+    """Say what a demo does if asked for help, and refuse any other argument."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(f"python -m {module}", description=text, formatter_class=formatter).parse_args()
 
 
 def run_demo(module: str, work: Callable[[contextlib.ExitStack, Path], None]) -> list[str] | int:

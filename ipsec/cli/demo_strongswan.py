@@ -23,6 +23,7 @@ from ipsec.cli.demo_lab import (
     Daemon,
     connection,
     inside,
+    no_arguments,
     run,
     run_demo,
     show_negotiated,
@@ -149,4 +150,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
 
 
 if __name__ == "__main__":
+    no_arguments("ipsec.cli.demo_strongswan", __doc__)
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_certificates_are_good_for_both(tmp_path: Path) -> None:
         assert (home / "private" / "gateway.pem").stat().st_mode & 0o777 == 0o600
         command = ["openssl", "verify", "-CAfile", str(home / "x509ca/ca.pem"), str(home / "x509/gateway.pem")]
         assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["demo", "demo_strongswan"])
+@pytest.mark.parametrize(("argument", "status", "said"), [("--help", 0, "usage: python"), ("nothing", 2, "nothing")])
+def test_takes_no_arguments(module: str, argument: str, status: int, said: str) -> None:
+    command = [sys.executable, "-m", f"ipsec.cli.{module}", argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+    assert "MTU" not in done.stdout
 
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
