@@ -28,7 +28,7 @@ from ipsec.daemon.endpoint import Endpoint
 from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, vici_wanted
+from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, say_mark, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -52,6 +52,7 @@ class Daemon:
         self._config = config
         self._ends = MemoryEnds(MemoryTun(), MemoryLink(), 0) if config.settings.backend is BackendKind.MEMORY else None
         self._backend_settings = backend_settings(config, self._ends, inherited)
+        say_mark(config, self._backend_settings)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
         self.health = Health(self.backend, config.settings.http.ready)

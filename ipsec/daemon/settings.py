@@ -42,6 +42,17 @@ class ExitCode(IntEnum):
     DEVICE_LOST = 6
 
 
+def say_mark(config: Config, settings: UserspaceSettings) -> None:
+    """Log where the mark is another than the configuration says."""
+    if settings.fwmark == config.settings.fwmark:
+        return
+    if settings.prepared:
+        log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
+    else:
+        why = "because policies cover the outer addresses, drop or bypass"
+        log.info("our own packets bear mark %d, %s", settings.fwmark, why)
+
+
 def backend_settings(
     config: Config, ends: MemoryEnds | None = None, inherited: Inherited | None = None
 ) -> UserspaceSettings:
@@ -61,12 +72,9 @@ def backend_settings(
     )
     # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
     fwmark = 0 if prepared else settings.fwmark
-    if settings.fwmark and prepared:
-        log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
     inside = not settings.namespace and _protects_peer(config)
     if not fwmark and ends is None and not prepared and (bypass or drop or inside):
         fwmark = DEFAULT_FWMARK
-        log.info("our own packets bear mark %d, because policies cover the outer addresses, drop or bypass", fwmark)
     port = _port(config)
     ike_port = (settings.port or None) if config.connections or vici_wanted(config) else None
     if ike_port == port:

@@ -135,6 +135,16 @@ def test_check(
     ]
 
 
+def test_check_says_once_what_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = [Requirement("a thing", State.FOUND, "its detail", "")]
+    monkeypatch.setattr("ipsec.daemon.ready.check", lambda *args, **rest: found)
+    around = sas(sa="local_ts = 10.1.0.0/16\nremote_ts = 0.0.0.0/0")
+    assert ipsecd.main(["--check", "--config", written(tmp_path / "good.conf", around)]) == 0
+    assert caplog.text.count("our own packets bear mark") == 1
+
+
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
     path = written(tmp_path / "good.conf", sas(ipsecd_keys="backend = memory"))
     command = [sys.executable, "-m", "ipsec"]
