@@ -140,7 +140,8 @@ def test_check_says_once_what_was_chosen(
 ) -> None:
     found = [Requirement("a thing", State.FOUND, "its detail", "")]
     monkeypatch.setattr("ipsec.daemon.ready.check", lambda *args, **rest: found)
-    around = sas(sa="local_ts = 10.1.0.0/16\nremote_ts = 0.0.0.0/0")
+    caplog.set_level(logging.INFO)
+    around = sas(sa="local_ts = 10.1.0.0/16\nremote_ts = 192.0.2.2/32")
     assert ipsecd.main(["--check", "--config", written(tmp_path / "good.conf", around)]) == 0
     assert caplog.text.count("our own packets bear mark") == 1
 
