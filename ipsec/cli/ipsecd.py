@@ -21,7 +21,7 @@ from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import BackendKind, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
-from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter
+from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter, leave_out_what_no_line_says
 from ipsec.daemon.ready import requirements
 from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(config, as_json=options.json)
     if options.prepare:
         return _prepare(config, options)
+    leave_out_what_no_line_says()
     return daemon.run(config)
 
 

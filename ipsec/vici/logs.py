@@ -140,7 +140,7 @@ class LogRelay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
-        if self._busy or record.thread != self._thread:
+        if self._busy or threading.get_ident() != self._thread:
             return
         self._busy = True
         try:

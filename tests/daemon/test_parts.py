@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import struct
 import threading
@@ -23,7 +24,7 @@ from ipsec.config import load_text
 from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
-from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, formatter
+from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, formatter, leave_out_what_no_line_says
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
 from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
@@ -31,6 +32,7 @@ from ipsec.daemon.settings import DEFAULT_FWMARK, amount
 from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
 from ipsec.ike.keymat import IkeKeys
+from ipsec.vici.logs import LogRelay
 from ipsec.wire.iana import Encr, Integ
 from tests.backend.disk import no_room
 
@@ -116,6 +118,33 @@ def test_a_line_is_one_line_whoever_has_a_word_in_it(journal: bool, monkeypatch:
     line = formatter("text").format(logging.LogRecord("ipsec.x", logging.INFO, "", 0, "%s", (HOSTILE,), None))
     assert line.endswith(f"INFO ipsec.x: {ESCAPED}")
     assert line.isprintable()
+
+
+def test_lines_need_neither_caller_nor_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines() -> list[str]:
+        out = io.StringIO()
+        heard: list[str] = []
+        logger = logging.Logger("ipsec.test")
+        for kind in ("text", "json"):
+            handler = logging.StreamHandler(out)
+            handler.setFormatter(formatter(kind))
+            logger.addHandler(handler)
+        logger.addHandler(LogRelay(lambda record, sa: heard.append(record.getMessage())))
+        try:
+            raise ValueError("why")
+        except ValueError:
+            logger.exception("%s of %d", "one", 2)
+        assert heard == ["one of 2"]
+        text = re.sub(r"[0-9T:.-]{23}Z|[0-9T:.+-]{29}", "TIME", out.getvalue())
+        return re.sub(r"line [0-9]+", "line N", text).splitlines()
+
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+    before = lines()
+    leave_out_what_no_line_says()
+    assert not logging.logThreads
+    assert lines() == before
+    assert any("ValueError: why" in line for line in before)
 
 
 def test_a_traceback_forges_no_line() -> None:
