@@ -37,6 +37,23 @@ def conns(context: click.Context, parameter: click.Parameter, incomplete: str) -
     return [CompletionItem(name) for name in found.conn_names() if name.startswith(incomplete)] if found else []
 
 
+def names_and_manual(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """As ``names``, and manual SAs, for verbs that only look."""
+    return names(context, parameter, incomplete) + _manual(context, parameter, incomplete)
+
+
+def conns_and_manual(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Connections and manual SAs."""
+    return conns(context, parameter, incomplete) + _manual(context, parameter, incomplete)
+
+
+def _manual(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    found = _ask(context)
+    given = context.params.get(parameter.name or "") or ()
+    offered = found.manual if found else ()
+    return [CompletionItem(name) for name in offered if name.startswith(incomplete) and name not in given]
+
+
 def _ask(context: click.Context) -> Known | None:
     socket = context.ensure_object(App).socket
 

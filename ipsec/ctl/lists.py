@@ -101,7 +101,7 @@ def _end(addrs: Sequence[str], auths: Sequence[Auth]) -> str:
 
 
 @list_.command()
-@names_argument
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names_and_manual)
 def sas(names: tuple[str, ...]) -> None:
     """The IKE_SAs, and their CHILD_SAs, with SPIs and counters; and manual SAs."""
     app = current()

@@ -23,7 +23,7 @@ SAMPLE_S = 0.5
 
 
 @click.command(cls=Verb)
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names_and_manual)
 @click.option(
     "--sample",
     "seconds",

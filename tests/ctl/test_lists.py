@@ -132,6 +132,34 @@ def test_counters(busy: FakeDaemon, ctl: Ctl) -> None:
     assert [name for name, _ in busy.asked].count("reset-counters") == 2
 
 
+def test_counters_of_manual_sas(busy: FakeDaemon, ctl: Ctl) -> None:
+    busy.manual = {name: dict(BY_HAND) for name in ("by-hand", "other")}
+    out = ctl("counters").out
+    assert re.search(r"(?m)^MANUAL SA +by-hand +other$", out)
+    assert re.search(r"(?m)^ike-init-out-req +7 +1 +1$", out)
+    out = ctl("counters", "by-hand").out
+    assert re.search(r"(?m)^bytes-in +1000$", out)
+    assert "IKE" not in out
+    document = ctl("counters", "by-hand", "--json").document
+    assert (list(document["manual_sas"]), document["connections"], document["ike"]) == (["by-hand"], {}, {})
+    assert sum(ctl("counters", "--json").document["manual_sas"]["other"].values()) > 1000
+    assert ctl("counters", "gw", "--json").document["manual_sas"] == {}
+    assert "did you mean by-hand?" in ctl("counters", "by-hnd").err
+    refused = ctl("counters", "by-hand", "--reset")
+    assert refused.status == ExitCode.UNKNOWN_NAME
+    assert "manual SA" in refused.err
+
+
+def test_completion_of_manual_sas(busy: FakeDaemon) -> None:
+    """Where one only looks: nothing else can be done to them."""
+    busy.manual = {"by-hand": dict(BY_HAND)}
+    for words in (("status",), ("counters",), ("list", "sas")):
+        assert completed(busy.socket, words, "")[-1] == "by-hand"
+    assert completed(busy.socket, ("status", "by-hand"), "b") == []
+    for words in (("down",), ("log",), ("list", "conns")):
+        assert "by-hand" not in completed(busy.socket, words, "")
+
+
 def test_counters_of_a_charon(charon: FakeDaemon, ctl: Ctl) -> None:
     document = ctl("counters", "--json").document
     assert (document["data_path"], document["drops"]) == (None, None)
