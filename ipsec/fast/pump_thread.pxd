@@ -6,6 +6,7 @@ from ipsec.fast.pump cimport *
 
 cdef enum:
     TUN_READS = 64       # small packets of one system call, as many as a train holds; or 16 superframes
+    UNTOLD_MS = 10       # from one look at a device that is gone to the next, while there is no room to say so
 
 # Runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
 # again for so long after the last packet before it sleeps.
@@ -15,6 +16,7 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
     cdef int n, i, flags, ready
     cdef uint64_t woken
     cdef bint more = False
+    cdef bint untold = False     # the device is gone, and the ring of events full: poll() would return at once, for ever
     cdef uint64_t quiet_since = 0
     cdef uint64_t before
     while True:
@@ -33,19 +35,21 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
                                         | (POLLOUT if p.blocked == i + 1 else 0))
                 which[n] = i
                 n += 1
-        if not p.device_lost and not p.blocked:
+        if not p.device_lost and not p.blocked and not untold:
             fds[n].fd = p.tun_fd
             fds[n].events = <short>POLLIN
             which[n] = -1
             n += 1
-        ready = poll(fds, <unsigned long>n, 0 if more else -1)
-        if ready == 0:
+        ready = poll(fds, <unsigned long>n, 0 if more else UNTOLD_MS if untold else -1)
+        if ready == 0 and more:
             sched_yield()    # looking again and again must not keep others, the peer of a packet perhaps, from this CPU
         p.counters[WAKEUPS] += 1
         if fds[0].revents:
             return
         before = p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES]
         more = False
+        if untold:
+            untold = pump_tun(p, TUN_READS) & RUN_DEVICE_LOST and not p.device_lost
         for i in range(1, n):
             if not fds[i].revents:
                 continue
@@ -64,6 +68,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
                     flags |= pump_tun(p, TUN_READS)
             if flags & RUN_MORE:
                 more = True
+            if flags & RUN_DEVICE_LOST and not p.device_lost:
+                untold = True
         if busy_poll_ns:
             if p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES] != before:
                 quiet_since = p.worker.now_ns

@@ -31,6 +31,7 @@ from tests.fast.pumps import (
     EVERYTHING,
     MORE,
     Gateway,
+    Tap,
     Threads,
     drops,
     in_params,
@@ -227,14 +228,17 @@ def test_what_nobody_will_send_is_counted() -> None:
         t.gateway.check()
 
 
+def fill_events(t: Tap) -> None:
+    """Make the ring of events full."""
+    for n in range(1024):
+        t.engine.add_policy(Policy(Action.PROTECT, (pair("0.0.0.0/0", f"10.9.{n >> 8}.{n & 255}/32"),), reqid=n + 1))
+        t.gateway.tun.send(udp_packet(4, ip={"dst": f"10.9.{n >> 8}.{n & 255}"}))
+        t.gateway.pump.run_tun()
+
+
 def test_a_lost_device_is_told_when_there_is_room_to_tell() -> None:
     with tap() as t:
-        for n in range(1024):
-            t.engine.add_policy(
-                Policy(Action.PROTECT, (pair("0.0.0.0/0", f"10.9.{n >> 8}.{n & 255}/32"),), reqid=n + 1)
-            )
-            t.gateway.tun.send(udp_packet(4, ip={"dst": f"10.9.{n >> 8}.{n & 255}"}))
-            t.gateway.pump.run_tun()
+        fill_events(t)
         t.gateway.tun.lose()
         assert t.gateway.pump.run_tun() & DEVICE_LOST
         assert {event.kind for event in t.engine.events()} == {EventKind.ACQUIRE}
@@ -242,6 +246,21 @@ def test_a_lost_device_is_told_when_there_is_room_to_tell() -> None:
             assert t.gateway.pump.run_tun() & DEVICE_LOST
         assert [event.kind for event in t.engine.events()] == [EventKind.DEVICE_LOST]
         assert t.gateway.pump.run_sockets() & DEVICE_LOST
+
+
+def test_a_thread_sleeps_while_there_is_no_room_to_tell() -> None:
+    with tap() as t:
+        fill_events(t)
+        with Running(t.gateway.pump):
+            t.gateway.tun.lose()
+            time.sleep(0.3)
+            # a hundred a second, and not as many as the processor can
+            assert t.gateway.counters()["wakeups"] < 100
+            told: list[EventKind] = []
+            while EventKind.DEVICE_LOST not in told:
+                told += [event.kind for event in t.engine.events()]
+                time.sleep(0.001)
+        assert told == [EventKind.ACQUIRE] * 1024 + [EventKind.DEVICE_LOST]
 
 
 def test_nobody_at_the_other_end() -> None:
