@@ -162,6 +162,7 @@ def _check_together(sas: list[ManualSa], top: Section) -> Iterator[str]:
     """Refuse what no two SAs may have in common; yields warnings."""
     spis: dict[tuple[object, ...], str] = {}
     counters: dict[bytes, str] = {}
+    ciphers: dict[bytes, str] = {}
     for sa in sas:
         section = top.sections[sa.name]
         # RFC 4301 section 4.1: the SPI alone finds an inbound SA, an outbound one is told by SPI and destination
@@ -177,11 +178,19 @@ def _check_together(sas: list[ManualSa], top: Section) -> Iterator[str]:
                 if other != place:
                     why = f"the same key as {other}: {sa.proposal.suite} would use every IV twice, which breaks it"
                     raise error_at(section, _place(sa, top, key), why)
-        elif (sa.key_in, sa.integ_key_in) == (sa.key_out, sa.integ_key_out):
-            if sa.spi_in == sa.spi_out:
-                place = section.child_path(_place(sa, top, "key_in"))
-                why = f"the same key as {place} and the same SPI: our own packets, sent back, would be accepted"
-                raise error_at(section, _place(sa, top, "key_out"), why)
+            continue
+        if (sa.key_in, sa.integ_key_in, sa.spi_in) == (sa.key_out, sa.integ_key_out, sa.spi_out):
+            place = section.child_path(_place(sa, top, "key_in"))
+            why = f"the same key as {place} and the same SPI: our own packets, sent back, would be accepted"
+            raise error_at(section, _place(sa, top, "key_out"), why)
+        for key, secret in (("key_in", sa.key_in), ("key_out", sa.key_out)):
+            place = section.child_path(_place(sa, top, key))
+            other = ciphers.setdefault(secret, place) if secret else place
+            if other != place:
+                # SP 800-38A appendix C: an IV is a number that was enciphered, and who has seen it once can foretell it
+                why = f"the same cipher key as {other}: the IVs of one tell those of the other, use two"
+                yield _warning(section, _place(sa, top, key), why)
+        if not sa.key_in and sa.integ_key_in == sa.integ_key_out:
             yield _warning(section, _place(sa, top, "key_out"), "the same key in both directions, use two")
 
 

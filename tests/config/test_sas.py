@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ipsec.config import Config, load, load_text
 from ipsec.config.sas import ManualSa
-from ipsec.crypto.suites import esp_suite
+from ipsec.crypto.suites import Encr, EspSuite, all_esp_suites, esp_suite
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
 from ipsec.wire.selector import TCP
@@ -272,10 +272,54 @@ def test_ctr_keys_count_without_their_integrity_key() -> None:
     assert error.key == "sas.a.key_out"
 
 
+@pytest.mark.parametrize("suite", all_esp_suites(), ids=str)
+def test_same_key_in_both_directions(suite: EspSuite) -> None:
+    """Refused wherever the IV counts, also in two SAs; a warning in CBC, and where there is no cipher."""
+    allow = "ipsecd { allow_weak = yes }\n"
+    secret = [f"0x{bytes(range(n, n + suite.key_len + suite.integ_key_len)).hex()}" for n in range(3)]
+    both = document(section("a", esp_proposals=str(suite), key_in=secret[0], key_out=secret[0]), top=allow)
+    pairs = [("0x1001", "0x2001", secret[0], secret[1]), ("0x1002", "0x2002", secret[2], secret[0])]
+    ends = [
+        section(name, esp_proposals=str(suite), spi_in=spis[0], spi_out=spis[1], key_in=spis[2], key_out=spis[3])
+        for name, spis in zip("ab", pairs, strict=True)
+    ]
+    two = document(*ends, top=allow)
+    if suite.encr in (Encr.AES_CBC, Encr.TRIPLE_DES_CBC, Encr.NULL):
+        assert any("the same" in warning for warning in load_text(both).warnings)
+        assert any("the same" in warning for warning in load_text(two).warnings) == (suite.encr is not Encr.NULL)
+        return
+    for text in (both, two):
+        with pytest.raises(ConfigError, match=r"the same key as sas\.a\.key_in: .* would use every IV twice"):
+            load_text(text)
+
+
+def cbc(name: str, spi: int, key_in: str, key_out: str) -> str:
+    """A section with 16 octets of cipher key and 32 of integrity key for each direction."""
+    return section(
+        name,
+        esp_proposals="aes128-sha256",
+        spi_in=f"{spi:#x}",
+        spi_out=f"{spi + 0x1000:#x}",
+        key_in=f"0x{key_in[0] * 32}{key_in[1] * 64}",
+        key_out=f"0x{key_out[0] * 32}{key_out[1] * 64}",
+    )
+
+
 def test_same_cbc_key_is_a_warning() -> None:
-    keys = {"esp_proposals": "aes128-sha256", "key_in": f"0x{HMAC_IN.hex()}", "key_out": f"0x{HMAC_IN.hex()}"}
-    config = load_text(document(section("gw", **keys)), "f")
-    assert config.warnings == ("f:9: sas.gw.key_out: the same key in both directions, use two",)
+    """Whatever the integrity keys are, and in whichever SAs."""
+    for keys in (("aa", "aa"), ("ab", "ac")):
+        config = load_text(document(cbc("gw", 0x1001, *keys)), "f")
+        (warning,) = config.warnings
+        assert warning.startswith("f:9: sas.gw.key_out: the same cipher key as sas.gw.key_in: the IVs of one tell")
+    (warning,) = load_text(document(cbc("a", 0x1001, "12", "34"), cbc("b", 0x1002, "56", "17"))).warnings
+    assert "sas.b.key_out: the same cipher key as sas.a.key_in" in warning
+    assert load_text(document(cbc("a", 0x1001, "12", "32"), cbc("b", 0x1002, "52", "72"))).warnings == ()
+
+
+def test_same_key_without_a_cipher_is_a_warning() -> None:
+    keys = {"esp_proposals": "null-sha256", "key_in": "0x" + "11" * 32, "key_out": "0x" + "11" * 32}
+    (warning,) = load_text(document(section("gw", **keys)), "f").warnings
+    assert warning == "f:9: sas.gw.key_out: the same key in both directions, use two"
 
 
 def key_file(path: Path, text: str, mode: int = 0o600) -> str:
