@@ -137,9 +137,10 @@ cdef class Pump:
         """The socket that had no room for the last message, or -1."""
         return self.p.sockets[self.p.blocked - 1] if self.p.blocked else -1
 
-    def discard(self):
-        """Count what waits for a socket as dropped, for nobody will send it. Not while the pump runs."""
-        pump_discard(self.p)
+    def discard(self, *, bint held=False):
+        """Count what waits for a socket as dropped, for nobody will send it; with ``held`` also what waits for an SA.
+        Not while the pump runs."""
+        pump_discard(self.p, held)
 
     def datagrams(self, unsigned int limit=0xFFFFFFFF):
         """What is not ESP, oldest first, at most ``limit``: (data, (source address, port) or None, local address or None,

@@ -45,8 +45,9 @@ class CorePump(Protocol):
     def blocked_fd(self) -> int:
         """The socket that had no room for the last message, -1 if none."""
 
-    def discard(self) -> None:
-        """Count what waits for a socket as dropped, for nobody will send it. Not while the pump runs."""
+    def discard(self, *, held: bool = ...) -> None:
+        """Count what waits for a socket as dropped, for nobody will send it; with ``held`` also what waits for an SA.
+        Not while the pump runs."""
 
     def run_forever(self, stop_fd: int, busy_poll_us: int = 0) -> None:
         """Do both on this thread, without the GIL, until ``stop_fd`` is readable."""

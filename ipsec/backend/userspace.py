@@ -226,6 +226,10 @@ class UserspaceBackend:
 
     async def quiesce(self) -> None:
         """Stop moving packets, and nothing else: counters and sequence numbers are final afterwards."""
+        await self._halt(final=True)
+
+    async def _halt(self, *, final: bool) -> None:
+        """``final``: no SA will come for what waits for one."""
         if self._running:
             self._running = False
             self._datagrams.pause()
@@ -244,7 +248,7 @@ class UserspaceBackend:
             os.close(self._stop_fd)
             self._stop_fd = -1
         for worker in self._workers:
-            worker.pump.discard()
+            worker.pump.discard(held=final)
         self._drain_engine()
 
     async def stop(self) -> None:
@@ -417,7 +421,7 @@ class UserspaceBackend:
     async def _recover(self) -> None:
         """Make the device again, with everything that hung on it. SAs and their counters stay."""
         try:
-            await self.quiesce()
+            await self._halt(final=False)
             self._drop_pumps()
             assert self._tun is not None
             self._tun.close()

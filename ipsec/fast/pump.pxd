@@ -12,7 +12,7 @@ from posix.uio cimport iovec, writev
 from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
 from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
-from ipsec.fast.held cimport HeldFrame, held_too_long, held_unlink
+from ipsec.fast.held cimport HeldFrame, held_discard, held_too_long, held_unlink
 from ipsec.fast.inbound cimport (
     INBOUND_ROOM, inbound, inbound_job_begin, inbound_job_end, inbound_job_sa)
 from ipsec.fast.inbox cimport *
@@ -373,9 +373,11 @@ cdef inline void pump_keep(PumpState *p) noexcept nogil:
     for i in range(p.n_messages):
         p.messages[i].sa = NULL
 
-# What waits will not be sent any more. Not beside a running pump.
-cdef inline void pump_discard(PumpState *p) noexcept nogil:
+# What waits for a socket will not be sent any more, nor what waits for an SA if `held`. Not beside a running pump.
+cdef inline void pump_discard(PumpState *p, bint held) noexcept nogil:
     cdef uint32_t i
+    while held and p.worker.held.first != NULL:
+        drop(p.worker, NULL, DROP_OUT_NO_STATES, held_discard(&p.worker.held, NULL))
     for i in range(p.n_messages):
         drop(p.worker, NULL, DROP_OUT_SEND_ERROR, p.messages[i].count)
     p.n_messages = 0

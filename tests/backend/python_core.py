@@ -143,8 +143,11 @@ class Pump:
     def blocked_fd(self) -> int:
         return self._blocked
 
-    def discard(self) -> None:
-        """Nothing waits here."""
+    def discard(self, *, held: bool = False) -> None:
+        """Nothing waits for a socket here."""
+        with self.engine.lock:
+            for _ in self.engine._waiting.take() if held else ():
+                self.engine._drop(DropReason.OUT_NO_STATES)
 
     def datagrams(self, limit: int = 1 << 32) -> list[RawDatagram]:
         found, self._datagrams = self._datagrams[:limit], self._datagrams[limit:]

@@ -224,6 +224,24 @@ def test_nothing_waits_if_it_is_not_to(core: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_what_waits_for_an_sa_at_the_end_is_a_drop(core: ModuleType, workers: int) -> None:
+    """Packets in = packets out + drops, also of the last ones."""
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, _):
+            a.backend.add_policy(policy(0))
+            a.tun.send(packet(0))
+            await until(lambda: a.events)
+            assert a.backend.drops() == {}
+            await a.backend.quiesce()
+            assert a.backend.drops() == {DropReason.OUT_NO_STATES: 1}
+            await a.backend.quiesce()
+            assert a.backend.drops() == {DropReason.OUT_NO_STATES: 1}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_sa_moves_in_place(core: ModuleType, workers: int) -> None:
     """To another local and remote address, another port, and back (RFC 4555); what no socket fits is refused."""
     elsewhere = ip_address("203.0.113.1"), ip_address("203.0.113.2")

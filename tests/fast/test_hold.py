@@ -54,6 +54,21 @@ def test_frames_wait_as_they_are() -> None:
         assert n.left.counters()["tun_rx_packets"] == len(want)
 
 
+def test_what_no_sa_will_come_for_is_counted() -> None:
+    """Also each packet of a superframe; and not before it is certain."""
+    with tap(engine={"hold_packets": 4}) as t:
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        for header, frame in ((NO_VNET, tcp_packet(4, 200)), superframe("tcp", 4, 20000, 1200)):
+            t.gateway.tun.send(frame, header)
+        t.gateway.pump.run_tun()
+        t.gateway.pump.discard()
+        assert (t.engine.held(), drops(t.gateway)) == (2, {})
+        t.gateway.pump.discard(held=True)
+        assert t.engine.held() == 0
+        assert drops(t.gateway) == {DropReason.OUT_NO_STATES: 18}
+        t.gateway.check()
+
+
 def partial(packet: bytes) -> tuple[bytes, bytes]:
     """A packet whose checksum the kernel left to us."""
     return struct.pack("=BBHHHH", 1, 0, 0, 0, ip_header_length(packet), 6), with_partial_checksum(packet)
