@@ -14,7 +14,7 @@ from ipsec.fast.batch cimport BATCH_HEAD, BatchState, batch_open, batch_seal, ba
 from ipsec.fast.collector cimport Collector, collector_free, collector_new, collector_start
 from ipsec.fast.drops cimport *
 from ipsec.fast.held cimport HeldFrame, HeldFrames, held_too_long, held_unlink
-from ipsec.fast.inbound cimport inbound
+from ipsec.fast.inbound cimport inbound, inbound_find
 from ipsec.fast.jobs cimport JobCipher, Source
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
@@ -569,7 +569,7 @@ cdef class Engine:
         cdef Sink sink
         cdef Worker *w = self.workers[self.worker_count]
         cdef PacketInfo info
-        cdef Sa *sa = NULL
+        cdef Sa *sa
         cdef Source origin
         cdef uint32_t reason
         cdef bytes address
@@ -585,7 +585,8 @@ cdef class Engine:
             origin.port = source[1]
             address = source[0].packed
             memcpy(origin.address, <const uint8_t *>address, len(address))
-        reason = inbound(w, self.shared.sad, data, <uint32_t>len(data), tos, &origin, self.packet, &info, &sa)
+        sa = inbound_find(self.shared.sad, data, <uint32_t>len(data))
+        reason = inbound(w, sa, data, <uint32_t>len(data), tos, &origin, self.packet, &info)
         if source is not None:
             self.drain_events()
         if reason:

@@ -1,18 +1,21 @@
 # Many packets in one piece of memory, in slots, sealed and opened one after the other. For measuring, and for use as a
 # library without sockets.
 from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memset
 
 from ipsec.fast.atomic cimport prefetch
 from ipsec.fast.clock cimport monotonic_ns
 from ipsec.fast.drops cimport DROP_NONE, DROP_OUT_HDR_ERROR
-from ipsec.fast.inbound cimport INBOUND_ROOM, inbound, inbound_job_begin, inbound_job_end, inbound_job_sa
+from ipsec.fast.inbound cimport INBOUND_ROOM, inbound, inbound_batched, inbound_job_begin, inbound_job_end
 from ipsec.fast.jobs cimport JOBS, jobs_open_all
 from ipsec.fast.outbound cimport Sink, protect_single, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be32, parse_packet
-from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa
-from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_prefetch, sad_prefetch_rest
+from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, Endpoint, Sa, sa_prefetch, sa_prefetch_rest
+from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_find
 
 cdef enum:
+    AHEAD = 3              # packets between one look at a packet and the next
+    RING = 16              # packets that are being looked at, and more
     BATCH_HEAD = 128       # in front of each packet: room for what transport mode puts back, and a cache line
 
 # Where the packets of a batch lie. `current` is the slot that is being written.
@@ -70,35 +73,57 @@ cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b)
                 done -= 1
     return done
 
-# Opens ESP packet i of `a` into slot i of `b`; how many were good.
+# Opens ESP packet i of `a` into slot i of `b`; how many were good. With many SAs in turn, waiting for their memory would
+# take longer than the cipher, so an SA is looked up and brought into the cache while the packets before are opened.
 cdef inline uint32_t batch_open(Worker *w, SadTable *sad, BatchState *a, BatchState *b) noexcept nogil:
     cdef PacketInfo info
-    cdef Sa *sa = NULL
-    cdef uint32_t i
+    cdef uint32_t spis[RING]
+    cdef Sa *sas[RING]
+    cdef Sa *sa
+    cdef uint32_t i, k, step
     cdef uint32_t done = 0
     cdef uint32_t length
     cdef uint8_t *esp
     cdef uint8_t *slot
+    memset(spis, 0, sizeof(spis))
+    memset(sas, 0, sizeof(sas))
     b.count = a.count
     w.now_ns = monotonic_ns()
-    for i in range(a.count):
+    for step in range(a.count + 3 * AHEAD):
+        # a packet is looked at four times; nothing is done twice for a run of one SA
+        i = step
+        k = i % RING
+        if i < a.count:
+            spis[k] = be32(batch_slot(a, i)) if a.lengths[i] >= ESP_HEADER else 0
+            if spis[k] != spis[(i - 1) % RING]:
+                prefetch(sad_entry(sad, spis[k]))
+        i = step - AHEAD
+        k = i % RING
+        if i < a.count:
+            if spis[k] == spis[(i - 1) % RING]:
+                sas[k] = sas[(i - 1) % RING]
+            else:
+                sas[k] = sad_find(sad, spis[k])
+                if sas[k] != NULL:
+                    sa_prefetch(sas[k])
+        i = step - 2 * AHEAD
+        sa = sas[i % RING]
+        if i < a.count and sa != NULL and sa != sas[(i - 1) % RING]:
+            sa_prefetch_rest(sa, be32(batch_slot(a, i) + 4), a.lengths[i])
+        i = step - 3 * AHEAD
+        if i >= a.count:
+            continue
+        sa = sas[i % RING]
         esp = batch_slot(a, i)
-        if i + 9 < a.count:
-            if a.lengths[i + 9] >= 4:
-                prefetch(sad_entry(sad, be32(batch_slot(a, i + 9))))
-            sad_prefetch(sad, esp, batch_slot(a, i + 6), a.lengths[i + 6])
-            sad_prefetch_rest(sad, esp, batch_slot(a, i + 3), a.lengths[i + 3])
-        slot = b.data + <size_t>i * b.stride
         length = a.lengths[i]
+        slot = b.data + <size_t>i * b.stride
         b.lengths[i] = 0
         b.starts[i] = BATCH_HEAD
-        sa = inbound_job_sa(w, sad, esp, length)
-        if sa != NULL:
+        if inbound_batched(sa, length):
             if w.jobs.opening == JOBS:
                 done += batch_open_all(w, b)
             inbound_job_begin(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM)
-            continue
-        if inbound(w, sad, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info, &sa) == DROP_NONE:
+        elif inbound(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info) == DROP_NONE:
             b.starts[i] = <uint32_t>(info.data - slot)
             b.lengths[i] = info.length
             done += 1

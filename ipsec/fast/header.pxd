@@ -53,6 +53,8 @@ cdef inline void set_tos(uint8_t *packet, PacketInfo *info, uint8_t tos) noexcep
 cdef inline int ecn_decapsulate(uint8_t *packet, PacketInfo *info, uint8_t outer, bint copy_ecn,
                                 bint copy_dscp) noexcept nogil:
     cdef int ecn = info.tos & 3
+    if outer & 3 == 0 and not copy_dscp:
+        return 0                          # Not-ECT outside changes nothing (RFC 6040 figure 4)
     if copy_ecn:
         ecn = combine_ecn(info.tos & 3, outer & 3)
         if ecn < 0:

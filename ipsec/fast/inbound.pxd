@@ -11,35 +11,33 @@ from ipsec.fast.jobs cimport JOB_MAX, OpenJob, Source
 from ipsec.fast.packet cimport *
 from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
 from ipsec.fast.sa cimport *
-from ipsec.fast.selector cimport selectors_match
+from ipsec.fast.selector cimport SELECT_ANY, SELECT_IPV4, ipv4_match, selectors_match
 from ipsec.fast.worker cimport *
 
 cdef enum:
     INBOUND_ROOM = 64        # octets before the decrypted payload, for the header that transport mode puts back
     TRANSPORT_TTL = 64
 
-# Verifies and deciphers into plain + INBOUND_ROOM; on success *info describes the inner packet. DROP_NONE or the reason,
-# already counted. The SA is left in *found for accounting, NULL if there is none.
-cdef inline uint32_t inbound(Worker *w, SadTable *sad, const uint8_t *esp, uint32_t length, uint8_t tos,
-                             const Source *source, uint8_t *plain, PacketInfo *info, Sa **found) noexcept nogil:
-    cdef Sa *sa = NULL
+# The SA of a datagram, NULL if there is none.
+cdef inline Sa *inbound_find(SadTable *sad, const uint8_t *esp, uint32_t length) noexcept nogil:
+    return sad_find(sad, be32(esp)) if length >= ESP_HEADER else NULL
+
+# Verifies and deciphers a datagram of this SA (inbound_find's) into plain + INBOUND_ROOM; on success *info describes the
+# inner packet. DROP_NONE or the reason, already counted.
+cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
+                             uint8_t *plain, PacketInfo *info) noexcept nogil:
     cdef uint32_t reason
-    found[0] = NULL
-    if length < ESP_HEADER or be32(esp) < 256:
-        reason = DROP_IN_HDR_ERROR
+    if sa == NULL:
+        # numbers below 256 are reserved: there is no such SA (RFC 4303 section 2.1)
+        reason = DROP_IN_HDR_ERROR if length < ESP_HEADER or be32(esp) < 256 else DROP_IN_NO_STATES
+    elif sa.dead:
+        reason = DROP_IN_STATE_INVALID
     else:
-        sa = sad_find(sad, be32(esp))
-        found[0] = sa
-        if sa == NULL:
-            reason = DROP_IN_NO_STATES
-        elif sa.dead:
-            reason = DROP_IN_STATE_INVALID
-        else:
-            sa_lock(sa)
-            reason = inbound_sa(w, sa, esp, length, tos, source, plain, info)
-            if reason:
-                sa.drops[reason] += 1
-            sa_unlock(sa)
+        sa_lock(sa)
+        reason = inbound_sa(w, sa, esp, length, tos, source, plain, info)
+        if reason:
+            sa.drops[reason] += 1
+        sa_unlock(sa)
     if reason:
         w.drops[reason] += 1
     return reason
@@ -116,13 +114,9 @@ cdef inline uint32_t inbound_opened(Worker *w, Sa *sa, uint64_t seq, uint32_t le
 
 # --- many packets at once ---
 
-# The SA of a datagram if it is to be opened together with others, else NULL.
-cdef inline Sa *inbound_job_sa(Worker *w, SadTable *sad, const uint8_t *esp, uint32_t length) noexcept nogil:
-    cdef Sa *sa
-    if w.jobs == NULL or not ESP_HEADER <= length <= JOB_MAX or be32(esp) < 256:
-        return NULL
-    sa = sad_find(sad, be32(esp))
-    return sa if sa != NULL and sa.job_cipher != NULL and not sa.dead else NULL
+# Whether a datagram of this SA is to be opened together with others.
+cdef inline bint inbound_batched(const Sa *sa, uint32_t length) noexcept nogil:
+    return sa != NULL and sa.batched and not sa.dead and length <= JOB_MAX
 
 cdef inline void inbound_drop(Worker *w, Sa *sa, uint32_t reason) noexcept nogil:
     sa.drops[reason] += 1
@@ -252,11 +246,13 @@ cdef inline uint32_t rebuild_transport(Sa *sa, const uint8_t *peer, uint8_t *pay
 # RFC 4301 section 5.2 step 4: what came through an SA must be what the SA is for. Fragments: section 7.
 cdef inline uint32_t inbound_selectors(Worker *w, Sa *sa, PacketInfo *info) noexcept nogil:
     cdef int ambiguous = 0
-    if sa.selector_count == 0:
+    if sa.selecting == SELECT_ANY:
         return DROP_NONE
+    if sa.selecting == SELECT_IPV4 and info.version == 4 and info.fragment == FRAGMENT_NONE:
+        return DROP_NONE if ipv4_match(&sa.only, info.dst, info.src) else DROP_IN_TMPL_MISMATCH
     if info.fragment == FRAGMENT_LATER:
         fragment_recall(w.fragments_in, info, w.now_ns)
-    if selectors_match(sa.selectors, sa.selector_count, info, True, &ambiguous):
+    if selectors_match(sa_selectors(sa), sa.selector_count, info, True, &ambiguous):
         if info.fragment == FRAGMENT_FIRST:
             fragment_remember(w.fragments_in, info, w.now_ns)
         return DROP_NONE

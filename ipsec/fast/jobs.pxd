@@ -1,12 +1,12 @@
 # Packets whose cipher runs for many of them at once. Only whoever has batches to give asks for it (Sink.batches, the pump,
 # a batch of the library). They wait in a queue until their owner wants them; a few go one by one, by esp_seal and
-# esp_open, which give the same octets.
+# esp_open_other, which give the same octets.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ipsec.fast.crypto cimport CRYPTO_memcmp
 from ipsec.fast.packet cimport put32
-from ipsec.fast.sa cimport ESP_HEADER, Sa, esp_open, esp_seal
+from ipsec.fast.sa cimport ESP_HEADER, Sa, esp_open_other, esp_seal
 
 cdef enum:
     JOBS = 64                # packets in the queue
@@ -86,7 +86,7 @@ cdef inline void jobs_open_all(Jobs *jobs) noexcept nogil:
     if jobs.opening < JOBS_LEAST:
         for i in range(jobs.opening):
             job = &jobs.opens[i]
-            job.good = esp_open(job.sa, jobs.worker, job.seq, job.esp, job.length, job.plain) == 0
+            job.good = esp_open_other(job.sa, jobs.worker, job.seq, job.esp, job.length, job.plain) == 0
         return
     for i in range(jobs.opening):
         job = &jobs.opens[i]

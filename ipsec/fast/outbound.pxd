@@ -67,7 +67,7 @@ cdef inline bint seal_packet(Worker *w, Sink *sink, Sa *sa, Endpoint *endpoint, 
     if out == NULL:
         drop(w, sa, DROP_OUT_SEND_ERROR, 1)
         return False
-    if sink.batches and sa.job_cipher != NULL and sealed <= JOB_MAX:
+    if sink.batches and sa.batched and sealed <= JOB_MAX:
         seal_job(w, sa, seq, plain, length, next_header, out)
         sink.sealed(sink.owner, sa, endpoint, sealed, tos, df)
         return True

@@ -14,7 +14,7 @@ from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
 from ipsec.fast.held cimport HeldFrame, held_discard, held_too_long, held_unlink
 from ipsec.fast.inbound cimport (
-    INBOUND_ROOM, inbound, inbound_job_begin, inbound_job_end, inbound_job_sa)
+    INBOUND_ROOM, inbound, inbound_batched, inbound_find, inbound_job_begin, inbound_job_end)
 from ipsec.fast.inbox cimport *
 from ipsec.fast.jobs cimport JOBS, Jobs, Source, jobs_open_all
 from ipsec.fast.message cimport *
@@ -597,15 +597,15 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
     if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:
         pump_open_all(p)
         pump_write(p)
-    sa = inbound_job_sa(w, sad, data, length)
-    if sa != NULL:
+    sa = inbound_find(sad, data, length)
+    if inbound_batched(sa, length):
         if w.jobs.opening == JOBS:
             pump_open_all(p)
         if inbound_job_begin(w, sa, data, length, facts.tos, source, p.plain + p.plain_used):
             p.plain_used += room
         return
     pump_open_all(p)      # nothing overtakes what is queued
-    if inbound(w, sad, data, length, facts.tos, source, p.plain + p.plain_used, &info, &sa) != DROP_NONE:
+    if inbound(w, sa, data, length, facts.tos, source, p.plain + p.plain_used, &info) != DROP_NONE:
         return
     pump_opened(p, &info)
     p.plain_used += room

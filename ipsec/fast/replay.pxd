@@ -2,11 +2,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
+# The word of the highest number is kept apart from the ring, so that packets in order touch the ring once in 64.
 cdef struct Replay:
     uint64_t top        # highest number whose packet was good, 0: none yet
+    uint64_t newest     # the word of top; what the ring has in its place is outdated
+    uint64_t *words
     uint32_t window     # packets; 0: no check
     uint32_t mask       # words in the ring - 1
-    uint64_t *words
 
 # Words of the ring for a window: one more than the window needs, rounded up, so that a partly outdated word never counts.
 cdef inline uint32_t replay_words(uint32_t window) noexcept nogil:
@@ -41,22 +43,33 @@ cdef inline bint replay_check(const Replay *r, uint64_t seq) noexcept nogil:
         return True
     if r.top - seq >= r.window:
         return False
-    return (r.words[(seq >> 6) & r.mask] >> (seq & 63)) & 1 == 0
+    return (replay_word(r, seq)[0] >> (seq & 63)) & 1 == 0
+
+# Where a number of the window has its bit.
+cdef inline uint64_t *replay_word(const Replay *r, uint64_t seq) noexcept nogil:
+    return <uint64_t *>&r.newest if seq >> 6 == r.top >> 6 else &r.words[(seq >> 6) & r.mask]
 
 # Enters a good packet. Only after its ICV was verified (RFC 4303 section 3.4.3).
 cdef inline void replay_commit(Replay *r, uint64_t seq) noexcept nogil:
-    cdef uint64_t word, first, last
+    if r.window == 0:
+        if seq > r.top:
+            r.top = seq
+        return
     if seq > r.top:
-        if r.window:
-            first = (r.top >> 6) + 1
-            last = seq >> 6
-            if last - first >= r.mask and last >= first:
-                memset(r.words, 0, (<size_t>r.mask + 1) * 8)
-            else:
-                word = first
-                while word <= last:
-                    r.words[word & r.mask] = 0
-                    word += 1
+        if seq >> 6 != r.top >> 6:
+            replay_move(r, seq)
         r.top = seq
-    if r.window:
-        r.words[(seq >> 6) & r.mask] |= <uint64_t>1 << (seq & 63)
+    replay_word(r, seq)[0] |= <uint64_t>1 << (seq & 63)
+
+# Makes room for a number beyond the newest word.
+cdef inline void replay_move(Replay *r, uint64_t seq) noexcept nogil:
+    cdef uint64_t word = r.top >> 6
+    cdef uint64_t last = seq >> 6
+    r.words[word & r.mask] = r.newest
+    r.newest = 0
+    if last - word > r.mask:
+        memset(r.words, 0, (<size_t>r.mask + 1) * 8)
+        return
+    while word < last:
+        word += 1
+        r.words[word & r.mask] = 0

@@ -10,7 +10,7 @@ from ipsec.fast.crypto cimport (
 from ipsec.fast.drops cimport DROP_OUT_STATE_EXPIRED, DROP_OUT_STATE_SEQ_ERROR, DROP_REASONS
 from ipsec.fast.packet cimport be32, put32, put64
 from ipsec.fast.replay cimport Replay
-from ipsec.fast.selector cimport SelectorPairC
+from ipsec.fast.selector cimport SELECT_PAIRS, Ipv4Pair, SelectorPairC
 
 cdef enum Kind:
     KIND_AEAD = 0    # GCM, CCM, ChaCha20-Poly1305
@@ -50,8 +50,7 @@ cdef struct Endpoint:
 cdef struct Sa:
     # what every packet reads
     uint32_t spi
-    uint32_t id
-    uint8_t direction
+    uint8_t salt[4]
     uint8_t mode
     uint8_t kind
     uint8_t esn
@@ -59,7 +58,6 @@ cdef struct Sa:
     uint8_t icv_len
     uint8_t block
     uint8_t salt_len
-    uint8_t salt[4]
     uint8_t df
     uint8_t copy_dscp
     uint8_t copy_ecn
@@ -67,22 +65,22 @@ cdef struct Sa:
     uint8_t dead               # removed: let nothing more through
     uint8_t shared             # several workers may hold it: take the lock
     uint8_t limited            # there is a limit by volume
-    uint8_t unused
-    int32_t tfc
-    uint32_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
-    uint16_t key_split         # what sa_prefetch_rest wants of it: see Cipher
+    uint8_t batched            # there is a job_cipher
+    uint8_t selecting          # Selecting
+    uint16_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
+    uint16_t key_sums          # what sa_prefetch_rest wants of it: see Cipher
+    uint16_t key_split
     uint16_t key_end
     AeadOpen aead_open
-    const void *job_cipher     # JobCipher: how many packets at once are sealed and opened; NULL: not at all
     Endpoint *endpoint         # load with load_ptr
-    # what every packet that is opened changes, and what is read beside it
-    Replay replay              # its words and the selectors stand in the same allocation, behind the key
-    uint32_t selector_count
+    uint32_t id
     uint32_t lock
-    SelectorPairC *selectors
+    uint64_t last_use_ns
+    # what every packet that is opened changes, and what is read beside it
+    Replay replay
+    Ipv4Pair only              # with SELECT_IPV4
     uint64_t packets
     uint64_t bytes
-    uint64_t last_use_ns
     # outbound
     uint64_t seq               # last number used
     uint64_t seq_limit         # last number that may be used
@@ -91,14 +89,18 @@ cdef struct Sa:
     AeadSeal aead_seal
     uint64_t bytes_soft
     uint64_t bytes_hard
-    uint64_t packets_soft
+    int32_t tfc
+    uint32_t selector_count
     # from here on nothing that every packet touches
+    uint64_t packets_soft
     uint64_t packets_hard
     uint64_t seq_start         # before the first number
     void **keys                # per worker: a libcrypto context; NULL where the provider has expanded keys (sa_key)
     Mac *macs                  # per worker
+    const void *job_cipher     # JobCipher: how many packets at once are sealed and opened; NULL: not at all
     void *job_key
     uint32_t told              # events already raised, one bit per EventKind; changed atomically
+    uint8_t direction
     uint8_t seq_limit_is_lifetime
     uint64_t drops[DROP_REASONS]
     uint32_t reqid
@@ -112,6 +114,10 @@ cdef inline size_t sa_size() noexcept nogil:
 cdef inline uint8_t *sa_key(Sa *sa) noexcept nogil:
     return <uint8_t *>sa + sa_size()
 
+# The selectors of an inbound SA come next, and then the words of its window.
+cdef inline SelectorPairC *sa_selectors(Sa *sa) noexcept nogil:
+    return <SelectorPairC *>(sa_key(sa) + ((sa.key_size + 63) & ~<size_t>63))
+
 # With many SAs in turn, waiting for their memory takes longer than the cipher: what a packet to be opened will touch is
 # brought into the cache while others are worked on, in two steps, since where it is must be read from the SA itself.
 cdef inline void sa_prefetch(Sa *sa) noexcept nogil:
@@ -121,18 +127,24 @@ cdef inline void sa_prefetch(Sa *sa) noexcept nogil:
 # `length` octets of ESP with this sequence number.
 cdef inline void sa_prefetch_rest(Sa *sa, uint32_t seq, uint32_t length) noexcept nogil:
     cdef uint32_t at = 0
+    cdef uint32_t powers
     if sa.key_split:
         # powers of the hash key, of which there is one for each block and two more, end there
-        at = length - sa.icv_len + 31
-        at = sa.key_split - at if at < sa.key_split else 0
+        powers = length - sa.icv_len + 31
+        at = sa.key_sums - powers if powers < sa.key_sums else 0
+        while at < sa.key_sums:
+            prefetch(sa_key(sa) + at)
+            at += 64
+        at = sa.key_split - powers if sa.key_sums + powers < sa.key_split else sa.key_sums
     while at < sa.key_end:
         prefetch(sa_key(sa) + at)
         at += 64
-    if sa.replay.words != NULL:
+    if sa.replay.window and seq >> 6 != <uint32_t>sa.replay.top >> 6:
         prefetch(&sa.replay.words[(seq >> 6) & sa.replay.mask])
-    if sa.selectors != NULL:
-        prefetch(sa.selectors)
-        prefetch(<uint8_t *>sa.selectors + 64)
+    if sa.selecting == SELECT_PAIRS:
+        prefetch(&sa.selector_count)
+        prefetch(sa_selectors(sa))
+        prefetch(<uint8_t *>sa_selectors(sa) + 64)
 
 cdef inline void sa_lock(Sa *sa) noexcept nogil:
     if sa.shared:
@@ -196,7 +208,7 @@ cdef inline uint32_t esp_aad(const Sa *sa, uint64_t seq, uint8_t *aad) noexcept 
 
 # The IV of a counter mode is the sequence number: unique for as long as the number is (RFC 8750, RFC 4106 section 3.1).
 cdef inline void esp_nonce(const Sa *sa, const uint8_t *iv, uint64_t seq, uint8_t *nonce) noexcept nogil:
-    memcpy(nonce, sa.salt, sa.salt_len)
+    memcpy(nonce, sa.salt, 4)              # a shorter salt is overwritten behind it
     if iv != NULL:
         memcpy(nonce + sa.salt_len, iv, 8)
     else:

@@ -11,8 +11,8 @@ from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.replay cimport replay_words
 from ipsec.fast.sa cimport (
     DIRECTION_IN, DIRECTION_OUT, KIND_AEAD, KIND_CBC, KIND_CTR, KIND_GMAC, KIND_NULL, Endpoint, Sa, sa_inner_mtu, sa_key,
-    sa_size)
-from ipsec.fast.selector cimport SelectorPairC, selector_from_python
+    sa_selectors, sa_size)
+from ipsec.fast.selector cimport SELECT_IPV4, SELECT_PAIRS, SelectorPairC, ipv4_only, selector_from_python
 
 cdef extern from "<sys/socket.h>" nogil:
     int AF_INET, AF_INET6
@@ -67,7 +67,7 @@ cdef inline int sa_keys(Sa *sa, object params, str provider, const Cipher *ciphe
     cdef const uint8_t *key = encr_key
     cdef object suite = params.suite
     cdef uint32_t i
-    sa.salt_len = suite.salt_len
+    sa.salt_len = suite.salt_len      # 3 or 4, if not 0
     memcpy(sa.salt, key + <uint32_t>suite.encr_key_len, sa.salt_len)
     if cipher.key_size:
         expand_key(suite, provider, key, sa_key(sa))
@@ -85,6 +85,7 @@ cdef inline int sa_keys(Sa *sa, object params, str provider, const Cipher *ciphe
             mac_start(suite, integ_key, &sa.macs[i])
         sa.job_cipher = job_cipher_for(suite, provider)
         if sa.job_cipher != NULL:
+            sa.batched = True
             sa.job_key = job_key_new(suite, key, integ_key)
     return 0
 
@@ -105,8 +106,9 @@ cdef inline void sa_limit(Sa *sa) noexcept:
     sa.seq_limit_is_lifetime = narrower
     store_u64(&sa.seq_limit, sa.seq_start + sa.packets_hard if narrower else top)
 
-# What an inbound SA has besides, selectors and a replay window, at these places.
-cdef inline int sa_inbound(Sa *sa, object params, SelectorPairC *selectors, uint64_t *words) except -1:
+# What an inbound SA has besides: selectors, and a replay window with its words at this place.
+cdef inline int sa_inbound(Sa *sa, object params, uint64_t *words) except -1:
+    cdef SelectorPairC *selectors = sa_selectors(sa)
     cdef uint32_t n = 0
     sa.replay.top = params.initial_seq
     sa.replay.window = params.replay_window
@@ -116,13 +118,13 @@ cdef inline int sa_inbound(Sa *sa, object params, SelectorPairC *selectors, uint
         if sa.replay.top:
             # what came before a takeover counts as seen
             memset(sa.replay.words, 0xFF, (<size_t>sa.replay.mask + 1) * 8)
-            sa.replay.words[(sa.replay.top >> 6) & sa.replay.mask] >>= 63 - (sa.replay.top & 63)
+            sa.replay.newest = 0xFFFFFFFFFFFFFFFFU >> (63 - (sa.replay.top & 63))
     if params.selectors:
-        sa.selectors = selectors
         for pair in params.selectors:
-            selector_from_python(pair, &sa.selectors[n])
+            selector_from_python(pair, &selectors[n])
             n += 1
         sa.selector_count = n
+        sa.selecting = SELECT_IPV4 if n == 1 and ipv4_only(selectors, &sa.only) else SELECT_PAIRS
     return 0
 
 # ipsec.crypto.suites.Encr, those that are no AEADs
@@ -149,7 +151,7 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
     cdef Cipher cipher
     cdef object suite = params.suite
     cdef object life = params.lifetime
-    cdef size_t key_end, words_at, size
+    cdef size_t words_at, size
     cdef int kind = esp_kind(suite.encr)
     memset(&cipher, 0, sizeof(cipher))
     if kind == KIND_AEAD and not cipher_for(suite, provider, &cipher):
@@ -157,15 +159,16 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
 
         raise SuiteError(f"{suite.name}: provider {provider!r} is not there")
     # SA, expanded key, selectors and window in one piece: fewer pages and cache lines to find when many SAs take turns
-    key_end = sa_size() + ((cipher.key_size + 63) & ~<size_t>63)
-    words_at = key_end + (len(params.selectors) if <int>params.direction == DIRECTION_IN else 0) * sizeof(SelectorPairC)
+    words_at = sa_size() + ((cipher.key_size + 63) & ~<size_t>63)
+    words_at += (len(params.selectors) if <int>params.direction == DIRECTION_IN else 0) * sizeof(SelectorPairC)
     size = words_at
     if <int>params.direction == DIRECTION_IN and params.replay_window:
         size += 8 * <size_t>replay_words(params.replay_window)
     sa = <Sa *>aligned_zero(size)
     try:
         sa.size = size
-        sa.key_size = <uint32_t>cipher.key_size
+        sa.key_size = <uint16_t>cipher.key_size
+        sa.key_sums = cipher.key_sums
         sa.key_split = cipher.key_split
         sa.key_end = cipher.key_end
         sa.aead_seal = cipher.seal
@@ -196,7 +199,7 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
             sa.seq = sa.seq_start = params.initial_seq
             sa_limit(sa)
             return sa
-        sa_inbound(sa, params, <SelectorPairC *>(<uint8_t *>sa + key_end), <uint64_t *>(<uint8_t *>sa + words_at))
+        sa_inbound(sa, params, <uint64_t *>(<uint8_t *>sa + words_at))
         return sa
     except BaseException:
         sa_free(sa)

@@ -34,6 +34,18 @@ cdef struct SelectorPairC:
     uint8_t protocol             # 0 is any
     uint8_t version
 
+# How an SA selects what may come through it.
+cdef enum Selecting:
+    SELECT_ANY = 0
+    SELECT_IPV4 = 1       # by one pair of IPv4 ranges, whatever the protocol: an Ipv4Pair says the same in less time
+    SELECT_PAIRS = 2
+
+cdef struct Ipv4Pair:
+    uint32_t local_first
+    uint32_t local_span    # last - first
+    uint32_t remote_first
+    uint32_t remote_span
+
 # What a lookup knows of a packet, seen from the local side.
 cdef struct PacketKey:
     Address local
@@ -123,6 +135,21 @@ cdef inline int match_pairs(const SelectorPairC *pairs, uint32_t n, const Packet
         if one == MATCH_MAYBE:
             found = MATCH_MAYBE
     return found
+
+# Whether a pair can be said as an Ipv4Pair, which is then filled in.
+cdef inline bint ipv4_only(const SelectorPairC *pair, Ipv4Pair *out) noexcept nogil:
+    if (pair.version != 4 or pair.protocol != 0 or pair.local_port_first != 0 or pair.local_port_last != 65535
+            or pair.remote_port_first != 0 or pair.remote_port_last != 65535):
+        return False
+    out.local_first = <uint32_t>pair.local_first.lo
+    out.local_span = <uint32_t>(pair.local_last.lo - pair.local_first.lo)
+    out.remote_first = <uint32_t>pair.remote_first.lo
+    out.remote_span = <uint32_t>(pair.remote_last.lo - pair.remote_first.lo)
+    return True
+
+# An address below the first one wraps around, and is too large then.
+cdef inline bint ipv4_match(const Ipv4Pair *pair, const uint8_t *local, const uint8_t *remote) noexcept nogil:
+    return (be32(local) - pair.local_first <= pair.local_span) & (be32(remote) - pair.remote_first <= pair.remote_span)
 
 # RFC 4301 section 5.2 step 4: whether a packet fits the selectors of its SA; no selectors accept everything.
 # *ambiguous is set when only the hidden ports of a later fragment could tell; the answer is then False.

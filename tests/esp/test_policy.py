@@ -136,6 +136,31 @@ def test_inbound_packets_are_held_against_their_own_sa(engine_class):
     assert stats.drops == {DropReason.IN_TMPL_MISMATCH: 3}
 
 
+@pytest.mark.parametrize(
+    ("selectors", "inside", "outside"),
+    [
+        (pair("10.2.0.0/16", "10.1.0.0/16"), [("10.1.0.0", "10.2.0.0"), ("10.1.255.255", "10.2.255.255")],
+         [("10.0.255.255", "10.2.0.0"), ("10.2.0.0", "10.2.0.0"), ("10.1.0.0", "10.1.255.255"),
+          ("10.1.0.0", "10.3.0.0")]),
+        (pair("10.2.0.9/32", "0.0.0.0/0"), [("0.0.0.0", "10.2.0.9"), ("255.255.255.255", "10.2.0.9")],
+         [("10.1.0.5", "10.2.0.8"), ("10.1.0.5", "10.2.0.10"), ("10.1.0.5", "0.0.0.0")]),
+        (pair("255.255.255.254/31", "0.0.0.0/31"), [("0.0.0.1", "255.255.255.255")],
+         [("0.0.0.2", "255.255.255.255"), ("0.0.0.0", "0.0.0.0"), ("255.255.255.255", "255.255.255.254")]),
+    ],
+)  # fmt: skip
+def test_edges_of_inbound_selectors(engine_class, selectors, inside, outside):
+    tunnel = Tunnel(engine_class, selectors=(selectors,))
+    for source, destination in inside:
+        packet = udp(source=source, destination=destination)
+        assert tunnel.send(packet).packet == packet
+        later = ipv4_fragment(packet, 8, False, b"rest of it")
+        assert tunnel.send(later).packet == later
+    for source, destination in outside:
+        packet = udp(source=source, destination=destination)
+        assert tunnel.send(packet).drop is DropReason.IN_TMPL_MISMATCH
+        assert tunnel.send(ipv4_fragment(packet, 8, False, b"rest of it")).drop is DropReason.IN_TMPL_MISMATCH
+
+
 def test_newest_sa_of_a_reqid(engine_class):
     engine = spd(engine_class, Policy(Action.PROTECT, (ANY4,), reqid=7))
     old = engine.add_sa(params(Direction.OUT, reqid=7))

@@ -1,0 +1,80 @@
+"""Many packets in a call: the same verdicts, octets and counters as the reference gives one by one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ipsec.esp.fast import Batch, Engine
+from ipsec.esp.reference import ReferenceEngine
+from ipsec.esp.sa import Direction
+from tests.esp.support import NOW, pair, params, udp
+
+SUITES = ("aes128gcm16", "aes256gcm8", "chacha20poly1305", "aes128ccm12", "aes128-sha1", "null-sha256")
+SAS = 12
+
+
+def sa(number):
+    """What both ends of an SA have in common."""
+    return {"suite": SUITES[number % len(SUITES)], "spi": 0x1000 + number, "esn": number % 4 == 1}
+
+
+def selectors(number):
+    return (pair("10.2.0.0/16", "10.1.0.0/16"),) if number % 3 else ()
+
+
+def counters(stats):
+    return stats.packets, stats.bytes, stats.seq, stats.drops
+
+
+def datagrams(rng, count):
+    """Runs of one SA and SAs in turns, with numbers exchanged, repeated, and octets that no SA sealed among them."""
+    sender = ReferenceEngine()
+    ids = [sender.add_sa(params(Direction.OUT, **sa(i))) for i in range(SAS)]
+    made = []
+    while len(made) < count:
+        at = rng.randrange(SAS)
+        for _ in range(rng.choice((1, 1, 1, 2, 5, 70))):
+            source = rng.choice(("10.1.0.0", "10.1.255.255", "10.0.255.255", "10.2.0.0", "10.1.7.7"))
+            sealed = sender.encapsulate(ids[at], udp(bytes(rng.randrange(90)), source=source), NOW).datagram
+            made.append(sealed)
+            kind = rng.randrange(12)
+            if kind == 0:
+                made.append(rng.choice(made[-200:]))
+            elif kind == 1:
+                made[-2:] = made[-2:][::-1]
+            elif kind == 2:
+                made.append(sealed[: rng.randrange(len(sealed))])
+            elif kind == 3:
+                made.append(rng.choice((0, 1, 255, 256, 0xFFFFFFFF)).to_bytes(4, "big") + sealed[4:])
+            elif kind == 4:
+                made[-1] = sealed[:-1] + bytes((sealed[-1] ^ 1,))
+    return made[:count]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_opening_many(seed):
+    rng = random.Random(seed)
+    sent = datagrams(rng, 1500)
+    engines = [ReferenceEngine(), Engine()]
+    ids = [
+        [engine.add_sa(params(Direction.IN, **sa(i), replay_window=64, selectors=selectors(i))) for i in range(SAS)]
+        for engine in engines
+    ]
+    expected = [engines[0].inbound(datagram, NOW).packet for datagram in sent]
+    got, at = [], 0
+    while at < len(sent):
+        count = rng.choice((1, 2, 8, 9, 10, 17, 300))
+        source, opened = Batch(count, 300), Batch(count, 300)
+        source.load(sent[at : at + count])
+        good = engines[1].decapsulate_batch(source, opened)
+        got += opened.packets()
+        assert good == sum(map(bool, opened.packets()))
+        at += count
+    assert got == expected
+    assert any(expected)
+    assert len(engines[0].drops()) >= 5
+    assert engines[1].drops() == engines[0].drops()
+    for one, other in zip(*ids, strict=True):
+        assert counters(engines[1].query_sa(other)) == counters(engines[0].query_sa(one))
