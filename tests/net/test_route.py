@@ -127,6 +127,24 @@ def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("fail_closed", [True, False])
+def test_where_packets_go_while_the_device_is_down(tun: Tun, fail_closed: bool) -> None:
+    """As docs/operations.md says: nowhere, or in clear where another route leads."""
+    ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    for device in ("lo", "veth0", "veth1"):
+        ip("link", "set", device, "up")
+    ip("route", "add", "default", "dev", "veth0")
+    with Router() as router:
+        router.claim()
+        router.configure("ipsec0", mtu=1438)
+        apply(router, book("10.2.0.0/16", fail_closed=fail_closed))
+        assert "ipsec0" in ip("route", "get", "10.2.0.1")
+        ip("link", "set", "ipsec0", "down")
+        done = subprocess.run(["ip", "route", "get", "10.2.0.1"], capture_output=True, text=True)
+        assert ("veth0" in done.stdout, "No route to host" in done.stderr) == (not fail_closed, fail_closed)
+
+
+@pytest.mark.e2e
 def test_there_is_no_gap_between_two_that_fail_closed(tun: Tun) -> None:
     closed = ["unreachable 10.2.0.0/16 proto 205 metric 4278190080"]
     first = Router()
