@@ -186,7 +186,7 @@ class DaemonSettings:
     allow_weak: bool = False
     "accept algorithms that RFC 8221 advises against: 3des"
     fail_closed: bool = True
-    "drop what the tunnels protect when there is no device: ipsecd was killed or lost it; a clean stop ends that"
+    "drop what the tunnels protect when the device is gone or down; no lets that out in clear. A clean stop ends it"
     state_dir: str = "/var/lib/ipsecd"
     "directory where sequence numbers of manual SAs survive restarts, so that no IV comes twice (RFC 4106 section 10)"
     watch_files: Switch = Switch.AUTO
