@@ -59,17 +59,16 @@ def claim_table(table: int) -> socket.socket | None:
     None if the name is in the hand of another user, who can be anybody.
     """
     name = f"\0ipsecd-table-{table}"
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(name)
-        # whoever connects is told whose it is, and nothing more
-        sock.listen(_PEERS)
-        return sock
-    except OSError as error:
-        sock.close()
-        if error.errno != errno.EADDRINUSE:
-            raise
-    uid = _holder(name)
+    uid = None
+    for _ in range(_TRIES):
+        if (sock := _listen(name)) is not None:
+            return sock
+        try:
+            uid = _holder(name)
+            break
+        except ConnectionRefusedError:
+            # bound, but not yet listening: another daemon may be at its start; or it has just let go
+            time.sleep(_TRY_S)
     if uid in (0, os.geteuid()):
         raise _in_use(table)
     who = "somebody" if uid is None else f"user {uid}"
@@ -77,23 +76,31 @@ def claim_table(table: int) -> socket.socket | None:
     return None
 
 
+def _listen(name: str) -> socket.socket | None:
+    """A socket of this name, None if there is one. Whoever connects is told whose it is, and nothing more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(name)
+        sock.listen(_PEERS)
+    except OSError as error:
+        sock.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return sock
+
+
 def _holder(name: str) -> int | None:
-    """Whose process listens at a name; None if that cannot be told."""
+    """Whose process listens at a name; None if it lets nobody connect. ConnectionRefusedError if nobody listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
-        for _ in range(_TRIES):
-            try:
-                sock.connect(name)
-            except ConnectionRefusedError:
-                # bound, but not yet listening: another one may be at its start
-                time.sleep(_TRY_S)
-            except OSError:
-                # more have connected than to one of ours that is left alone, or it is gone
-                return None
-            else:
-                _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-                return int(uid)
-    return None
+        try:
+            sock.connect(name)
+        except BlockingIOError:
+            # more have connected than to one of ours that is left alone
+            return None
+        _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
 
 
 def _in_use(table: int) -> BackendError:
