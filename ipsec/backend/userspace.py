@@ -402,9 +402,17 @@ class UserspaceBackend:
                 continue
             log.warning("device %s went %s", self._tun.name, change.value)
             if change is Change.UP:
-                # the kernel dropped the routes with the link
-                self._routes.forget()
-                self._routes.changed()
+                self._spawn(self._is_up_again())
+
+    async def _is_up_again(self) -> None:
+        """The kernel dropped the device's IPv6 addresses when it went down, and all routes to it."""
+        if self._router is not None:
+            try:
+                await self._blocking(partial(self._router.restore_addresses, self.device))
+            except BackendError as error:
+                log.error("%s", error)
+        self._routes.forget()
+        self._routes.changed()
 
     def _device_gone(self) -> None:
         if self._running and not self._recovering:

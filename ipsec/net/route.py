@@ -354,6 +354,19 @@ class Router:
             if error not in (0, errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise self._explain(f"remove {address}", error)
 
+    def restore_addresses(self, device: str) -> None:
+        """Give the device once more what it lost when it went down: the kernel takes IPv6 addresses away then.
+
+        BackendError.
+        """
+        index = self.index(device)
+        for number, address in self._addresses:
+            if number != index:
+                continue
+            error = self._ask(partial(rtnetlink.add_address, self._netlink, index, address, PROTOCOL))
+            if error not in (0, errno.EEXIST):
+                raise self._explain(f"add {address} to {device}", error)
+
     def _add_address(self, device: str, index: int, address: IpInterface) -> None:
         # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)
         error = self._ask(partial(rtnetlink.add_address, self._netlink, index, address, PROTOCOL))

@@ -96,6 +96,14 @@ def test_device_down_and_up(world: World) -> None:
     world.a.run("ip", "link", "set", "ipsec0", "up")
     assert eventually(lambda: "10.2.0.0/16 dev ipsec0" in world.a.leftovers())
     assert "3 received" in world.a.ping(INNER[4][1])
+    # the kernel takes the IPv6 addresses of a device that goes down
+    assert eventually(lambda: "fd02::/16 dev ipsec0 proto 205 src fd01::1" in routes_6(world.a))
+    assert "3 received" in world.a.ping(INNER[6][1])
+    assert "3 received" in world.b.ping(INNER[6][0])
+
+
+def routes_6(gateway: Gateway) -> str:
+    return gateway.run("ip", "-6", "route", "show", "table", "220").stdout
 
 
 @pytest.mark.parametrize("workers", [0, 2])
