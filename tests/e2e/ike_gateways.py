@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import subprocess
@@ -213,6 +214,11 @@ class Sniffer:
                 data, (_, protocol, *_) = self._socket.recvfrom(65536)
             except BlockingIOError:
                 return found
+            except OSError as error:
+                # told once if the device was down for a while
+                if error.errno != errno.ENETDOWN:
+                    raise
+                continue
             if protocol in _IP:
                 found.append(data)
 
