@@ -56,6 +56,8 @@ class Config:
     "the file to read again; None is the default one, if it is there"
     environment: Environment = field(default_factory=Environment)
     "what variables added"
+    blank: bool = False
+    "there is nothing in it, not even a section"
     sources: Mapping[str, Look] = field(default_factory=dict, compare=False)
     "files and directories that were read, and what they looked like then"
 
@@ -91,8 +93,16 @@ def load(path: str | None = DEFAULT_FILE, environment: Environment | None = None
 
 
 def load_again(config: Config) -> Config:
-    """The configuration as it is now where this one came from."""
-    return load(config.path, config.environment)
+    """The configuration as it is now where this one came from.
+
+    ConfigError also where nothing is left of it: whoever writes a file empties it first, and that must not close
+    every tunnel.
+    """
+    again = load(config.path, config.environment)
+    if again.blank and not config.blank:
+        why = "there is nothing in it any more; if it is being written, reload when it is; if no connection is wanted,"
+        raise ConfigError(f"{why} write an empty section: connections {{ }}", file=again.file)
+    return again
 
 
 def load_text(text: str, file: str = "<text>", directory: str | None = None) -> Config:
@@ -110,7 +120,7 @@ def _read(root: Section, directory: str | None, environment: Environment) -> Con
     read_keys(top, {}, sections=top.sections)
     sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
     warnings = [*notes, *_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
-    config = Config(root.file, settings, tuple(sas))
+    config = Config(root.file, settings, tuple(sas), blank=not root.sections)
     config = _read_ike(root, config, CredentialFiles(directory), warnings)
     return replace(config, warnings=tuple(warnings))
 

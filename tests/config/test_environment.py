@@ -239,6 +239,23 @@ def test_secret_file(read: Read, tmp_path: Path, data: bytes) -> None:
     assert config.warnings == (f"IPSEC_PSK_FILE: {path} is open to group or others, run: chmod 600 {path}",)
 
 
+def test_nothing_is_left_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "swanctl.conf"
+    path.touch(0o600)
+    path.write_text("# begun\n")
+    config = load(str(path))
+    # nothing was, nothing is
+    assert load_again(config).connections == ()
+    path.write_text("pools { one { addrs = 10.3.0.0/24 } }")
+    config = load_again(config)
+    for text in ("", "\n", "# to be written\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"^{path}: there is nothing in it any more"):
+            load_again(config)
+    path.write_text("connections { }")
+    assert load_again(config).connections == ()
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -130,7 +130,8 @@ class Fate:
     def configuration_breaks(self, gateway: Gateway) -> None:
         assert gateway.process is not None
         good = gateway.config.read_text()
-        gateway.config.write_text(good.replace("psk", "pks", 1))
+        broken = self.random.choice(("", good.replace("psk", "pks", 1), good[: len(good) // 2]))
+        gateway.config.write_text(broken)
         self.configuration_is_read_again(gateway)
         self._while(0.2, 1)
         gateway.config.write_text(good)
