@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -32,9 +33,12 @@ MORE_MEMORY = 8 << 20
 MORE_FILES = 4
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[IkeWorld]:
-    """Two gateways that rekey all the time, and a default route by which what is not kept in would leave."""
+@pytest.fixture(params=["fixed", "mobile"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[IkeWorld]:
+    """Two gateways that rekey all the time, and a default route by which what is not kept in would leave.
+
+    One of them may be mobile: then the other waits for it, wherever it is, and keeps nothing in meanwhile.
+    """
     with IkeWorld(tmp_path) as world:
         world.set("ipsecd.workers", "1")
         world.set("@dpd_delay", "1s")
@@ -43,6 +47,11 @@ def world(tmp_path: Path) -> Iterator[IkeWorld]:
         for side, action in enumerate(("start", "trap")):
             for key in ("start_action", "dpd_action", "close_action"):
                 world.set(f":{key}", action, side)
+        if request.param == "mobile":
+            world.set("@local_addrs", None, 0)
+            world.set("@remote_addrs", "192.0.2.0/24", 1)
+            for key, value in (("start_action", "none"), ("dpd_action", "clear"), ("close_action", "none")):
+                world.set(f":{key}", value, 1)
         for gateway in (world.a, world.b):
             for version in (4, 6):
                 far = OUTER[version][1 - gateway.side]
@@ -64,7 +73,13 @@ class Fate:
             self.link_goes_down, self.packets_are_lost, self.daemon_is_killed, self.daemon_is_stopped,
             self.daemon_hangs, self.configuration_is_read_again, self.configuration_changes, self.configuration_breaks,
             self.device_is_deleted, self.device_goes_down, self.noise_comes_in, self.mtu_shrinks,
+            *([self.address_changes] if self.mobile else []),
         ]  # fmt: skip
+
+    @property
+    def mobile(self) -> bool:
+        """Whether the first gateway may change its address."""
+        return "local_addrs" not in self.world.conf[0]["connections"]["site"]
 
     def _while(self, least: float, most: float) -> None:
         time.sleep(self.random.uniform(least, most))
@@ -165,6 +180,19 @@ class Fate:
         gateway.run("ip", "link", "set", WIRE, "mtu", "1500")
 
 
+    def address_changes(self, gateway: Gateway) -> None:
+        gateway = self.world.a
+        there = gateway.run("ip", "-4", "-o", "addr", "show", "dev", WIRE).stdout
+        old, new = ("192.0.2.1", "192.0.2.11") if "192.0.2.1/" in there else ("192.0.2.11", "192.0.2.1")
+        steps = [("add", new), ("del", old)]
+        for what, address in self.random.sample(steps, 2):
+            gateway.run("ip", "addr", what, f"{address}/24", "dev", WIRE)
+            self._while(0, 1)
+        # with the first address of a subnet the kernel removes the others
+        gateway.run("ip", "addr", "replace", f"{new}/24", "dev", WIRE)
+        gateway.run("ip", "route", "replace", "default", "via", OUTER[4][1], "dev", WIRE, "onlink")
+
+
 def goes_through(world: IkeWorld) -> bool:
     """Whether both ends reach each other through the tunnel, with either family."""
     ways = [(near, INNER[version][1 - near.side]) for near in (world.a, world.b) for version in (4, 6)]
@@ -213,7 +241,7 @@ def test_it_comes_back_whatever_happens(world: IkeWorld) -> None:
             for ping in traffic:
                 ping.terminate()
                 ping.communicate()
-            clear = in_clear(wire.packets())
+            clear = [line for line in in_clear(wire.packets()) if not fate.mobile or re.search("-> (10.2|fd02)", line)]
         print(story[-1], flush=True)
         told = "\n".join(story[-6:]) + "\n" + "\n".join(fate.logs[-2:]) + world.logs()
         assert back, told
