@@ -163,7 +163,8 @@ class Fate:
     def noise_comes_in(self, gateway: Gateway) -> None:
         other = self.world.b if gateway is self.world.a else self.world.a
         with netns.inside(other.namespace):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            # it may be at its other address: nobody waits for that
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         with contextlib.closing(sock):
             for _ in range(5000):
                 data = bytearray(self.random.randbytes(self.random.choice((1, 28, 80, 300, 1400))))
