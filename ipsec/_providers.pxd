@@ -9,9 +9,8 @@ cdef struct Cipher:
     AeadSeal seal
     AeadOpen open
     size_t key_size
-    # which part of such a key a packet of n blocks needs: 16 * (n + 2) octets before key_split and, unless that is 0, as
-    # many before key_sums; then from key_split to key_end. key_split 0: from its start to key_end.
-    uint16_t key_sums
+    # which part of such a key a packet of n blocks needs: 16 * (n + 2) octets before key_split, and from there to key_end.
+    # key_split 0: from its start to key_end.
     uint16_t key_split
     uint16_t key_end
 

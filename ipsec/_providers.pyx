@@ -13,7 +13,7 @@ from ipsec.fast.crypto cimport *
 from ipsec.fast.gcm_avx512 cimport (
     GCM_AVX512_SPLIT, gcm_avx512_expand, gcm_avx512_key, gcm_avx512_open, gcm_avx512_seal, gcm_avx512_supported)
 from ipsec.fast.gcm_vaes cimport (
-    GCM_VAES_SPLIT, GCM_VAES_SUMS_END, gcm_vaes_expand, gcm_vaes_key, gcm_vaes_open, gcm_vaes_seal, gcm_vaes_supported)
+    GCM_VAES_SPLIT, gcm_vaes_expand, gcm_vaes_key, gcm_vaes_open, gcm_vaes_seal, gcm_vaes_supported)
 from ipsec.fast.ipsec_mb cimport *
 from ipsec.fast.ipsec_mb_jobs cimport *
 from ipsec.fast.jobs cimport JobCipher
@@ -55,7 +55,7 @@ _CHACHA = frozenset((Encr.CHACHA20_POLY1305, Encr.CHACHA20_POLY1305_IIV))
 cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
     """Fill in how ``provider`` runs an AEAD suite; False if it cannot on this machine."""
     cdef int bits = suite.key_bits
-    out.key_size = out.key_split = out.key_sums = out.key_end = 0
+    out.key_size = out.key_split = out.key_end = 0
     if provider == "copy":
         out.seal = copy_seal
         out.open = copy_open
@@ -80,9 +80,8 @@ cdef bint cipher_for(object suite, str provider, Cipher *out) except -1:
         out.seal = vaes_seal
         out.open = vaes_open
         out.key_size = VAES_KEY_SIZE
-        out.key_sums = GCM_VAES_SPLIT
-        out.key_split = GCM_VAES_SUMS_END
-        out.key_end = <uint16_t>(GCM_VAES_SUMS_END + 16 + 16 * (bits // 32 + 7))
+        out.key_split = GCM_VAES_SPLIT
+        out.key_end = <uint16_t>(GCM_VAES_SPLIT + 16 + 16 * (bits // 32 + 7))
         return True
     if not mb_start():
         return False

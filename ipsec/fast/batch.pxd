@@ -14,7 +14,7 @@ from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, Endpoint, Sa, sa_prefetch, sa_
 from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_find
 
 cdef enum:
-    AHEAD = 3              # packets between one look at a packet and the next
+    AHEAD = 4              # packets between one look at a packet and the next
     RING = 16              # packets that are being looked at, and more
     BATCH_HEAD = 128       # in front of each packet: room for what transport mode puts back, and a cache line
 

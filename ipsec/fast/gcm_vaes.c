@@ -178,12 +178,21 @@ INLINE void add_pair(struct sum *sum, const struct gcm_vaes_key *key, __m256i x,
     add_product(sum, x, load32(key->h[at]), load32(key->h_sum[at]));
 }
 
+/* The same without h_sum, for short messages: with many keys in turn, the cache lines of h_sum would cost more. */
+INLINE void add_few(struct sum *sum, __m256i x, __m256i h)
+{
+    add_product(sum, x, h, _mm256_xor_si256(h, _mm256_shuffle_epi32(h, 0x4E)));
+}
+
+INLINE void add_last(struct sum *sum, const struct gcm_vaes_key *key, __m256i x, size_t power)
+{
+    add_few(sum, x, load32(key->h[GCM_VAES_POWERS - power]));
+}
+
 /* Two blocks that are not neighbours: the first times H^power, the second times H. */
 INLINE void add_ends(struct sum *sum, const struct gcm_vaes_key *key, __m256i x, size_t power)
 {
-    size_t at = GCM_VAES_POWERS - power, one = GCM_VAES_POWERS - 1;
-    add_product(sum, x, both(gcm_load16(key->h[at]), gcm_load16(key->h[one])),
-                both(gcm_load16(key->h_sum[at]), gcm_load16(key->h_sum[one])));
+    add_few(sum, x, both(gcm_load16(key->h[GCM_VAES_POWERS - power]), gcm_load16(key->h[GCM_VAES_POWERS - 1])));
 }
 
 /* Reduce both lanes and add them up. Each step folds the lowest 64 bits that are left into the 128 bits above. */
@@ -387,9 +396,9 @@ INLINE __m128i finish_pairs(const struct gcm_vaes_key *key, const struct rest *r
     UNROLL for (int round = 1; round < 10; round++) {
         aes_round(key, state, pairs + 1, (unsigned)round);
         if (!sealing && round < pairs)
-            add_pair(&sum, key, reverse_octets(load32(rest->in + PAIR * (round - 1))), power - 2 * (size_t)(round - 1));
+            add_last(&sum, key, reverse_octets(load32(rest->in + PAIR * (round - 1))), power - 2 * (size_t)(round - 1));
         if (!sealing && round == pairs)
-            add_pair(&sum, key, reverse_octets(last_text), power - 2 * (size_t)(round - 1));
+            add_last(&sum, key, reverse_octets(last_text), power - 2 * (size_t)(round - 1));
     }
     const __m256i last = aes_more_rounds(key, state, pairs + 1);
     UNROLL for (int i = 0; i < pairs - 1; i++) {
@@ -397,13 +406,13 @@ INLINE __m128i finish_pairs(const struct gcm_vaes_key *key, const struct rest *r
         text = _mm256_aesenclast_epi128(state[i], _mm256_xor_si256(last, text));
         store32(rest->out + PAIR * i, text);
         if (sealing)
-            add_pair(&sum, key, reverse_octets(text), power - 2 * (size_t)i);
+            add_last(&sum, key, reverse_octets(text), power - 2 * (size_t)i);
     }
     if (pairs) {
         __m256i text = _mm256_aesenclast_epi128(state[pairs - 1], _mm256_xor_si256(last, last_text));
         store_short_pair(rest->out + PAIR * (pairs - 1), text, last_len);
         if (sealing)
-            add_pair(&sum, key, reverse_octets(keep_first(text, last_len)), power - 2 * (size_t)(pairs - 1));
+            add_last(&sum, key, reverse_octets(keep_first(text, last_len)), power - 2 * (size_t)(pairs - 1));
     }
     __m128i mask = _mm256_castsi256_si128(_mm256_aesenclast_epi128(state[pairs], last));
     return _mm_xor_si128(mask, gcm_reverse_octets(reduce(sum)));

@@ -15,21 +15,20 @@
 #define GCM_VAES_POWERS 18
 
 /* Powers of H stand in descending order (h[GCM_VAES_POWERS - k] is H^k), so that one 32-octet load at any entry
- * brings the factors of two consecutive blocks. What is unused puts those loads on multiples of 32, and the low powers,
- * which are what a short packet needs, on few cache lines. */
+ * brings the factors of two consecutive blocks. What is unused puts those loads on multiples of 32. The order of the
+ * members makes what a short packet needs (the low powers, the round keys of AES-128) five cache lines in a row. */
 struct gcm_vaes_key {
     uint8_t unused[32];
-    uint8_t h[GCM_VAES_POWERS][16];      /* H^k * x, octets reversed (see gcm_vaes.c) */
-    uint8_t unused_too[32];
     uint8_t h_sum[GCM_VAES_POWERS][16];  /* xor of the two halves of h, for Karatsuba; upper half zero */
+    uint8_t unused_too[32];
+    uint8_t h[GCM_VAES_POWERS][16];      /* H^k * x, octets reversed (see gcm_vaes.c) */
     uint32_t rounds;                     /* 10, 12 or 14 */
     uint32_t unused_at_last[3];
     uint8_t round_key[15][16];
 } __attribute__((aligned(64)));
 
-/* Where the powers, and their sums of halves, end. */
-#define GCM_VAES_SPLIT (32 + 16 * GCM_VAES_POWERS)
-#define GCM_VAES_SUMS_END (2 * GCM_VAES_SPLIT)
+/* Where the powers end and the rest begins. */
+#define GCM_VAES_SPLIT (64 + 2 * 16 * GCM_VAES_POWERS)
 
 /* 1 if this CPU and its operating system can run the functions below, else 0 (they must not be called then). */
 int gcm_vaes_supported(void);

@@ -8,7 +8,6 @@ cdef extern from "fast/gcm_vaes.h" nogil:
         pass
 
     int GCM_VAES_SPLIT
-    int GCM_VAES_SUMS_END
     int gcm_vaes_supported() noexcept
     void gcm_vaes_expand(gcm_vaes_key *key, const uint8_t *raw, unsigned bits) noexcept
     void gcm_vaes_seal(const gcm_vaes_key *key, const uint8_t *nonce, const uint8_t *aad, size_t aad_len,

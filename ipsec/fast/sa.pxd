@@ -68,9 +68,9 @@ cdef struct Sa:
     uint8_t batched            # there is a job_cipher
     uint8_t selecting          # Selecting
     uint16_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
-    uint16_t key_sums          # what sa_prefetch_rest wants of it: see Cipher
-    uint16_t key_split
+    uint16_t key_split         # what sa_prefetch_rest wants of it: see Cipher
     uint16_t key_end
+    uint16_t unused
     AeadOpen aead_open
     Endpoint *endpoint         # load with load_ptr
     uint32_t id
@@ -127,15 +127,10 @@ cdef inline void sa_prefetch(Sa *sa) noexcept nogil:
 # `length` octets of ESP with this sequence number.
 cdef inline void sa_prefetch_rest(Sa *sa, uint32_t seq, uint32_t length) noexcept nogil:
     cdef uint32_t at = 0
-    cdef uint32_t powers
     if sa.key_split:
         # powers of the hash key, of which there is one for each block and two more, end there
-        powers = length - sa.icv_len + 31
-        at = sa.key_sums - powers if powers < sa.key_sums else 0
-        while at < sa.key_sums:
-            prefetch(sa_key(sa) + at)
-            at += 64
-        at = sa.key_split - powers if sa.key_sums + powers < sa.key_split else sa.key_sums
+        at = length - sa.icv_len + 31
+        at = sa.key_split - at if at < sa.key_split else 0
     while at < sa.key_end:
         prefetch(sa_key(sa) + at)
         at += 64

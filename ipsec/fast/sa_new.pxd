@@ -168,7 +168,6 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
     try:
         sa.size = size
         sa.key_size = <uint16_t>cipher.key_size
-        sa.key_sums = cipher.key_sums
         sa.key_split = cipher.key_split
         sa.key_end = cipher.key_end
         sa.aead_seal = cipher.seal
