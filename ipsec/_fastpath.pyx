@@ -586,7 +586,7 @@ cdef class Engine:
             address = source[0].packed
             memcpy(origin.address, <const uint8_t *>address, len(address))
         sa = inbound_find(self.shared.sad, data, <uint32_t>len(data))
-        reason = inbound(w, sa, data, <uint32_t>len(data), tos, &origin, self.packet, &info)
+        reason = inbound(w, sa, data, <uint32_t>len(data), tos, &origin, self.packet, &info, NULL)
         if source is not None:
             self.drain_events()
         if reason:

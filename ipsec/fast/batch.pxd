@@ -123,7 +123,7 @@ cdef inline uint32_t batch_open(Worker *w, SadTable *sad, BatchState *a, BatchSt
             if w.jobs.opening == JOBS:
                 done += batch_open_all(w, b)
             inbound_job_begin(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM)
-        elif inbound(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info) == DROP_NONE:
+        elif inbound(w, sa, esp, length, 0, NULL, slot + BATCH_HEAD - INBOUND_ROOM, &info, NULL) == DROP_NONE:
             b.starts[i] = <uint32_t>(info.data - slot)
             b.lengths[i] = info.length
             done += 1

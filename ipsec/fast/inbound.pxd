@@ -22,10 +22,10 @@ cdef enum:
 cdef inline Sa *inbound_find(SadTable *sad, const uint8_t *esp, uint32_t length) noexcept nogil:
     return sad_find(sad, be32(esp)) if length >= ESP_HEADER else NULL
 
-# Verifies and deciphers a datagram of this SA (inbound_find's) into plain + INBOUND_ROOM; on success *info describes the
-# inner packet. DROP_NONE or the reason, already counted.
+# Verifies and deciphers a datagram of this SA (inbound_find's) into plain + INBOUND_ROOM, unless a job has done so; on
+# success *info describes the inner packet. DROP_NONE or the reason, already counted.
 cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
-                             uint8_t *plain, PacketInfo *info) noexcept nogil:
+                             uint8_t *plain, PacketInfo *info, const OpenJob *job) noexcept nogil:
     cdef uint32_t reason
     if sa == NULL:
         # numbers below 256 are reserved: there is no such SA (RFC 4303 section 2.1)
@@ -34,7 +34,7 @@ cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t len
         reason = DROP_IN_STATE_INVALID
     else:
         sa_lock(sa)
-        reason = inbound_sa(w, sa, esp, length, tos, source, plain, info)
+        reason = inbound_sa(w, sa, esp, length, tos, source, plain, info, job)
         if reason:
             sa.drops[reason] += 1
         sa_unlock(sa)
@@ -42,13 +42,20 @@ cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t len
         w.drops[reason] += 1
     return reason
 
-cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos,
-                                const Source *source, uint8_t *plain, PacketInfo *info) noexcept nogil:
+# Nothing of the plain text is looked at unless the ICV is good.
+cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
+                                uint8_t *plain, PacketInfo *info, const OpenJob *job) noexcept nogil:
     cdef uint64_t seq = 0
-    cdef uint32_t reason = inbound_admit(w, sa, esp, length, &seq)
+    cdef uint32_t reason
+    if job != NULL:
+        # once more: another one of the queue may have had the same number, or used up what was left
+        seq = job.seq
+        reason = inbound_fresh(w, sa, seq)
+    else:
+        reason = inbound_admit(w, sa, esp, length, &seq)
     if reason:
         return reason
-    if esp_open(sa, w.index, seq, esp, length, plain + INBOUND_ROOM) != 0:
+    if not job.good if job != NULL else esp_open(sa, w.index, seq, esp, length, plain + INBOUND_ROOM) != 0:
         return DROP_IN_STATE_PROTO_ERROR
     return inbound_opened(w, sa, seq, length, tos, source, plain, info)
 
@@ -118,10 +125,6 @@ cdef inline uint32_t inbound_opened(Worker *w, Sa *sa, uint64_t seq, uint32_t le
 cdef inline bint inbound_batched(const Sa *sa, uint32_t length) noexcept nogil:
     return sa != NULL and sa.batched and not sa.dead and length <= JOB_MAX
 
-cdef inline void inbound_drop(Worker *w, Sa *sa, uint32_t reason) noexcept nogil:
-    sa.drops[reason] += 1
-    w.drops[reason] += 1
-
 # Puts a datagram into the queue, which must have room, for jobs_open_all and inbound_job_end. True unless it was dropped.
 cdef inline bint inbound_job_begin(Worker *w, Sa *sa, uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
                                    uint8_t *plain) noexcept nogil:
@@ -130,7 +133,8 @@ cdef inline bint inbound_job_begin(Worker *w, Sa *sa, uint8_t *esp, uint32_t len
     sa_lock(sa)
     reason = inbound_admit(w, sa, esp, length, &job.seq)
     if reason:
-        inbound_drop(w, sa, reason)
+        sa.drops[reason] += 1
+        w.drops[reason] += 1
     sa_unlock(sa)
     if reason:
         return False
@@ -145,23 +149,10 @@ cdef inline bint inbound_job_begin(Worker *w, Sa *sa, uint8_t *esp, uint32_t len
     w.jobs.opening += 1
     return True
 
-# After jobs_open_all, job i: DROP_NONE and *info, or the reason, already counted. The order is inbound_sa's: nothing of
-# the plain text is looked at unless the ICV is good.
+# After jobs_open_all, job i: DROP_NONE and *info, or the reason, already counted.
 cdef inline uint32_t inbound_job_end(Worker *w, uint32_t i, PacketInfo *info) noexcept nogil:
     cdef OpenJob *job = &w.jobs.opens[i]
-    cdef Sa *sa = job.sa
-    cdef uint32_t reason
-    sa_lock(sa)
-    # once more: another one of the queue may have had the same number, or used up what was left
-    reason = inbound_fresh(w, sa, job.seq)
-    if reason == DROP_NONE and not job.good:
-        reason = DROP_IN_STATE_PROTO_ERROR
-    if reason == DROP_NONE:
-        reason = inbound_opened(w, sa, job.seq, job.length, job.tos, &job.source, job.plain - INBOUND_ROOM, info)
-    if reason:
-        inbound_drop(w, sa, reason)
-    sa_unlock(sa)
-    return reason
+    return inbound(w, job.sa, job.esp, job.length, job.tos, &job.source, job.plain - INBOUND_ROOM, info, job)
 
 cdef inline void inbound_account(Worker *w, Sa *sa, uint32_t octets) noexcept nogil:
     sa.packets += 1

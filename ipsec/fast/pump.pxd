@@ -605,7 +605,7 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
             p.plain_used += room
         return
     pump_open_all(p)      # nothing overtakes what is queued
-    if inbound(w, sa, data, length, facts.tos, source, p.plain + p.plain_used, &info) != DROP_NONE:
+    if inbound(w, sa, data, length, facts.tos, source, p.plain + p.plain_used, &info, NULL) != DROP_NONE:
         return
     pump_opened(p, &info)
     p.plain_used += room
