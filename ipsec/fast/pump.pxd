@@ -605,10 +605,9 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
             p.plain_used += room
         return
     pump_open_all(p)      # nothing overtakes what is queued
-    if inbound(w, sa, data, length, facts.tos, source, p.plain + p.plain_used, &info, NULL) != DROP_NONE:
-        return
-    pump_opened(p, &info)
-    p.plain_used += room
+    if inbound(w, sa, data, length, facts.tos, source, p.plain + p.plain_used, &info, NULL) == DROP_NONE:
+        pump_opened(p, &info)
+        p.plain_used += room
 
 cdef inline void pump_opened(PumpState *p, PacketInfo *info) noexcept nogil:
     if coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, info) == COALESCE_FULL:
@@ -695,8 +694,7 @@ cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i
 cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept nogil:
     cdef Worker *w = p.worker
     cdef SadTable *sad
-    cdef int got, i
-    cdef int width
+    cdef int got, i, width
     cdef int result = 0
     cdef uint64_t before
     worker_enter(w)
