@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -234,16 +233,15 @@ def test_anybody_else_who_holds_the_name_keeps_nobody_off(
 
 
 @pytest.mark.e2e
-def test_a_name_that_is_let_go_of_meanwhile_is_taken(tun: Tun, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_that_is_let_go_of_meanwhile_is_taken(
+    tun: Tun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A daemon that stops while another one starts."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last, Router() as router:
         last.bind("\0ipsecd-table-220")
-        timer = threading.Timer(0.05, last.close)
-        timer.start()
-        with Router() as router:
-            router.claim()
-            timer.join()
-            assert router._claim is not None
+        monkeypatch.setattr(time, "sleep", lambda _: last.close())
+        router.claim()
+        assert router._claim is not None
     assert not caplog.text
 
 
