@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from ipsec.backend.base import IpInterface
+from ipsec.backend.routes import gso_max_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.net import grants, netns
@@ -47,6 +50,26 @@ def make_router(settings: UserspaceSettings) -> Router:
     if stale:
         log.info("removed or took over %d routes and rules that a predecessor left in table %d", stale, table)
     return router
+
+
+def configure(
+    router: Router,
+    device: str,
+    settings: UserspaceSettings,
+    addresses: Sequence[IpInterface],
+    mtu: int,
+    path_mtu: int,
+) -> None:
+    """Bring the device up with these addresses, on the helper thread; log what the kernel has not. BackendError."""
+    notes = router.configure(
+        device,
+        mtu=mtu,
+        addresses=addresses,
+        queue_length=settings.queue_length,
+        gso_max_size=gso_max_size(device, mtu, path_mtu),
+    )
+    for note in notes:
+        log.info("%s: %s", device, note)
 
 
 def sweep_home(settings: UserspaceSettings) -> None:

@@ -23,9 +23,9 @@ from ipsec.backend import outside
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
 from ipsec.backend.core import Core, CoreEngine, compiled_core
 from ipsec.backend.datagrams import Datagrams
-from ipsec.backend.place import check_ours, make_router, open_helper
+from ipsec.backend.place import check_ours, configure, make_router, open_helper
 from ipsec.backend.prepared import check_address, take_prepared
-from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes, gso_max_size
+from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Totals, Worker, join, socket_name
 from ipsec.errors import BackendError, SaError
@@ -161,21 +161,9 @@ class UserspaceBackend:
         assert tun is not None
         if router is None:
             return
-        settings = self._settings
-
-        def work() -> None:
-            notes = router.configure(
-                tun.name,
-                mtu=mtu,
-                addresses=(*settings.addresses, *self._routes.addresses),
-                queue_length=settings.queue_length,
-                gso_max_size=gso_max_size(tun.name, mtu, path_mtu),
-            )
-            for note in notes:
-                log.info("%s: %s", tun.name, note)
-
+        addresses = (*self._settings.addresses, *self._routes.addresses)
         self._unwatch()
-        await self._blocking(work)
+        await self._blocking(partial(configure, router, tun.name, self._settings, addresses, mtu, path_mtu))
         await self._watch()
 
     async def _attach_routes(self, mtu: int) -> None:
