@@ -19,6 +19,7 @@ from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net.link import forwards_from
 from ipsec.net.route import Router
 from ipsec.net.routebook import Change, Entry, RouteBook
+from ipsec.net.tablewatch import TableWatch
 from ipsec.wire.selector import SelectorPair
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ GATHER_SECONDS = 0.02
 FEW = 16
 #: networks looked at in one turn of the loop: about 3 ms
 SLICE = 1000
+#: how often it is said that somebody removes what is ours
+COMPLAIN_SECONDS = 10.0
 #: how long this host's addresses are left to settle before the sources of routes follow them
 ADDRESSES_SECONDS = 0.2
 #: what was refused is tried again after so long, then twice as long up to the second
@@ -87,6 +90,9 @@ class Routes:
         "how long what was refused waits, 0: nothing was"
         self._told = ""
         "what was refused last"
+        self._watch: TableWatch | None = None
+        self._complained = float("-inf")
+        "when somebody was last said to remove what is ours"
         self.addresses: dict[IpInterface, int] = {}
         "that were added to the device, how often"
         self.applied = False
@@ -211,9 +217,43 @@ class Routes:
         self._router, self._device, self._index, self._mtu = router, device, index, mtu
         self.forget()
 
+    def watch(self, watch: TableWatch) -> None:
+        """Put back what somebody else removes, until ``detach``."""
+        self._unwatch()
+        self._watch = watch
+        asyncio.get_running_loop().add_reader(watch.fd, self._on_removed)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            asyncio.get_running_loop().remove_reader(self._watch.fd)
+            self._watch.close()
+            self._watch = None
+
+    def _on_removed(self) -> None:
+        if self._watch is None or not self._watch.lost():
+            return
+        now = asyncio.get_running_loop().time()
+        if now - self._complained >= COMPLAIN_SECONDS:
+            self._complained = now
+            log.warning("somebody else has removed routes or rules of ours; they are put back at once")
+        self.forget()
+        self.changed()
+
+    async def restore(self) -> None:
+        """Addresses and routes of the device again: it was down, for which the kernel takes all routes to it and its
+        IPv6 addresses, or somebody else has removed an address of ours."""
+        if self._router is not None:
+            try:
+                await self._call(partial(self._router.restore_addresses, self._device))
+            except BackendError as error:
+                log.error("%s", error)
+        self.forget()
+        self.changed()
+
     async def detach(self) -> None:
         """Carry nothing out any more, and wait for what is under way."""
         self._router = None
+        self._unwatch()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -360,7 +400,7 @@ class Routes:
     async def _look(self, router: Router) -> None:
         """Read this host's addresses, and the table if it is not known."""
         known, self._own_known = self._known, True
-        own, present = await self._call(lambda: (router.local_addresses(), None if known else router.present()))
+        own, present = await self._call(lambda: (router.local_addresses(), None if known else router.look()))
         if present is not None:
             self._book.adopt(present)
             self._known = True

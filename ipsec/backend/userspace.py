@@ -171,6 +171,7 @@ class UserspaceBackend:
         if router is not None:
             index = await self._blocking(partial(router.index, self.device))
             self._routes.attach(router, self.device, index, mtu)
+            self._routes.watch(await self._blocking(router.watch))
 
     def _make_pumps(self) -> None:
         settings, tun, core = self._settings, self._tun, self._core
@@ -386,21 +387,10 @@ class UserspaceBackend:
         if Change.FORWARDING in changes:
             self._routes.forget_mtu()
         for change in changes:
-            if change in (Change.ADDRESSES, Change.FORWARDING):
-                continue
-            log.warning("device %s went %s", self._tun.name, change.value)
-            if change is Change.UP:
-                self._spawn(self._is_up_again())
-
-    async def _is_up_again(self) -> None:
-        """The kernel dropped the device's IPv6 addresses when it went down, and all routes to it."""
-        if self._router is not None:
-            try:
-                await self._blocking(partial(self._router.restore_addresses, self.device))
-            except BackendError as error:
-                log.error("%s", error)
-        self._routes.forget()
-        self._routes.changed()
+            if change in (Change.UP, Change.DOWN):
+                log.warning("device %s went %s", self._tun.name, change.value)
+        if Change.UP in changes or Change.TAKEN in changes:
+            self._spawn(self._routes.restore())
 
     def _device_gone(self) -> None:
         if self._running and not self._recovering:

@@ -38,6 +38,7 @@ _IFREQ = struct.Struct("16si20x")
 _IFREQ_FLAGS = struct.Struct("16sH22x")
 _NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
+_IFADDR = struct.Struct("=4xI")
 
 
 class Change(Enum):
@@ -47,6 +48,8 @@ class Change(Enum):
     DOWN = "down"
     GONE = "gone"
     ADDRESSES = "addresses"
+    TAKEN = "taken"
+    "an address of the device itself is gone, while the device is up"
     FORWARDING = "forwarding"
 
 
@@ -112,6 +115,9 @@ class LinkMonitor:
                 break
             if kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 found.append(Change.ADDRESSES)
+                of = _IFADDR.unpack_from(data, at + _NLMSG.size)[0] if length >= _NLMSG.size + _IFADDR.size else 0
+                if kind == _RTM_DELADDR and of == self._index and self._up:
+                    found.append(Change.TAKEN)
             elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and length >= _NLMSG.size + _IFINFO.size:
                 found += self._parse_link(kind, data, at + _NLMSG.size)
             elif kind == _RTM_NEWNETCONF:

@@ -68,6 +68,11 @@ class Netlink:
             # Linux 4.20: the kernel filters a dump, so that a full BGP table costs us nothing
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
+    @property
+    def port(self) -> int:
+        """By which the kernel tells others who has made a change."""
+        return int(self._socket.getsockname()[0])
+
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()

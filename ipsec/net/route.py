@@ -33,6 +33,7 @@ from ipsec.net import grants, rtnetlink
 from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.net.rtnetlink import RouteWriter, Rule, TunInfo
+from ipsec.net.tablewatch import TableWatch
 
 log = logging.getLogger(__name__)
 
@@ -326,6 +327,20 @@ class Router:
             return self._writer.present()
         except OSError as error:
             raise _no_answer(error) from error
+
+    def look(self) -> set[Entry]:
+        """Like ``present``, and what rules there are is found out anew: others may have removed some. BackendError."""
+        wanted = (self._priority, self._fwmark, self._uid)
+        self._rules = {rule.version for rule in self._our_rules() if rule[1:] == wanted}
+        self._rules_sure = False
+        return self.present()
+
+    def watch(self) -> TableWatch:
+        """Hears when somebody else removes what is ours, until it is closed. BackendError."""
+        try:
+            return TableWatch(self._table, PROTOCOL, (self._netlink.port, self._routes.port))
+        except OSError as error:
+            raise BackendError(f"netlink socket: {error.strerror}") from error
 
     def _add_rule(self, version: int) -> None:
         try:

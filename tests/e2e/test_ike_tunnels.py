@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, finish
+from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, Gateway, finish
 from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, loss, ports_of, sniffing, ups
 
 pytestmark = pytest.mark.e2e
@@ -296,3 +296,24 @@ def test_reauthentication(world: IkeWorld, before: str) -> None:
 
     # without make_before_break it may just be gone, once a second
     assert there() if before == "yes" else eventually(there), world.logs()
+
+
+def addresses_of(gateway: Gateway) -> set[str]:
+    return set(gateway.run("ip", "-br", "addr", "show", "dev", "ipsec0").stdout.split())
+
+
+def test_what_somebody_removes_is_put_back(world: IkeWorld) -> None:
+    """systemd-networkd does so when it starts again, and people flush tables."""
+    world.up()
+    before = world.a.leftovers()
+    for family in ("-4", "-6"):
+        for harm in (["route", "flush", "table", "220"], ["rule", "del", "lookup", "220"], ["addr", "flush", "ipsec0"]):
+            world.a.run("ip", family, *harm)
+            # which is told once in a while, and mended every time
+            assert eventually(lambda: world.a.leftovers() == before), f"{harm}: {world.a.leftovers()}\n{before}"
+            assert eventually(lambda: {INNER[4][0] + "/32", INNER[6][0] + "/128"} <= addresses_of(world.a)), harm
+            for version in (4, 6):
+                assert loss(world.a.ping(INNER[version][1])) == 0, world.logs()
+    assert world.a.log().count("somebody else has removed routes or rules of ours") in (1, 2), world.a.log()
+    assert world.a.stop()[0] == 0
+    assert world.a.leftovers() == ""

@@ -73,7 +73,7 @@ class Fate:
             self.link_goes_down, self.packets_are_lost, self.daemon_is_killed, self.daemon_is_stopped,
             self.daemon_hangs, self.configuration_is_read_again, self.configuration_changes, self.configuration_breaks,
             self.device_is_deleted, self.device_goes_down, self.noise_comes_in, self.mtu_shrinks,
-            *([self.address_changes] if self.mobile else []),
+            self.what_is_ours_is_removed, *([self.address_changes] if self.mobile else []),
         ]  # fmt: skip
 
     @property
@@ -159,6 +159,11 @@ class Fate:
         gateway.run("ip", "link", "set", "ipsec0", "down", check=False)
         self._while(0, 2)
         gateway.run("ip", "link", "set", "ipsec0", "up", check=False)
+
+    def what_is_ours_is_removed(self, gateway: Gateway) -> None:
+        family = self.random.choice(("-4", "-6"))
+        harm = self.random.choice(("route flush table 220", "rule del lookup 220", "addr flush dev ipsec0"))
+        gateway.run("ip", family, *harm.split(), check=False)
 
     def noise_comes_in(self, gateway: Gateway) -> None:
         other = self.world.b if gateway is self.world.a else self.world.a

@@ -330,6 +330,65 @@ def test_monitor_looks_when_messages_were_lost(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_monitor_tells_that_an_address_was_taken(tun: Tun) -> None:
+    ip("link", "set", "ipsec0", "up")
+    for device in ("lo", "ipsec0"):
+        ip("address", "add", "10.9.9.9/32", "dev", device)
+    monitor = LinkMonitor(tun.index, up=True)
+    ip("address", "del", "10.9.9.9/32", "dev", "lo")
+    assert monitor.changes() == [Change.ADDRESSES]
+    ip("address", "del", "10.9.9.9/32", "dev", "ipsec0")
+    assert monitor.changes() == [Change.ADDRESSES, Change.TAKEN]
+    # the kernel takes the IPv6 addresses of a device that goes down
+    ip("link", "set", "ipsec0", "down")
+    assert Change.TAKEN not in monitor.changes()
+    monitor.close()
+
+
+@pytest.mark.e2e
+def test_what_others_remove_is_told(tun: Tun) -> None:
+    with Router() as router:
+        router.claim()
+        router.configure("ipsec0", mtu=1400, addresses=[ip_interface("10.1.0.1/32")])
+        apply(router, plan())
+        before = table() + table("-6"), ip("rule"), ip("-6", "rule")
+        watch = router.watch()
+        # what is no business of ours, what we do ourselves, and what comes instead of going
+        ip("route", "add", "10.2.0.0/16", "dev", "ipsec0", "table", "221")
+        ip("route", "flush", "table", "221")
+        ip("route", "add", "10.66.0.0/16", "dev", "ipsec0", "table", "220")
+        ip("route", "del", "10.66.0.0/16", "table", "220")
+        ip("rule", "add", "lookup", "221")
+        ip("rule", "del", "lookup", "221")
+        apply(router, book())
+        router.set_rules(set())
+        apply(router, plan())
+        assert not watch.lost()
+        for harm in (
+            ("route", "flush", "table", "220"),
+            ("-6", "route", "del", "fd02::/16", "dev", "ipsec0", "table", "220"),
+            ("rule", "del", "lookup", "220"),
+            ("-6", "rule", "del", "lookup", "220"),
+        ):
+            ip(*harm)
+            assert watch.lost(), harm
+            assert not watch.lost()
+            wanted = plan()
+            wanted.adopt(router.look())
+            router.set_rules(wanted.versions)
+            while wanted.pending:
+                assert router.carry_out(router.index("ipsec0"), wanted.changes(100)) == []
+            assert (table() + table("-6"), ip("rule"), ip("-6", "rule")) == before, harm
+            assert not watch.lost()
+        watch._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(20):
+            ip("rule", "add", "lookup", "221")
+            ip("rule", "del", "lookup", "221")
+        assert watch.lost(), "nothing was dropped"
+        watch.close()
+
+
+@pytest.mark.e2e
 def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     ip("addr", "add", "10.7.0.1/32", "dev", "ipsec0")
     killed = Router()
