@@ -40,7 +40,8 @@ RESOLVE_STEPS_MAX = 1_000_000
 _GAP = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
 _BLANK = re.compile(r"[ \t\r]*+")
 _NAME = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++')
-_REFERENCE = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++(?:\.[^\x00-\x20\x7f.,:{}="#]++)*+')
+# not "*+": before Python 3.11.5 a possessive group keeps what it had begun to match (gh-106052), here a last dot
+_REFERENCE = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++(?:\.[^\x00-\x20\x7f.,:{}="#]++)*')
 _WORD = re.compile(r'[^ \t\r\n#}"]++')
 _STRING = re.compile(r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(\r?\n|.)|\r\n", re.DOTALL)
