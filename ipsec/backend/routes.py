@@ -85,6 +85,8 @@ class Routes:
         "that rules are there for, where that is known: those that had routes once"
         self._known = False
         "what the table holds"
+        self._doubts = 0
+        "how often that was forgotten"
         self._failed: set[Entry] = set()
         self._wait = 0.0
         "how long what was refused waits, 0: nothing was"
@@ -217,11 +219,12 @@ class Routes:
         self._router, self._device, self._index, self._mtu = router, device, index, mtu
         self.forget()
 
-    def watch(self, watch: TableWatch) -> None:
+    def watch(self, watch: TableWatch | None) -> None:
         """Put back what somebody else removes, until ``detach``."""
         self._unwatch()
         self._watch = watch
-        asyncio.get_running_loop().add_reader(watch.fd, self._on_removed)
+        if watch is not None:
+            asyncio.get_running_loop().add_reader(watch.fd, self._on_removed)
 
     def _unwatch(self) -> None:
         if self._watch is not None:
@@ -261,10 +264,11 @@ class Routes:
             pass
 
     def forget(self) -> None:
-        """Nothing is known of the table: the device was made again, or was down."""
+        """Nothing is known of the table: the device was made again, or was down, or others were at it."""
         self._known = False
         self._versions = None
         self._own_known = False
+        self._doubts += 1
 
     def forget_own(self) -> None:
         """This host's addresses have changed, or may have."""
@@ -399,18 +403,21 @@ class Routes:
 
     async def _look(self, router: Router) -> None:
         """Read this host's addresses, and the table if it is not known."""
+        doubts = self._doubts
         known, self._own_known = self._known, True
         own, present = await self._call(lambda: (router.local_addresses(), None if known else router.look()))
         if present is not None:
             self._book.adopt(present)
-            self._known = True
+            # not if it was forgotten meanwhile
+            self._known = self._doubts == doubts
+            self._versions = None
         self._own = own
         self._book.set_own(own)
 
     async def _carry_out(self, router: Router, rules: set[int] | None, changes: Sequence[Change]) -> list[BackendError]:
         """Rules, routes, then the MTU, in one visit to the helper thread; what was refused."""
         mtu, path_mtu, device = self.mtu, self.path_mtu, self._device
-        other_mtu, forgotten = mtu != self._mtu, self._forgotten
+        other_mtu, forgotten, doubts = mtu != self._mtu, self._forgotten, self._doubts
         failed: list[tuple[Change, BackendError]] = []
 
         def work() -> tuple[BackendError | None, BackendError | None]:
@@ -424,7 +431,7 @@ class Routes:
             return rules_error, _error_of(partial(router.set_mtu, device, mtu, size))
 
         rules_error, mtu_error = await self._call(work)
-        if rules is not None and rules_error is None:
+        if rules is not None and rules_error is None and self._doubts == doubts:
             self._versions = set(rules)
         # not if it was forgotten meanwhile
         if mtu_error is None and self._forgotten == forgotten:

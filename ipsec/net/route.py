@@ -335,12 +335,13 @@ class Router:
         self._rules_sure = False
         return self.present()
 
-    def watch(self) -> TableWatch:
-        """Hears when somebody else removes what is ours, until it is closed. BackendError."""
+    def watch(self) -> TableWatch | None:
+        """Hears when somebody else removes what is ours, until it is closed; None if the kernel refuses."""
         try:
             return TableWatch(self._table, PROTOCOL, (self._netlink.port, self._routes.port))
         except OSError as error:
-            raise BackendError(f"netlink socket: {error.strerror}") from error
+            log.warning("routes and rules that others remove will not be put back: %s", error.strerror)
+            return None
 
     def _add_rule(self, version: int) -> None:
         try:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -26,6 +27,8 @@ from ipsec.errors import BackendError
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net import netns
 from ipsec.net.netlink import Message, Netlink
+from ipsec.net.route import Router
+from ipsec.net.routebook import Entry
 from ipsec.wire.selector import SelectorPair, TrafficSelector
 from tests.backend.test_userspace import until
 
@@ -197,6 +200,38 @@ def test_the_rule_stays_until_the_end(namespace: None) -> None:
                 assert table() == []
                 assert rules() == 1
         assert rules() == 0
+
+    asyncio.run(main())
+
+
+HARMS = ("route flush table 220", "rule del lookup 220")
+
+
+@pytest.mark.parametrize(("first", "then"), [HARMS, HARMS[::-1]])
+def test_what_is_removed_while_the_table_is_read_is_put_back(namespace: None, first: str, then: str) -> None:
+    look = Router.look
+    read: list[object] = []
+
+    def slow(router: Router) -> set[Entry]:
+        found = look(router)
+        read.append(found)
+        if len(read) == 1:
+            subprocess.run(["ip", *then.split()], check=True)
+            # the loop hears of it before this thread is done
+            time.sleep(0.1)
+        return found
+
+    def rules() -> str:
+        return subprocess.run(["ip", "rule"], capture_output=True, text=True, check=True).stdout
+
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(EVERYWHERE, one("10.2.0.1")))
+            await backend.sync_routes()
+            before = table(), rules()
+            with patch.object(Router, "look", slow):
+                subprocess.run(["ip", *first.split()], check=True)
+                await until(lambda: len(read) >= 2 and (table(), rules()) == before)
 
     asyncio.run(main())
 

@@ -353,6 +353,7 @@ def test_what_others_remove_is_told(tun: Tun) -> None:
         apply(router, plan())
         before = table() + table("-6"), ip("rule"), ip("-6", "rule")
         watch = router.watch()
+        assert watch is not None
         # what is no business of ours, what we do ourselves, and what comes instead of going
         ip("route", "add", "10.2.0.0/16", "dev", "ipsec0", "table", "221")
         ip("route", "flush", "table", "221")
