@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -103,10 +105,22 @@ def _obstacle(prefix: tuple[str, ...]) -> str | None:
 
 def _in_namespaces(work: Callable[[contextlib.ExitStack, Path], None]) -> None:
     with contextlib.ExitStack() as stack:
+        _alone(stack)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ipsec-demo-")))
         _namespaces(stack)
         work(stack, scratch)
     print("\nNamespaces, devices, routes and keys are removed.")
+
+
+def _alone(stack: contextlib.ExitStack) -> None:
+    """DemoError if another demo runs: its namespaces have the same names. The claim ends with the process."""
+    claim = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    try:
+        claim.bind("\0ipsec-demo")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise DemoError("another demo is running; run this one when that has ended") from None
 
 
 def _namespaces(stack: contextlib.ExitStack) -> None:
@@ -225,6 +239,8 @@ connections {{
 
 def show_negotiated(daemon: Daemon) -> None:
     """What the log of an ipsecd says about the SAs that came up first."""
+    # packets do not wait for the log
+    daemon.wait(" up, SPIs ")
     for line in daemon.log().splitlines():
         text = line.partition(": ")[2]
         for begin, label in ((" takes ", "IKE_SA"), (" established between ", ""), (" up, SPIs ", "CHILD_SA")):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ipsec.cli import demo_lab, demo_memory, demo_strongswan
+from ipsec.cli.demo_memory import DemoError
 from ipsec.config.schema import load_text
 from ipsec.ike.config import Action
 
@@ -52,6 +55,27 @@ def test_takes_no_arguments(module: str, argument: str, status: int, said: str) 
     assert done.returncode == status
     assert said in done.stdout + done.stderr
     assert "MTU" not in done.stdout
+
+
+def test_two_at_once_would_take_each_others_namespaces() -> None:
+    with contextlib.ExitStack() as first:
+        demo_lab._alone(first)
+        with contextlib.ExitStack() as second, pytest.raises(DemoError, match="another demo is running"):
+            demo_lab._alone(second)
+    with contextlib.ExitStack() as third:
+        demo_lab._alone(third)
+
+
+def test_what_was_negotiated_is_told_when_the_log_has_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    late = "sleep 0.2; echo 'x: demo[1]: CHILD_SA net{2} up, SPIs 01_i 02_o'; sleep 5"
+    with contextlib.ExitStack() as stack, log.open("wb") as out:
+        daemon = demo_lab.Daemon.__new__(demo_lab.Daemon)
+        daemon.begun, daemon._log = time.monotonic(), log
+        daemon.process = subprocess.Popen(["sh", "-c", late], stdout=out)
+        stack.callback(demo_lab._stop, daemon.process)
+        demo_lab.show_negotiated(daemon)
+    assert "SPIs 01_i 02_o" in capsys.readouterr().out
 
 
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
