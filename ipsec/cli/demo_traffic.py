@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ipsec.cli.demo_lab import CHILD_LIFE_S, DEVICE, IKE_LIFE_S, INNER, INNER6, NAMES, OUTER, Daemon, inside
 from ipsec.cli.demo_memory import DemoError, row
-from ipsec.net import netns, udp
+from ipsec.net import bpf, netns, udp
 
 FILE_BYTES = 64 << 20
 _PORT = 5400
@@ -211,7 +211,7 @@ class Wire:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         with netns.inside(NAMES[0]):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(3))
-            udp.attach_filter(self._socket, udp.not_esp_filter(4500))
+            bpf.attach_filter(self._socket, udp.not_esp_filter(4500))
             self._socket.bind((DEVICE, 3))
         stack.callback(self._socket.close)
         self._heard()

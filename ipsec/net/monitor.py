@@ -12,7 +12,7 @@ import struct
 import sys
 from enum import Enum
 
-from ipsec.net.netlink import attributes
+from ipsec.net.netlink import HEADER_LEN, attributes, messages
 
 # linux/rtnetlink.h, linux/if.h
 _RTMGRP_LINK = 0x1
@@ -36,7 +36,6 @@ _SIOCGIFNAME = 0x8910
 _SIOCGIFFLAGS = 0x8913
 _IFREQ = struct.Struct("16si20x")
 _IFREQ_FLAGS = struct.Struct("16sH22x")
-_NLMSG = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=4xI")
 
@@ -108,28 +107,24 @@ class LinkMonitor:
 
     def _parse(self, data: bytes) -> list[Change]:
         found: list[Change] = []
-        at = 0
-        while at + _NLMSG.size <= len(data):
-            length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
-            if not _NLMSG.size <= length <= len(data) - at:
-                break
+        for length, at, kind, _, _, _ in messages(data):
+            body = data[at + HEADER_LEN : at + length]
             if kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 found.append(Change.ADDRESSES)
-                of = _IFADDR.unpack_from(data, at + _NLMSG.size)[0] if length >= _NLMSG.size + _IFADDR.size else 0
+                of = _IFADDR.unpack_from(body)[0] if len(body) >= _IFADDR.size else 0
                 if kind == _RTM_DELADDR and of == self._index and self._up:
                     found.append(Change.TAKEN)
-            elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and length >= _NLMSG.size + _IFINFO.size:
-                found += self._parse_link(kind, data, at + _NLMSG.size)
+            elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
+                found += self._parse_link(kind, body)
             elif kind == _RTM_NEWNETCONF:
-                known = attributes(data[at + _NLMSG.size : at + length], 4)
+                known = attributes(body, 4)
                 of = int.from_bytes(known.get(_NETCONFA_IFINDEX, b""), sys.byteorder, signed=True)
                 if of not in (_IFINDEX_DEFAULT, self._index) and _NETCONFA_FORWARDING in known:
                     found.append(Change.FORWARDING)
-            at += (length + 3) & ~3
         return found
 
-    def _parse_link(self, kind: int, data: bytes, at: int) -> list[Change]:
-        family, _, index, flags, _ = _IFINFO.unpack_from(data, at)
+    def _parse_link(self, kind: int, body: bytes) -> list[Change]:
+        family, _, index, flags, _ = _IFINFO.unpack_from(body)
         # a device that leaves a bridge is a DELLINK of family AF_BRIDGE, and goes nowhere
         if index != self._index or family != socket.AF_UNSPEC:
             return []

@@ -32,6 +32,7 @@ ADD_FLAGS = 0x505
 ADD_NEW_FLAGS = 0x605
 
 _HEADER = struct.Struct("=IHHII")
+HEADER_LEN = _HEADER.size
 _ATTRIBUTE = struct.Struct("=HH")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _ERROR = struct.Struct("=i")
@@ -98,7 +99,7 @@ class Netlink:
         self._socket.send(header + body)
         while True:
             data = self._socket.recv(1 << 18)
-            for length, at, kind, flags, sequence in _messages(data):
+            for length, at, kind, flags, sequence, _ in messages(data):
                 if sequence != self._sequence:
                     continue
                 whole = whole and not flags & _DUMP_INTERRUPTED
@@ -141,7 +142,7 @@ class Netlink:
         failed: list[tuple[int, int]] = []
         while True:
             data = self._socket.recv(1 << 16)
-            for length, at, kind, _, sequence in _messages(data):
+            for length, at, kind, _, sequence, _ in messages(data):
                 if kind == _NLMSG_ERROR and first <= sequence <= last:
                     if length < _HEADER.size + _ERROR.size:
                         raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
@@ -152,14 +153,14 @@ class Netlink:
                         return failed
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """(length with header, where it is, type, flags, sequence number) of each message in what was received."""
+def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """(length with header, where it is, type, flags, sequence number, port) of each message in what was received."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        length, kind, flags, sequence, port = _HEADER.unpack_from(data, at)
         if not _HEADER.size <= length <= len(data) - at:
             return
-        yield length, at, kind, flags, sequence
+        yield length, at, kind, flags, sequence, port
         at += (length + 3) & ~3
 
 

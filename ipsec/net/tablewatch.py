@@ -13,8 +13,8 @@ import struct
 import sys
 from collections.abc import Collection
 
-from ipsec.net.netlink import attributes
-from ipsec.net.udp import attach_filter
+from ipsec.net import bpf
+from ipsec.net.netlink import HEADER_LEN, attributes, messages
 
 # linux/rtnetlink.h: groups, messages
 _RTMGRP_IPV4_ROUTE = 0x40
@@ -26,11 +26,8 @@ _RTM_DELRULE = 33
 # linux/rtnetlink.h, linux/fib_rules.h: attributes
 _TABLE = 15
 _FRA_PROTOCOL = 21
-_NLMSG = struct.Struct("=IHHII")
 #: of routes and of rules: family, lengths, TOS, table, who made it (routes only), ...
 _BODY = struct.Struct("=BBBBBBBBI")
-#: linux/filter.h: what matters are a message's type and, of routes, who made it
-_LD_HALF, _LD_BYTE, _JUMP_EQUAL, _RETURN = 0x28, 0x30, 0x15, 0x06
 
 
 class TableWatch:
@@ -45,16 +42,17 @@ class TableWatch:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         route, rule = (int.from_bytes(struct.pack("=H", kind), "big") for kind in (_RTM_DELROUTE, _RTM_DELRULE))
-        attach_filter(
+        # a message's type and, of routes, who made it
+        bpf.attach_filter(
             self._socket,
             [
-                (_LD_HALF, 0, 0, 4),
-                (_JUMP_EQUAL, 3, 0, rule),
-                (_JUMP_EQUAL, 0, 3, route),
-                (_LD_BYTE, 0, 0, _NLMSG.size + 5),
-                (_JUMP_EQUAL, 0, 1, protocol),
-                (_RETURN, 0, 0, 0xFFFFFFFF),
-                (_RETURN, 0, 0, 0),
+                (bpf.LD_HALF_ABS, 0, 0, 4),
+                (bpf.JUMP_EQUAL, 3, 0, rule),
+                (bpf.JUMP_EQUAL, 0, 3, route),
+                (bpf.LD_BYTE_ABS, 0, 0, HEADER_LEN + 5),
+                (bpf.JUMP_EQUAL, 0, 1, protocol),
+                (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
+                (bpf.RET_CONST, 0, 0, 0),
             ],
         )
         self._socket.bind((0, _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV6_RULE))
@@ -79,22 +77,20 @@ class TableWatch:
             lost = lost or self._concerns_us(data)
 
     def _concerns_us(self, data: bytes) -> bool:
-        at = 0
-        while at + _NLMSG.size <= len(data):
-            length, kind, _, _, port = _NLMSG.unpack_from(data, at)
-            if not _NLMSG.size + _BODY.size <= length <= len(data) - at:
-                return False
-            body = data[at + _NLMSG.size : at + length]
+        for length, at, kind, _, _, port in messages(data):
+            body = data[at + HEADER_LEN : at + length]
+            # what the kernel removes by itself goes with a device or an address, which ``monitor`` tells of
+            if not port or port in self._ours or len(body) < _BODY.size:
+                continue
             _, _, _, _, table, protocol, *_ = _BODY.unpack_from(body)
             known = attributes(body, _BODY.size)
             # a field of one octet is too small for most tables
             table = int.from_bytes(known.get(_TABLE, bytes((table,))), sys.byteorder)
             if kind == _RTM_DELRULE:
+                # kernels before Linux 4.17 do not say who made a rule
                 protocol = known.get(_FRA_PROTOCOL, bytes((self._protocol,)))[0]
-            # what the kernel removes by itself goes with a device or an address, which ``monitor`` tells of
-            if (table, protocol) == (self._table, self._protocol) and port and port not in self._ours:
+            if (table, protocol) == (self._table, self._protocol):
                 return True
-            at += (length + 3) & ~3
         return False
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ nor make the next send fail; the path MTU that a real one taught the kernel come
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.errors import BackendError
-from ipsec.net import grants
+from ipsec.net import bpf, grants
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -38,28 +37,12 @@ _IPV6_MTU = 24
 _IPV6_RECVPKTINFO = 49
 _IPV6_RECVTCLASS = 66
 _PMTUDISC_DO = 2
-_SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _SO_MARK = 36
-_SO_ATTACH_REUSEPORT_CBPF = 51
-
-# linux/filter.h: classic BPF instructions
-_LD_WORD_ABS = 0x20
-_LD_HALF_ABS = 0x28
-_LD_BYTE_ABS = 0x30
-_LD_WORD_IND = 0x40
-_LDX_IP_HEADER_LEN = 0xB1
-_SHIFT_RIGHT = 0x74
-_MOD = 0x94
-_JUMP_EQUAL = 0x15
-_RET_CONST = 0x06
-_RET_A = 0x16
 
 #: what a GRO train of 64 KiB costs is charged against the buffer with its overhead: the usual 208 KiB hold three
 BUFFER_BYTES = 16 << 20
-
-Instruction = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -131,7 +114,7 @@ def open_raw_esp(address: IpAddress, *, workers: int = 1, fwmark: int = 0) -> li
             sock = socket.socket(_family(address), socket.SOCK_RAW | socket.SOCK_NONBLOCK, ESP_PROTOCOL)
             group.append(sock)
             if workers > 1:
-                attach_filter(sock, _raw_filter(address.version, index, workers))
+                bpf.attach_filter(sock, _raw_filter(address.version, index, workers))
             _set_common(sock, address, fwmark)
             sock.bind((str(address), 0))
     except OSError as error:
@@ -162,39 +145,34 @@ def open_bypass(version: int, *, fwmark: int) -> socket.socket:
     return sock
 
 
-def attach_filter(sock: socket.socket, program: list[Instruction]) -> None:
-    """Let the kernel run a classic BPF program on what a socket receives."""
-    _attach(sock, _SO_ATTACH_FILTER, program)
-
-
-def not_esp_filter(port: int) -> list[Instruction]:
+def not_esp_filter(port: int) -> list[bpf.Instruction]:
     """For packet sockets (SOCK_DGRAM): keep what is on the wire and is not ESP, on UDP ``port`` or as protocol 50.
 
     Left out as well is what is not IP, and for brevity IPv4 options and IPv6 extension headers make a packet count.
     """
     accept, ignore = 15, 16
 
-    def jump(at: int, value: int, true: int, false: int) -> Instruction:
-        return _JUMP_EQUAL, true - at - 1, false - at - 1, value
+    def jump(at: int, value: int, true: int, false: int) -> bpf.Instruction:
+        return bpf.JUMP_EQUAL, true - at - 1, false - at - 1, value
 
     return [
-        (_LD_BYTE_ABS, 0, 0, 0),
-        (_SHIFT_RIGHT, 0, 0, 4),
+        (bpf.LD_BYTE_ABS, 0, 0, 0),
+        (bpf.SHIFT_RIGHT, 0, 0, 4),
         jump(2, 4, 3, 8),
-        (_LD_BYTE_ABS, 0, 0, 9),
+        (bpf.LD_BYTE_ABS, 0, 0, 9),
         jump(4, ESP_PROTOCOL, ignore, 5),
         jump(5, socket.IPPROTO_UDP, 6, accept),
-        (_LD_HALF_ABS, 0, 0, 22),
+        (bpf.LD_HALF_ABS, 0, 0, 22),
         jump(7, port, ignore, accept),
         jump(8, 6, 9, ignore),
-        (_LD_BYTE_ABS, 0, 0, 6),
+        (bpf.LD_BYTE_ABS, 0, 0, 6),
         jump(10, ESP_PROTOCOL, ignore, 11),
         jump(11, socket.IPPROTO_UDP, 12, accept),
-        (_LD_HALF_ABS, 0, 0, 42),
+        (bpf.LD_HALF_ABS, 0, 0, 42),
         jump(13, port, ignore, accept),
-        (_RET_CONST, 0, 0, 0),
-        (_RET_CONST, 0, 0, 0xFFFFFFFF),
-        (_RET_CONST, 0, 0, 0),
+        (bpf.RET_CONST, 0, 0, 0),
+        (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
+        (bpf.RET_CONST, 0, 0, 0),
     ]
 
 
@@ -213,7 +191,7 @@ def attach_steering(sock: socket.socket, workers: int) -> None:
     The kernel pulls the UDP header before it runs the program, so offset 0 is the SPI. A datagram shorter than four
     octets fails the load, which ends the program with 0; the non-ESP marker is SPI 0 and 0 % workers is 0 as well.
     """
-    _attach(sock, _SO_ATTACH_REUSEPORT_CBPF, [(_LD_WORD_ABS, 0, 0, 0), (_MOD, 0, 0, workers), (_RET_A, 0, 0, 0)])
+    bpf.steer(sock, [(bpf.LD_WORD_ABS, 0, 0, 0), (bpf.MOD, 0, 0, workers), (bpf.RET_A, 0, 0, 0)])
 
 
 def route_to(remote: IpAddress, *, fwmark: int = 0) -> tuple[IpAddress, int]:
@@ -346,23 +324,18 @@ def _set_buffer(sock: socket.socket, force: int, plain: int, size: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
-def _raw_filter(version: int, index: int, workers: int) -> list[Instruction]:
+def _raw_filter(version: int, index: int, workers: int) -> list[bpf.Instruction]:
     """Keep a raw ESP packet if its SPI belongs to this worker. IPv4 sockets see the IP header, IPv6 ones do not."""
-    load = [(_LDX_IP_HEADER_LEN, 0, 0, 0), (_LD_WORD_IND, 0, 0, 0)] if version == 4 else [(_LD_WORD_ABS, 0, 0, 0)]
+    load = [(bpf.LD_WORD_ABS, 0, 0, 0)]
+    if version == 4:
+        load = [(bpf.LDX_IP_HEADER_LEN, 0, 0, 0), (bpf.LD_WORD_IND, 0, 0, 0)]
     return [
         *load,
-        (_MOD, 0, 0, workers),
-        (_JUMP_EQUAL, 0, 1, index),
-        (_RET_CONST, 0, 0, 0xFFFFFFFF),
-        (_RET_CONST, 0, 0, 0),
+        (bpf.MOD, 0, 0, workers),
+        (bpf.JUMP_EQUAL, 0, 1, index),
+        (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
+        (bpf.RET_CONST, 0, 0, 0),
     ]
-
-
-def _attach(sock: socket.socket, option: int, program: list[Instruction]) -> None:
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    # struct sock_fprog: a count, and a pointer at its natural alignment
-    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(program), ctypes.addressof(buffer)))
 
 
 def explain(what: str, error: OSError, *, setting: str = "ipsecd.port_nat_t") -> BackendError:
