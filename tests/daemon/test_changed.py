@@ -149,14 +149,19 @@ class SlowDisk:
         return replace(config, warnings=(f"read {self.times} times",))
 
 
+async def reading(monkeypatch: pytest.MonkeyPatch) -> tuple[Daemon, SlowDisk]:
+    """A daemon in the middle of a reload."""
+    daemon, disk = Daemon(load_text("ipsecd { backend = memory }")), SlowDisk(monkeypatch)
+    daemon._on_hangup()
+    assert await asyncio.to_thread(disk.begun.wait, 10)
+    return daemon, disk
+
+
 def test_what_is_slow_to_read_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        daemon = Daemon(load_text("ipsecd { backend = memory }"))
-        disk = SlowDisk(monkeypatch)
-        daemon._on_hangup()
-        assert await asyncio.to_thread(disk.begun.wait, 10)
+        daemon, disk = await reading(monkeypatch)
         # the loop goes on, and a second one is heard
         daemon._on_hangup()
         by_vici = asyncio.create_task(daemon.reload())
@@ -175,10 +180,7 @@ def test_the_end_of_a_daemon_that_reads_puts_nothing_in_place(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        daemon = Daemon(load_text("ipsecd { backend = memory }"))
-        disk = SlowDisk(monkeypatch)
-        daemon._on_hangup()
-        assert await asyncio.to_thread(disk.begun.wait, 10)
+        daemon, disk = await reading(monkeypatch)
         await daemon.stop()
         disk.go_on.set()
 

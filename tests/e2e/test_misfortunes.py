@@ -28,7 +28,7 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "300"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 #: both directions, both families, within this time after the last misfortune
 RECOVERY_S = 40.0
-#: octets of resident memory and descriptors that a daemon may have more than after its first minute's worth of work
+#: octets of resident memory and descriptors that a daemon may have more than when it was first looked at
 MORE_MEMORY = 8 << 20
 MORE_FILES = 4
 
