@@ -43,6 +43,10 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 pytestmark = pytest.mark.xdist_group("build")
 
 
+def test_groups_are_heeded(request: pytest.FixtureRequest) -> None:
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@build")
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy without anything built."""

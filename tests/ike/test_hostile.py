@@ -328,6 +328,8 @@ counted_messages: dict[str, int] = {}
 seen_exchanges: set[tuple[int, bool]] = set()
 
 
+# one process has to see all scenes: the test behind them counts
+@pytest.mark.xdist_group("mutations")
 @pytest.mark.parametrize("scene", SCENES)
 def test_mutations(scene: str) -> None:
     script, more = SCENES[scene]
@@ -340,6 +342,7 @@ def test_mutations(scene: str) -> None:
     assert campaign.sent
 
 
+@pytest.mark.xdist_group("mutations")
 def test_mutations_are_many_and_of_every_exchange() -> None:
     if len(counted_messages) < len(SCENES):
         pytest.skip("not all scenes ran")
