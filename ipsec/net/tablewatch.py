@@ -17,10 +17,8 @@ from ipsec.net import bpf
 from ipsec.net.netlink import HEADER_LEN, attributes, messages
 
 # linux/rtnetlink.h: groups, messages
-_RTMGRP_IPV4_ROUTE = 0x40
-_RTMGRP_IPV4_RULE = 0x80
-_RTMGRP_IPV6_ROUTE = 0x400
-_RTMGRP_IPV6_RULE = 1 << 18
+_GROUPS = 0x40 | 0x80 | 0x400 | 1 << 18
+"routes and rules, of IPv4 and IPv6"
 _RTM_DELROUTE = 25
 _RTM_DELRULE = 33
 # linux/rtnetlink.h, linux/fib_rules.h: attributes
@@ -43,19 +41,21 @@ class TableWatch:
         )
         route, rule = (int.from_bytes(struct.pack("=H", kind), "big") for kind in (_RTM_DELROUTE, _RTM_DELRULE))
         # a message's type and, of routes, who made it
-        bpf.attach_filter(
-            self._socket,
-            [
-                (bpf.LD_HALF_ABS, 0, 0, 4),
-                (bpf.JUMP_EQUAL, 3, 0, rule),
-                (bpf.JUMP_EQUAL, 0, 3, route),
-                (bpf.LD_BYTE_ABS, 0, 0, HEADER_LEN + 5),
-                (bpf.JUMP_EQUAL, 0, 1, protocol),
-                (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
-                (bpf.RET_CONST, 0, 0, 0),
-            ],
-        )
-        self._socket.bind((0, _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV6_RULE))
+        program = [
+            (bpf.LD_HALF_ABS, 0, 0, 4),
+            (bpf.JUMP_EQUAL, 3, 0, rule),
+            (bpf.JUMP_EQUAL, 0, 3, route),
+            (bpf.LD_BYTE_ABS, 0, 0, HEADER_LEN + 5),
+            (bpf.JUMP_EQUAL, 0, 1, protocol),
+            (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
+            (bpf.RET_CONST, 0, 0, 0),
+        ]
+        try:
+            bpf.attach_filter(self._socket, program)
+            self._socket.bind((0, _GROUPS))
+        except OSError:
+            self._socket.close()
+            raise
 
     @property
     def fd(self) -> int:
