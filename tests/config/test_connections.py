@@ -338,7 +338,7 @@ def test_preshared_key() -> None:
         ("certs = moon.pem", "certs", load_certificates(pki.pem("moon"))),
         ("cacerts = ca.pem", "cacerts", load_certificates(pki.pem("ca", "ca"))),
         ("pubkeys = sun.pem", "pubkeys", (pki.spki("sun"),)),
-        (f"pubkeys = 0x{pki.spki('sun').hex()}", "pubkeys", (pki.spki("sun"),)),
+        pytest.param(f"pubkeys = 0x{pki.spki('sun').hex()}", "pubkeys", (pki.spki("sun"),), id="pubkeys-hex"),
     ],
 )
 def test_remote_keys(base: Path, line: str, name: str, value: Any) -> None:
@@ -368,8 +368,8 @@ def test_default_remote(base: Path) -> None:
         "certs = {base}/x509/moon.pem",
         "cert {{\nfile = {base}/x509/moon.pem\n}}",
         "cert-a {{\nfile = moon.pem\n}}",
-        f"certs = 0x{pki.der('moon').hex()}",
-        f"certs = 0s{base64.b64encode(pki.der('moon')).decode()}",
+        pytest.param(f"certs = 0x{pki.der('moon').hex()}", id="certs-hex"),
+        pytest.param(f"certs = 0s{base64.b64encode(pki.der('moon')).decode()}", id="certs-base64"),
         # none named: the one that has a private key
         "auth = pubkey",
         "id = moon.example.org\ncerts = moon.pem",

@@ -111,7 +111,7 @@ def test_broken_certificate_that_is_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("directory", ["private", "rsa", "ecdsa", "pkcs8", "pkcs12"])
-@pytest.mark.parametrize("data", [b"", b"broken", pki.pem("moon")])
+@pytest.mark.parametrize("data", [b"", b"broken", pki.pem("moon")], ids=["empty", "broken", "certificate"])
 def test_broken_key_is_an_error(tmp_path: Path, directory: str, data: bytes) -> None:
     path = pki.write(tmp_path, f"{directory}/moon", data)
     error = refuse(tmp_path)

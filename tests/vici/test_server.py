@@ -188,7 +188,7 @@ def test_a_command_ends_with_its_client(tmp_path: Path, monkeypatch: pytest.Monk
         b"\0\0\0\1\x01",
         b"\0\0\0\x05\x00\x01a\x01",
         b"GET / HTTP/1.1\r\n\r\n",
-        os.urandom(2000),
+        pytest.param(os.urandom(2000), id="random"),
         emit_packet(PacketType.CMD_RESPONSE),
         emit_packet(PacketType.CMD_REQUEST, "echo", {"a": "b"})[:-2],
     ],
