@@ -316,6 +316,9 @@ def transfer(sender: Namespace, source: str, receiver: Namespace, target: str, *
         client.connect((target, listener.getsockname()[1]))
         server = stack.enter_context(listener.accept()[0])
         server.settimeout(5)
+        for sock in (client, server):
+            # what is not acknowledged when the tunnel goes would be sent again through the next one
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
         def collect(name: str, sock: socket.socket) -> None:
             parts = []
