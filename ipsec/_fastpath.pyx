@@ -181,7 +181,11 @@ cdef class Engine:
 
     def providers(self):
         """Suite name -> provider that this engine uses for it."""
-        return {suite.name: choose_provider(suite, self.provider) for suite in all_esp_suites()}
+        return {suite.name: self.provider_of(suite) for suite in all_esp_suites()}
+
+    def provider_of(self, suite):
+        """The provider for SAs of a suite. Finding it takes some milliseconds, once in a process."""
+        return choose_provider(suite, self.provider)
 
     # --- reclamation ---
 
@@ -232,7 +236,7 @@ cdef class Engine:
         if key in index:
             raise SaError(f"there is an {'inbound' if incoming else 'outbound'} SA with SPI 0x{params.spi:08x} already")
         sa = sa_new(params, id, self.worker_count + 1, self.worker_count > 1,
-                    choose_provider(params.suite, self.provider))
+                    self.provider_of(params.suite))
         if sa.job_cipher != NULL:
             for i in range(self.worker_count + 1):
                 try:

@@ -527,9 +527,12 @@ def self_test(suite, str provider):
     fields = [bytes.fromhex(x) for x in _KNOWN_ANSWERS[0 if suite.encr in _CHACHA else suite.key_bits]]
     key = AeadKey(suite, provider, fields[0])
     good = key.seal(*fields[1:4]) == fields[4] and key.open(fields[1], fields[2], fields[4]) == fields[3]
+    if provider == "libcrypto":
+        return good
     other = AeadKey(suite, "libcrypto", fields[0])
+    octets = bytes(i * 7 & 255 for i in range(256)) * 36
     for length in (*range(0, 520, 13), 1023, 1408, 2048, 9001):
-        plain = bytes(i * 7 & 255 for i in range(length))
+        plain = octets[:length]
         sealed = other.seal(fields[1], fields[2][:8], plain)
         last = len(sealed) - 1
         wrong = sealed[:last] + bytes((sealed[last] ^ 1,))

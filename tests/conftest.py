@@ -44,6 +44,9 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(E2eGroup())
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # in the background of a script; what the tests start is to heed it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # ip, ethtool and tc live where an ordinary user's PATH does not look
     os.environ["PATH"] = netadmin.environment()["PATH"]
     if REPORTS_FD in os.environ:

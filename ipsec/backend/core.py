@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, cast
 
+from ipsec.crypto.suites import EspSuite
 from ipsec.errors import BackendError
 from ipsec.esp.engine import EspEngine
 
@@ -24,6 +25,9 @@ class CoreEngine(EspEngine, Protocol):
 
     def providers(self) -> dict[str, str]:
         """Suite name -> crypto provider that serves it."""
+
+    def provider_of(self, suite: EspSuite) -> str:
+        """The crypto provider for SAs of a suite. Finding it takes some milliseconds, once in a process."""
 
 
 class CorePump(Protocol):

@@ -28,6 +28,7 @@ from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Totals, Worker, join, socket_name
+from ipsec.crypto.suites import all_esp_suites
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
@@ -43,6 +44,8 @@ T = TypeVar("T")
 
 #: a worker looks at its stop descriptor at least once per batch, so this is generous
 JOIN_SECONDS = 0.8
+#: for everybody else, between one suite's provider and the next one's
+PAUSE_S = 0.005
 
 
 class UserspaceBackend:
@@ -116,6 +119,13 @@ class UserspaceBackend:
         self._make_pumps()
         self._log_start()
         self._go()
+        self._spawn(self._choose_providers())
+
+    async def _choose_providers(self) -> None:
+        """Find the crypto provider of each suite before an SA needs it: its peer, and all others, would wait."""
+        for suite in all_esp_suites():
+            self._need_engine().provider_of(suite)
+            await asyncio.sleep(PAUSE_S)
 
     def _open_tun(self) -> None:
         settings = self._settings

@@ -38,7 +38,7 @@ from ipsec.ike.events import (
 )
 from ipsec.ike.failure import Cause, Failure, bounded
 from ipsec.ike.informational import handle_informational
-from ipsec.ike.init import AuthProgress, handle_init_request, handle_init_response, start_init
+from ipsec.ike.init import AuthProgress, first_method, handle_init_request, handle_init_response, start_init
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
@@ -248,6 +248,8 @@ class IkeEngine(Registry):
         self.counters.keep(names)
         self._guards = {name: guard for name, guard in self._guards.items() if name in names}
         known = self.table.by_name.values()
+        for method in {first_method(one) for one in known}:
+            self.prepare_key_pair(method)
         self.problems.keep((one.name, name) for one in known for name in ("", *(child.name for child in one.children)))
 
     def initiate(

@@ -120,11 +120,12 @@ def start_init(sa: IkeSa, now: float, *, redirected_from: IpAddress | None = Non
     progress.redirected_from = redirected_from
     progress.nonce_i = sa.core.rng(NONCE_LEN)
     sa.change(IkeState.CONNECTING)
-    _new_key_exchange(sa, progress, _first_method(sa.connection))
+    _new_key_exchange(sa, progress, first_method(sa.connection))
     _send_init(sa, progress, now)
 
 
-def _first_method(connection: Connection) -> int:
+def first_method(connection: Connection) -> int:
+    """The key exchange that the first message of a connection tries."""
     for proposal in connection.proposals:
         transform = proposal.first(TransformType.KE)
         if transform is not None:

@@ -152,8 +152,12 @@ class Registry:
     def key_pair(self, method: int) -> KeyExchange:
         """An ephemeral key pair for the first exchange of an IKE_SA, nobody else's."""
         ready = self._key_pairs.pop(method, None)
-        self.later(partial(self._make_key_pair, method))
+        self.prepare_key_pair(method)
         return ready or key_exchange(method, self.rng)
+
+    def prepare_key_pair(self, method: int) -> None:
+        """Make a key pair when nobody waits for it."""
+        self.later(partial(self._make_key_pair, method))
 
     def _make_key_pair(self, method: int) -> None:
         if method not in self._key_pairs:

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from ipsec.backend.core import BLOCKED, DEVICE_LOST, MORE, RawDatagram
+from ipsec.crypto.suites import EspSuite
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind
 from ipsec.esp.reference import ReferenceEngine
@@ -33,6 +34,9 @@ class Engine(ReferenceEngine):
 
     def providers(self) -> dict[str, str]:
         return {"aes128gcm16": "python"}
+
+    def provider_of(self, suite: EspSuite) -> str:
+        return "python"
 
     def set_lifetime(self, sa: int, lifetime: Lifetime) -> None:
         with self.lock:

@@ -26,7 +26,7 @@ from ipsec.backend.routes import gso_max_size, superframe_size
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
-from ipsec.crypto.suites import esp_suite
+from ipsec.crypto.suites import EspSuite, all_esp_suites, esp_suite
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind
@@ -148,6 +148,25 @@ def test_packets_pass_both_ways(core: ModuleType, workers: int) -> None:
                     sender.tun.send(sent)
                     assert await arrives(receiver) == [sent]
 
+    asyncio.run(main())
+
+
+def test_providers_are_known_before_there_is_an_sa(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def provider_of(self: python_core.Engine, suite: EspSuite) -> str:
+        asked.append(suite)
+        return "python"
+
+    async def main() -> None:
+        async with ends(python_core) as (a, _):
+            await a.backend.stop()
+            # the other one goes on alone
+            asked.clear()
+            await until(lambda: len(asked) >= len(all_esp_suites()) - 1)
+            assert len(set(asked)) == len(asked)
+
+    monkeypatch.setattr(python_core.Engine, "provider_of", provider_of)
     asyncio.run(main())
 
 

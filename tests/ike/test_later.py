@@ -71,6 +71,15 @@ def test_a_key_pair_made_in_advance_is_used_once() -> None:
     assert lab.a._key_pairs[method].public not in {first.public, second.public, third.public}
 
 
+def test_the_first_key_pair_is_made_when_a_configuration_is_loaded() -> None:
+    lab = Lab()
+    lab.a.catch_up()
+    (ready,) = lab.a._key_pairs.values()
+    data, _ = first_message(lab)
+    assert ready.public in data
+    assert ready not in lab.a._key_pairs.values()
+
+
 def test_a_bug_in_what_was_left_costs_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     lab = Lab()
     done: list[int] = []

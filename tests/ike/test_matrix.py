@@ -247,6 +247,7 @@ def message_id_of(data: bytes) -> int:
 def test_nobody_there(exchange: int) -> None:
     """An engine without any IKE_SA: nothing comes of a message, whatever it is."""
     lab = Lab()
+    lab.b.catch_up()
     path = Path(B, 500, A, 500)
     before = Checkpoint(lab.b)
     for flags, first, number in itertools.product(range(0, 256, 8), (0, 33, 41, 46, 53, 200), (0, 1, 0xFFFFFFFF)):
