@@ -87,6 +87,8 @@ TARGETS = (
     Target("IKEv2 handshakes per CPU second of the daemon", Side("handshakes_per_cpu", "ipsec", {}), None, 600),
     Target("initiate to first packet, ms", Side("first_packet", "ipsec", {}), None, 50, False),
     _over("initiate to first packet / strongSwan", "first_packet", "ipsec", "strongswan", {}, 1, at_least=False),
+    Target("initiate to first packet, the first time after the start, ms",
+           Side("fresh_first_packet", "ipsec", {}), None, 50, False),
     Target("KiB per IKE tunnel", Side("tunnel_memory", "ipsec", {}), None, 30, False),
     *(Target(f"longest stall of the event loop, {window} handshakes at once, ms",
              Side("stall", "ipsec", {"window": window}), None, 50, False, worst=True) for window in (16, 1000)),
