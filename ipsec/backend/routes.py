@@ -198,6 +198,9 @@ class Routes:
             self._book.set_own(self._own)
             with suppress(BackendError):
                 await self.sync()
+        if address in self.addresses:
+            # Wanted again meanwhile: a peer that lost its state is given what it had. ``add_address`` found it there.
+            return
         await self._call(partial(router.del_address, address))
         # with the last IPv4 address of a device the kernel removes all IPv4 routes to it
         self.forget()

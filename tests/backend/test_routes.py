@@ -278,6 +278,29 @@ def test_a_virtual_address_is_the_source_of_its_routes(namespace: None) -> None:
     asyncio.run(main())
 
 
+def test_an_address_that_is_given_again_at_once_stays(namespace: None) -> None:
+    """A peer that lost its state gets the same virtual address again while the old one is being taken away."""
+    address = ip_interface("10.99.0.1/32")
+    both = ["10.2.0.1 dev ipsec0 proto 205 src 10.99.0.1"]
+
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(one("10.99.0.1"), one("10.2.0.1")))
+            await backend.add_address(address)
+            for turns in range(12):
+                await until(lambda: table() == both)
+                taking = asyncio.create_task(backend.del_address(address))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await backend.add_address(address)
+                await taking
+                shown = subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
+                assert "10.99.0.1/32" in shown, turns
+            await until(lambda: table() == both)
+
+    asyncio.run(main())
+
+
 def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:
