@@ -248,6 +248,10 @@ def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: obj
     fatal = False
     try:
         reply = verify(now)
+    except StatusUnknownError as unknown:
+        # meanwhile the status of another certificate of the chain has run out
+        sa.core.ask_status(sa, unknown, lambda later: _answer_later(sa, verify, path, later))
+        return
     except (ParseError, PeerError) as error:
         reply, fatal = sa.refusal(ExchangeType.IKE_AUTH, error, sa.path)
     sa.respond(ExchangeType.IKE_AUTH, reply, sa.path, now)

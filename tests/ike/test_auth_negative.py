@@ -30,6 +30,7 @@ from ipsec.ike.failure import Cause
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
+from ipsec.ike.status import StatusCache
 from ipsec.wire.iana import CertEncoding, ExchangeType, IdType, NotifyType, PayloadType
 from ipsec.wire.ike import emit_payloads, parse_header, parse_payloads
 from ipsec.wire.payloads import AuthPayload, CertPayload, IdPayload, NotifyPayload, Payload
@@ -446,6 +447,30 @@ def test_who_was_revoked_is_asked_about_again_when_that_is_past_its_time(answer:
     stage.engine.status_known(wanted.ticket, stage.lab.now, responses=responses)
     up = [event for event in stage.engine.drain() if isinstance(event, IkeUp)]
     assert bool(up) is (answer == "good")
+
+
+@pytest.mark.parametrize("response", [False, True])
+def test_a_status_that_runs_out_during_the_wait_is_asked_for_again(
+    response: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an intermediate's does that was asked for by somebody else, minutes before."""
+    point = DistributionPoint([UniformResourceIdentifier("http://192.0.2.66/x.crl")], None, None, None)
+    stage = Stage(certs=True, response=response)
+    asks = [(CRLDistributionPoints([point]), False)]
+    trusted = ROOT.issue("sun" if response else "moon", EC_KEY, sans=(DNSName("sun" if response else "moon"),),
+                         extensions=asks)  # fmt: skip
+    stage.engine.receive_datagram(stage.build(believe(stage, trusted.der)), stage.sa.path, stage.lab.now)
+    (first,) = stage.engine.drain()
+    assert isinstance(first, RevocationNeeded)
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(StatusCache, "add", lambda *_: None)
+        stage.engine.status_known(first.ticket, stage.lab.now)
+    (second,) = stage.engine.drain()
+    assert isinstance(second, RevocationNeeded)
+    assert not stage.engine.datagrams_to_send()
+    stage.engine.status_known(second.ticket, stage.lab.now)
+    assert [event for event in stage.engine.drain() if isinstance(event, IkeUp)]
+    assert "bug" not in caplog.text
 
 
 @pytest.mark.parametrize("response", [False, True])
