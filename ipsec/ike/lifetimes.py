@@ -74,16 +74,19 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
     """Start the lifetimes of an IKE_SA. ``reauth`` False: rekeying does not put re-authentication off."""
     connection = sa.connection
     spread = connection.rand_time * core.fraction()
+    ends = []
     if connection.rekey_time:
+        ends.append(now + connection.rekey_time)
         sa.rekey_at = now + max(connection.rekey_time - spread, 1.0)
         core.timers.set((Timer.REKEY, sa.uid), sa.rekey_at)
     if connection.reauth_time:
         if reauth:
             sa.reauth_at = now + max(connection.reauth_time - spread, 1.0)
         core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)
-    longest = max(connection.rekey_time, connection.reauth_time)
-    if longest:
-        core.timers.set((Timer.OVER, sa.uid), now + longest + max(connection.over_time, OVER_MIN_S))
+        # rekeying does not put this off either: who cannot authenticate any more must not stay
+        ends.append(sa.reauth_at)
+    if ends:
+        core.timers.set((Timer.OVER, sa.uid), min(ends) + max(connection.over_time, OVER_MIN_S))
     if connection.dpd_delay:
         core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
     if sa.nat_local and core.settings.keep_alive:

@@ -220,3 +220,17 @@ def test_both_ends_start_at_once(unique: Unique, seed: int) -> None:
     pair.world.run(5.0)
     assert pair.world.delivered - before >= 2
     pair.world.close()
+
+
+# -- lifetimes
+
+
+def test_over_time_ends_who_cannot_authenticate_any_more() -> None:
+    """However often it is rekeyed meanwhile: reauth_time is for this."""
+    pair = Pair(rekey_time=100.0, reauth_time=250.0, over_time=20.0).up()
+    pair.b.load(*pair.b.connections.values(), secret=b"another secret altogether")
+    pair.world.run(240)
+    assert len(pair.b.ikes) == 1
+    pair.world.run(60)
+    assert not pair.b.ikes
+    assert not [sa for sa in pair.a.ikes if sa.established_at]
