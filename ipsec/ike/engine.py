@@ -157,10 +157,9 @@ class IkeEngine(Registry):
         """Somebody uses SPIs that we do not have (RFC 7296 section 2.21.4, RFC 6290 section 4.3)."""
         ours = header.spi_r if header.initiator else header.spi_i
         closed = self.closed.get(ours)
-        if closed is not None:
-            if not header.response and digest(data) == closed[0]:
-                for datagram in closed[1]:
-                    self.send(datagram, path)
+        if closed is not None and not header.response and digest(data) == closed[0]:
+            for datagram in closed[1]:
+                self.send(datagram, path)
             return
         self.counters.add("invalid-spi")
         # RFC 6290 section 9.2: no token for SPIs in use, whatever the sender's flags say about which of them is ours

@@ -6,6 +6,7 @@ import pytest
 
 from ipsec.errors import ParseError
 from ipsec.ike import qcd
+from ipsec.ike.events import IkeDown
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads
 from ipsec.wire.payloads import NotifyPayload
@@ -71,3 +72,17 @@ def test_nobody_gets_the_token_of_spis_in_use(who: str, flags: int) -> None:
     host.engine.receive_datagram(head + content, sa.path, pair.world.now)
     assert not host.engine.datagrams_to_send()
     pair.finish()
+
+
+def test_who_was_given_up_alone_is_told_when_it_comes_back() -> None:
+    """Its requests are none that were answered: they must not vanish until it gives up as well."""
+    pair = Pair(b={"dpd_delay": 30.0}).up()
+    a, b, world = pair.a, pair.b, pair.world
+    world.broken.add(frozenset((a.addresses[0], b.addresses[0])))
+    world.run(400)
+    assert not b.ikes
+    assert len(a.ikes) == 1
+    world.broken.clear()
+    a.do(a.engine.rekey_child, a.child)
+    world.run(1)
+    assert [event.reason for event in a.events(IkeDown)] == ["the peer has restarted"]
