@@ -33,7 +33,7 @@ from ipsec.ike.config import Action, ChildConfig, Connection
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import Event
 from ipsec.ike.sa import IkeSa
-from ipsec.ike.state import IkeState
+from ipsec.ike.state import CHILD_GOING, IkeState
 from ipsec.vici.commands import ViciService
 from ipsec.vici.control import DataPath, ManualSa, Policy, Preview
 from ipsec.vici.show import Traffic
@@ -320,11 +320,13 @@ class ViciControl:
             return
         now = self.now()
         for sa in self.engine.named(connection.name):
+            # one that was rekeyed lingers for some seconds
+            staying = [one for one in sa.children.values() if one.state not in CHILD_GOING]
             own = [one for one in sa.children_up() if one.name == child.name]
             if sa.state is IkeState.CONNECTING:
                 if sa.initiator:
                     self.engine.terminate_ike(sa, now, "its connection was unloaded")
-            elif own and len(own) == len(sa.children):
+            elif all(one.name == child.name for one in staying):
                 self.engine.terminate_ike(sa, now, "its connection was unloaded")
             else:
                 for one in own:

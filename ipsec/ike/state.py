@@ -95,6 +95,8 @@ ACCEPTED_REQUESTS: dict[IkeState, frozenset[int]] = {
 
 #: states in which a CHILD_SA counts as up
 CHILD_UP = frozenset({ChildState.INSTALLED, ChildState.REKEYING})
+#: states that a CHILD_SA leaves for nothing but its end
+CHILD_GOING = frozenset({ChildState.DELETING, ChildState.DELETED, ChildState.DESTROYING})
 
 
 class StateError(AssertionError):

@@ -1,0 +1,48 @@
+"""What becomes of an IKE_SA when a child that its start action began is loaded no more (``ipsec.daemon.vici``)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from ipsec.daemon.vici import ViciControl
+from ipsec.ike.config import Action
+from tests.pair import Pair
+from tests.sim.host import SimHost
+
+
+class Control:
+    """A daemon's control in virtual time, as far as a start action is undone."""
+
+    def __init__(self, host: SimHost) -> None:
+        self.engine = host.engine
+        self._host = host
+        self._ike = self
+        self.guards = self
+
+    def remove(self, *_: Any, **__: Any) -> None:
+        """No guard is in the way."""
+
+    def now(self) -> float:
+        """The time of the simulation."""
+        return self._host.world.now
+
+
+@pytest.mark.parametrize("before", ["nothing", "rekeying", "deletion"])
+def test_an_ike_sa_without_another_child_goes(before: str) -> None:
+    """Also if the child was rekeyed a moment ago, and lingers, or was closed by the peer."""
+    pair = Pair(a={"child": {"start_action": Action.START}}).up()
+    a, b, world = pair.a, pair.b, pair.world
+    if before == "rekeying":
+        a.do(a.engine.rekey_child, a.child)
+        world.run(2)
+    if before == "deletion":
+        b.do(b.engine.terminate_child, b.child)
+        world.run(20)
+    connection = a.connections["c"]
+    ViciControl._undo(cast(Any, Control(a)), connection, connection.children[0], replaced=False)
+    world.after(a)
+    world.run(10)
+    assert not a.ikes
+    assert not b.ikes
