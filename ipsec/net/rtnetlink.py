@@ -51,6 +51,9 @@ _IFF_UP = 1
 _IFF_RUNNING = 0x40
 #: RTNH_F_DEAD | RTNH_F_LINKDOWN: the device is down, or nobody has it open
 _RTNH_F_OUT_OF_USE = 1 | 16
+#: IPv6 tells routes of one network apart by their metric alone, the kind counts for nothing when one is removed; what is
+#: excluded goes before what is protected
+_METRICS6: dict[Kind, int] = {"throw": 1023, "unicast": 1024}
 #: a table without routes
 _NOBODYS_TABLE = 0xFFFFFFFE
 
@@ -77,7 +80,7 @@ class RouteWriter:
     """Routes of one table and rules that lead to it, all of one protocol number."""
 
     def __init__(self, netlink: Netlink, *, table: int, protocol: int, unreachable_metric: int) -> None:
-        """``unreachable_metric`` is that of unreachable routes; others have the kernel's default."""
+        """``unreachable_metric`` is that of unreachable routes, beyond those of others."""
         self._netlink = netlink
         self._table = table
         self._protocol = protocol
@@ -139,6 +142,8 @@ class RouteWriter:
             body += attribute(_RTA_DST, prefix.value.to_bytes(4 if prefix.version == 4 else 16, "big"))
         if kind == "unreachable":
             body += u32(_RTA_PRIORITY, self._metric)
+        elif prefix.version == 6:
+            body += u32(_RTA_PRIORITY, _METRICS6[kind])
         if change.add and kind == "unicast":
             body += u32(_RTA_OIF, index)
             if change.source is not None:

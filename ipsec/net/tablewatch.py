@@ -21,6 +21,8 @@ _GROUPS = 0x40 | 0x80 | 0x400 | 1 << 18
 "routes and rules, of IPv4 and IPv6"
 _RTM_DELROUTE = 25
 _RTM_DELRULE = 33
+#: kinds of routes that lead to no device: RTN_UNREACHABLE, RTN_THROW
+_NOWHERE = (7, 9)
 # linux/rtnetlink.h, linux/fib_rules.h: attributes
 _TABLE = 15
 _FRA_PROTOCOL = 21
@@ -79,10 +81,13 @@ class TableWatch:
     def _concerns_us(self, data: bytes) -> bool:
         for length, at, kind, _, _, port in messages(data):
             body = data[at + HEADER_LEN : at + length]
-            # what the kernel removes by itself goes with a device or an address, which ``monitor`` tells of
-            if not port or port in self._ours or len(body) < _BODY.size:
+            if port in self._ours or len(body) < _BODY.size:
                 continue
-            _, _, _, _, table, protocol, *_ = _BODY.unpack_from(body)
+            _, _, _, _, table, protocol, _, route, _ = _BODY.unpack_from(body)
+            # What the kernel removes by itself goes with the tunnel's device or an address, which ``monitor`` tells of,
+            # or with the loopback device, on which IPv6 hangs routes that lead nowhere.
+            if not port and (kind == _RTM_DELRULE or route not in _NOWHERE):
+                continue
             known = attributes(body, _BODY.size)
             # a field of one octet is too small for most tables
             table = int.from_bytes(known.get(_TABLE, bytes((table,))), sys.byteorder)

@@ -19,7 +19,7 @@ from ipsec.net import netns, routebook, rtnetlink
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.netlink import Netlink
 from ipsec.net.route import Router
-from ipsec.net.routebook import RouteBook
+from ipsec.net.routebook import Entry, RouteBook, prefixes
 from ipsec.net.tun import Tun, open_tun
 
 
@@ -107,6 +107,37 @@ def test_apply_makes_the_table_what_the_plan_says(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(("net", "peer"), [("10.2.0.0/16", "10.2.0.5/32"), ("fd02::/16", "fd02::5/128")])
+def test_one_kind_of_route_takes_another_ones_place(tun: Tun, net: str, peer: str) -> None:
+    """A peer inside a protected network, which is protected itself for a while."""
+    everything = between("::/0" if ":" in net else "0.0.0.0/0")
+    around, itself = between(net), between(peer)
+    (outer,), (inner,) = prefixes(*around), prefixes(*itself)
+    protected = {Entry("unicast", outer), Entry("unreachable", outer)}
+    also = {Entry("unicast", inner), Entry("unreachable", inner)}
+    with Router() as router:
+        router.claim()
+        router.configure("ipsec0", mtu=1400)
+        wanted = RouteBook(fail_closed=True)
+
+        def holds(expected: set[Entry]) -> None:
+            while wanted.pending:
+                assert router.carry_out(router.index("ipsec0"), wanted.changes(100)) == []
+            assert router.present() == expected
+
+        wanted.protect(everything, around)
+        wanted.exclude(itself)
+        holds({*protected, Entry("throw", inner)})
+        wanted.protect(everything, itself)
+        holds(protected | also)
+        wanted.unprotect(everything, itself)
+        holds({*protected, Entry("throw", inner)})
+        wanted.include(itself)
+        holds(protected)
+        wanted.unprotect(everything, around)
+        holds(set())
+
+
 def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
     ip("link", "set", "lo", "up")
     ip("link", "set", "ipsec0", "up")
@@ -390,6 +421,24 @@ def test_what_others_remove_is_told(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_what_goes_with_the_loopback_device_is_told(tun: Tun) -> None:
+    """IPv6 routes that lead nowhere hang on it, and go when it goes down."""
+    with Router() as router:
+        router.claim()
+        ip("link", "set", "lo", "up")
+        router.configure("ipsec0", mtu=1400)
+        apply(router, book("fd02::/16", excluded="fd02::5/128", fail_closed=True))
+        before = table("-6")
+        watch = router.watch()
+        assert watch is not None
+        try:
+            ip("link", "set", "lo", "down")
+            assert table("-6") != before
+            assert watch.lost()
+        finally:
+            watch.close()
+
+
 def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     ip("addr", "add", "10.7.0.1/32", "dev", "ipsec0")
     killed = Router()
