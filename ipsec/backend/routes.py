@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -273,9 +273,13 @@ class Routes:
         self._own_known = False
         self._doubts += 1
 
-    def forget_own(self) -> None:
-        """This host's addresses have changed, or may have."""
-        if self._own_known:
+    def forget_own(self, gone: Set[bytes]) -> None:
+        """This host's addresses have changed, or may have; ``gone`` are those that were taken away, packed."""
+        if self._book.uses(gone):
+            # With a source the kernel takes it out of IPv6 routes, which stay, and does not put it back.
+            self.forget()
+            self._carry_out_in(ADDRESSES_SECONDS)
+        elif self._own_known:
             self._own_known = False
             self._carry_out_in(ADDRESSES_SECONDS)
 

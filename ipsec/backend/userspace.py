@@ -393,7 +393,7 @@ class UserspaceBackend:
             self._device_gone()
             return
         if Change.ADDRESSES in changes:
-            self._routes.forget_own()
+            self._routes.forget_own(self._monitor.gone())
         if Change.FORWARDING in changes:
             self._routes.forget_mtu()
         for change in changes:

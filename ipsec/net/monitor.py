@@ -38,6 +38,7 @@ _IFREQ = struct.Struct("16si20x")
 _IFREQ_FLAGS = struct.Struct("16sH22x")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=4xI")
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 
 class Change(Enum):
@@ -58,6 +59,7 @@ class LinkMonitor:
     def __init__(self, index: int, *, up: bool) -> None:
         self._index = index
         self._up = up
+        self._gone: set[bytes] = set()
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
@@ -90,6 +92,11 @@ class LinkMonitor:
             found += [self._look(), Change.ADDRESSES, Change.FORWARDING]
         return found
 
+    def gone(self) -> set[bytes]:
+        """Addresses, packed, that were taken from any device since the last call; also those that are back."""
+        gone, self._gone = self._gone, set()
+        return gone
+
     def close(self) -> None:
         """Stop watching."""
         self._socket.close()
@@ -111,9 +118,11 @@ class LinkMonitor:
             body = data[at + HEADER_LEN : at + length]
             if kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 found.append(Change.ADDRESSES)
-                of = _IFADDR.unpack_from(body)[0] if len(body) >= _IFADDR.size else 0
-                if kind == _RTM_DELADDR and of == self._index and self._up:
-                    found.append(Change.TAKEN)
+                if kind == _RTM_DELADDR and len(body) >= _IFADDR.size:
+                    known = attributes(body, _IFADDR.size)
+                    self._gone.add(known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS, b""))
+                    if _IFADDR.unpack_from(body)[0] == self._index and self._up:
+                        found.append(Change.TAKEN)
             elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
                 found += self._parse_link(kind, body)
             elif kind == _RTM_NEWNETCONF:

@@ -10,7 +10,7 @@ Nothing here does I/O: ``changes`` says what to do next, and is told what came o
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, NamedTuple
 
@@ -204,6 +204,10 @@ class RouteBook:
     def versions(self) -> set[int]:
         """IP versions of the routes wanted."""
         return {version for version, _ in self._lengths}
+
+    def uses(self, addresses: Set[bytes]) -> bool:
+        """Whether one of these, packed, is the source of a route that was installed."""
+        return any(source is not None and source.packed in addresses for source in self._installed.values())
 
     # -- what to do about it
 

@@ -51,8 +51,8 @@ _IFF_UP = 1
 _IFF_RUNNING = 0x40
 #: RTNH_F_DEAD | RTNH_F_LINKDOWN: the device is down, or nobody has it open
 _RTNH_F_OUT_OF_USE = 1 | 16
-#: IPv6 tells routes of one network apart by their metric alone, the kind counts for nothing when one is removed; what is
-#: excluded goes before what is protected
+#: IPv6 tells routes of one network apart by their metric alone, and when one is removed the kind counts for nothing;
+#: what is excluded goes before what is protected
 _METRICS6: dict[Kind, int] = {"throw": 1023, "unicast": 1024}
 #: a table without routes
 _NOBODYS_TABLE = 0xFFFFFFFE

@@ -301,6 +301,28 @@ def test_an_address_that_is_given_again_at_once_stays(namespace: None) -> None:
     asyncio.run(main())
 
 
+def test_a_source_that_is_gone_for_a_moment_only(namespace: None) -> None:
+    """As when a lease is renewed: the kernel takes it out of IPv6 routes."""
+    for command in ("link add lan0 type veth peer name lan1", "link set lan1 up", "link set lan0 up",
+                    "addr add fd99::1/64 dev lan0 nodad"):  # fmt: skip
+        subprocess.run(["ip", *command.split()], check=True)
+
+    def there() -> bool:
+        shown = subprocess.run(["ip", "-6", "route", "show", "table", "220"], capture_output=True, text=True).stdout
+        return "fd02::1 dev ipsec0 proto 205 src fd99::1" in shown
+
+    async def main() -> None:
+        async with running() as backend:
+            backend.add_policy(protect(one("fd99::1"), one("fd02::1")))
+            await until(there)
+            batch = "addr del fd99::1/64 dev lan0\naddr add fd99::1/64 dev lan0 nodad\n"
+            subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+            assert not there()
+            await until(there)
+
+    asyncio.run(main())
+
+
 def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:
