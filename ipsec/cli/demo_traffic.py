@@ -210,7 +210,8 @@ class Wire:
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         with netns.inside(NAMES[0]):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(3))
+            # of no protocol before it is bound: it would take what passes other devices
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
             bpf.attach_filter(self._socket, udp.not_esp_filter(4500))
             self._socket.bind((DEVICE, 3))
         stack.callback(self._socket.close)

@@ -52,6 +52,15 @@ def forwards_from(version: int, *, without: str, sysctl: Path = SYSCTL) -> list[
     return found
 
 
+def keep_addresses(device: str, *, sysctl: Path = SYSCTL) -> None:
+    """Let a device that goes down keep its IPv6 addresses, as it does its IPv4 ones; where that may not be set, not.
+
+    Without, a host that forwards takes what comes to them for somebody else's when the device is up again.
+    """
+    with suppress(OSError):
+        (sysctl / "ipv6" / "conf" / device / "keep_addr_on_down").write_text("1")
+
+
 def _ask(device: str, request: int, layout: struct.Struct) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         answer = fcntl.ioctl(sock, request, layout.pack(device.encode(), 0))

@@ -30,6 +30,7 @@ from types import TracebackType
 
 from ipsec.errors import BackendError
 from ipsec.net import grants, rtnetlink
+from ipsec.net.link import keep_addresses
 from ipsec.net.netlink import Netlink
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.net.rtnetlink import RouteWriter, Rule, TunInfo
@@ -210,6 +211,7 @@ class Router:
             except BackendError as error:
                 notes.append(error.message)
         self._drop_stale(index)
+        keep_addresses(device)
         for address in addresses:
             self._add_address(device, index, address)
         self._do(f"bring {device} up", lambda: rtnetlink.set_up(netlink, index))

@@ -323,6 +323,19 @@ def test_a_source_that_is_gone_for_a_moment_only(namespace: None) -> None:
     asyncio.run(main())
 
 
+def test_addresses_stay_while_the_device_is_down(namespace: None) -> None:
+    """Or a host that forwards would send what the tunnel brings for them elsewhere, when it is up again."""
+
+    async def main() -> None:
+        async with running(addresses=(ip_interface("10.99.0.1/24"), ip_interface("fd99::1/64"))):
+            subprocess.run(["ip", "link", "set", "ipsec0", "down"], check=True)
+            shown = subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
+            assert "10.99.0.1/24" in shown
+            assert "fd99::1/64" in shown
+
+    asyncio.run(main())
+
+
 def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:

@@ -202,7 +202,8 @@ class Sniffer:
 
     def __init__(self, gateway: Gateway, device: str = WIRE) -> None:
         with netns.inside(gateway.namespace):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+            # of no protocol before it is bound: it would take what passes other devices
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
             self._socket.bind((device, _ETH_P_ALL))
         self._socket.setblocking(False)
 

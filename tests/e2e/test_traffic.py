@@ -266,7 +266,8 @@ def test_the_sniffer_sees_clear_packets(world: World) -> None:
 def wire(world: World) -> socket.socket:
     """A packet socket on a's end of the wire, which sees both directions."""
     with netns.inside(world.a.namespace):
-        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+        # of no protocol before it is bound: it would take what passes other devices
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         with contextlib.suppress(PermissionError):  # in a user namespace the host's limit holds
             sniffer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         sniffer.bind((WIRE, 3))
