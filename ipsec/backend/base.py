@@ -169,6 +169,12 @@ class Backend(Protocol):
         a caller it is logged.
         """
 
+    def begun(self) -> None:
+        """All that the start wants has been added.
+
+        Until then what a killed predecessor left closed stays so; from now on it may open if nobody wants it.
+        """
+
     def try_sync_routes(self) -> bool:
         """Do what ``sync_routes`` does within this call, if that is little; False: it was not, or something failed.
 

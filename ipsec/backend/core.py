@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol, cast
 
-from ipsec.crypto.suites import EspSuite
+from ipsec.crypto.suites import EspSuite, all_esp_suites
 from ipsec.errors import BackendError
 from ipsec.esp.engine import EspEngine
 
+#: for everybody else, between one suite's provider and the next one's
+PAUSE_S = 0.005
 #: bits of what run_tun and run_sockets return
 MORE = 1
 "the budget ended with more to read"
@@ -89,3 +92,10 @@ def compiled_core() -> Core:
             remedy="build it with 'pip install .' (needs a C compiler and the headers of libssl)",
         ) from error
     return cast(Core, fast)
+
+
+async def choose_providers(engine: CoreEngine) -> None:
+    """Find the crypto provider of each suite before an SA needs it: its peer, and all others, would wait."""
+    for suite in all_esp_suites():
+        engine.provider_of(suite)
+        await asyncio.sleep(PAUSE_S)

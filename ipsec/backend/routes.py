@@ -59,6 +59,8 @@ class Routes:
         self._fixed_mtu = settings.mtu
         "0 takes what fits through every SA"
         self._book = RouteBook(fail_closed=settings.fail_closed)
+        # What a predecessor left closed stays so until all that is to be is known, also if this start fails.
+        self._book.keeping = settings.fail_closed
         self._apart = bool(settings.namespace)
         "nothing has a way around the tunnel where the routes are, and outer packets do not come there"
         self._may_drop = bool(settings.fwmark) or self._apart or settings.prepared
@@ -98,7 +100,7 @@ class Routes:
         self.addresses: dict[IpInterface, int] = {}
         "that were added to the device, how often"
         self.applied = False
-        "the table was once as it should be"
+        "the table was once as it should be, with all that the start wanted"
 
     # -- what is wanted
 
@@ -169,6 +171,11 @@ class Routes:
     def path_mtu(self) -> int:
         """The smallest path MTU of all SAs."""
         return min(self._path_mtus, default=DEFAULT_PATH_MTU)
+
+    def begun(self) -> None:
+        """See ``Backend.begun``."""
+        self._book.let_go()
+        self.changed()
 
     # -- addresses of the device
 
@@ -340,7 +347,7 @@ class Routes:
                 raise refused[0]
             self._wait = 0.0
             self._told = ""
-            self.applied = True
+            self.applied = not self._book.keeping
 
     def _try_later(self) -> None:
         """What was refused once may not be twice, and without its route what is protected would leave in clear."""
@@ -378,7 +385,7 @@ class Routes:
         if failed or book.pending or not versions <= router.rules:
             return False
         self._versions = versions
-        self.applied = True
+        self.applied = not self._book.keeping
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

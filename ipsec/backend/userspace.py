@@ -21,14 +21,13 @@ from typing import TypeVar, assert_never
 
 from ipsec.backend import outside
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
-from ipsec.backend.core import Core, CoreEngine, compiled_core
+from ipsec.backend.core import Core, CoreEngine, choose_providers, compiled_core
 from ipsec.backend.datagrams import Datagrams
 from ipsec.backend.place import check_ours, configure, make_router, open_helper
 from ipsec.backend.prepared import check_address, take_prepared
 from ipsec.backend.routes import DEFAULT_PATH_MTU, Routes
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.worker import Totals, Worker, join, socket_name
-from ipsec.crypto.suites import all_esp_suites
 from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
@@ -44,8 +43,6 @@ T = TypeVar("T")
 
 #: a worker looks at its stop descriptor at least once per batch, so this is generous
 JOIN_SECONDS = 0.8
-#: for everybody else, between one suite's provider and the next one's
-PAUSE_S = 0.005
 
 
 class UserspaceBackend:
@@ -119,13 +116,7 @@ class UserspaceBackend:
         self._make_pumps()
         self._log_start()
         self._go()
-        self._spawn(self._choose_providers())
-
-    async def _choose_providers(self) -> None:
-        """Find the crypto provider of each suite before an SA needs it: its peer, and all others, would wait."""
-        for suite in all_esp_suites():
-            self._need_engine().provider_of(suite)
-            await asyncio.sleep(PAUSE_S)
+        self._spawn(choose_providers(self._need_engine()))
 
     def _open_tun(self) -> None:
         settings = self._settings
@@ -603,6 +594,10 @@ class UserspaceBackend:
         """Return when the device's MTU and the routes are in line with what is installed. BackendError if not."""
         self._on_link()
         await self._routes.sync()
+
+    def begun(self) -> None:
+        """All that the start wants has been added."""
+        self._routes.begun()
 
     def try_sync_routes(self) -> bool:
         """Carry out at once what routes need, if that is little; False: only ``sync_routes`` can."""

@@ -89,6 +89,7 @@ class Daemon:
             self._manual.install([sa.params() for sa in config.sas])
             if config.connections or vici_wanted(config):
                 await self._start_ike()
+            self.backend.begun()
             await self.backend.sync_routes()
         except BaseException:
             await self.stop()

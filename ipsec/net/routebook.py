@@ -67,6 +67,8 @@ class RouteBook:
 
     def __init__(self, *, fail_closed: bool = False) -> None:
         self._fail_closed = fail_closed
+        self.keeping = False
+        "unreachable routes that nobody wants stay, until ``let_go``"
         self._protected: dict[Prefix, dict[Range | None, int]] = {}
         "network -> local ranges of the policies that protect it, first come first; None for those that drop"
         self._excluded: dict[Prefix, int] = {}
@@ -202,8 +204,16 @@ class RouteBook:
 
     @property
     def versions(self) -> set[int]:
-        """IP versions of the routes wanted."""
-        return {version for version, _ in self._lengths}
+        """IP versions of the routes wanted, or kept."""
+        wanted = {version for version, _ in self._lengths}
+        if self.keeping:
+            wanted |= {entry.prefix.version for entry in self._installed if entry.kind == "unreachable"}
+        return wanted
+
+    def let_go(self) -> None:
+        """What nobody wants need not stay closed any longer."""
+        self.keeping = False
+        self._dirty.update((entry.prefix, None) for entry in self._installed if entry.kind == "unreachable")
 
     def uses(self, addresses: Set[bytes]) -> bool:
         """Whether one of these, packed, is the source of a route that was installed."""
@@ -253,7 +263,7 @@ class RouteBook:
                     self._installed[entry] = source
                     self._unsure.discard(entry)
                     todo.append(Change(True, entry, source))
-            elif entry in self._installed:
+            elif entry in self._installed and not (self.keeping and entry.kind == "unreachable"):
                 if entry.kind == "throw" and prefix not in self._protected:
                     self._removals[entry] = None
                 else:

@@ -27,7 +27,7 @@ from ipsec.errors import BackendError
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
 from ipsec.net import netns
 from ipsec.net.netlink import Message, Netlink
-from ipsec.net.route import Router
+from ipsec.net.route import FAIL_CLOSED_METRIC, Router
 from ipsec.net.routebook import Entry
 from ipsec.wire.selector import SelectorPair, TrafficSelector
 from tests.backend.test_userspace import until
@@ -332,6 +332,48 @@ def test_addresses_stay_while_the_device_is_down(namespace: None) -> None:
             shown = subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
             assert "10.99.0.1/24" in shown
             assert "fd99::1/64" in shown
+
+    asyncio.run(main())
+
+
+def all_routes() -> list[str]:
+    done = subprocess.run(["ip", "-6", "route", "show", "table", "220"], capture_output=True, text=True)
+    routes6 = done.stdout.replace(" dev lo", "").replace(" pref medium", "")
+    return table() + sorted(line.strip() for line in routes6.splitlines())
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_what_a_predecessor_left_closed_stays_so_until_all_has_begun(namespace: None, begins: bool) -> None:
+    """However long that takes; and for good if the start comes to nothing."""
+    closed = [f"unreachable {net} proto 205 metric {FAIL_CLOSED_METRIC}" for net in ("10.2.0.0/16", "10.3.0.0/16")]
+    closed6 = f"unreachable fd03::/16 proto 205 metric {FAIL_CLOSED_METRIC}"
+    for version, route in ((4, closed[0]), (4, closed[1]), (6, closed6)):
+        subprocess.run(["ip", f"-{version}", "route", "add", *route.split(), "table", "220"], check=True)
+    for version in (4, 6):
+        rule = f"-{version} rule add priority 220 table 220 protocol 205"
+        subprocess.run(["ip", *rule.split()], check=True)
+
+    def rules() -> int:
+        shown = [subprocess.run(["ip", f"-{v}", "rule"], capture_output=True, text=True).stdout for v in (4, 6)]
+        return sum("lookup 220" in text for text in shown)
+
+    async def main() -> None:
+        async with running(fail_closed=True) as backend:
+            net = TrafficSelector(ip_address("10.2.0.0"), ip_address("10.2.255.255"))
+            backend.add_policy(protect(EVERYWHERE, net))
+            await backend.sync_routes()
+            assert all_routes() == ["10.2.0.0/16 dev ipsec0 proto 205", *closed, closed6]
+            assert rules() == 2
+            if begins:
+                backend.begun()
+                await backend.sync_routes()
+                assert all_routes() == ["10.2.0.0/16 dev ipsec0 proto 205", closed[0]]
+        if begins:
+            assert all_routes() == []
+            assert rules() == 0
+        else:
+            assert all_routes() == [*closed, closed6]
+            assert rules() == 2
 
     asyncio.run(main())
 
