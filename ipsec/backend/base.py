@@ -189,6 +189,10 @@ class Backend(Protocol):
         ``del_address`` undo it.
         """
 
+    def try_add_address(self, address: IpInterface) -> bool:
+        """Do what ``add_address`` does within this call, so that who hears of the tunnel can use it; False: it was not
+        done."""
+
     async def del_address(self, address: IpInterface) -> None:
         """Take an address away that ``add_address`` gave; one that is not there is ignored."""
 

@@ -193,6 +193,24 @@ class Routes:
         self._own_known = False
         self.changed()
 
+    def try_add_address(self, address: IpInterface, expect: Callable[[bytes], None]) -> bool:
+        """See ``Backend.try_add_address``. ``expect`` is told the address if it is known here already."""
+        router = self._router
+        if router is None or not self._may_block or self._lock.locked() or address in self.addresses:
+            return False
+        try:
+            if not router.try_address(self._index, address):
+                return False
+        except BackendError:
+            return False
+        self.addresses[address] = 1
+        if self._own_known:
+            expect(address.ip.packed)
+            self._own = [*self._own, address.ip]
+            self._book.set_own(self._own)
+        self.changed()
+        return True
+
     async def del_address(self, address: IpInterface) -> None:
         """See ``Backend.del_address``."""
         router = self._router

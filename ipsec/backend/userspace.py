@@ -609,6 +609,12 @@ class UserspaceBackend:
         check_address(self._settings, address)
         await self._routes.add_address(address)
 
+    def try_add_address(self, address: IpInterface) -> bool:
+        """Give the device an address within this call; False: only ``add_address`` can."""
+        if self._settings.prepared or self._monitor is None:
+            return False
+        return self._routes.try_add_address(address, self._monitor.expect)
+
     async def del_address(self, address: IpInterface) -> None:
         """Take away an address that was added as often as this is called."""
         await self._routes.del_address(address)

@@ -392,7 +392,8 @@ class IkeControl:
                 self.children.move(event)
             case AddressesAssigned():
                 for address in event.addresses:
-                    self._spawn(self._add_address(address))
+                    if not self._backend.try_add_address(ip_interface(address)):
+                        self._spawn(self._add_address(address))
             case AddressesReleased():
                 for address in event.addresses:
                     self._spawn(self._backend.del_address(ip_interface(address)))

@@ -60,6 +60,7 @@ class LinkMonitor:
         self._index = index
         self._up = up
         self._gone: set[bytes] = set()
+        self._expected: set[bytes] = set()
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
@@ -89,6 +90,7 @@ class LinkMonitor:
             # "all" is told for each device as well
             found = [change for change in found if change is not Change.FORWARDING] + [Change.FORWARDING]
         if lost:
+            self._expected.clear()
             found += [self._look(), Change.ADDRESSES, Change.FORWARDING]
         return found
 
@@ -96,6 +98,10 @@ class LinkMonitor:
         """Addresses, packed, that were taken from any device since the last call; also those that are back."""
         gone, self._gone = self._gone, set()
         return gone
+
+    def expect(self, address: bytes) -> None:
+        """We have given the device this address, packed: that it is there is no news."""
+        self._expected.add(address)
 
     def close(self) -> None:
         """Stop watching."""
@@ -116,13 +122,8 @@ class LinkMonitor:
         found: list[Change] = []
         for length, at, kind, _, _, _ in messages(data):
             body = data[at + HEADER_LEN : at + length]
-            if kind in (_RTM_NEWADDR, _RTM_DELADDR):
-                found.append(Change.ADDRESSES)
-                if kind == _RTM_DELADDR and len(body) >= _IFADDR.size:
-                    known = attributes(body, _IFADDR.size)
-                    self._gone.add(known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS, b""))
-                    if _IFADDR.unpack_from(body)[0] == self._index and self._up:
-                        found.append(Change.TAKEN)
+            if kind in (_RTM_NEWADDR, _RTM_DELADDR) and len(body) >= _IFADDR.size:
+                found += self._parse_address(kind, body)
             elif kind in (_RTM_NEWLINK, _RTM_DELLINK) and len(body) >= _IFINFO.size:
                 found += self._parse_link(kind, body)
             elif kind == _RTM_NEWNETCONF:
@@ -131,6 +132,18 @@ class LinkMonitor:
                 if of not in (_IFINDEX_DEFAULT, self._index) and _NETCONFA_FORWARDING in known:
                     found.append(Change.FORWARDING)
         return found
+
+    def _parse_address(self, kind: int, body: bytes) -> list[Change]:
+        known = attributes(body, _IFADDR.size)
+        address = known.get(_IFA_LOCAL) or known.get(_IFA_ADDRESS, b"")
+        ours = _IFADDR.unpack_from(body)[0] == self._index
+        if kind == _RTM_NEWADDR:
+            if ours and address in self._expected:
+                self._expected.discard(address)
+                return []
+            return [Change.ADDRESSES]
+        self._gone.add(address)
+        return [Change.ADDRESSES, Change.TAKEN] if ours and self._up else [Change.ADDRESSES]
 
     def _parse_link(self, kind: int, body: bytes) -> list[Change]:
         family, _, index, flags, _ = _IFINFO.unpack_from(body)

@@ -364,6 +364,13 @@ class Router:
         """Give the device an address until ``del_address`` or ``close``. BackendError."""
         self._add_address(device, self.index(device), address)
 
+    def try_address(self, index: int, address: IpInterface) -> bool:
+        """``add_address`` from the thread that changes routes, to interface ``index``; False: the kernel did not."""
+        if self._ask(partial(rtnetlink.add_address, self._routes, index, address, PROTOCOL)):
+            return False
+        self._addresses.append((index, address))
+        return True
+
     def del_address(self, address: IpInterface) -> None:
         """Take away an address that ``add_address`` or ``configure`` gave. BackendError."""
         for entry in [entry for entry in self._addresses if entry[1] == address]:

@@ -19,7 +19,7 @@ import pytest
 
 from ipsec.backend import routes
 from ipsec.backend.base import BackendEvent, DeviceLost
-from ipsec.backend.routes import ANY_SUPERFRAME, GATHER_SECONDS, superframe_size
+from ipsec.backend.routes import ADDRESSES_SECONDS, ANY_SUPERFRAME, GATHER_SECONDS, superframe_size
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.crypto.suites import esp_suite
@@ -274,6 +274,34 @@ def test_a_virtual_address_is_the_source_of_its_routes(namespace: None) -> None:
             await backend.del_address(address)
             with pytest.raises(BackendError, match="cannot add"):
                 await backend.add_address(ip_interface("ff02::1/128"))
+
+    asyncio.run(main())
+
+
+def test_an_address_and_its_routes_within_one_turn(namespace: None) -> None:
+    """Whoever hears that the tunnel is up has the address that its packets come from."""
+
+    async def main() -> None:
+        async with running(workers=1) as backend:
+            backend.add_policy(protect(one("10.99.0.9"), one("10.2.0.9")))
+            await backend.sync_routes()
+            # what the device brings along has settled
+            await asyncio.sleep(2 * ADDRESSES_SECONDS)
+            for last, other in ((1, 2), (3, 4)):
+                assert backend.try_add_address(ip_interface(f"10.99.0.{last}/32"))
+                backend.add_policy(protect(one(f"10.99.0.{last}"), one(f"10.2.0.{other}")))
+                assert backend.try_sync_routes()
+                assert f"10.2.0.{other} dev ipsec0 proto 205 src 10.99.0.{last}" in table()
+                await asyncio.sleep(2 * GATHER_SECONDS)
+            # it counts as any other
+            assert not backend.try_add_address(ip_interface("10.99.0.1/32"))
+            await backend.add_address(ip_interface("10.99.0.1/32"))
+            for _ in range(2):
+                shown = subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
+                assert "10.99.0.1/32" in shown
+                await backend.del_address(ip_interface("10.99.0.1/32"))
+            shown = subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
+            assert "10.99.0.1/32" not in shown
 
     asyncio.run(main())
 

@@ -23,6 +23,9 @@ LOOP = ip_address("127.0.0.1")
 class FakeBackend:
     """What the daemon asks for, and where its datagrams go."""
 
+    def try_add_address(self, address: object) -> bool:
+        return False
+
     def __init__(self) -> None:
         self.ports = {4: 4500}
         self.ike_ports = {4: 500}
