@@ -110,7 +110,7 @@ class Run:
         elif what < 0.85:
             who.do(engine.rekey_ike_sa, sa)
         elif what < 0.9 and children:
-            who.do(engine.terminate_child, rng.choice(children))
+            who.close_child(rng.choice(children))
         elif what < 0.93:
             who.do(engine.terminate_ike, sa)
         elif who is self.pair.a and children:
@@ -146,7 +146,7 @@ class Run:
         for host in order:
             for child in host.children:
                 if rng.random() < 0.5:
-                    host.do(host.engine.terminate_child, child)
+                    host.close_child(child)
             world.run(rng.random() * 0.1)
         for host in order:
             host.do(host.engine.stop)

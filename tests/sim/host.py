@@ -151,6 +151,11 @@ class SimHost:
         self.world.after(self)
         return result
 
+    def close_child(self, child: ChildSa) -> None:
+        """Close a CHILD_SA: what is on its way through it is lost, also if its peer never heard that it is up."""
+        self.world.ended |= {child.spi_in, child.spi_out}
+        self.do(self.engine.terminate_child, child)
+
     def restart(self) -> None:
         """Lose everything but the configuration and ``qcd_secret``."""
         self.generation += 1
@@ -298,7 +303,7 @@ class SimHost:
     def receive_esp(self, packet: Esp, path: Path) -> None:
         sa = self.inbound.get(packet.spi)
         if sa is None:
-            if packet.spi in self.reserved:
+            if packet.spi in self.reserved or packet.spi in self.world.ended:
                 return
             if self.gone.get(packet.spi, "never there") in ("never there", "replaced"):
                 why = self.gone.get(packet.spi, "never there")

@@ -51,6 +51,8 @@ class World:
         self.in_flight = 0
         "IKE datagrams on their way"
         self.delivered = 0
+        self.ended: set[int] = set()
+        "SPIs of CHILD_SAs that somebody has closed"
         self.later: list[tuple[SimHost, str, list[str], dict[str, Any]]] = []
         self.held: list[tuple[str, bytes | Esp, Socket, Socket]] | None = None
         "datagrams that wait for ``deliver``, if the script decides what arrives when"
