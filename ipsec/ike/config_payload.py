@@ -155,10 +155,33 @@ class Pool:
         offset = self._pick(identity, wanted, reassign)
         if offset is None:
             return None
-        self._used.pop(offset, None)
-        self._forget(offset)
-        self._online[offset] = _Online(identity, peer)
+        self._take(offset, identity, peer)
         return self._first + offset
+
+    def adopt(self, identity: Hashable, address: IpAddress, peer: Hashable = None) -> bool:
+        """Know an address that another pool gave and this one takes back, once for each IKE_SA that has it; False if it
+        is none of ours, or somebody else's here."""
+        offset = self._offset(address)
+        if offset is None:
+            return False
+        lease = self._online.get(offset)
+        if lease is None:
+            self._take(offset, identity, peer)
+        elif lease.identity == identity:
+            lease.count += 1
+        else:
+            return False
+        return True
+
+    def inherit(self, other: Pool) -> None:
+        """Remember those who are offline in another pool, as far as it had addresses of ours that nobody has."""
+        shift = int(other._first) - int(self._first)
+        if self._first.version != other._first.version or not -other._size < shift < self._size:
+            return
+        for there, identity in other._offline.items():
+            offset = there + shift
+            if 0 <= offset < self._size and offset not in self._online and offset not in self._offline:
+                self._remember(offset, identity)
 
     def release(self, identity: Hashable, address: IpAddress) -> bool:
         """Take back what ``acquire`` gave; False if ``identity`` does not have it."""
@@ -170,13 +193,7 @@ class Pool:
         if lease.count:
             return True
         del self._online[offset]
-        self._offline[offset] = identity
-        self._offline_of.setdefault(identity, {})[offset] = None
-        if len(self._offline) > self._keep:
-            oldest = next(iter(self._offline))
-            self._forget(oldest)
-            if oldest < self._fresh:
-                self._used[oldest] = None
+        self._remember(offset, identity)
         return True
 
     def _offset(self, address: IpAddress) -> int | None:
@@ -206,6 +223,22 @@ class Pool:
             if self._fresh - 1 not in self._online and self._fresh - 1 not in self._offline:
                 return self._fresh - 1
         return next(iter(self._offline), None) if reassign else None
+
+    def _take(self, offset: int, identity: Hashable, peer: Hashable) -> None:
+        self._used.pop(offset, None)
+        self._forget(offset)
+        self._online[offset] = _Online(identity, peer)
+
+    def _remember(self, offset: int, identity: Hashable) -> None:
+        """Who had this address gets it again, unless others have left since and are too many."""
+        self._used.pop(offset, None)
+        self._offline[offset] = identity
+        self._offline_of.setdefault(identity, {})[offset] = None
+        if len(self._offline) > self._keep:
+            oldest = next(iter(self._offline))
+            self._forget(oldest)
+            if oldest < self._fresh:
+                self._used[oldest] = None
 
     def _forget(self, offset: int) -> None:
         """Who had this address need not get it again."""

@@ -19,7 +19,6 @@ from ipsec.ike import due, lifetimes, mobike, natd, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig, Unique
-from ipsec.ike.config_payload import Pool
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
@@ -229,19 +228,11 @@ class IkeEngine(Registry):
         credentials: Credentials,
         pools: Iterable[PoolConfig] = (),
     ) -> None:
-        """Replace the configuration. IKE_SAs that are up keep theirs; pools whose addresses did not change keep their
-        leases."""
+        """Replace the configuration. IKE_SAs that are up keep theirs, and what they have leased is theirs in whichever
+        pool has it now."""
         self.credentials = credentials
         self.table = ConnectionTable(connections, self.host.resolved)
-        found = {}
-        for config in pools:
-            pool = self.pools.get(config.name)
-            if pool is not None and (pool.config.first, pool.config.last) == (config.first, config.last):
-                pool.config = config
-            else:
-                pool = Pool(config)
-            found[config.name] = pool
-        self.pools = found
+        self.load_pools(pools)
         # whoever loads ever other names must not make us remember them all
         names = {*self.table.by_name, *self.by_connection}
         self.counters.keep(names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +12,7 @@ from ipsec.crypto.identity import Identity
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import ChildConfig, Connection, IkeSettings
+from ipsec.ike.config import ChildConfig, Connection, IkeSettings, PoolConfig
 from ipsec.ike.config_payload import Pool
 from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
 from ipsec.ike.counters import Counters
@@ -317,6 +317,36 @@ class Registry:
     def retries(self, sa: IkeSa) -> list[CreateChild]:
         """What is to be asked again, each once."""
         return self._retries.pop(sa.uid, [])
+
+    # -- virtual addresses
+
+    def load_pools(self, configs: Iterable[PoolConfig]) -> None:
+        """Replace the pools. What is leased is known to whichever pool has the address now, and so is who had it."""
+        before, self.pools = self.pools, {}
+        for config in configs:
+            pool = before.get(config.name)
+            if pool is not None and (pool.config.first, pool.config.last) == (config.first, config.last):
+                pool.config = config
+            else:
+                pool = Pool(config)
+            self.pools[config.name] = pool
+        for sa in self.sas.values():
+            sa.leases = [(self._pool_of(sa, pool, address), address) for pool, address in sa.leases]
+        for name, pool in before.items():
+            if self.pools.get(name) is not pool:
+                for new in self.pools.values():
+                    new.inherit(pool)
+
+    def _pool_of(self, sa: IkeSa, pool: Pool, address: IpAddress) -> Pool:
+        """The pool that is to take a lease back: the one that gave it, unless that is gone and another one has it."""
+        if self.pools.get(pool.name) is pool:
+            return pool
+        peer = sa.path.remote, sa.path.remote_port
+        for name in dict.fromkeys((pool.name, *sa.connection.pools, *self.pools)):
+            new = self.pools.get(name)
+            if new is not None and new.adopt(sa.peer_id, address, peer):
+                return new
+        return pool
 
     # -- which connection
 

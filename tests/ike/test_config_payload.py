@@ -219,6 +219,30 @@ def test_no_address_is_given_twice_or_lost(plan: list[tuple[bool, str, int | Non
         assert {ip_address(int(A) + o) for names in addresses._offline_of.values() for o in names} == offline
 
 
+@given(steps, st.integers(0, 4), st.integers(-3, 6), st.integers(1, 6))
+def test_another_pool_takes_over(plan: list[tuple[bool, str, int | None]], keep: int, shift: int, size: int) -> None:
+    old, start = pool("10.3.0.1", "10.3.0.5"), int(A) + shift
+    for taking, name, number in plan:
+        wanted = None if number is None else IPv4Address(int(A) + number)
+        if taking:
+            old.acquire(name, wanted)
+        elif wanted is not None:
+            old.release(name, wanted)
+    new = pool(str(IPv4Address(start)), str(IPv4Address(start + size - 1)), keep)
+    within = [lease for lease in old.leases() if start <= int(lease.address) < start + size]
+    for lease in old.leases():
+        if lease.online:
+            assert new.adopt(lease.identity, lease.address) == (lease in within)
+            assert not new.adopt("another", lease.address)
+    new.inherit(old)
+    here = [lease for lease in within if lease.online]
+    away = [lease for lease in within if not lease.online]
+    assert list(new.leases()) == here + away[max(len(away) - keep, 0) :]
+    got = [new.acquire(number) for number in range(size + 1)]
+    held = [lease.address for lease in here]
+    assert sorted(int(address) for address in (*got, *held) if address is not None) == [*range(start, start + size)]
+
+
 # -- several pools
 
 

@@ -1,0 +1,162 @@
+"""Virtual addresses of IKE_SAs that are up (RFC 7296 section 2.19): through reloads of pools, and re-authentication."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.ike.config import DYNAMIC, AuthClass, IpAddress, LocalAuth, PoolConfig, RemoteAuth
+from tests.pair import B, Pair, connection
+from tests.sim.host import SimHost
+
+CAROL = ip_address("192.0.2.3")
+ANY4, ANY6 = ip_address("0.0.0.0"), ip_address("::")
+
+
+def inside(last: int, *, first: int = 1, name: str = "p") -> PoolConfig:
+    return PoolConfig(name, ip_address(f"10.3.0.{first}"), ip_address(f"10.3.0.{last}"))
+
+
+def inside6(last: int, *, name: str = "six") -> PoolConfig:
+    return PoolConfig(name, ip_address("2001:db8:3::1"), ip_address(f"2001:db8:3::{last:x}"))
+
+
+def give(pair: Pair, *pools: PoolConfig) -> None:
+    """Load sun with other pools, all of which its connection uses."""
+    anybody = RemoteAuth(AuthClass.PSK, parse_pattern("*"))
+    one = replace(pair.b.connections["c"], pools=tuple(pool.name for pool in pools), remote=anybody)
+    pair.b.pools = list(pools)
+    pair.b.load(one)
+
+
+def roads(*pools: PoolConfig, vips: tuple[IpAddress, ...] = (ANY4,), **more: Any) -> Pair:
+    """moon asks sun for virtual addresses; sun takes whoever proves who he is."""
+    pair = Pair(
+        a={"vips": vips, "child": {"local_ts": (DYNAMIC,)}},
+        b={"remote_addrs": ("%any",), "child": {"remote_ts": (DYNAMIC,)}},
+        **more,
+    )
+    give(pair, *pools)
+    return pair
+
+
+def guest(pair: Pair, name: str = "carol", address: IpAddress = CAROL, **more: Any) -> SimHost:
+    """Somebody else who asks sun for an address."""
+    host = pair.world.host(name, address)
+    one = connection(address, B, "moon", "sun", **{"vips": (ANY4,), "child": {"local_ts": (DYNAMIC,)}, **more})
+    host.load(replace(one, local=LocalAuth(AuthClass.PSK, parse_identity(name))))
+    host.initiate()
+    pair.world.run(5.0)
+    return host
+
+
+def first(host: SimHost) -> str:
+    return str(host.ike.addresses[0])
+
+
+def leased(host: SimHost, *, online: bool = True) -> dict[str, str]:
+    """Who has which address, or had it last, in all pools together."""
+    found = [lease for pool in host.engine.pools.values() for lease in pool.leases() if lease.online is online]
+    assert len({lease.address for lease in found}) == len(found)
+    return {str(lease.address): str(lease.identity) for lease in found}
+
+
+# -- pools that are loaded anew
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        pytest.param((inside(99),), id="longer"),
+        pytest.param((inside(99, name="q"),), id="renamed"),
+        pytest.param((inside(1, name="p"), inside(99, first=2, name="q")), id="split"),
+        pytest.param((inside(99, first=2, name="p"), inside(1, name="q")), id="the name has the others"),
+        pytest.param((inside6(9), inside(99)), id="with one of the other family"),
+    ],
+)
+def test_a_pool_of_another_range_gives_no_address_twice(pools: tuple[PoolConfig, ...]) -> None:
+    pair = roads(inside(9)).up()
+    assert first(pair.a) == "10.3.0.1"
+    give(pair, *pools)
+    assert leased(pair.b) == {"10.3.0.1": "moon"}
+    carol = guest(pair)
+    assert first(carol) == "10.3.0.2"
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    assert leased(pair.b) == {"10.3.0.2": "carol"}
+    assert leased(pair.b, online=False) == {"10.3.0.1": "moon"}
+
+
+def test_a_pool_that_comes_back_knows_who_has_its_addresses() -> None:
+    pair = roads(inside(9)).up()
+    give(pair)
+    assert not pair.b.engine.pools
+    give(pair, inside(9))
+    assert leased(pair.b) == {"10.3.0.1": "moon"}
+    assert first(guest(pair)) == "10.3.0.2"
+
+
+def test_an_address_without_a_pool_is_released_all_the_same() -> None:
+    pair = roads(inside(9)).up()
+    give(pair, inside(99, first=50))
+    assert leased(pair.b) == {}
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    assert leased(pair.b) == leased(pair.b, online=False) == {}
+
+
+def test_an_address_that_is_shared_is_released_by_the_last() -> None:
+    # a further CHILD_SA keeps the old IKE_SA for a while
+    pair = roads(inside(9), vips=(ip_address("10.3.0.1"),), children=("net", "two"))
+    pair.a.initiate()
+    pair.world.settle()
+    pair.a.initiate(replaces=pair.a.ike.uid)
+    pair.world.run(0.5)
+    give(pair, inside(99))
+    sharing = [sa for sa in pair.b.engine.sas.values() if sa.leases]
+    assert len(sharing) == 2
+    for sa in sharing:
+        assert leased(pair.b) == {"10.3.0.1": "moon"}
+        sa.destroy("", pair.world.now)
+    assert leased(pair.b) == {}
+    assert leased(pair.b, online=False) == {"10.3.0.1": "moon"}
+
+
+def test_who_is_away_finds_his_address_in_the_other_range() -> None:
+    pair = roads(inside(9))
+    carol = guest(pair)
+    pair.a.initiate()
+    pair.world.settle()
+    assert (first(carol), first(pair.a)) == ("10.3.0.1", "10.3.0.2")
+    for host in (carol, pair.a):
+        host.do(host.engine.terminate_ike, host.ike)
+        pair.world.settle()
+    give(pair, inside(99, first=2))
+    assert leased(pair.b, online=False) == {"10.3.0.2": "moon"}
+    carol.initiate()
+    pair.world.settle()
+    assert first(carol) == "10.3.0.3"
+    pair.a.initiate()
+    pair.world.settle()
+    assert first(pair.a) == "10.3.0.2"
+
+
+def test_ipv6_through_a_reload() -> None:
+    pair = roads(inside6(9), vips=(ANY6,)).up()
+    give(pair, inside6(0x99, name="other"))
+    assert leased(pair.b) == {"2001:db8:3::1": "moon"}
+
+
+def test_pools_that_overlap_each_take_back_what_they_know() -> None:
+    """The file and vici together may have such pools: an address goes back to where it is known, whichever that is."""
+    pair = roads(inside(9)).up()
+    give(pair, inside(20, name="q"), inside(30, name="r"))
+    assert leased(pair.b) == {"10.3.0.1": "moon"}
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    assert leased(pair.b) == {}
