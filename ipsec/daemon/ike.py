@@ -510,6 +510,7 @@ class IkeControl:
             self._loop.time(),
             replaces=event.replaces if event is not None else 0,
             redirected_from=event.redirected_from if event is not None else None,
+            addresses=event.addresses if event is not None else (),
         )
         self.turn()
         if not sa.established and not self._can_send(sa.path):

@@ -97,7 +97,8 @@ class AuthRequest(Request):
             payloads.append(_id_payload(PayloadType.IDR, wanted))
         payloads.append(proof.payload)
         if connection.vips:
-            payloads.append(config_payload.build_request(connection.vips))
+            # connections inside the tunnel go on only with the address that they began with
+            payloads.append(config_payload.build_request(config_payload.again(connection.vips, auth.had)))
         if auth.configs and not self._childless(sa):
             config, reqid = auth.configs.pop(0)
             auth.child = new_child(sa, config, reqid=reqid)

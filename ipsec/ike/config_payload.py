@@ -196,6 +196,13 @@ class Pool:
         self._remember(offset, identity)
         return True
 
+    def move(self, identity: Hashable, address: IpAddress, peer: Hashable) -> None:
+        """Who has an address has gone elsewhere, and may share it with an IKE_SA that he makes from there."""
+        offset = self._offset(address)
+        lease = self._online.get(offset) if offset is not None else None
+        if lease is not None and lease.identity == identity:
+            lease.peer = peer
+
     def _offset(self, address: IpAddress) -> int | None:
         offset = int(address) - int(self._first)
         return offset if address.version == self._first.version and 0 <= offset < self._size else None
@@ -293,6 +300,18 @@ class Assigned(NamedTuple):
     "networks behind the responder"
     domains: tuple[str, ...] = ()
     "names below these are for the responder's DNS servers (RFC 8598)"
+
+
+def again(vips: Iterable[IpAddress], had: Iterable[IpAddress]) -> list[IpAddress]:
+    """What to ask for in place of ``vips`` by who ``had`` these addresses: the same ones, as far as they are wanted."""
+    left = list(had)
+    found = []
+    for vip in vips:
+        address = next((address for address in left if address.version == vip.version), None)
+        if address is not None:
+            left.remove(address)
+        found.append(address or vip)
+    return found
 
 
 def build_request(vips: Sequence[IpAddress]) -> CpPayload:

@@ -251,10 +251,12 @@ class IkeEngine(Registry):
         *,
         replaces: int = 0,
         redirected_from: IpAddress | None = None,
+        addresses: tuple[IpAddress, ...] = (),
     ) -> IkeSa:
         """Bring up children, each with the reqid of its trap or 0: through an IKE_SA that is there, or a new one.
 
-        ``replaces`` is an IKE_SA that goes when the new one is up, whose CHILD_SAs are made again.
+        ``replaces`` is an IKE_SA that goes when the new one is up, whose CHILD_SAs are made again; ``addresses`` are
+        virtual ones to ask for again, where nothing is replaced.
         """
         self.now = now
         old = self.sas.get(replaces)
@@ -271,6 +273,7 @@ class IkeEngine(Registry):
         sa.replaces = old.uid if old is not None else 0
         sa.auth = AuthProgress()
         sa.auth.configs = wanted
+        sa.auth.had = old.addresses if old is not None else addresses
         log.info("%s: connecting to %s", sa, path.remote)
         start_init(sa, now, redirected_from=redirected_from)
         return sa
@@ -339,7 +342,7 @@ class IkeEngine(Registry):
             return
         names: list[str | None] = [child.name for child in sa.children_up()]
         for name in names or [None]:
-            self.emit(Initiate(sa.name, name))
+            self.emit(Initiate(sa.name, name, addresses=sa.addresses))
         self.terminate_ike(sa, now, "re-authenticating")
 
     def update_address(self, sa: IkeSa, local: IpAddress, now: float) -> None:
@@ -457,10 +460,12 @@ class IkeEngine(Registry):
             return
         log.info("%s: %s sends us to %s", sa, sa.path.remote, gateway)
         names: list[str | None] = [*sorted(self._under_way(sa))]
+        had = sa.addresses
         if sa.auth is not None:
             names += [config.name for config, _ in sa.auth.configs]
+            had = had or sa.auth.had
         for name in names or [None]:
-            self.emit(Initiate(sa.name, name, remote=gateway, redirected_from=sa.path.remote))
+            self.emit(Initiate(sa.name, name, gateway, sa.path.remote, addresses=had))
         self.terminate_ike(sa, now, "redirected")
 
     def take_redirect(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
@@ -579,21 +584,24 @@ class IkeEngine(Registry):
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
         actions = [(child.config, child.config.dpd_action) for child in sa.children.values() if child.serves]
+        had = sa.addresses
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         sa.destroy(failure, now)
         for config, action in actions:
-            self.act(sa.connection, config, action)
+            self.act(sa.connection, config, action, had)
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
         for child in sa.children.values():
             if child.serves:
-                self.act(sa.connection, child.config, child.config.close_action)
+                self.act(sa.connection, child.config, child.config.close_action, sa.addresses)
 
-    def act(self, connection: Connection, config: ChildConfig, action: Action) -> None:
+    def act(
+        self, connection: Connection, config: ChildConfig, action: Action, had: tuple[IpAddress, ...] = ()
+    ) -> None:
         """Bring a child up again, or let it wait for traffic."""
         if Action.START in action:
-            self.emit(Initiate(connection.name, config.name))
+            self.emit(Initiate(connection.name, config.name, addresses=had))
         if Action.TRAP in action:
             self.emit(TrapWanted(connection.name, config.name))
 
@@ -602,6 +610,8 @@ class IkeEngine(Registry):
         if path != sa.path:
             old, sa.path = sa.path, path
             sa.seen_as = None
+            for pool, address in sa.leases:
+                pool.move(sa.peer_id, address, (path.remote, path.remote_port))
             if sa.original_initiator and sa.mobike and old.remote != path.remote:
                 # the peer's list has what it had besides that one
                 kept = [a for a in sa.peer_addresses if a not in (old.remote, path.remote)]

@@ -178,6 +178,8 @@ class Initiate:
     redirected_from: IpAddress | None = None
     replaces: int = 0
     "unique id of the IKE_SA that this re-authenticates, whose CHILD_SAs are to be made again"
+    addresses: tuple[IpAddress, ...] = ()
+    "virtual addresses of the IKE_SA before, to ask for again"
 
 
 @dataclass(frozen=True)

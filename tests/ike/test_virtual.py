@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 
 from ipsec.crypto.identity import parse_identity, parse_pattern
-from ipsec.ike.config import DYNAMIC, AuthClass, IpAddress, LocalAuth, PoolConfig, RemoteAuth
-from tests.pair import B, Pair, connection
+from ipsec.ike.config import (
+    DYNAMIC,
+    Action,
+    AuthClass,
+    IkeSettings,
+    IpAddress,
+    LocalAuth,
+    PoolConfig,
+    RemoteAuth,
+    Unique,
+)
+from ipsec.ike.events import AddressesAssigned, AddressesReleased
+from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 
 CAROL = ip_address("192.0.2.3")
@@ -36,7 +47,7 @@ def give(pair: Pair, *pools: PoolConfig) -> None:
 def roads(*pools: PoolConfig, vips: tuple[IpAddress, ...] = (ANY4,), **more: Any) -> Pair:
     """moon asks sun for virtual addresses; sun takes whoever proves who he is."""
     pair = Pair(
-        a={"vips": vips, "child": {"local_ts": (DYNAMIC,)}},
+        a=more.pop("a", {"vips": vips, "child": {"local_ts": (DYNAMIC,)}}),
         b={"remote_addrs": ("%any",), "child": {"remote_ts": (DYNAMIC,)}},
         **more,
     )
@@ -160,3 +171,128 @@ def test_pools_that_overlap_each_take_back_what_they_know() -> None:
     pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
     pair.world.settle()
     assert leased(pair.b) == {}
+
+
+# -- re-authentication and what else makes an IKE_SA again
+
+
+def never_without(host: SimHost) -> None:
+    """From its first virtual address on, the host always had one: who counts them never came to nothing."""
+    count = 0
+    changes = [e for e in host.seen if isinstance(e, AddressesAssigned | AddressesReleased)]
+    for event in changes:
+        count += 1 if isinstance(event, AddressesAssigned) else -1
+        assert count > 0, changes
+    assert count == 1
+
+
+@pytest.mark.parametrize("children", [("net",), ("net", "two")])
+@pytest.mark.parametrize("nat", [False, True])
+@pytest.mark.parametrize("vips", [(ANY4,), (ANY4, ANY6), (ip_address("10.3.0.9"), ANY6)])
+@pytest.mark.parametrize("unique", [Unique.NO])
+def test_reauthentication_keeps_the_addresses(
+    unique: Unique, vips: tuple[IpAddress, ...], nat: bool, children: tuple[str, ...]
+) -> None:
+    """Each IKE_SA of sun's has the same lease until the old one is closed, and nobody else gets it then."""
+    pair = roads(inside(8), inside6(8), vips=vips, nat=nat, unique=unique, children=children)
+    carol = guest(pair, vips=(ANY4, ANY6), children=children)
+    pair.a.initiate()
+    pair.world.settle()
+    had = pair.a.ike.addresses
+    assert [str(address) for address in had] == ["10.3.0.2", "2001:db8:3::2"][: len(vips)]
+    for _ in range(2):
+        old = pair.a.ike
+        pair.a.do(pair.a.engine.reauthenticate, old)
+        pair.world.run(30.0)
+        assert pair.a.ike is not old
+        assert pair.a.ike.addresses == had
+        assert {str(address): "moon" for address in had}.items() <= leased(pair.b).items()
+        assert len(leased(pair.b)) == len(had) + 2
+        assert leased(pair.b, online=False) == {}
+    never_without(pair.a)
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    assert set(leased(pair.b).values()) == {"carol"}
+    assert len(carol.children) == len(children)
+
+
+def test_reauthentication_where_another_address_is_given() -> None:
+    pair = roads(inside(8)).up()
+    give(pair, inside(99, first=50))
+    pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
+    pair.world.run(30.0)
+    assert first(pair.a) == "10.3.0.50"
+    never_without(pair.a)
+    pair.finish()
+
+
+def test_reauthentication_without_an_address_asks_as_configured() -> None:
+    """Who got none asks again; so for the family that was refused."""
+    pair = roads(inside(8), vips=(ANY6, ANY4)).up()
+    assert first(pair.a) == "10.3.0.1"
+    give(pair, inside(8), inside6(8))
+    pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
+    pair.world.run(30.0)
+    assert [str(address) for address in pair.a.ike.addresses] == ["2001:db8:3::1", "10.3.0.1"]
+
+
+def test_reauthentication_after_a_move_keeps_the_address() -> None:
+    """RFC 4555: the peer that may share an address is where it is now, not where it was."""
+    pair = roads(inside(8), mobike=True).up()
+    moved = ip_address("192.0.2.77")
+    pair.a.addresses.append(moved)
+    pair.a.do(lambda now: pair.a.engine.update_address(pair.a.ike, moved, now))
+    pair.world.settle()
+    pair.a.addresses.remove(A)
+    pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
+    pair.world.run(30.0)
+    assert pair.b.ike.path.remote == moved
+    assert first(pair.a) == "10.3.0.1"
+    assert leased(pair.b) == {"10.3.0.1": "moon"}
+
+
+def with_second(pair: Pair) -> Pair:
+    """sun remembers nobody, and the first address is free: moon gets the second one again only by asking for it."""
+    pair.b.engine.pools["p"]._keep = 0
+    carol = guest(pair)
+    pair.a.initiate()
+    pair.world.settle()
+    carol.do(carol.engine.terminate_ike, carol.ike)
+    pair.world.settle()
+    assert first(pair.a) == "10.3.0.2"
+    return pair
+
+
+def test_break_before_make_asks_for_the_address_again() -> None:
+    pair = with_second(roads(inside(8), settings=IkeSettings(make_before_break=False)))
+    old = pair.a.ike
+    pair.a.do(pair.a.engine.reauthenticate, old)
+    pair.world.settle()
+    assert pair.a.ike is not old
+    assert first(pair.a) == "10.3.0.2"
+
+
+def test_a_gateway_that_we_are_sent_to_is_asked_for_the_address() -> None:
+    """RFC 5685: gateways may share what they know about addresses."""
+    pair = with_second(roads(inside(8)))
+    where = ip_address("192.0.2.4")
+    third = pair.world.host("venus", where)
+    third.pools = pair.b.pools
+    third.load(replace(pair.b.connections["c"], local_addrs=(str(where),)))
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, where)
+    pair.world.settle()
+    assert pair.a.ike.path.remote == where
+    assert first(pair.a) == "10.3.0.2"
+
+
+@pytest.mark.parametrize("ends", ["dead", "closed"])
+def test_what_starts_again_asks_for_the_address(ends: str) -> None:
+    actions = {"local_ts": (DYNAMIC,), "dpd_action": Action.START, "close_action": Action.START}
+    pair = with_second(roads(inside(8), a={"child": actions, "vips": (ANY4,), "dpd_delay": 10.0}))
+    if ends == "dead":
+        pair.b.restart()
+    else:
+        pair.b.do(pair.b.engine.terminate_ike, pair.b.ike)
+    pair.world.run(300.0)
+    assert first(pair.a) == "10.3.0.2"
+    assert leased(pair.b) == {"10.3.0.2": "moon"}

@@ -275,7 +275,7 @@ class SimHost:
         old = self.engine.sas.get(event.replaces)
         if event.connection not in self.connections:
             return
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"addresses": event.addresses}
         if event.remote is not None:
             more["remote"] = event.remote
             more["redirected_from"] = event.redirected_from
