@@ -327,7 +327,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
         why = f"we cannot prove who we are: {error}"
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.LOCAL_AUTH) from None
     contact = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.INITIAL_CONTACT for p in payloads)
-    core.check_unique(sa, contact, now)
+    _check_unique(sa, contact, now)
     nonces = sa.init
     assert nonces is not None
     reply: list[Payload] = [mine, *own.certificates, own.payload]
@@ -351,6 +351,26 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     reply += mobike_payloads(sa, payloads)
     reply += core.token_payloads(sa)
     return reply
+
+
+def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
+    """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
+    core, policy = sa.core, sa.connection.unique
+    others = [o for o in core.by_peer.get((sa.our_id, sa.peer_id), {}).values() if o is not sa and o.established]
+    if policy is Unique.NEVER or not others:
+        return
+    if contact:
+        # those that came up after this one began are no leftovers: both ends may have begun at once
+        for other in [other for other in others if other.established_at < sa.created_at]:
+            log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
+            other.destroy("INITIAL_CONTACT", now)
+    elif policy is Unique.KEEP:
+        why = f"{sa.peer_id} is connected already and unique = keep"
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
+    elif policy is Unique.REPLACE:
+        for other in others:
+            log.info("%s: replaces %s", sa, other)
+            core.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
 
 
 def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: float) -> list[Payload]:

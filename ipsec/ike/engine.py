@@ -18,11 +18,11 @@ from ipsec.errors import ParseError
 from ipsec.ike import due, lifetimes, mobike, natd, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig, Unique
+from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
-from ipsec.ike.errors import PeerError, SaFailedError
+from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
     ChildNotMade,
@@ -540,25 +540,6 @@ class IkeEngine(Registry):
             old.queue.clear()
             lifetimes.disarm(self, old)
             self.timers.set((Timer.REPLACED, old.uid), now + (lifetimes.REAUTHENTICATED_S if more else 0))
-
-    def check_unique(self, sa: IkeSa, contact: bool, now: float) -> None:
-        """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
-        policy = sa.connection.unique
-        others = [o for o in self.by_peer.get((sa.our_id, sa.peer_id), {}).values() if o is not sa and o.established]
-        if policy is Unique.NEVER or not others:
-            return
-        if contact:
-            # those that came up after this one began are no leftovers: both ends may have begun at once
-            for other in [other for other in others if other.established_at < sa.created_at]:
-                log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
-                other.destroy("INITIAL_CONTACT", now)
-        elif policy is Unique.KEEP:
-            why = f"{sa.peer_id} is connected already and unique = keep"
-            raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
-        elif policy is Unique.REPLACE:
-            for other in others:
-                log.info("%s: replaces %s", sa, other)
-                self.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
 
     def hand_over(self, old: IkeSa, new: IkeSa, now: float) -> None:
         """The peer uses a successor that it has made: so do we."""
