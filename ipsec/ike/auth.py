@@ -24,6 +24,7 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.init import AuthProgress, note_certreqs
+from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
 from ipsec.ike.proof import describe_received, make_proof, verify_proof
 from ipsec.ike.sa import IkeSa, Request
@@ -364,13 +365,22 @@ def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
         for other in [other for other in others if other.established_at < sa.created_at]:
             log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
             other.destroy("INITIAL_CONTACT", now)
-    elif policy is Unique.KEEP:
+        return
+    # section 2.8.3: from the same place it is re-authentication, by the looks of it, and the peer closes the old one
+    # when it has all CHILD_SAs again
+    place = sa.path.remote, sa.path.remote_port
+    same = [other for other in others if (other.path.remote, other.path.remote_port) == place]
+    if policy is Unique.KEEP and len(same) < len(others):
         why = f"{sa.peer_id} is connected already and unique = keep"
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
-    elif policy is Unique.REPLACE:
+    if policy is Unique.REPLACE:
         for other in others:
             log.info("%s: replaces %s", sa, other)
-            core.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
+            if other not in same:
+                core.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
+            elif (Timer.REPLACED, other.uid) not in core.timers:
+                disarm(core, other)
+                core.timers.set((Timer.REPLACED, other.uid), now + REAUTHENTICATING_S)
 
 
 def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: float) -> list[Payload]:

@@ -45,7 +45,7 @@ class Unique(Enum):
     REPLACE = "replace"
     "the old one goes"
     KEEP = "keep"
-    "the new one is refused"
+    "the new one is refused, unless it comes from the same place: that is re-authentication"
     NEVER = "never"
     "both stay, INITIAL_CONTACT is not heeded"
 

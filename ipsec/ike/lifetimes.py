@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 REPLACED_S = 60.0
 #: what re-authentication replaces is closed after this, when further CHILD_SAs of the new IKE_SA are up as well
 REAUTHENTICATED_S = 2.0
+#: what a peer seems to re-authenticate is its to close; if it does not, it is closed after this (unique = replace)
+REAUTHENTICATING_S = 10.0
 #: rekeying needs a while, also where a short interval makes over_time next to nothing
 OVER_MIN_S = 10.0
 #: changes of our addresses are told to peers after this, and somewhat later to some: they come and go together, and

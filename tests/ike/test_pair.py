@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,14 @@ from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
-from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, Initiate, Path, TrapWanted
-from ipsec.ike.lifetimes import REPLACED_S
+from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, IkeUp, Initiate, Path, TrapWanted
+from ipsec.ike.lifetimes import REAUTHENTICATING_S, REPLACED_S
 from ipsec.ike.negotiate import PAIRS_MAX
 from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
-from ipsec.wire.iana import Protocol
+from ipsec.wire.iana import NotifyType, Protocol
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
 from tests.sim.invariants import unique_ivs
@@ -121,13 +123,69 @@ def test_restart_with_the_same_secret(asks: str) -> None:
     pair.up().finish()
 
 
-@pytest.mark.parametrize("unique", [Unique.NO, Unique.REPLACE])
-def test_reauthentication_loses_nothing(unique: Unique) -> None:
-    pair = Pair(unique=unique).up()
-    old = pair.a.ike
-    pair.a.do(pair.a.engine.reauthenticate, old)
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[IkeSa, str]]:
+    """Who says INITIAL_CONTACT, and who asks for the end of an IKE_SA."""
+    found: list[tuple[IkeSa, str]] = []
+    protect = IkeSa.protect
+
+    def watched(sa: IkeSa, exchange: int, payloads: list[Payload], message_id: int, *, response: bool) -> list[bytes]:
+        for payload in payloads:
+            if isinstance(payload, DeletePayload) and payload.protocol == Protocol.IKE:
+                found.append((sa, "Delete"))
+            elif isinstance(payload, NotifyPayload) and payload.notify == NotifyType.INITIAL_CONTACT:
+                found.append((sa, "INITIAL_CONTACT"))
+        return protect(sa, exchange, payloads, message_id, response=response)
+
+    monkeypatch.setattr(IkeSa, "protect", watched)
+    return found
+
+
+@pytest.mark.parametrize("by", ["moon", "sun"])
+@pytest.mark.parametrize("more", [{}, {"mobike": True}, {"nat": True}, {"children": ("net", "two")}])
+@pytest.mark.parametrize("unique", list(Unique))
+def test_reauthentication_loses_nothing(
+    unique: Unique, more: dict[str, Any], by: str, said: list[tuple[IkeSa, str]]
+) -> None:
+    """It is no first contact, and whoever does it closes the old IKE_SA when all is there again (section 2.8.3)."""
+    pair = Pair(unique=unique, **more)
+    pair.a.initiate()
+    pair.world.settle()
+    # nobody reaches who is behind a NAT
+    host = pair.a if by == "moon" or pair.nat else pair.b
+    old = host.ike
+    said.clear()
+    host.do(host.engine.reauthenticate, old)
     pair.world.run(30.0)
-    assert pair.a.ike is not old
+    assert host.ike is not old
+    assert said == [(old, "Delete")]
+    pair.finish(children=len(pair.a.connections["c"].children))
+
+
+def test_reauthentication_again_and_again() -> None:
+    """Where it failed with unique = keep, the IKE_SA came to its end and nothing was left."""
+    pair = Pair(unique=Unique.KEEP, a={"reauth_time": 100.0, "over_time": 10.0}).up()
+    pair.world.run(450.0)
+    assert len(pair.a.events(IkeUp)) == 5
+    assert not pair.a.engine.problems.of("c")
+    pair.finish()
+
+
+def test_replace_closes_what_the_peer_leaves(said: list[tuple[IkeSa, str]]) -> None:
+    """Another IKE_SA from the same place may mean that the peer closes the first one itself: if not, we do."""
+    pair = Pair(unique=Unique.REPLACE).up()
+    old = pair.b.ike
+    two = replace(pair.a.connections["c"], name="two")
+    pair.a.load(pair.a.connections["c"], two)
+    pair.a.initiate("two")
+    pair.world.run(REAUTHENTICATING_S / 2)
+    said.clear()
+    # more of them do not put it off
+    pair.a.load(*pair.a.connections.values(), replace(two, name="three"))
+    pair.a.initiate("three")
+    pair.world.run(REAUTHENTICATING_S / 2 + 1)
+    assert (old, "Delete") in said
+    pair.world.run(REAUTHENTICATING_S)
     pair.finish()
 
 

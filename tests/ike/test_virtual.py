@@ -189,7 +189,7 @@ def never_without(host: SimHost) -> None:
 @pytest.mark.parametrize("children", [("net",), ("net", "two")])
 @pytest.mark.parametrize("nat", [False, True])
 @pytest.mark.parametrize("vips", [(ANY4,), (ANY4, ANY6), (ip_address("10.3.0.9"), ANY6)])
-@pytest.mark.parametrize("unique", [Unique.NO])
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.REPLACE, Unique.KEEP])
 def test_reauthentication_keeps_the_addresses(
     unique: Unique, vips: tuple[IpAddress, ...], nat: bool, children: tuple[str, ...]
 ) -> None:
