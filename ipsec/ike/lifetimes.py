@@ -18,6 +18,8 @@ REPLACED_S = 60.0
 REAUTHENTICATED_S = 2.0
 #: what a peer seems to re-authenticate is its to close; if it does not, it is closed after this (unique = replace)
 REAUTHENTICATING_S = 10.0
+#: who was the responder re-authenticates this much later: if both ends do it at once, both new IKE_SAs stay
+RESPONDER_LATER_S = 5.0
 #: rekeying needs a while, also where a short interval makes over_time next to nothing
 OVER_MIN_S = 10.0
 #: changes of our addresses are told to peers after this, and somewhat later to some: they come and go together, and
@@ -83,7 +85,8 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
         core.timers.set((Timer.REKEY, sa.uid), sa.rekey_at)
     if connection.reauth_time:
         if reauth:
-            sa.reauth_at = now + max(connection.reauth_time - spread, 1.0)
+            later = 0.0 if sa.original_initiator else RESPONDER_LATER_S
+            sa.reauth_at = now + max(connection.reauth_time - spread, 1.0) + later
         core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)
         # rekeying does not put this off either: who cannot authenticate any more must not stay
         ends.append(sa.reauth_at)

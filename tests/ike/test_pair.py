@@ -171,6 +171,23 @@ def test_reauthentication_again_and_again() -> None:
     pair.finish()
 
 
+@pytest.mark.parametrize("unique", list(Unique))
+def test_reauthentication_by_both_ends(unique: Unique) -> None:
+    """With the same time at both, and nothing random about it, each made a new IKE_SA of every one that there was."""
+    pair = Pair(unique=unique, reauth_time=100.0, over_time=10.0).up()
+    pair.world.run(450.0)
+    assert len(pair.a.events(IkeUp)) == len(pair.b.events(IkeUp)) == 5
+    assert not pair.a.engine.problems.of("c")
+    pair.finish()
+
+
+def test_reauthentication_by_the_responder() -> None:
+    pair = Pair(b={"reauth_time": 100.0, "over_time": 1.0}).up()
+    pair.world.run(450.0)
+    assert len(pair.a.events(IkeUp)) == len(pair.b.events(IkeUp)) == 5
+    pair.finish()
+
+
 def test_replace_closes_what_the_peer_leaves(said: list[tuple[IkeSa, str]]) -> None:
     """Another IKE_SA from the same place may mean that the peer closes the first one itself: if not, we do."""
     pair = Pair(unique=Unique.REPLACE).up()
