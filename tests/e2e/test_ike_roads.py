@@ -132,6 +132,27 @@ def test_virtual_addresses_come_and_go(world: IkeWorld) -> None:
     assert "unreachable 10.2.0.0/16" in world.a.leftovers()
 
 
+@pytest.mark.parametrize("before", ["yes", "no"])
+def test_reauthentication_keeps_the_virtual_address(world: IkeWorld, before: str) -> None:
+    world.set("ipsecd.make_before_break", before)
+    world.set("ipsecd.addresses", None, 0)
+    world.set("@vips", "0.0.0.0", 0)
+    world.set("@pools", "four", 1)
+    world.set("pools", {"four": {"addrs": "10.1.9.0/24"}}, 1)
+    world.set(":local_ts", "dynamic", 0)
+    world.set(":remote_ts", "dynamic", 1)
+    world.set("@reauth_time", "1s", 0)
+    world.set("@rand_time", "0", 0)
+    world.set("@over_time", "20s", 0)
+    world.up()
+    assert eventually(lambda: "src 10.1.9.1" in world.a.leftovers()), world.a.leftovers()
+    flood = world.a.popen("ping", "-n", "-q", "-I", "10.1.9.1", "-i", "0.01", "-c", "260", "-W", "1", INNER[4][1])
+    output, _ = flood.communicate(timeout=20)
+    assert world.a.log().count("our virtual addresses are 10.1.9.1") >= 3, world.logs()
+    assert "10.1.9.2" not in world.a.log(), world.logs()
+    assert loss(output) <= (0 if before == "yes" else 60), output + world.logs()
+
+
 def test_everything_through_the_tunnel(world: IkeWorld) -> None:
     """A road warrior: a trap for the whole world, its gateway included."""
     world.set("ipsecd.addresses", None, 0)
