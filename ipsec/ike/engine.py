@@ -202,7 +202,7 @@ class IkeEngine(Registry):
         if offer is None:
             raise ParseError("CREATE_CHILD_SA without SA")
         if any(p.protocol == Protocol.IKE for p in offer.proposals):
-            return handle_rekey(sa, payloads, now)
+            return handle_rekey(sa, payloads, path, now)
         return handle_create_child(sa, payloads, now)
 
     def heard(self, sa: IkeSa, header: Header, path: Path, now: float) -> None:

@@ -14,7 +14,7 @@ from ipsec.ike import negotiate
 from ipsec.ike.child import nonce_of
 from ipsec.ike.delete import DeleteIke
 from ipsec.ike.errors import PeerError
-from ipsec.ike.events import IkeRekeyed
+from ipsec.ike.events import IkeRekeyed, Path
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
 from ipsec.ike.lifetimes import REPLACED_S, Timer
@@ -209,8 +209,8 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
 # -- the responder's side
 
 
-def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
-    """A CREATE_CHILD_SA request whose SA payload is for IKE."""
+def handle_rekey(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
+    """A CREATE_CHILD_SA request whose SA payload is for IKE; None if the response is on its way already."""
     # section 2.25.2
     if sa.state not in (IkeState.ESTABLISHED, IkeState.REKEYING) or (sa.rekey and sa.rekey.peers):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
@@ -240,16 +240,19 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload
     spi_r = sa.core.new_spi()
     new = sa.core.new_successor(sa, initiator=False, spi_i=proposal.spi, spi_r=spi_r)
     _key(sa, new, proposal, nonce_i, nonce_r, shared)
-    answer = Proposal(Protocol.IKE, proposal.transforms, proposal.number, spi_r)
-    if sa.rekey is None:
-        # nobody else's successor is in question: this one takes over at once
-        take_over(sa, new, now)
-    else:
+    chosen = Proposal(Protocol.IKE, proposal.transforms, proposal.number, spi_r)
+    answer: list[Payload] = [SaPayload([chosen]), NoncePayload(nonce_r), KePayload(kex.method, kex.public)]
+    if sa.rekey is not None:
         sa.core.counters.add("ike-collision", sa.name)
         new.change(IkeState.ESTABLISHED)
         sa.rekey.peers = new
         sa.rekey.peer_nonce = min(nonce_i, nonce_r)
-    return [SaPayload([answer]), NoncePayload(nonce_r), KePayload(kex.method, kex.public)]
+        return answer
+    # nobody else's successor is in question: this one takes over at once. The peer has it when it has our response,
+    # and not before: what the successor asks goes after that
+    sa.respond(ExchangeType.CREATE_CHILD_SA, answer, path, now)
+    take_over(sa, new, now)
+    return None
 
 
 def closed_by_peer(sa: IkeSa, now: float) -> None:

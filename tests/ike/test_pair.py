@@ -82,6 +82,20 @@ def test_dead_peer() -> None:
         assert len(host.events(TrapWanted)) == len(host.events(Initiate)) == 1
 
 
+def test_a_successor_asks_nothing_before_the_peer_has_it() -> None:
+    """What waits while the peer rekeys the IKE_SA goes after the response that makes the successor; nothing is lost."""
+    pair = Pair().up()
+    pair.world.hold()
+    pair.a.do(pair.a.ike.ask, Liveness())
+    pair.a.do(pair.a.engine.rekey_child, pair.a.child)
+    old = pair.a.child
+    pair.b.do(pair.b.engine.rekey_ike_sa, pair.b.ike)
+    pair.world.release()
+    pair.world.run(IkeSettings().retransmit_timeout / 2)
+    assert pair.a.child is not old
+    pair.finish()
+
+
 def test_close_action() -> None:
     pair = Pair(child={"close_action": Action.TRAP}).up()
     pair.a.do(pair.a.ike.ask, DeleteChild(pair.a.child, "terminated"))
