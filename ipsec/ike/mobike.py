@@ -135,17 +135,22 @@ def handle_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: fl
 class Announce(Request):
     """Tell the peer our other addresses (section 3.6)."""
 
-    __slots__ = ("patience",)
+    __slots__ = ("needed", "patience")
 
-    def __init__(self, *, stranded: bool = False) -> None:
-        """``stranded``: from the address in use nothing leaves any more."""
+    def __init__(self, *, stranded: bool = False, needed: bool = False) -> None:
+        """``stranded``: from the address in use nothing leaves any more; ``needed``: also if it was told the same."""
         self.patience = 0 if stranded else ALONE
+        self.needed = needed or stranded
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """N(ADDITIONAL_IP*_ADDRESS), or N(NO_ADDITIONAL_ADDRESSES)."""
-        if not sa.established or (self.patience and sa.told == _others(sa)):
+        if not sa.established or (not self.needed and sa.told == _others(sa)):
             return None
         return _tell_all(sa)
+
+    def in_successor(self) -> Announce:
+        """The peer heeds none in an IKE_SA that it has replaced."""
+        return Announce(stranded=not self.patience, needed=True)
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The peer knows."""
@@ -248,6 +253,12 @@ class UpdateAddresses(Request):
         cookie = NotifyPayload(NotifyType.COOKIE2, self.cookie)
         return [update, *detection(sa, sa.path), cookie, *_tell_all(sa)]
 
+    def in_successor(self) -> UpdateAddresses:
+        """The CHILD_SAs that are to move are the successor's, at the peer perhaps already when this comes."""
+        update = UpdateAddresses(refused=self.refused)
+        update.patience = self.patience
+        return update
+
     def sent_all_ways(self) -> None:
         """The cookie and the hashes for NATs are good for one way only."""
         self.spread = True
@@ -297,6 +308,10 @@ class Routability(Request):
         self.cookie = sa.core.rng(COOKIE2_LEN)
         return [NotifyPayload(NotifyType.COOKIE2, self.cookie)]
 
+    def in_successor(self) -> Routability:
+        """That nothing answers would end an IKE_SA that has no CHILD_SAs any more."""
+        return Routability()
+
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """Whoever answers from there has our request, and the keys."""
         _check_cookie(payloads, self.cookie)
@@ -316,7 +331,11 @@ def _notifies(payloads: Sequence[Payload], number: int) -> list[bytes]:
 
 
 def handle_update(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload]:
-    """The initiator has moved: what we send goes to where its request came from (section 3.5)."""
+    """The initiator has moved: what we send goes to where its request came from (section 3.5).
+
+    In an IKE_SA that has a successor that is so for the IKE_SA alone. The CHILD_SAs are the successor's, and what the
+    initiator has said there may be newer.
+    """
     if not sa.mobike or sa.original_initiator:
         return []
     if nat_is_unexpected(payloads, path):

@@ -193,7 +193,9 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     new.addresses, sa.addresses = sa.addresses, ()
     new.leases, sa.leases = sa.leases, []
     sa.successor = new
-    waiting = [*sa.queue, *(sa.rekey.postponed if sa.rekey else []), *core.retries(sa)]
+    under_way = sa.pending.request.in_successor() if sa.pending is not None else None
+    again = [under_way] if under_way is not None else []
+    waiting = [*again, *sa.queue, *(sa.rekey.postponed if sa.rekey else []), *core.retries(sa)]
     sa.queue.clear()
     sa.rekey = None
     core.succeeded(sa, new, now)

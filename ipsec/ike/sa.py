@@ -90,6 +90,10 @@ class Request:
     def sent_all_ways(self) -> None:
         """It has gone other ways than the one in use (RFC 4555)."""
 
+    def in_successor(self) -> Request | None:
+        """What the successor is to ask when it takes over before the response came, if what comes then is too late."""
+        return None
+
     def lost(self, sa: IkeSa, now: float) -> None:
         """The IKE_SA ends before the response came."""
 

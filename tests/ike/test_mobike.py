@@ -404,6 +404,114 @@ def test_networks_come_and_go(seed: int) -> None:
     made.finish()
 
 
+# -- a move that meets a rekeying of the IKE_SA (RFC 7296 section 2.8: the successor has the CHILD_SAs)
+
+
+def open_pair(*near: IpAddress, **more: Any) -> Pair:
+    """moon may use any of its addresses to one of sun's; what is sent waits for ``deliver``."""
+    made = pair(near=near or (A, A2), far=(B,), **{"dpd_delay": 0.0, **more})
+    made.world.broken.clear()
+    made.world.hold()
+    return made
+
+
+def asks(host: SimHost) -> type:
+    """What the IKE_SA in use waits to have answered."""
+    assert host.ike.pending is not None
+    return type(host.ike.pending.request)
+
+
+@pytest.mark.parametrize("first", ["update", "rekeying"])
+def test_the_peer_rekeys_while_we_move(first: str) -> None:
+    made = open_pair()
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.deliver("sun")
+    assert asks(made.a) is UpdateAddresses
+    for which in (0, 0) if first == "update" else (1, 0):
+        made.world.deliver("moon", which)
+    made.world.settle()
+    goes(made, A2, B)
+    made.finish()
+
+
+def test_a_move_that_waits_goes_on_in_the_successor() -> None:
+    """Our own rekeying is under way."""
+    made = open_pair()
+    made.a.do(made.a.engine.rekey_ike_sa, made.a.ike)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.settle()
+    goes(made, A2, B)
+    made.finish()
+
+
+def test_back_from_no_network_into_a_rekeying() -> None:
+    """The peer has asked for it while we were away, and asks again."""
+    made = open_pair(A)
+    made.world.release()
+    made.a.addresses.clear()
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.world.run(3.0)
+    made.a.addresses.append(A2)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.settle()
+    goes(made, A2, B)
+    made.finish()
+
+
+def test_an_update_that_comes_late_moves_no_successor() -> None:
+    """It has moved since, and said so itself."""
+    made = open_pair(A, A2, GONE)
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.deliver("sun")
+    for name in ("moon", "moon", "sun", "sun"):
+        # all but the update and the Delete of what it is for
+        made.world.deliver(name, 1)
+    made.a.do(made.a.engine.update_address, made.a.ike, GONE)
+    made.world.deliver("moon", len(made.world.waiting("moon")) - 1)
+    assert made.b.ike.path.remote == GONE
+    made.world.deliver("moon")
+    assert made.b.ike.path.remote == GONE
+    made.world.settle()
+    goes(made, GONE, B)
+    made.finish()
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_list_that_meets_a_rekeying_is_told(who: str, lost: bool) -> None:
+    """It comes when the peer has a successor already, and heeds none for the IKE_SA that it was for."""
+    made = open_pair()
+    host, other = (made.a, made.b) if who == "a" else (made.b, made.a)
+    host.addresses.append(GONE)
+    host.do(host.ike.ask, Announce())
+    other.do(other.engine.rekey_ike_sa, other.ike)
+    made.world.deliver(other.name)
+    made.world.deliver(host.name, 1)
+    made.world.deliver(host.name, drop=lost)
+    made.world.settle()
+    assert GONE in other.ike.peer_addresses
+    made.finish()
+
+
+def test_a_new_address_is_checked_in_the_successor_too() -> None:
+    """Whoever is not where he says (section 3.7) does not get away with it by rekeying."""
+    made = open_pair()
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.deliver("moon")
+    made.world.deliver("sun", 1)
+    assert asks(made.b) is Routability
+    made.a.do(made.a.engine.rekey_ike_sa, made.a.ike)
+    old = made.b.ike
+    made.world.deliver("moon")
+    assert made.b.ike is not old
+    assert asks(made.b) is Routability
+    made.world.settle()
+    goes(made, A2, B)
+    made.finish()
+
+
 # -- whom to believe
 
 
