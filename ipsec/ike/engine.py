@@ -588,16 +588,18 @@ class IkeEngine(Registry):
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""
-        if path != sa.path:
-            old, sa.path = sa.path, path
-            sa.seen_as = None
-            for pool, address in sa.leases:
-                pool.move(sa.peer_id, address, (path.remote, path.remote_port))
-            if sa.original_initiator and sa.mobike and old.remote != path.remote:
+        for one in sa.line:
+            if path == one.path:
+                continue
+            old, one.path = one.path, path
+            one.seen_as = None
+            for pool, address in one.leases:
+                pool.move(one.peer_id, address, (path.remote, path.remote_port))
+            if one.original_initiator and one.mobike and old.remote != path.remote:
                 # the peer's list has what it had besides that one
-                kept = [a for a in sa.peer_addresses if a not in (old.remote, path.remote)]
-                sa.peer_addresses = (old.remote, *kept)[: mobike.ADDRESSES_MAX]
-            self.emit(IkeMoved(sa, old))
+                kept = [a for a in one.peer_addresses if a not in (old.remote, path.remote)]
+                one.peer_addresses = (old.remote, *kept)[: mobike.ADDRESSES_MAX]
+            self.emit(IkeMoved(one, old))
 
     def move_children(self, sa: IkeSa, now: float) -> None:
         """CHILD_SAs go the way of their IKE_SA."""

@@ -50,7 +50,8 @@ def mobike_payloads(sa: IkeSa, request: Sequence[Payload] | None = None) -> list
 
 def _tell(sa: IkeSa) -> list[Payload]:
     """Our other addresses, and that the peer is going to know them."""
-    sa.told = _others(sa)
+    for one in sa.line:
+        one.told = _others(sa)
     return [
         NotifyPayload(
             NotifyType.ADDITIONAL_IP4_ADDRESS if address.version == 4 else NotifyType.ADDITIONAL_IP6_ADDRESS,
@@ -105,7 +106,8 @@ def _take_addresses(sa: IkeSa, payloads: Sequence[Payload]) -> bool:
                 told = True
                 found.append(kind(payload.data))
     if told:
-        sa.peer_addresses = tuple(a for a in dict.fromkeys(found) if _may_be_peers(a))[:ADDRESSES_MAX]
+        for one in sa.line:
+            one.peer_addresses = tuple(a for a in dict.fromkeys(found) if _may_be_peers(a))[:ADDRESSES_MAX]
     return told
 
 
@@ -225,6 +227,14 @@ def behind_nat(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> tuple[bool
     return natd.compare(sources, destinations, sa.spi_i, sa.spi_r, path)
 
 
+def _take_nats(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> None:
+    """Keep who is behind a NAT, by a message that came along ``path``."""
+    nats = behind_nat(sa, payloads, path)
+    if nats is not None:
+        for one in sa.line:
+            one.nat_local, one.nat_remote = nats
+
+
 class UpdateAddresses(Request):
     """Tell the peer that our end is where this comes from now, and its own where this goes to (section 3.5)."""
 
@@ -273,9 +283,7 @@ class UpdateAddresses(Request):
             ask_update(sa, UpdateAddresses(), now)
             return
         _check_cookie(payloads, self.cookie)
-        nats = behind_nat(sa, payloads, sa.path)
-        if nats is not None:
-            sa.nat_local, sa.nat_remote = nats
+        _take_nats(sa, payloads, sa.path)
         sa.core.move_children(sa, now)
         log.info("%s: moved to %s", sa, sa.path)
 
@@ -345,9 +353,7 @@ def handle_update(sa: IkeSa, payloads: list[Payload], path: Path, now: float) ->
         log.warning("%s: the peer wants to move to %s, which cannot be its own", sa, path)
         return [NotifyPayload(NotifyType.UNACCEPTABLE_ADDRESSES)]
     before = sa.nat_local, sa.nat_remote
-    nats = behind_nat(sa, payloads, path)
-    if nats is not None:
-        sa.nat_local, sa.nat_remote = nats
+    _take_nats(sa, payloads, path)
     if path != sa.path:
         sa.core.move_ike(sa, path, now)
         sa.core.move_children(sa, now)

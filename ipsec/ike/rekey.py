@@ -182,6 +182,9 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
         child.ike = new
         new.children[child.uid] = child
     sa.children = {}
+    if (new.path, new.nat_local, new.nat_remote) != (sa.path, sa.nat_local, sa.nat_remote):
+        # the peer, for whom it took over before, has moved since
+        core.move_children(new, now)
     peers = sa.rekey.peers if sa.rekey is not None else None
     if peers is not None and peers is not new and peers.established:
         # section 2.8.2: the redundant one is the peer's to delete, should it ever do so

@@ -271,6 +271,12 @@ class IkeSa:
         """Both ends are authenticated and neither has given up."""
         return self.state in (IkeState.ESTABLISHED, IkeState.REKEYING)
 
+    @property
+    def line(self) -> tuple[IkeSa, ...]:
+        """It, and a successor of the peer's that may take over yet: what is learnt of addresses is so for both."""
+        peers = self.rekey.peers if self.rekey is not None else None
+        return (self,) if peers is None else (self, peers)
+
     def __str__(self) -> str:
         return f"{self.connection.name}[{self.uid}]"
 
@@ -498,6 +504,10 @@ class IkeSa:
             payloads = parse_payloads(first, content, header.exchange, True)
             self._show("received", header, payloads)
             pending.request.answered(self, payloads, now)
+            again = pending.request.in_successor()
+            if again is not None and self.rekey is not None and self.rekey.peers is not None:
+                # the peer's successor may have taken over there before this came
+                self.rekey.postponed.append(again)
             heir = self.successor or self
             if elsewhere and heir.established:
                 self.core.found_way(heir, now)

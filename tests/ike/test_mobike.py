@@ -28,7 +28,7 @@ from ipsec.wire.iana import NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
 from tests.pair import A, B, Pair
 from tests.sim.host import SimHost
-from tests.sim.link import IpAddress
+from tests.sim.link import IpAddress, Link
 from tests.sim.world import IN_FLIGHT_S
 
 A2, B2 = ip_address("198.51.100.1"), ip_address("198.51.100.2")
@@ -509,6 +509,28 @@ def test_a_new_address_is_checked_in_the_successor_too() -> None:
     assert asks(made.b) is Routability
     made.world.settle()
     goes(made, A2, B)
+    made.finish()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_moves_and_rekeyings(seed: int) -> None:
+    """In any order, at once, by both ends: wherever moon is in the end, IKE and ESP are there."""
+    rng = random.Random(f"moves and rekeyings/{seed}")
+    made = open_pair(seed=seed)
+    made.world.release()
+    made.world.link = Link(reorder=0.3)
+    for _ in range(6):
+        if rng.random() < 0.4:
+            made.a.addresses[:] = [rng.choice((A, A2, GONE))]
+            changed(made.a)
+        else:
+            for host in rng.choice(((made.a,), (made.b,), (made.a, made.b))):
+                host.do(host.engine.rekey_ike_sa, host.ikes[0])
+        made.world.run(rng.choice((0.0, 0.01, 0.03, 0.1, 1.0)))
+    made.world.settle()
+    told(made)
+    goes(made, made.a.addresses[0], B)
+    assert made.b.ike.peer_addresses == tuple(made.a.addresses[1:])
     made.finish()
 
 
