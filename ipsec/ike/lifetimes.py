@@ -94,8 +94,17 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
         core.timers.set((Timer.OVER, sa.uid), min(ends) + max(connection.over_time, OVER_MIN_S))
     if connection.dpd_delay:
         core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
-    if sa.nat_local and core.settings.keep_alive:
-        core.timers.set((Timer.KEEPALIVE, sa.uid), now + core.settings.keep_alive)
+    arm_keepalive(core, sa, now)
+
+
+def arm_keepalive(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Keep the NAT's mapping if we are, or have come to be, behind one (RFC 3948 section 4).
+
+    Once that is over it ends by itself. One that another IKE_SA stands for needs none.
+    """
+    key = (Timer.KEEPALIVE, sa.uid)
+    if sa.nat_local and not sa.quiet and core.settings.keep_alive and key not in core.timers:
+        core.timers.set(key, now + core.settings.keep_alive)
 
 
 def disarm(core: IkeEngine, sa: IkeSa) -> None:

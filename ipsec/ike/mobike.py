@@ -19,7 +19,7 @@ from ipsec.ike import natd
 from ipsec.ike.delete import Liveness
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IpAddress, Path
-from ipsec.ike.lifetimes import arm_tell
+from ipsec.ike.lifetimes import arm_keepalive, arm_tell
 from ipsec.ike.sa import ALONE, IkeSa, Request
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
@@ -227,12 +227,13 @@ def behind_nat(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> tuple[bool
     return natd.compare(sources, destinations, sa.spi_i, sa.spi_r, path)
 
 
-def _take_nats(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> None:
+def _take_nats(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: float) -> None:
     """Keep who is behind a NAT, by a message that came along ``path``."""
     nats = behind_nat(sa, payloads, path)
     if nats is not None:
         for one in sa.line:
             one.nat_local, one.nat_remote = nats
+        arm_keepalive(sa.core, sa, now)
 
 
 class UpdateAddresses(Request):
@@ -283,7 +284,7 @@ class UpdateAddresses(Request):
             ask_update(sa, UpdateAddresses(), now)
             return
         _check_cookie(payloads, self.cookie)
-        _take_nats(sa, payloads, sa.path)
+        _take_nats(sa, payloads, sa.path, now)
         sa.core.move_children(sa, now)
         log.info("%s: moved to %s", sa, sa.path)
 
@@ -353,7 +354,7 @@ def handle_update(sa: IkeSa, payloads: list[Payload], path: Path, now: float) ->
         log.warning("%s: the peer wants to move to %s, which cannot be its own", sa, path)
         return [NotifyPayload(NotifyType.UNACCEPTABLE_ADDRESSES)]
     before = sa.nat_local, sa.nat_remote
-    _take_nats(sa, payloads, path)
+    _take_nats(sa, payloads, path, now)
     if path != sa.path:
         sa.core.move_ike(sa, path, now)
         sa.core.move_children(sa, now)

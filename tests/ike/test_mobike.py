@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
-from ipsec.ike.events import IkeDown, IkeMoved, Initiate, Path
+from ipsec.ike.events import KEEPALIVE, IkeDown, IkeMoved, Initiate, Path
 from ipsec.ike.lifetimes import TELL_AFTER_S, TELL_WITHIN_S
 from ipsec.ike.mobike import (
     ADDRESSES_MAX,
@@ -531,6 +531,59 @@ def test_moves_and_rekeyings(seed: int) -> None:
     told(made)
     goes(made, made.a.addresses[0], B)
     assert made.b.ike.peer_addresses == tuple(made.a.addresses[1:])
+    made.finish()
+
+
+# -- keepalives (RFC 3948 section 4)
+
+
+def keepalives(made: Pair) -> list[Path]:
+    """Where moon sends some in five minutes."""
+    sent: list[Path] = []
+    transmit = made.world.transmit
+
+    def watched(host: SimHost, data: Any, path: Path) -> None:
+        if data == KEEPALIVE:
+            assert host is made.a
+            sent.append(path)
+        transmit(host, data, path)
+
+    made.world.transmit = watched  # type: ignore[method-assign]
+    made.world.run(301.0)
+    made.world.transmit = transmit  # type: ignore[method-assign]
+    return sent
+
+
+@pytest.mark.parametrize("settings", [IkeSettings(), NATS_SHOW], ids=["encapsulated", "plain"])
+def test_who_moves_behind_a_nat_keeps_its_mapping(settings: IkeSettings) -> None:
+    """There and back again, and once more."""
+    made = open_pair(A, settings=settings)
+    made.world.release()
+    inner = ip_address("10.99.0.5")
+    assert not keepalives(made)
+    for _ in range(2):
+        made.a.addresses[:] = [inner]
+        made.world.put_nat(made.a)
+        changed(made.a)
+        made.world.settle()
+        assert len(keepalives(made)) == 15
+        made.a.addresses[:] = [A]
+        made.a.nat = None
+        changed(made.a)
+        made.world.settle()
+        assert not keepalives(made)
+    made.finish()
+
+
+def test_keepalives_go_on_in_a_successor() -> None:
+    """The IKE_SA that it replaces sends none of its own."""
+    made = open_pair(A)
+    made.a.addresses[:] = [ip_address("10.99.0.5")]
+    made.world.put_nat(made.a)
+    changed(made.a)
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.world.settle()
+    assert len(keepalives(made)) == 15
     made.finish()
 
 
