@@ -9,12 +9,12 @@ import socket
 import time
 import urllib.request
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, BinaryIO
 
 from ipsec.crypto.revocation import CRL_OCTETS_MAX, OCSP_OCTETS_MAX, Crl, OcspResponse, Source, ocsp_request, parse_crl
+from ipsec.daemon.threads import Threads
 from ipsec.errors import ParseError
 
 log = logging.getLogger(__name__)
@@ -119,17 +119,13 @@ class Fetcher:
     """A few threads that ask; what they get is verified by whoever uses it."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(4, "ipsec-fetch")
-
-    def close(self) -> None:
-        """Wait for nobody."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads = Threads(4, "ipsec-fetch")
 
     async def fetch(self, sources: Iterable[Source]) -> tuple[list[Crl], list[OcspResponse]]:
         """What the sources give within TOTAL_S; what cannot be had is logged and left out."""
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + TOTAL_S
-        jobs = [loop.run_in_executor(self._threads, _ask, source, deadline) for source in sources]
+        jobs = [loop.create_task(self._threads.run(partial(_ask, source, deadline))) for source in sources]
         done, late = await asyncio.wait(jobs, timeout=TOTAL_S) if jobs else (set(), set())
         for job in late:
             job.cancel()

@@ -250,7 +250,7 @@ class IkeControl:
             self._watch = None
         if self._keylog is not None:
             self._keylog.close()
-        self._fetcher.close()
+        self._resolver.close()
         self._collector.stop()
 
     # -- what comes in

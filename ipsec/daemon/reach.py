@@ -7,14 +7,19 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+from ipsec.daemon.threads import Threads
 from ipsec.esp.sa import IpAddress
 from ipsec.net import udp
 from ipsec.net.netlink import Netlink
 from ipsec.net.rtnetlink import reachable_addresses
 
 log = logging.getLogger(__name__)
+
+#: names that are asked for at once: each may take as long as the name servers say nothing
+LOOKUPS_MAX = 32
 
 _ANYTHING = ("%any", "%any4", "%any6", "0.0.0.0", "::")
 
@@ -24,6 +29,14 @@ class Resolver:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[IpAddress, ...]] = {}
+        self._threads = Threads(LOOKUPS_MAX, "ipsec-names")
+        self._asked: dict[str, asyncio.Task[tuple[IpAddress, ...]]] = {}
+        "look-ups under way, one for all that wait for a name"
+
+    def close(self) -> None:
+        """Wait for nobody."""
+        for task in list(self._asked.values()):
+            task.cancel()
 
     def known(self, name: str) -> tuple[IpAddress, ...]:
         """What was found last, without asking anybody."""
@@ -35,9 +48,17 @@ class Resolver:
             return (ip_address(name),)
         except ValueError:
             pass
+        task = self._asked.get(name)
+        if task is None:
+            task = self._asked[name] = asyncio.get_running_loop().create_task(self._ask(name))
+            task.add_done_callback(lambda _: self._asked.pop(name))
+        return await asyncio.shield(task)
+
+    async def _ask(self, name: str) -> tuple[IpAddress, ...]:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_DGRAM)
-        except OSError:
+            found = await self._threads.run(partial(socket.getaddrinfo, name, None, type=socket.SOCK_DGRAM))
+        # UnicodeError: it cannot be a name
+        except (OSError, UnicodeError):
             return self._known.get(name, ())
         addresses = tuple(dict.fromkeys(ip_address(item[4][0]) for item in found))
         self._known[name] = addresses

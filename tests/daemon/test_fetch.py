@@ -47,11 +47,7 @@ def get(*uris: str) -> list[int]:
     """What certificates the CRLs revoke that can be had from the first of the URIs that works."""
 
     async def run() -> list[int]:
-        fetcher = Fetcher()
-        try:
-            crls, _ = await fetcher.fetch([Source(LEAF, CA.certificate, uris, ())])
-        finally:
-            fetcher.close()
+        crls, _ = await Fetcher().fetch([Source(LEAF, CA.certificate, uris, ())])
         return [serial for crl in crls for serial in crl.revoked]
 
     return asyncio.run(run())
