@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Guard:
+class Guard:
+    """What stands for a child without an SA, or is to."""
+
     connection: Connection
     child: ChildConfig
     pairs: list[SelectorPair]
@@ -42,10 +44,12 @@ class Guards:
         self._backend = backend
         self._engine = engine
         self._keep = keep
-        self._guards: dict[tuple[str, str], _Guard] = {}
-        self._by_policy: dict[int, _Guard] = {}
+        self._guards: dict[tuple[str, str], Guard] = {}
+        self._by_policy: dict[int, Guard] = {}
         self._held: dict[str, list[int]] = {}
         "policies of guards that are gone, by connection: they stay until their successors are there"
+        self._expected: dict[tuple[str, str], Guard] = {}
+        "guards that cannot be put in place before somebody says where their peer is"
 
     def add(self, connection: Connection, child: ChildConfig, path: Path | None, *, trap: bool = False) -> None:
         """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
@@ -55,8 +59,7 @@ class Guards:
         if known is not None:
             known.trap = known.trap or trap
             return
-        shunt = child.shunt and child.start_action is not Action.NONE
-        if not child.policies or not (shunt or trap or (self._keep and Action.START in child.start_action)):
+        if not self._wants(child, trap=trap):
             return
         pairs = _pairs(connection, child, path, tuple(self._backend.ports))
         if not pairs:
@@ -68,15 +71,40 @@ class Guards:
                 )
             return
         reqid = 0 if child.shunt else self._engine.trap_reqid(connection.name, child)
-        guard = _Guard(connection, child, pairs, (), reqid, trap)
+        guard = Guard(connection, child, pairs, (), reqid, trap)
         try:
             self._put(guard)
         except BaseException:
             self._engine.untrap(*key)
             raise
         self._guards[key] = guard
+        self._expected.pop(key, None)
 
-    def _put(self, guard: _Guard) -> None:
+    def _wants(self, child: ChildConfig, *, trap: bool) -> bool:
+        """Whether there is anything to put in place for a child."""
+        shunt = child.shunt and child.start_action is not Action.NONE
+        trap = trap or Action.TRAP in child.start_action
+        return child.policies and (shunt or trap or (self._keep and Action.START in child.start_action))
+
+    def needs_peer(self, connection: Connection, child: ChildConfig, *, trap: bool = False) -> bool:
+        """Whether ``add`` has to be told where the peer is, which may take as long as a name server says nothing."""
+        return self._wants(child, trap=trap) and _needs_peer(connection, child)
+
+    def expect(self, connection: Connection, child: ChildConfig) -> Guard:
+        """``add`` will follow as soon as the peer's address is known, unless ``remove`` comes before it."""
+        guard = self._expected[connection.name, child.name] = Guard(connection, child, [], (), 0, False)
+        return guard
+
+    def is_expected(self, guard: Guard) -> bool:
+        """Whether it is still to come, and no other instead of it."""
+        return self._expected.get((guard.connection.name, guard.child.name)) is guard
+
+    def forget(self, guard: Guard) -> None:
+        """It will not come."""
+        if self.is_expected(guard):
+            del self._expected[guard.connection.name, guard.child.name]
+
+    def _put(self, guard: Guard) -> None:
         """All policies of a guard, or none."""
         child = guard.child
         action = _ACTIONS.get(child.mode, PolicyAction.PROTECT)
@@ -113,13 +141,13 @@ class Guards:
 
     def exchange(self, old: Connection, new: Connection) -> None:
         """What waits for traffic of a connection asks for another one that has the same children."""
-        for guard in self._guards.values():
+        for guard in (*self._guards.values(), *self._expected.values()):
             if guard.connection == old:
                 guard.connection = new
 
     def remove_all(self, connection: Connection, *, hold: bool = False) -> None:
         """Undo ``add`` for all children of a connection."""
-        for name, child in [key for key in self._guards if key[0] == connection.name]:
+        for name, child in [key for key in (*self._guards, *self._expected) if key[0] == connection.name]:
             self.remove(name, child, hold=hold)
 
     def remove(self, connection: str, child: str, *, hold: bool = False) -> bool:
@@ -128,9 +156,12 @@ class Guards:
         ``hold``: another guard is about to come, perhaps only after a name has been looked up. Until ``release`` what
         this one stopped stays stopped: it would leave in clear.
         """
+        expected = self._expected.pop((connection, child), None)
+        if expected is not None and not hold:
+            self.release(connection)
         guard = self._guards.pop((connection, child), None)
         if guard is None:
-            return False
+            return expected is not None
         self._engine.untrap(connection, child)
         if hold and guard.child.mode is not ChildMode.PASS:
             self._held.setdefault(connection, []).extend(guard.policies)
@@ -141,8 +172,10 @@ class Guards:
         return True
 
     def release(self, connection: str) -> None:
-        """What was to come after guards that were held is there, or will not come."""
-        for policy in self._held.pop(connection, ()):
+        """What was to come after guards that were held is there, or will not come; not so while one is expected."""
+        if connection not in self._held or any(name == connection for name, _ in self._expected):
+            return
+        for policy in self._held.pop(connection):
             self._backend.del_policy(policy)
 
     def has(self, connection: str, child: str) -> bool:
@@ -183,9 +216,7 @@ def _pairs(
     """
     if child.shunt:
         return shunt_pairs(child, versions)
-    if path is None and any(
-        template.network is None for template in (*(() if connection.vips else child.local_ts), *child.remote_ts)
-    ):
+    if path is None and _needs_peer(connection, child):
         return []
     if connection.vips:
         # whatever the virtual address will be
@@ -195,6 +226,12 @@ def _pairs(
         local = resolve(child.local_ts, (path.local,) if path is not None else ())
     remote = resolve(child.remote_ts, (path.remote,) if path is not None else ())
     return list(agreeing_pairs(local, remote))
+
+
+def _needs_peer(connection: Connection, child: ChildConfig) -> bool:
+    """Whether a selector is an end's address, and cannot stand for any."""
+    templates = (*(() if connection.vips else child.local_ts), *child.remote_ts)
+    return not child.shunt and any(template.network is None for template in templates)
 
 
 def shunt_pairs(child: ChildConfig, versions: Iterable[int]) -> list[SelectorPair]:

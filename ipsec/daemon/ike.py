@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_interface
@@ -18,7 +18,7 @@ from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
 from ipsec.daemon.collector import Collector
 from ipsec.daemon.fetch import Fetcher
-from ipsec.daemon.guards import Guards
+from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, names_of, source_address, specific, usable
@@ -64,6 +64,8 @@ RETRY_MAX_S = 300.0
 SEND_AT_ONCE = 32
 #: names are looked up again
 RESOLVE_S = 60.0
+#: a start, or a reload, waits so long for names that a guard needs; they are looked up further afterwards
+PATIENCE_S = 2.0
 
 
 class IkeControl:
@@ -86,7 +88,13 @@ class IkeControl:
         self._retry_at: dict[tuple[str, str], float] = {}
         "children that are tried again, and when"
         self._not_begun: set[str] = set()
-        "connections with a child whose start action failed in a reload"
+        "connections with a child whose start action failed, but not so that it ended the start"
+        self._names: dict[str, None] = {}
+        "names of what is loaded"
+        self._kept: set[str] = set()
+        "those that are looked up again and again"
+        self._starting = False
+        "whoever cannot begin now ends the start"
         self._handled = False
         self._stopping = False
         self._watch: HostWatch | None = None
@@ -154,51 +162,72 @@ class IkeControl:
         self._config = config
         self.turn()
         try:
-            as_before = [name for name, one in new.items() if old.get(name) == one and name not in self._not_begun]
+            as_before = {name for name, one in new.items() if old.get(name) == one and name not in self._not_begun}
             await self._load(config, unless=as_before)
         finally:
             for connection in gone:
-                if connection.name not in self._not_begun:
-                    self.guards.release(connection.name)
+                self._release(connection)
 
-    async def _load(self, config: Config, unless: list[str] | None = None) -> None:
-        """``unless``: connections that are there already; None is the start, which fails if anything does."""
-        for connection in config.connections:
-            for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
-                self._spawn(self._keep_resolved(name))
+    async def _load(self, config: Config, unless: Collection[str] | None = None) -> None:
+        """``unless``: connections that are there already; None is the start, which fails if anything does.
+
+        Who waits for a name keeps nobody else from beginning, and after PATIENCE_S goes on by himself.
+        """
         self._give(config)
-        for connection in config.connections:
-            if unless is None:
-                for child in connection.children:
-                    await self.begin(connection, child)
-            elif connection.name not in unless and not await self._begin_each(connection):
-                # what was held for it stays closed, and the next reload tries again
-                continue
-            self.guards.release(connection.name)
+        jobs = [
+            self._task(self._begin_each(connection))
+            for connection in config.connections
+            if unless is None or connection.name not in unless
+        ]
+        self._keep_names(config)
+        self._starting = unless is None
+        try:
+            if jobs:
+                await asyncio.wait(jobs, timeout=PATIENCE_S, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self._starting = False
+        failed = [job for job in jobs if job.done() and not job.cancelled() and job.exception() is not None]
+        for job in failed:
+            job.result()
         self.turn()
 
-    async def _begin_each(self, connection: Connection) -> bool:
-        """The start actions of all children, whatever becomes of the others; whether all went well."""
+    async def _begin_each(self, connection: Connection) -> None:
+        """The start actions of all children, whatever becomes of the others.
+
+        If one fails, what was held for its connection stays closed, and the next reload tries again.
+        """
         self._not_begun.discard(connection.name)
-        for child in connection.children:
-            try:
-                await self.begin(connection, child)
-            except Exception as error:
-                self._not_begun.add(connection.name)
-                known = isinstance(error, IpsecError)
-                log.error("%s: child %s cannot begin: %s", connection.name, child.name, error, exc_info=not known)
-        return connection.name not in self._not_begun
+        failed = await self.begin(connection, connection.children)
+        if failed and self._starting:
+            raise failed[0][1]
+        for child, error in failed:
+            self._failed_to_begin(connection, child, error)
+        self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        if connection.name not in self._not_begun:
+            self.guards.release(connection.name)
+
+    def _failed_to_begin(self, connection: Connection, child: ChildConfig, error: Exception) -> None:
+        self._not_begun.add(connection.name)
+        unknown = None if isinstance(error, IpsecError) else error
+        log.error("%s: child %s cannot begin: %s", connection.name, child.name, error, exc_info=unknown)
+
+    def _keep_names(self, config: Config) -> None:
+        """Look up all names again and again, as long as they are loaded."""
+        self._names = dict.fromkeys(
+            name for one in config.connections for name in names_of((*one.local_addrs, *one.remote_addrs))
+        )
+        for name in self._names:
+            if name not in self._kept:
+                self._kept.add(name)
+                self._spawn(self._keep_resolved(name))
 
     def take(self, config: Config) -> None:
         """Another configuration, whose start actions somebody else sees to."""
-        known = {name for old in self._config.connections for name in names_of((*old.local_addrs, *old.remote_addrs))}
-        for connection in config.connections:
-            for name in names_of((*connection.local_addrs, *connection.remote_addrs)):
-                if name not in known:
-                    known.add(name)
-                    self._spawn(self._keep_resolved(name))
         self._config = config
         self._give(config)
+        self._keep_names(config)
 
     def _give(self, config: Config) -> None:
         self.engine.load(config.connections, config.credentials, config.pools)
@@ -213,16 +242,62 @@ class IkeControl:
         loaded = self.engine.table.by_name.values()
         return {(one.name, child.name) for one in loaded for child in one.children} | self.children.names()
 
-    async def path(self, connection: Connection) -> Path | None:
-        """The way to a connection's peer; None if it has no fixed address or there is no route."""
-        return await self._path(connection)
+    async def begin(
+        self, connection: Connection, children: Iterable[ChildConfig]
+    ) -> list[tuple[ChildConfig, Exception]]:
+        """The start actions of children, those first that need not know where the peer is; which failed, and why."""
+        failed = []
+        expected = []
+        for child in children:
+            if self.guards.needs_peer(connection, child):
+                expected.append(self.guards.expect(connection, child))
+            elif why := self._begin(connection, child, None):
+                failed.append((child, why))
+        if not expected:
+            return failed
+        try:
+            path = await self._path(connection)
+        except Exception as error:
+            for guard in expected:
+                self.guards.forget(guard)
+            return [*failed, *((guard.child, error) for guard in expected)]
+        later = []
+        for guard in filter(self.guards.is_expected, expected):
+            if path is None and names_of(connection.remote_addrs):
+                later.append(guard)
+            else:
+                self.guards.forget(guard)
+            if why := self._begin(guard.connection, guard.child, path):
+                failed.append((guard.child, why))
+        if later:
+            self._spawn(self._guard_later(connection, later))
+        return failed
 
-    async def begin(self, connection: Connection, child: ChildConfig) -> None:
-        """The start action of one child."""
-        path = await self._path(connection)
-        self.guards.add(connection, child, path)
+    def _begin(self, connection: Connection, child: ChildConfig, path: Path | None) -> Exception | None:
+        """The start action of one child; why it failed."""
+        try:
+            self.guards.add(connection, child, path)
+        except Exception as error:
+            return error
         if Action.START in child.start_action and not child.shunt:
             self._spawn(self.connect(connection, child))
+        return None
+
+    async def _guard_later(self, connection: Connection, expected: Iterable[Guard]) -> None:
+        """Nobody knew where the peer is: keep its traffic in as soon as somebody does."""
+        path = None
+        while path is None:
+            await asyncio.sleep(RETRY_S)
+            if not any(map(self.guards.is_expected, expected)):
+                return
+            path = await self._path(connection)
+        for guard in filter(self.guards.is_expected, expected):
+            try:
+                self.guards.add(guard.connection, guard.child, path)
+            except Exception as error:
+                self._failed_to_begin(guard.connection, guard.child, error)
+            self.guards.forget(guard)
+        self._release(connection)
 
     async def stop(self) -> None:
         """Close everything at the peers, within STOP_S."""
@@ -431,10 +506,12 @@ class IkeControl:
         connection = self.engine.table.by_name.get(name)
         config = connection.child(child) if connection is not None else None
         if connection is not None and config is not None:
-            self._spawn(self._add_trap(connection, config))
+            self._spawn(self.add_guard(connection, config, trap=True))
 
-    async def _add_trap(self, connection: Connection, child: ChildConfig) -> None:
-        self.guards.add(connection, child, await self._path(connection), trap=True)
+    async def add_guard(self, connection: Connection, child: ChildConfig, *, trap: bool) -> None:
+        """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
+        path = await self._path(connection) if self.guards.needs_peer(connection, child, trap=trap) else None
+        self.guards.add(connection, child, path, trap=trap)
 
     def _lost(self, event: IkeDown) -> None:
         """An IKE_SA that is gone: what it should have brought up is tried again."""
@@ -543,16 +620,23 @@ class IkeControl:
         return Path(local, ports[remote.version], remote, connection.remote_port)
 
     async def _keep_resolved(self, name: str) -> None:
-        while True:
-            await self._resolver.resolve(name)
-            await asyncio.sleep(RESOLVE_S)
+        try:
+            while name in self._names:
+                await self._resolver.resolve(name)
+                await asyncio.sleep(RESOLVE_S)
+        finally:
+            self._kept.discard(name)
 
     async def to_the_end(self, work: Coroutine[object, object, T]) -> T:
         """Do what must not stop half-way when whoever has asked for it goes: traps and shunts would be missing."""
+        return await asyncio.shield(self._task(work))
+
+    def _task(self, work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        """One that ``stop`` cancels, and whoever began it looks after."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return task
 
     def _spawn(self, work: Coroutine[object, object, object]) -> None:
         task = self._loop.create_task(work)

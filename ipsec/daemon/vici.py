@@ -155,7 +155,7 @@ class ViciControl:
         """See Control."""
         if child.shunt and child.start_action is Action.NONE:
             child = replace(child, start_action=Action.TRAP)
-        self._ike.guards.add(connection, child, await self._ike.path(connection), trap=not child.shunt)
+        await self._ike.add_guard(connection, child, trap=not child.shunt)
         return self._ike.guards.has(connection.name, child.name)
 
     async def uninstall(self, connection: str, child: str) -> bool:
@@ -304,11 +304,11 @@ class ViciControl:
         if new is None:
             return
         try:
-            for child in after:
-                if not same or child not in before:
-                    if Action.START in child.start_action:
-                        self._settle()
-                    await self._ike.begin(new, child)
+            begin = [child for child in after if not same or child not in before]
+            if any(Action.START in child.start_action for child in begin):
+                self._settle()
+            for _, error in await self._ike.begin(new, begin):
+                raise error
         finally:
             self._ike.guards.release(new.name)
         self.turn()

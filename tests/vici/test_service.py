@@ -133,7 +133,8 @@ def test_who_hangs_up_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pyte
             return await find(connection)
 
         monkeypatch.setattr(ike, "_path", path)
-        trap = CONNECTION | {"children": {"net3": CHILD | {"start_action": "trap"}}}
+        # without its own networks it has to know where the peer is
+        trap = CONNECTION | {"children": {"net3": {"start_action": "trap"}}}
         async with await connect(f"{tmp_path}/s") as other:
             asked = asyncio.create_task(other.request("load-conn", {"new": trap}))
             while ike.loaded.connection("new") is None:
