@@ -69,7 +69,15 @@ class Daemon:
         self._exit_code = ExitCode.OK
 
     async def start(self) -> None:
-        """Bring everything up, or release what came up and raise an IpsecError."""
+        """Bring everything up, or release what came up and raise an IpsecError.
+
+        A signal ends it early, with the rest left out; ``stop`` is what comes then.
+        """
+        # a reload that is asked for meanwhile comes after it
+        async with self._reload_lock:
+            await self._start()
+
+    async def _start(self) -> None:
         config = self._config
         log.info("configuration %s", config.file)
         for warning in config.warnings:
@@ -87,13 +95,16 @@ class Daemon:
             # Policies first: what they protect is dropped until its SA is there, and never leaves in clear.
             self.backend.set_policies(config.policies())
             self._manual.install([sa.params() for sa in config.sas])
-            if config.connections or vici_wanted(config):
+            if (config.connections or vici_wanted(config)) and not self._stopping.is_set():
                 await self._start_ike()
+            # also before a stop: what a predecessor left goes only with one that had routes of its own
             self.backend.begun()
             await self.backend.sync_routes()
         except BaseException:
             await self.stop()
             raise
+        if self._stopping.is_set():
+            return
         self.health.phase = Phase.RUNNING
         if watch_wanted(config):
             self._sources = SourceWatch(config, self._on_hangup)
@@ -121,7 +132,19 @@ class Daemon:
             self._vici = await start_vici(
                 self.ike, self.backend, settings, self.health, self, manual=self._manual_stats
             )
-        await self.ike.start()
+        await self._until_stopping(self.ike.start())
+
+    async def _until_stopping(self, work: Coroutine[object, object, None]) -> None:
+        """What may have to wait for others, and is broken off when a signal says stop."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            task.cancel()
+            stopping.cancel()
 
     async def reload(self) -> str:
         """Read the configuration file again. If it is wrong, everything goes on as it was: why, else an empty text."""
@@ -204,8 +227,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             await self.start()
-            log.info("ready")
-            self._supervisor.ready()
+            if not self._stopping.is_set():
+                log.info("ready")
+                self._supervisor.ready()
             await self._stopping.wait()
             self._supervisor.stopping()
             await self.stop()

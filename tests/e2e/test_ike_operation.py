@@ -269,6 +269,39 @@ def test_nobody_there(world: IkeWorld) -> None:
     assert "name: no way to gw.invalid" in world.a.log()
 
 
+def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld) -> None:
+    """What has begun is closed at its peer, what was left by a kill goes too, and the process with the last line."""
+    world.up()
+    world.a.stop(signal.SIGKILL)
+    assert "unreachable" in world.a.leftovers()
+    site = world.conf[0]["connections"]["site"]
+    for name in ("one", "two"):
+        host = {"host": {"start_action": "trap"}}
+        world.conf[0]["connections"][name] = {**site, "remote_addrs": f"{name}.example", "children": host}
+    world.write()
+    # takes questions and says nothing
+    folder = Path("/etc/netns") / world.a.namespace
+    folder.mkdir(parents=True)
+    try:
+        (folder / "resolv.conf").write_text(f"nameserver {OUTER[4][1]}\noptions timeout:5 attempts:2\n")
+        with netns.inside(world.b.namespace):
+            silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with silent, world.a.log_file.open("wb") as log:
+            silent.bind((OUTER[4][1], 53))
+            command = ["ip", "netns", "exec", world.a.namespace, *COMMAND, "--config", str(world.a.config)]
+            world.a.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            assert eventually(lambda: ups(world.a) == 1), world.logs()
+            status, seconds = world.a.stop()
+    finally:
+        shutil.rmtree(folder)
+    assert status == 0, world.a.log()
+    assert seconds < 3, world.a.log()
+    assert "stopped" in world.a.log()
+    assert "this is a bug" not in world.a.log()
+    assert world.a.leftovers() == ""
+    assert eventually(lambda: "10.1.0.0/16" not in world.b.leftovers()), world.b.log()
+
+
 def test_json_log(world: IkeWorld) -> None:
     world.set("ipsecd.log_format", "json")
     world.up()

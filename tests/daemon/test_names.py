@@ -1,0 +1,409 @@
+"""Name servers that say nothing: they keep neither guards nor other connections waiting, and no stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipsec.config import load_text
+from ipsec.daemon import ike as ike_module
+from ipsec.daemon import reach
+from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.reach import Resolver
+from ipsec.errors import PolicyError
+from ipsec.esp.sa import Policy
+from tests.daemon.test_ike import LOOP, A, B, FakeBackend, Pair, run, until
+
+PATIENCE_S = 0.5
+
+
+class Names:
+    """In place of ``socket.getaddrinfo``: what is not known yet takes until it is."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, threading.Event] = {}
+        self._over = threading.Event()
+        self.asked: list[str] = []
+        self.at_once = self.most = 0
+        self._lock = threading.Lock()
+        self.dead: set[str] = set()
+        "the answer is that there is none"
+
+    def know(self, name: str) -> None:
+        """From now on that is 127.0.0.1."""
+        self.dead.discard(name)
+        self._answer(name).set()
+
+    def refuse(self, name: str) -> None:
+        """From now on there is no such name."""
+        self.dead.add(name)
+        self._answer(name).set()
+
+    def _answer(self, name: str) -> threading.Event:
+        with self._lock:
+            return self._answers.setdefault(name, threading.Event())
+
+    def ask(self, name: str, *args: object, **more: object) -> list[Any]:
+        with self._lock:
+            self.asked.append(name)
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        try:
+            answer = self._answer(name)
+            # longer than any test takes; who joins this thread is not kept for good
+            for _ in range(1000):
+                if answer.wait(0.01) or self._over.is_set():
+                    break
+            if not answer.is_set() or name in self.dead:
+                raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+            return [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", 0))]
+        finally:
+            with self._lock:
+                self.at_once -= 1
+
+    def end(self) -> None:
+        self._over.set()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    found = Names()
+    monkeypatch.setattr(socket, "getaddrinfo", found.ask)
+    monkeypatch.setattr(ike_module, "PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(ike_module, "RETRY_S", 0.05)
+    yield found
+    found.end()
+
+
+def connections(**children: str) -> str:
+    """A configuration; each connection's peer is a name of its own, and its child says what is given."""
+    each = "".join(
+        f"""{name} {{ local_addrs = 127.0.0.1
+            remote_addrs = {name}.example
+            proposals = aes128gcm16-prfsha256-x25519
+            local {{ auth = psk
+                id = a }}
+            remote {{ auth = psk
+                id = b }}
+            children {{ {child} }} }}
+        """
+        for name, child in children.items()
+    )
+    return f"""ipsecd {{ backend = memory }}
+        connections {{ {each} }}
+        secrets {{ ike-1 {{ secret = for these two alone }} }}"""
+
+
+def child(name: str, keys: str) -> str:
+    return f"{name} {{ esp_proposals = aes128gcm16\n{keys}\n}}\n"
+
+
+SITE = "remote_ts = 10.{0}.0.0/16\nlocal_ts = 10.1.0.0/16"
+TRAP = "start_action = trap"
+
+
+def control(text: str, backend: FakeBackend) -> IkeControl:
+    return IkeControl(load_text(text), backend, fwmark=0)  # type: ignore[arg-type]
+
+
+def remotes(backend: FakeBackend) -> list[str]:
+    return sorted(str(policy.selectors[0].remote) for policy in backend.policies.values())
+
+
+def test_guards_that_need_no_name_wait_for_none(names: Names) -> None:
+    """Not for their own peer's, and not for one of a child beside them or of another connection."""
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(
+            connections(
+                one=child("host", TRAP) + child("net", f"{SITE.format(2)}\n{TRAP}"),
+                two=child("net", f"{SITE.format(3)}\nstart_action = start"),
+                three=child("out", f"{SITE.format(4)}\nmode = drop\n{TRAP}"),
+            ),
+            backend,
+        )
+        start = asyncio.create_task(end.start())
+        await asyncio.sleep(PATIENCE_S / 4)
+        assert not start.done()
+        assert remotes(backend) == ["10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16"]
+        begin = time.monotonic()
+        await start
+        assert time.monotonic() - begin < PATIENCE_S + 1
+        names.know("one.example")
+        await until(lambda: "127.0.0.1/32" in remotes(backend))
+        assert end.guards.has("one", "host")
+        await end.stop()
+
+    run(main())
+
+
+def test_dead_names_do_not_wait_for_each_other(names: Names) -> None:
+    async def main() -> None:
+        several = {f"c{number}": child("host", TRAP) for number in range(5)}
+        end = control(connections(**several), FakeBackend())
+        start = asyncio.create_task(end.start())
+        await until(lambda: len(names.asked) == 5)
+        assert not start.done()
+        assert sorted(names.asked) == [f"c{number}.example" for number in range(5)], "each once, all at the same time"
+        await start
+        await end.stop()
+
+    run(main())
+
+
+def test_a_start_is_over_when_all_names_are_known(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ike_module, "PATIENCE_S", 20.0)
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", TRAP)), backend)
+        start = asyncio.create_task(end.start())
+        await asyncio.sleep(0.05)
+        names.know("one.example")
+        await asyncio.wait_for(start, 5)
+        assert remotes(backend) == ["127.0.0.1/32"]
+        await end.stop()
+
+    run(main())
+
+
+def test_a_name_that_comes_to_be_known_has_its_guard_then(names: Names) -> None:
+    """First there is no such name; what was tried then is tried again."""
+    names.refuse("one.example")
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", "start_action = start")), backend)
+        await end.start()
+        assert not backend.policies
+        await until(lambda: end.retry_in("one", "host") is not None)
+        names.know("one.example")
+        await until(lambda: remotes(backend) == ["127.0.0.1/32"])
+        await until(lambda: backend.sent)
+        await end.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_cannot_begin_ends_a_start_but_not_one_that_is_over(
+    late: bool, names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+
+        def refuse(policy: Policy) -> int:
+            raise PolicyError("no room")
+
+        backend.add_policy = refuse  # type: ignore[method-assign]
+        text = connections(one=child("host", TRAP), two=child("host", TRAP))
+        end = control(text, backend)
+        if late:
+            await end.start()
+            names.know("one.example")
+            await until(lambda: "one: child host cannot begin: no room" in caplog.text)
+            del backend.add_policy  # type: ignore[method-assign]
+            await end.reload(load_text(text))
+            assert remotes(backend) == ["127.0.0.1/32"], "the next reload tries again"
+        else:
+            names.know("one.example")
+            with pytest.raises(PolicyError, match="no room"):
+                await end.start()
+        await end.stop()
+
+    run(main())
+
+
+def test_a_reload_takes_back_what_waits_for_a_name(names: Names) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("host", TRAP), two=child("host", TRAP))
+        end = control(text, backend)
+        await end.start()
+        renamed = text.replace("remote_addrs = one.example", "remote_addrs = other.example")
+        await end.reload(load_text(renamed.replace(TRAP, "start_action = none")))
+        names.know("one.example")
+        names.know("two.example")
+        names.know("other.example")
+        await until(lambda: names.at_once == 0)
+        await asyncio.sleep(0.1)
+        assert not backend.policies
+        await end.stop()
+
+    run(main())
+
+
+def test_what_was_kept_in_stays_in_while_the_new_name_is_dead(names: Names) -> None:
+    names.know("one.example")
+    names.refuse("other.example")
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("host", TRAP))
+        end = control(text, backend)
+        await end.start()
+        (old,) = backend.policies
+        changed = text.replace("one.example", "other.example")
+        await end.reload(load_text(changed))
+        await asyncio.sleep(0.1)
+        assert set(backend.policies) == {old}
+        names.know("other.example")
+        await until(lambda: backend.policies and old not in backend.policies)
+        assert remotes(backend) == ["127.0.0.1/32"]
+        await end.reload(load_text(changed.replace("other.example", "third.example")))
+        await asyncio.sleep(0.1)
+        assert len(backend.policies) == 1
+        await end.reload(load_text("ipsecd { backend = memory }"))
+        assert not backend.policies, "nothing is left that could come after it"
+        await end.stop()
+
+    run(main())
+
+
+def test_a_reload_asks_for_a_name_no_more_often(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ike_module, "RESOLVE_S", 0.2)
+    names.know("one.example")
+
+    async def main() -> None:
+        text = connections(one=child("net", SITE.format(2)))
+        end = control(text, FakeBackend())
+        await end.start()
+        for _ in range(20):
+            await end.reload(load_text(text))
+        before = len(names.asked)
+        await asyncio.sleep(0.5)
+        assert len(names.asked) - before < 8
+        await end.reload(load_text(text.replace("one.example", "127.0.0.1")))
+        await asyncio.sleep(0.25)
+        before = len(names.asked)
+        await asyncio.sleep(0.4)
+        assert len(names.asked) == before, "it is loaded no longer"
+        await end.stop()
+
+    run(main())
+
+
+def test_a_tunnel_comes_up_beside_dead_names(names: Names) -> None:
+    """More of them than are asked for at once."""
+    dead = "".join(
+        f"d{number} {{ remote_addrs = d{number}.example\n local {{ auth = psk\n id = a }}\n remote {{ auth = psk\n"
+        f"id = b{number} }}\n children {{ n {{ start_action = start }} }} }}\n"
+        for number in range(reach.LOOKUPS_MAX + 5)
+    )
+
+    async def main() -> None:
+        pair = Pair(A.replace("connections {", f"connections {{ {dead}", 1), B)
+        begin = time.monotonic()
+        await pair.start()
+        await until(lambda: pair.backends[0].sas)
+        assert time.monotonic() - begin < PATIENCE_S + 1
+        await until(lambda: names.at_once == reach.LOOKUPS_MAX)
+        await pair.stop()
+
+    run(main())
+    assert names.most == reach.LOOKUPS_MAX
+
+
+def test_whoever_asks_for_a_name_that_is_asked_for_waits_with_the_others(names: Names) -> None:
+    async def main() -> None:
+        resolver = Resolver()
+        one, other = (asyncio.create_task(resolver.resolve("one.example")) for _ in range(2))
+        await until(lambda: names.asked)
+        one.cancel()
+        names.know("one.example")
+        assert await other == (LOOP,)
+        assert names.asked == ["one.example"]
+        assert resolver.known("one.example") == (LOOP,)
+
+    run(main())
+
+
+def test_what_cannot_be_a_name_has_no_address() -> None:
+    async def main() -> None:
+        assert await Resolver().resolve("x" * 300) == ()
+
+    run(main())
+
+
+PROGRAM = """
+import asyncio, logging, socket, sys, time
+from ipsec import daemon
+from ipsec.backend.userspace import UserspaceBackend
+from ipsec.config import load_text
+from ipsec.daemon import ike
+from tests.backend import python_core
+
+def silent(*args, **more):
+    print("asked\\n", end="", flush=True)
+    time.sleep(60)
+
+socket.getaddrinfo = silent
+ike.PATIENCE_S = {patience}
+{more}
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+print("exit", int(daemon.run(load_text(sys.argv[1]), core=python_core)), flush=True)
+"""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts one in memory, for whose peers' names nobody ever has an answer."""
+    with ExitStack() as stack:
+
+        def start(patience: float, *, loop: str = "asyncio", more: str = "") -> subprocess.Popen[str]:
+            keys = f"ipsecd {{ event_loop = {loop}\n state_dir = {tmp_path}\n vici_socket = none\n"
+            text = connections(one=child("host", TRAP), two=child("host", TRAP)).replace("ipsecd {", keys, 1)
+            program = PROGRAM.format(patience=patience, more=more)
+            process = subprocess.Popen([sys.executable, "-c", program, text], stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+def hear(process: subprocess.Popen[str], wanted: str) -> None:
+    """Read until that line."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == wanted:
+            return
+    raise AssertionError(f"it ended without {wanted!r}")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(("patience", "when"), [(50, "asked"), (0.1, "ready")])
+def test_a_stop_does_not_wait_for_names(
+    patience: float, when: str, loop: str, daemon: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Neither during the start nor later, and the process ends with the daemon."""
+    process = daemon(patience, loop=loop)
+    hear(process, when)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[0].splitlines()
+    took = time.monotonic() - begin
+    assert "SIGTERM: stopping" in said
+    assert said[-2:] == ["stopped", "exit 0"]
+    assert "ready" not in said
+    assert took < 4, said
+
+
+def test_a_second_signal_during_the_start_forces(daemon: Callable[..., subprocess.Popen[str]]) -> None:
+    process = daemon(50, more="UserspaceBackend.quiesce = lambda self: asyncio.sleep(60)")
+    for wanted in ("asked", "SIGINT: stopping"):
+        hear(process, wanted)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
