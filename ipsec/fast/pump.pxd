@@ -32,7 +32,8 @@ cdef enum:
     TRAIN_FLUSH = 49152              # from here on they are sent before the next read: they are still in the cache
     TRAIN_MAX = 65507                # octets of one UDP message (IPv4)
     TRAIN_SEGMENTS = 64              # UDP_MAX_SEGMENTS of kernels before 6.9
-    MESSAGES = 64
+    MESSAGES = 256                   # room behind MESSAGES_FLUSH for a whole frame, each of its segments a message
+    MESSAGES_FLUSH = 64              # from here on they are sent before the next read
     RX_SLOT = 66240                  # 65536 and a stride that does not map all slots onto the same cache sets
     RX_WIDE = 64                     # messages per recvmmsg while they hold single datagrams
     RX_DEEP = 2                      # while they hold trains: more would push each other out of the cache
@@ -133,6 +134,8 @@ cdef inline uint8_t *rx_slot(PumpState *p, int i) noexcept nogil:
 cdef inline uint8_t *pump_room(void *owner, uint32_t length) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
     if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
+        if p.blocked:
+            return NULL      # the same frame has met the full socket already
         pump_flush(p)
         if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
             return NULL
@@ -443,7 +446,7 @@ cdef inline void pump_held(PumpState *p) noexcept nogil:
             outbound_frame(w, <SpdTable *>load_ptr(&w.shared.spd), &p.sink, &frame.vnet, packet, frame.length)
             w.held.since_ns = 0
         free(frame)
-        if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
+        if p.train_used >= TRAIN_FLUSH or p.n_messages >= MESSAGES_FLUSH:
             pump_flush(p)
     if n == 0 or w.held.first == NULL:
         w.held.released = released
@@ -496,7 +499,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
         p.counters[TUN_RX_FRAMES] += 1
         p.counters[TUN_RX_BYTES] += <uint64_t>n
         p.counters[TUN_RX_PACKETS] += outbound_frame(w, spd, &p.sink, vnet, packet, <uint32_t>n)
-        if p.train_used >= TRAIN_FLUSH or p.n_messages == MESSAGES:
+        if p.train_used >= TRAIN_FLUSH or p.n_messages >= MESSAGES_FLUSH:
             budget -= 3 if budget > 3 else budget
             pump_flush(p)
     if w.held.count:

@@ -172,6 +172,36 @@ def test_a_full_socket_keeps_what_was_sealed(change: str) -> None:
         t.gateway.check()
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize(("size", "unit"), [(60000, 1300), (65000, 536), (60000, 340)])
+def test_a_full_socket_holds_superframes_back(size: int, unit: int, held: bool) -> None:
+    """Where no trains form, every segment is a message: what was begun waits as a whole, the next frame is not read."""
+    with tap(engine={"hold_packets": 10}) as t:
+        small(t.links[0].fd(0))
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        if not held:
+            t.engine.add_sa(out_params())
+        # small packets first, so that the frames do not begin with all the room there is
+        for n in range(5):
+            t.gateway.tun.send(udp_packet(4, n))
+        packet = udp_packet(4, size)
+        for _ in range(5):
+            t.gateway.tun.send(with_partial_checksum(packet), superframe_vnet(packet, unit).emit())
+        if held:
+            t.gateway.pump.run_tun()
+            assert t.engine.held() == 10
+            t.engine.add_sa(out_params())
+        sent = []
+        assert t.gateway.pump.run_tun() == BLOCKED
+        while t.gateway.pump.run_tun() & (BLOCKED | MORE):
+            sent += t.sent()
+        sent += t.sent()
+        assert drops(t.gateway) == {}
+        count = 5 + 5 * -(-size // unit)
+        assert [int.from_bytes(datagram[4:8], "big") for datagram in sent] == list(range(1, count + 1))
+        t.gateway.check()
+
+
 def test_a_superframe_that_never_fits_is_counted() -> None:
     """More datagrams than wait at once, and nobody reads: the rest are drops, not a crash and not a wait."""
     with tap() as t:
@@ -183,7 +213,9 @@ def test_a_superframe_that_never_fits_is_counted() -> None:
         assert t.gateway.pump.run_tun() == BLOCKED
         c = t.gateway.counters()
         waiting = 500 - c["net_tx_datagrams"] - t.gateway.dropped("OUT_SEND_ERROR")
-        assert 0 < waiting <= 64
+        assert 0 < waiting <= 256
+        # and it asks the socket no more than there is reason to
+        assert c["net_tx_calls"] <= 3
         t.gateway.check(waiting=waiting)
         sent = t.sent()
         while t.gateway.pump.run_tun() & BLOCKED:
