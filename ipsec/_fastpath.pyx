@@ -13,7 +13,7 @@ from ipsec.fast.atomic cimport add_u32, and_u32, fence, load_u32, load_u64, stor
 from ipsec.fast.batch cimport BATCH_HEAD, BatchState, batch_open, batch_seal, batch_slot
 from ipsec.fast.collector cimport Collector, collector_free, collector_new, collector_start
 from ipsec.fast.drops cimport *
-from ipsec.fast.held cimport HeldFrame, HeldFrames, held_too_long, held_unlink
+from ipsec.fast.held cimport HeldFrame, HeldFrames, held_forget_policies, held_too_long, held_unlink
 from ipsec.fast.inbound cimport inbound, inbound_find
 from ipsec.fast.jobs cimport JobCipher, Source
 from ipsec.fast.memory cimport aligned_zero
@@ -526,6 +526,7 @@ cdef class Engine:
         cdef HeldFrame *frame
         cdef uint32_t n = held.count
         result = []
+        held_forget_policies(held)
         while n and held.first != NULL:
             n -= 1
             frame = held_unlink(held, NULL)

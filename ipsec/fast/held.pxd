@@ -50,6 +50,14 @@ cdef inline uint32_t held_discard(HeldFrames *h, HeldFrame *before) noexcept nog
     free(frame)
     return packets
 
+# Before all of them are tried again: until its turn comes a frame is of no policy (their ids begin with 1), and makes no
+# room for another.
+cdef inline void held_forget_policies(HeldFrames *h) noexcept nogil:
+    cdef HeldFrame *frame = h.first
+    while frame != NULL:
+        frame.policy = 0
+        frame = frame.next
+
 cdef inline bint held_too_long(const HeldFrame *frame, uint64_t now_ns) noexcept nogil:
     return now_ns > frame.since_ns and now_ns - frame.since_ns > <uint64_t>HELD_SECONDS * 1000000000
 

@@ -12,7 +12,7 @@ from posix.uio cimport iovec, writev
 from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
 from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
-from ipsec.fast.held cimport HeldFrame, held_discard, held_too_long, held_unlink
+from ipsec.fast.held cimport HeldFrame, held_discard, held_forget_policies, held_too_long, held_unlink
 from ipsec.fast.inbound cimport (
     INBOUND_ROOM, inbound, inbound_batched, inbound_find, inbound_job_begin, inbound_job_end)
 from ipsec.fast.inbox cimport *
@@ -435,6 +435,7 @@ cdef inline void pump_held(PumpState *p) noexcept nogil:
     cdef HeldFrame *frame
     if w.held.released == released:
         return
+    held_forget_policies(&w.held)
     while n and w.held.first != NULL and not p.blocked:
         n -= 1
         frame = held_unlink(&w.held, NULL)

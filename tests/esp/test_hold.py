@@ -16,7 +16,7 @@ from ipsec.esp.engine import (
 )
 from ipsec.esp.sa import Action, Direction, Policy
 from ipsec.wire.selector import SelectorPair
-from tests.esp.support import NOW, Tunnel, params
+from tests.esp.support import NOW, Tunnel, pair, params
 from tests.esp.test_policy import ANY4, ANY6, udp
 
 HELD = Outbound(DropReason.NONE, held=True)
@@ -68,6 +68,22 @@ def test_other_policies_decide_anew(engine_class):
     engine.outbound(packet, NOW)
     engine.set_policies([])
     assert engine.release(NOW) == [Outbound(DropReason.OUT_NO_POLS)]
+
+
+def test_none_makes_room_before_its_turn(engine_class):
+    """Other policies decide: the oldest of those that were tried goes, and of the others none."""
+    engine = engine_class(hold_packets=2)
+    narrow = engine.add_policy(Policy(Action.PROTECT, (pair(protocol=17, remote_ports=(1, 1)),), reqid=5))
+    engine.add_policy(Policy(Action.PROTECT, (ANY4,), reqid=7))
+    packets = [udp(ports=(1000, port)) for port in (1, 2, 3)]
+    assert [engine.outbound(packet, NOW) for packet in packets] == [HELD] * 3
+    engine.del_policy(narrow)
+    assert engine.release(NOW) == []
+    assert engine.drops() == {DropReason.OUT_NO_STATES: 1}
+    receiver = Tunnel(engine_class, reqid=7).receiver
+    engine.add_sa(params(Direction.OUT, reqid=7))
+    results = engine.release(NOW)
+    assert [receiver.inbound(result.sealed[0].datagram, NOW).packet for result in results] == packets[1:]
 
 
 def test_nobody_waits_for_long(engine_class):

@@ -20,6 +20,7 @@ from tests.fast.pumps import (
     in_params,
     memory_net,
     out_params,
+    pair,
     tap,
     without_id,
 )
@@ -67,6 +68,28 @@ def test_what_no_sa_will_come_for_is_counted() -> None:
         assert t.engine.held() == 0
         assert drops(t.gateway) == {DropReason.OUT_NO_STATES: 18}
         t.gateway.check()
+
+
+def test_none_makes_room_before_its_turn() -> None:
+    """Other policies decide: the oldest of those that were tried goes, and of the others none."""
+    with memory_net(engine={"hold_packets": 2}) as n:
+        engine, pump = n.left.engine, n.left.pump
+        narrow = engine.add_policy(Policy(Action.PROTECT, (pair("0.0.0.0/0", "10.9.0.0/16"),), reqid=5))
+        engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        n.right.engine.add_sa(in_params())
+        frames = [udp_packet(4, 30, ip={"dst": "10.9.0.1"}), udp_packet(4, 31), udp_packet(4, 32)]
+        for frame in frames:
+            n.left.tun.send(frame, NO_VNET)
+        pump.run_tun()
+        engine.del_policy(narrow)
+        pump.run_tun()
+        assert engine.held() == 2
+        assert drops(n.left) == {DropReason.OUT_NO_STATES: 1}
+        engine.add_sa(out_params())
+        pump.run_tun()
+        n.right.pump.run_sockets()
+        assert n.right.packets() == frames[1:]
+        n.left.check()
 
 
 def partial(packet: bytes) -> tuple[bytes, bytes]:
