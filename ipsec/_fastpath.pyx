@@ -310,19 +310,27 @@ cdef class Engine:
         cdef Endpoint *e
         if local.version != remote.version:
             raise SaError(f"SA 0x{sa.spi:08x}: {local} and {remote} are of different families")
+        if sa.mode == MODE_TRANSPORT and local.is_unspecified:
+            raise SaError(f"SA 0x{sa.spi:08x}: transport mode needs a local address, {local} is none")
+        if encap is not None and not all(0 < port < 65536 for port in encap):
+            raise SaError(f"SA 0x{sa.spi:08x}: UDP ports {encap} are not in 1..65535")
         if not 576 <= path_mtu <= 65535:
             raise SaError(f"SA 0x{sa.spi:08x}: path MTU {path_mtu} is not in 576..65535")
         direction, key, reqid, _ = self.sa_params[id]
-        if direction is Direction.OUT and key != (sa.spi, remote):
-            if (sa.spi, remote) in self.outbound_ids:
-                raise SaError(f"there is an outbound SA with SPI 0x{sa.spi:08x} to {remote} already")
-            del self.outbound_ids[key]
-            key = (sa.spi, remote)
-            self.outbound_ids[key] = id
+        moved = (sa.spi, remote) if direction is Direction.OUT else key
+        if moved != key and moved in self.outbound_ids:
+            raise SaError(f"there is an outbound SA with SPI 0x{sa.spi:08x} to {remote} already")
         e = <Endpoint *>aligned_zero(sizeof(Endpoint))
-        endpoint_fill(e, local, remote, encap, path_mtu)
+        try:
+            endpoint_fill(e, local, remote, encap, path_mtu)
+        except BaseException:
+            free(e)
+            raise
+        if moved != key:
+            self.outbound_ids[moved] = id
+            del self.outbound_ids[key]
         e.inner_mtu = sa_inner_mtu(sa, e)
-        self.sa_params[id] = (direction, key, reqid, encap)
+        self.sa_params[id] = (direction, moved, reqid, encap)
         store_ptr(&sa.endpoint, e)
         and_u32(&sa.told, ~<uint32_t>(1 << EVENT_MAPPING))
         self.retire(RETIRED_MEMORY, old)

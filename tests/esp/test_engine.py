@@ -278,6 +278,30 @@ def test_update_to_a_taken_address(engine_class):
         )
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"encap": (4500, 0)}, {"encap": (65536, 4500)}, {"encap": (4500, 65536)}, {"local": ip_address("0.0.0.0")}],
+)
+def test_an_update_that_is_refused_changes_nothing(engine_class, change):
+    """What no SA may be made with it cannot be given later either."""
+    engine = engine_class()
+    ends = {"local": ip_address("192.0.2.1"), "encap": (4500, 4500), "path_mtu": 1500}
+    out = params(Direction.OUT, mode=Mode.TRANSPORT, encap=(4500, 4500))
+    sa = engine.add_sa(out)
+    elsewhere = ip_address("198.51.100.8")
+    with pytest.raises(SaError):
+        engine.update_sa(sa, remote=elsewhere, **{**ends, **change})
+    stats = engine.query_sa(sa)
+    assert (stats.remote, stats.encap) == (out.remote, (4500, 4500))
+    # it stands under its old address still, and only there
+    with pytest.raises(SaError):
+        engine.add_sa(out)
+    engine.del_sa(engine.add_sa(params(Direction.OUT, remote=elsewhere)))
+    engine.update_sa(sa, remote=elsewhere, **ends)
+    engine.del_sa(sa)
+    engine.add_sa(out)
+
+
 @pytest.mark.parametrize("encap", [None, (4500, 4500)])
 def test_peer_moves(engine_class, encap):
     """RFC 7296 section 2.23: only a fresh authenticated packet moves the peer."""
