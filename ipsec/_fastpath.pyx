@@ -636,7 +636,7 @@ cdef class Engine:
         return 0
 
     cdef bint follow(self, object event) except -1:
-        """Give an inbound SA its peer's new address. False if the SA is gone."""
+        """Give an inbound SA its peer's new address. False if the SA is gone, or has changed as no peer can move."""
         cdef Sa *sa
         cdef Endpoint *e
         if event.sa not in self.sas:
@@ -644,6 +644,8 @@ cdef class Engine:
         sa = self.sa_at(event.sa)
         e = sa.endpoint
         remote, port = event.source
+        if remote.version != e.version or (port != 0) != (e.encap != 0):
+            return False
         encap = self.sa_params[event.sa][3]
         self.update_sa(event.sa, local=address_to_python(e.local, e.version), remote=remote,
                        encap=(encap[0], port) if e.encap else None, path_mtu=e.path_mtu)

@@ -360,6 +360,23 @@ def test_a_peer_that_moves_is_followed_once_its_packets_are_good(version: int) -
         net.right.check()
 
 
+def test_a_move_that_is_told_too_late_is_none() -> None:
+    """Meanwhile the SA has been given addresses of the other family."""
+    with udp_net() as (net, arguments):
+        *_, into = net.tunnel(**arguments)
+        engine = Engine()
+        out = engine.add_sa(out_params(0x1001))
+        address, ports = arguments["addresses"][0], arguments["encap"]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.sendto(engine.encapsulate(out, udp_packet(4, 9), 1.0).datagram, (address, ports[0]))
+            net.run()
+        here, there = map(ip_address, OUTER[6])
+        net.left.engine.update_sa(into, local=here, remote=there, encap=(4500, 4501), path_mtu=1500)
+        assert net.left.engine.events() == []
+        assert net.left.engine.query_sa(into).remote == there
+        assert len(net.left.packets()) == 1
+
+
 @VERSIONS
 def test_the_local_address_is_told_on_wildcard_sockets(version: int) -> None:
     from ipsec.net.udp import open_udp
