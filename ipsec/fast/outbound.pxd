@@ -120,8 +120,9 @@ cdef inline uint32_t packet_limit(uint32_t mtu, uint8_t version) noexcept nogil:
 # Takes volume for up to n packets: all of `unit` octets but the last, `octets` together. How many the hard limit allows.
 cdef inline uint32_t reserve_volume(Sa *sa, uint32_t n, uint32_t unit, uint64_t octets, uint64_t *before) noexcept nogil:
     cdef uint64_t used = load_u64(&sa.bytes)
+    cdef uint64_t hard = load_u64(&sa.bytes_hard)
     cdef uint64_t left
-    if not sa.bytes_hard:
+    if not hard:
         if sa.shared:
             before[0] = add_u64(&sa.bytes, octets)
         else:
@@ -130,7 +131,9 @@ cdef inline uint32_t reserve_volume(Sa *sa, uint32_t n, uint32_t unit, uint64_t 
         return n
     while True:
         before[0] = used
-        left = sa.bytes_hard - used if sa.bytes_hard > used else 0
+        if used > hard:
+            return 0         # the limit was lowered: not even for a dummy packet, which takes nothing
+        left = hard - used
         if octets > left:
             n = <uint32_t>(left // unit)
             if n == 0:

@@ -100,9 +100,10 @@ cdef inline void sa_lifetime(Sa *sa, object life) except *:
 # Turn an outbound SA's limits on packets into limits on numbers: each packet takes one, so they are as exact.
 cdef inline void sa_limit(Sa *sa) noexcept:
     cdef uint64_t top = 0xFFFFFFFFFFFFFFFFU if sa.esn else 0xFFFFFFFFU
-    cdef bint narrower = sa.packets_hard != 0 and sa.packets_hard < top - sa.seq_start
+    cdef uint64_t left = top - sa.seq_start
+    cdef bint narrower = 0 < sa.packets_hard <= left
     sa.seq_soft = top - (1 << 20)
-    sa.packets_soft_seq = sa.seq_start + sa.packets_soft if sa.packets_soft else 0
+    sa.packets_soft_seq = sa.seq_start + sa.packets_soft if 0 < sa.packets_soft <= left else 0
     sa.seq_limit_is_lifetime = narrower
     store_u64(&sa.seq_limit, sa.seq_start + sa.packets_hard if narrower else top)
 

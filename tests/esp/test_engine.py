@@ -404,3 +404,49 @@ def test_set_lifetime_moves_the_limits(engine_class):
     assert tunnel.sender.query_sa(tunnel.out).seq == 6
     with pytest.raises(SaError):
         tunnel.sender.set_lifetime(99, Lifetime())
+
+
+def test_beyond_a_limit_that_was_lowered(engine_class):
+    """Not even a dummy packet, which counts no octets; where the limit is just reached, that one is allowed."""
+    tunnel = Tunnel(engine_class)
+    size = len(udp())
+    for _ in range(3):
+        tunnel.seal(udp())
+    tunnel.sender.set_lifetime(tunnel.out, Lifetime(bytes_hard=3 * size))
+    assert tunnel.sender.dummy(tunnel.out, 10, NOW).datagram
+    assert tunnel.sender.events() == []
+    tunnel.sender.set_lifetime(tunnel.out, Lifetime(bytes_hard=2 * size))
+    assert tunnel.sender.dummy(tunnel.out, 10, NOW) is DropReason.OUT_STATE_EXPIRED
+    assert tunnel.sender.events() == [Event(EventKind.HARD_LIFETIME, tunnel.out)]
+    assert tunnel.sender.query_sa(tunnel.out).seq == 4
+
+
+@pytest.mark.parametrize("limit", [4, 5, 6])
+@pytest.mark.parametrize("esn", [False, True])
+def test_hard_limit_where_the_numbers_end(engine_class, esn, limit):
+    """One that falls on the last number is a lifetime all the same."""
+    top = (1 << (64 if esn else 32)) - 1
+    tunnel = Tunnel(engine_class, esn=esn, initial_seq=top - 5, lifetime=Lifetime(packets_hard=limit))
+    good = min(limit, 5)
+    assert all(tunnel.seal(udp()).datagram for _ in range(good))
+    reason, kind = (
+        (DropReason.OUT_STATE_EXPIRED, EventKind.HARD_LIFETIME)
+        if limit == good
+        else (DropReason.OUT_STATE_SEQ_ERROR, EventKind.SEQUENCE_HARD)
+    )
+    assert tunnel.seal(udp()) is reason
+    assert [event.kind for event in tunnel.sender.events()] == [EventKind.SEQUENCE_SOFT, kind]
+
+
+@pytest.mark.parametrize("limit", [4, 5, 6, 1000])
+@pytest.mark.parametrize("esn", [False, True])
+def test_soft_limit_where_the_numbers_end(engine_class, esn, limit):
+    """One behind the last number is never reached."""
+    top = (1 << (64 if esn else 32)) - 1
+    tunnel = Tunnel(engine_class, esn=esn, initial_seq=top - 5, lifetime=Lifetime(packets_soft=limit))
+    told = []
+    for number in range(1, 6):
+        tunnel.seal(udp())
+        told += [(number, event.kind) for event in tunnel.sender.events()]
+    soft = [(limit, EventKind.SOFT_LIFETIME)] if limit <= 5 else []
+    assert told == [(1, EventKind.SEQUENCE_SOFT), *soft]
