@@ -188,7 +188,7 @@ cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, 
     if not transport_fits(sa, endpoint, info):
         drop(w, sa, DROP_OUT_STATE_MODE_ERROR, 1)
         return False
-    if not can_be_said(sa, endpoint, info.length if sa.mode == MODE_TUNNEL else info.length - info.l4_offset):
+    if not can_be_said(sa, endpoint, info.length - (0 if sa.mode == MODE_TUNNEL else transport_header(info))):
         drop(w, sa, DROP_OUT_TOO_BIG, 1)
         return False
     if outbound_reserve(w, sa, 1, info.length, info.length, &seq) == 0:
@@ -199,14 +199,15 @@ cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, 
     return seal_packet(w, sink, sa, endpoint, seq, packet, info.length,
                        PROTO_IPIP if info.version == 4 else PROTO_IPV6, tos, outer_df(sa, info) and not whole)
 
+# What transport mode takes away: IPv6 extension headers are sealed (RFC 4303 section 3.1.1).
+cdef inline uint32_t transport_header(const PacketInfo *info) noexcept nogil:
+    return info.l4_offset if info.version == 4 else 40
+
 cdef inline bint seal_transport(Worker *w, Sink *sink, Sa *sa, Endpoint *endpoint, uint64_t seq, uint8_t *packet,
                                 uint32_t length, const PacketInfo *info, bint whole) noexcept nogil:
     # the packet's own header becomes the outer one, so its TOS and DF go out unchanged
-    cdef uint32_t skip = 40
-    cdef uint8_t next_header = packet[6]
-    if info.version == 4:
-        skip = (packet[0] & 15) * 4
-        next_header = packet[9]
+    cdef uint32_t skip = transport_header(info)
+    cdef uint8_t next_header = packet[9 if info.version == 4 else 6]
     return seal_packet(w, sink, sa, endpoint, seq, packet + skip, length - skip, next_header, info.tos,
                        info.dont_fragment and not whole)
 

@@ -70,6 +70,24 @@ def test_options_stay_behind_and_extension_headers_travel(engine_class):
     assert Tunnel(engine_class, outer=6, mode=Mode.TRANSPORT).send(packet).packet == packet
 
 
+@pytest.mark.parametrize(
+    ("suite", "encap"), [("aes128gcm16", (4500, 4500)), ("aes256-sha512", None), ("aes256-sha512", (4500, 4500))]
+)
+def test_extension_headers_count_towards_the_outer_length(engine_class, suite, encap):
+    """What cannot be said in an outer length is refused before it takes a number."""
+    sa = params(Direction.OUT, suite, 6, mode=Mode.TRANSPORT, encap=encap)
+    addresses = tuple(ip_address(text) for text in ADDRESSES[6])
+    engine = engine_class()
+    out = engine.add_sa(sa)
+    room = 65535 - (8 if encap else 0) - 8 - sa.suite.iv_len - sa.suite.icv_len
+    largest = room // sa.suite.block * sa.suite.block - 2
+    for length in range(largest - 3, largest + 5):
+        packet = ip(60, bytes((59, 0, 1, 4, 0, 0, 0, 0)) + bytes(length - 8), 6, addresses=addresses)
+        sealed = engine.encapsulate(out, packet, NOW)
+        assert (sealed is DropReason.OUT_TOO_BIG) == (length > largest)
+    assert engine.query_sa(out).seq == 4
+
+
 @pytest.mark.parametrize("outer", [4, 6])
 def test_rebuilt_header(engine_class, outer):
     received = Tunnel(engine_class, outer=outer, mode=Mode.TRANSPORT).send(transport_packet(outer), tos=0xB9).packet
