@@ -12,7 +12,7 @@ cdef enum:
 
 cdef struct FragmentEntry:
     uint64_t addresses[4]
-    uint64_t expires_ns       # 0 is empty
+    uint64_t expires_ns       # up to then it holds; 0 is empty, with version 0, so that no packet is of its datagram
     uint32_t id
     uint16_t src_port
     uint16_t dst_port
@@ -88,7 +88,7 @@ cdef inline bint fragment_recall(FragmentTable *table, PacketInfo *later, uint64
         return False
     way = fragment_set(table, later, &key)
     for i in range(FRAGMENT_WAYS):
-        if now_ns < way[i].expires_ns and same_datagram(&way[i], &key):
+        if now_ns <= way[i].expires_ns and same_datagram(&way[i], &key):
             later.protocol = way[i].protocol
             later.src_port = way[i].src_port
             later.dst_port = way[i].dst_port

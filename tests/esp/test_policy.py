@@ -228,7 +228,9 @@ def test_fragment_memory_ends_after_30_s(engine_class):
     engine = spd(engine_class, bypass(PORT))
     assert verdict(engine, FIRST, 100.0) == CLEAR
     assert verdict(engine, LATER, 129.0) == CLEAR
+    assert verdict(engine, LATER, 130.0) == CLEAR
     assert verdict(engine, LATER, 131.0) is FRAGMENT
+    assert verdict(spd(engine_class, bypass(PORT)), LATER, 0.0) is FRAGMENT
 
 
 def test_fragment_memory_is_bounded(engine_class):
