@@ -301,6 +301,7 @@ cdef inline void outbound_too_long(Worker *w, Sink *sink, Sa *sa, uint8_t *packe
                                    uint32_t mtu, uint32_t count) noexcept nogil:
     cdef const uint8_t *source = NULL
     cdef uint32_t n
+    cdef uint32_t later = 0
     cdef FragmentPlan plan
     cdef uint8_t *piece = w.scratch + SCRATCH
     cdef PacketInfo part
@@ -321,12 +322,13 @@ cdef inline void outbound_too_long(Worker *w, Sink *sink, Sa *sa, uint8_t *packe
     if fragment_start(info, mtu, &plan) != 0:
         drop(w, sa, DROP_OUT_TOO_BIG, count)
         return
-    w.fragments_made -= 1
     while True:
         n = fragment_next(&plan, info, piece)
         if n == 0:
             return
-        w.fragments_made += 1
+        # the first stands for the packet itself; never less than before: somebody may be reading
+        w.fragments_made += later
+        later = 1
         if parse_packet(piece, n, &part) == 0:
             protect_single(w, sink, sa, piece, &part, False)
 

@@ -353,3 +353,25 @@ def test_busy_polling_looks_again_and_then_sleeps() -> None:
             time.sleep(0.1)
             assert net.left.counters()["wakeups"] == before
             assert before > 3
+
+
+def test_fragments_made_never_go_backwards() -> None:
+    """Read beside a pump that fragments."""
+    with tap() as t:
+        t.engine.add_sa(out_params(path_mtu=1000))
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        packet = udp_packet(4, 1400, ip={"flags": 0})
+        last = 0
+        for _ in range(100):
+            for _ in range(50):
+                assert t.gateway.tun.send(packet)
+            pump = threading.Thread(target=t.gateway.pump.run_tun, args=(1000,))
+            pump.start()
+            while pump.is_alive():
+                made = t.engine.fragments_made()
+                assert made >= last
+                last = made
+            pump.join()
+            t.sent()
+        assert t.engine.fragments_made() == t.gateway.counters()["tun_rx_packets"] == 5000
+        t.gateway.check()
