@@ -321,11 +321,7 @@ cdef class Engine:
         if moved != key and moved in self.outbound_ids:
             raise SaError(f"there is an outbound SA with SPI 0x{sa.spi:08x} to {remote} already")
         e = <Endpoint *>aligned_zero(sizeof(Endpoint))
-        try:
-            endpoint_fill(e, local, remote, encap, path_mtu)
-        except BaseException:
-            free(e)
-            raise
+        endpoint_fill(e, local, remote, encap, path_mtu)
         if moved != key:
             self.outbound_ids[moved] = id
             del self.outbound_ids[key]
@@ -348,11 +344,13 @@ cdef class Engine:
         """Counters of an SA (``SaStats``). SaError if it is not there."""
         cdef Sa *sa = self.sa_at(id)
         cdef Endpoint *e = sa.endpoint
+        cdef uint64_t seq = load_u64(&sa.seq) if sa.direction == DIRECTION_OUT else sa.replay.top
+        # each outbound packet takes a number: they are as many, whoever counts beside whom
+        cdef uint64_t packets = seq - sa.seq_start if sa.direction == DIRECTION_OUT else sa.packets
         self.collect()
         encap = self.sa_params[id][3]
         return SaStats(
-            packets=sa.packets, bytes=sa.bytes, last_use=sa.last_use_ns / 1e9 if sa.packets else None,
-            seq=sa.seq if sa.direction == DIRECTION_OUT else sa.replay.top,
+            packets=packets, bytes=sa.bytes, last_use=sa.last_use_ns / 1e9 if packets else None, seq=seq,
             drops={reason: sa.drops[<int>reason] for reason in _REASONS if sa.drops[<int>reason]},
             remote=address_to_python(e.remote, e.version), encap=(encap[0], e.remote_port) if encap is not None else None)
 

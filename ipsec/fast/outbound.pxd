@@ -171,10 +171,6 @@ cdef inline uint32_t outbound_reserve(Worker *w, Sa *sa, uint32_t n, uint32_t un
         event_once(w, sa, EVENT_SEQUENCE_SOFT)
     if (sa.packets_soft_seq and last >= sa.packets_soft_seq) or (sa.bytes_soft and before + octets >= sa.bytes_soft):
         event_once(w, sa, EVENT_SOFT_LIFETIME)
-    if sa.shared:
-        add_u64(&sa.packets, got)
-    else:
-        sa.packets += got
     sa.last_use_ns = w.now_ns
     return got
 

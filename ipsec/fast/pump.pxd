@@ -41,10 +41,7 @@ cdef enum:
     PLAIN_FLUSH = 98304
     CONTROL_SIZE = 128               # control data of a message
     SOCKETS = 4
-    UDP4 = 0
-    UDP6 = 1
-    RAW4 = 2
-    RAW6 = 3
+    UDP4 = 0, UDP6 = 1, RAW4 = 2, RAW6 = 3
     EVENT_DEVICE_LOST = 7
     RUN_MORE = 1
     RUN_BLOCKED = 2
@@ -134,9 +131,8 @@ cdef inline uint8_t *rx_slot(PumpState *p, int i) noexcept nogil:
 cdef inline uint8_t *pump_room(void *owner, uint32_t length) noexcept nogil:
     cdef PumpState *p = <PumpState *>owner
     if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
-        if p.blocked:
-            return NULL      # the same frame has met the full socket already
-        pump_flush(p)
+        if not p.blocked:    # else the same frame has met the full socket already
+            pump_flush(p)
         if p.n_messages == MESSAGES or p.train_used + length > TRAIN_SIZE - ESP_SHIFT:
             return NULL
     return p.train + ESP_SHIFT + p.train_used

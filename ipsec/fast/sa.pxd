@@ -63,7 +63,7 @@ cdef struct Sa:
     uint8_t copy_ecn
     uint8_t follow_peer
     uint8_t dead               # removed: let nothing more through
-    uint8_t shared             # several workers may hold it: take the lock
+    uint8_t shared             # several workers may hold it: count atomically, take the lock inbound
     uint8_t limited            # there is a limit by volume
     uint8_t batched            # there is a job_cipher
     uint8_t selecting          # Selecting
@@ -79,7 +79,7 @@ cdef struct Sa:
     # what every packet that is opened changes, and what is read beside it
     Replay replay
     Ipv4Pair only              # with SELECT_IPV4
-    uint64_t packets
+    uint64_t packets           # inbound; outbound they are the numbers used
     uint64_t bytes
     # outbound
     uint64_t seq               # last number used

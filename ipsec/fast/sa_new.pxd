@@ -176,8 +176,9 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
         sa.spi = params.spi
         sa.id = id
         sa.workers = workers
-        sa.shared = shared
         sa.direction = params.direction
+        # calls from Python may seal beside a pump, but not open (Engine.alone)
+        sa.shared = shared or sa.direction == DIRECTION_OUT
         sa.mode = params.mode
         sa.kind = kind
         sa.esn = params.esn

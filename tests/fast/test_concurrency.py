@@ -375,3 +375,25 @@ def test_fragments_made_never_go_backwards() -> None:
             t.sent()
         assert t.engine.fragments_made() == t.gateway.counters()["tun_rx_packets"] == 5000
         t.gateway.check()
+
+
+def test_calls_beside_a_pump_are_counted() -> None:
+    """Also where the pump is the only one."""
+    packet = udp_packet(4, 20)
+    with tap() as t:
+        sa = t.engine.add_sa(out_params())
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        count = 0
+        for _ in range(300):
+            for _ in range(60):
+                assert t.gateway.tun.send(packet)
+            pump = threading.Thread(target=t.gateway.pump.run_tun, args=(1000,))
+            pump.start()
+            count += 60
+            while pump.is_alive():
+                t.engine.encapsulate(sa, packet, 1.0)
+                count += 1
+            pump.join()
+            t.sent()
+        stats = t.engine.query_sa(sa)
+        assert (stats.seq, stats.packets, stats.bytes) == (count, count, count * len(packet))
