@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
-from ipsec.config import Config, authorities, children, connections, environment, load, load_again, pools
+from ipsec.config import Config, authorities, children, connections, environment, load, load_again, pools, schema
 from ipsec.config.environment import (
     KNOWN,
     SECRETS,
@@ -37,7 +37,8 @@ Read = Callable[..., Config]
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     """What variables say, without the file of this machine."""
-    monkeypatch.setattr(environment, "DEFAULT_FILE", str(tmp_path / "etc" / "swanctl.conf"))
+    for module in (environment, schema):
+        monkeypatch.setattr(module, "DEFAULT_FILE", str(tmp_path / "etc" / "swanctl.conf"))
 
     def load_from(variables: dict[str, str], text: str | None = None) -> Config:
         path = None

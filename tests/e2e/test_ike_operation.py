@@ -269,7 +269,7 @@ def test_nobody_there(world: IkeWorld) -> None:
     assert "name: no way to gw.invalid" in world.a.log()
 
 
-def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld) -> None:
+def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld, tmp_path: Path) -> None:
     """What has begun is closed at its peer, what was left by a kill goes too, and the process with the last line."""
     world.up()
     world.a.stop(signal.SIGKILL)
@@ -280,20 +280,18 @@ def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld) -> None:
         world.conf[0]["connections"][name] = {**site, "remote_addrs": f"{name}.example", "children": host}
     world.write()
     # takes questions and says nothing
-    folder = Path("/etc/netns") / world.a.namespace
-    folder.mkdir(parents=True)
-    try:
-        (folder / "resolv.conf").write_text(f"nameserver {OUTER[4][1]}\noptions timeout:5 attempts:2\n")
-        with netns.inside(world.b.namespace):
-            silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with silent, world.a.log_file.open("wb") as log:
-            silent.bind((OUTER[4][1], 53))
-            command = ["ip", "netns", "exec", world.a.namespace, *COMMAND, "--config", str(world.a.config)]
-            world.a.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            assert eventually(lambda: ups(world.a) == 1), world.logs()
-            status, seconds = world.a.stop()
-    finally:
-        shutil.rmtree(folder)
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text(f"nameserver {OUTER[4][1]}\noptions timeout:5 attempts:2\n")
+    with netns.inside(world.b.namespace):
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with silent, world.a.log_file.open("wb") as log:
+        silent.bind((OUTER[4][1], 53))
+        # "ip netns exec" has mounts of its own
+        instead = ["sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', str(resolver)]
+        command = ["ip", "netns", "exec", world.a.namespace, *instead, *COMMAND, "--config", str(world.a.config)]
+        world.a.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        assert eventually(lambda: ups(world.a) == 1), world.logs()
+        status, seconds = world.a.stop()
     assert status == 0, world.a.log()
     assert seconds < 3, world.a.log()
     assert "stopped" in world.a.log()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import os
 import socket
 import stat
@@ -222,7 +223,7 @@ def test_who_may_use_the_socket(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         server = ViciServer({}, [])
-        await server.start(str(path), group="root", mode=0o600)
+        await server.start(str(path), group=grp.getgrgid(os.getgid()).gr_name, mode=0o600)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         await server.stop()
         assert not path.exists()
