@@ -139,6 +139,7 @@ def test_one_kind_of_route_takes_another_ones_place(tun: Tun, net: str, peer: st
         holds(set())
 
 
+@pytest.mark.e2e
 def test_what_a_predecessor_left_is_removed_and_nothing_else(tun: Tun) -> None:
     ip("link", "set", "lo", "up")
     ip("link", "set", "ipsec0", "up")
@@ -442,6 +443,7 @@ def test_what_goes_with_the_loopback_device_is_told(tun: Tun) -> None:
             watch.close()
 
 
+@pytest.mark.e2e
 def test_addresses_go_with_us_or_with_the_next_start(tun: Tun) -> None:
     ip("addr", "add", "10.7.0.1/32", "dev", "ipsec0")
     killed = Router()
@@ -549,6 +551,7 @@ def test_addresses_that_others_can_reach(tun: Tun) -> None:
         assert become({"192.0.2.9", "198.51.100.1"})
 
 
+@pytest.mark.e2e
 def test_many_routes_at_once(tun: Tun) -> None:
     with Router() as router:
         router.configure("ipsec0", mtu=1400)
