@@ -156,9 +156,10 @@ class IkeEngine(Registry):
         """Somebody uses SPIs that we do not have (RFC 7296 section 2.21.4, RFC 6290 section 4.3)."""
         ours = header.spi_r if header.initiator else header.spi_i
         closed = self.closed.get(ours)
-        if closed is not None and not header.response and digest(data) == closed[0]:
-            for datagram in closed[1]:
-                self.send(datagram, path)
+        if closed is not None:
+            if not header.response and digest(data) == closed[0]:
+                for datagram in closed[1]:
+                    self.send(datagram, path)
             return
         self.counters.add("invalid-spi")
         # RFC 6290 section 9.2: no token for SPIs in use, whatever the sender's flags say about which of them is ours
@@ -567,6 +568,8 @@ class IkeEngine(Registry):
         actions = [(child.config, child.config.dpd_action) for child in sa.children.values() if child.serves]
         had = sa.addresses
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
+        # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
+        sa.response = []
         sa.destroy(failure, now)
         for config, action in actions:
             self.act(sa.connection, config, action, had)

@@ -84,7 +84,7 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
         sa.rekey_at = now + max(connection.rekey_time - spread, 1.0)
         core.timers.set((Timer.REKEY, sa.uid), sa.rekey_at)
     if connection.reauth_time:
-        if reauth:
+        if reauth or not sa.reauth_at:
             later = 0.0 if sa.original_initiator else RESPONDER_LATER_S
             sa.reauth_at = now + max(connection.reauth_time - spread, 1.0) + later
         core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)

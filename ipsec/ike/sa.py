@@ -571,11 +571,8 @@ class IkeSa:
         """Forget the IKE_SA with its CHILD_SAs. A failure is remembered, a text says that all is in order."""
         if self.state is IkeState.DESTROYING:
             return
-        if isinstance(why, Failure):
-            # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
-            self.response = []
-            if not self.quiet:
-                self.core.note(why, self)
+        if isinstance(why, Failure) and not self.quiet:
+            self.core.note(why, self)
         reason = str(why)
         up = self.established_at > 0
         pending, queue = self.pending, list(self.queue)

@@ -8,9 +8,10 @@ from ipsec.errors import ParseError
 from ipsec.ike import qcd
 from ipsec.ike.events import IkeDown
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
-from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads
+from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads, parse_header
 from ipsec.wire.payloads import NotifyPayload
 from tests.pair import Pair
+from tests.sim.host import SimHost
 
 SECRET, SPI_I, SPI_R = bytes(range(32)), b"initiato", b"responde"
 
@@ -86,3 +87,27 @@ def test_who_was_given_up_alone_is_told_when_it_comes_back() -> None:
     a.do(a.engine.rekey_child, a.child)
     world.run(1)
     assert [event.reason for event in a.events(IkeDown)] == ["the peer has restarted"]
+
+
+def test_who_closed_it_in_order_is_told_nothing() -> None:
+    """Its requests that are late are no sign of a lost state: a token would end what has taken the IKE_SA's place."""
+    pair = Pair().up()
+    a, b, world = pair.a, pair.b, pair.world
+    late = []
+
+    def keep(host: SimHost, data: bytes) -> bytes | None:
+        if host is a and parse_header(data).exchange == ExchangeType.CREATE_CHILD_SA:
+            late.append(data)
+            return None
+        return data
+
+    world.filter = keep
+    path = b.ikes[0].path
+    a.do(a.engine.rekey_child, a.child)
+    world.filter = None
+    b.do(b.engine.terminate_ike, b.ikes[0])
+    world.run(60)
+    assert late
+    assert not b.ikes
+    b.engine.receive_datagram(late[0], path, world.now)
+    assert not b.engine.datagrams_to_send()
