@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Protocol, cast
 
 from ipsec.crypto.suites import EspSuite, all_esp_suites
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, SuiteError
 from ipsec.esp.engine import EspEngine
+
+log = logging.getLogger(__name__)
 
 #: for everybody else, between one suite's provider and the next one's
 PAUSE_S = 0.005
@@ -97,5 +100,9 @@ def compiled_core() -> Core:
 async def choose_providers(engine: CoreEngine) -> None:
     """Find the crypto provider of each suite before an SA needs it: its peer, and all others, would wait."""
     for suite in all_esp_suites():
-        engine.provider_of(suite)
+        try:
+            engine.provider_of(suite)
+        except SuiteError as error:
+            # whoever adds such an SA is told again
+            log.error("%s", error)
         await asyncio.sleep(PAUSE_S)

@@ -217,7 +217,8 @@ class RouteBook:
 
     def uses(self, addresses: Set[bytes]) -> bool:
         """Whether one of these, packed, is the source of a route that was installed."""
-        return any(source is not None and source.packed in addresses for source in self._installed.values())
+        used = (source.packed for source in self._installed.values() if source is not None)
+        return bool(addresses) and any(source in addresses for source in used)
 
     # -- what to do about it
 

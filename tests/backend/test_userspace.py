@@ -27,7 +27,7 @@ from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.crypto.suites import EspSuite, all_esp_suites, esp_suite
-from ipsec.errors import BackendError, SaError
+from ipsec.errors import BackendError, SaError, SuiteError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind
 from ipsec.esp.sa import Action, Direction, Lifetime, Policy, SaParams
@@ -168,6 +168,24 @@ def test_providers_are_known_before_there_is_an_sa(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(python_core.Engine, "provider_of", provider_of)
     asyncio.run(main())
+
+
+def test_a_suite_without_a_provider_costs_no_other_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def provider_of(self: python_core.Engine, suite: EspSuite) -> str:
+        asked.append(suite)
+        raise SuiteError(f"{suite.name}: no crypto provider gives the known answers")
+
+    async def main() -> None:
+        async with ends(python_core):
+            await until(lambda: len(asked) == 2 * len(all_esp_suites()))
+
+    monkeypatch.setattr(python_core.Engine, "provider_of", provider_of)
+    asyncio.run(main())
+    assert "aes128gcm16: no crypto provider" in caplog.text
 
 
 def test_a_packet_without_an_sa_asks_for_one(core: ModuleType) -> None:
