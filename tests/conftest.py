@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent
 # Last, so that a build under test (make asan) is found before the checkout.
@@ -52,6 +53,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if REPORTS_FD in os.environ:
         # this is the child, in the namespaces that it needs
         config.pluginmanager.register(ReportWriter(config, int(os.environ.pop(REPORTS_FD))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hypothesis_has_begun() -> None:
+    """Let Hypothesis run once before the first test.
+
+    It asks the garbage collector then who refers to its generator, and warns if nobody does: so it looks after a
+    daemon has frozen what there is.
+    """
+
+    @given(st.none())
+    def nothing(_: None) -> None:
+        pass
+
+    nothing()
 
 
 class E2eGroup:
