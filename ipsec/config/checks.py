@@ -74,6 +74,8 @@ class Checker:
             ours, theirs = local.id or "our address", remote.id
             part = _part(section, "local" if local.method is AuthClass.PSK else "remote")
             yield warning_at(part, "auth", f"the section secrets has no preshared key for {ours} and {theirs}")
+        if connection.ppk_id is not None and self._credentials.find_ppk(connection.ppk_id) is None:
+            yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
         anchors = remote.certs or remote.cacerts or remote.pubkeys
         if remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
             why = "there is no trust anchor in x509ca/ and no peer's certificate in x509/, no peer can be checked"

@@ -14,7 +14,8 @@ from typing import Any
 from ipsec.config.children import IF_ID, check_weak, read_child, read_proposals
 from ipsec.config.directories import AUTHORITIES, CERTIFICATES, CredentialFiles, confirms
 from ipsec.config.grammar import Section
-from ipsec.config.refused import EAP, IKEV1, MEDIATION, PPK, TOKEN, Parser, numbered, read_supported, refused
+from ipsec.config.refused import EAP, IKEV1, MEDIATION, TOKEN, Parser, numbered, read_supported, refused
+from ipsec.config.secrets import parse_ppk_id
 from ipsec.config.values import (
     error_at,
     list_of,
@@ -133,6 +134,8 @@ _KEYS: dict[str, Parser] = {
     "unique": one_of_words({member.value: member for member in Unique}),
     **dict.fromkeys(("reauth_time", "rekey_time", "over_time", "rand_time"), parse_time),
     "pools": list_of(_parse_pool),
+    "ppk_id": parse_ppk_id,
+    "ppk_required": parse_bool,
 }
 
 _REFUSED: dict[str, Parser] = {
@@ -144,8 +147,6 @@ _REFUSED: dict[str, Parser] = {
         one_of_words({"reply": 0, "never": 0, "request": 1, "both": 1}),
         0,
     ),
-    "ppk_id": refused(PPK),
-    "ppk_required": refused(PPK, parse_bool, False),
     "if_id_in": IF_ID,
     "if_id_out": IF_ID,
     "mediation": refused(MEDIATION, parse_bool, False),

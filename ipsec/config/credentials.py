@@ -43,6 +43,7 @@ def load_credentials(
         anchors.setdefault(certificate, Authority(certificate))
     credentials = Credentials(
         secrets=secrets.shared,
+        ppks=secrets.ppks,
         private_keys=keys,
         # not what connections name as the peer's: that is trusted there only
         certificates=(*loader.certificates(CERTIFICATES), *files.own, *bundled),

@@ -64,9 +64,9 @@ def changes(old: Config, new: Config) -> list[Change]:
     found += _named("connections", old.connections, new.connections, effects)
     used = dict.fromkeys(Kind, Effect.USED)
     found += _named("pools", old.pools, new.pools, used)
-    for what in ("secrets", "authorities"):
+    for what, section in (("secrets", "secrets"), ("ppks", "secrets"), ("authorities", "authorities")):
         before, after = ([one for one in getattr(c.credentials, what) if one.name] for c in (old, new))
-        found += _named(what, before, after, used)
+        found += _named(section, before, after, used)
     for what, title in (("private_keys", "private key"), ("certificates", "certificate"), ("crls", "CRL")):
         found += _things(title, getattr(old.credentials, what), getattr(new.credentials, what))
     nameless = [[a.certificate for a in c.credentials.authorities if not a.name] for c in (old, new)]

@@ -34,7 +34,7 @@ SECRET_SIZE_MAX = 4096
 
 _CONNECTION = """
     local_addrs remote_addrs local_port remote_port proposals vips pools dscp encap mobike dpd_delay fragmentation
-    childless send_certreq send_cert keyingtries unique reauth_time rekey_time over_time rand_time
+    childless send_certreq send_cert keyingtries unique reauth_time rekey_time over_time rand_time ppk_id ppk_required
 """
 _LOCAL = "auth id certs pubkeys"
 _REMOTE = "auth id certs cacerts ca_id pubkeys cert_policy revocation"
@@ -98,6 +98,7 @@ VARIABLES: dict[str, Place] = {f"{PREFIX}{name.upper()}": place for name, place 
 #: secret -> place; each is also there with _FILE
 SECRETS: dict[str, Place] = {
     "IPSEC_PSK": Place("secrets.ike-*", "secret"),
+    "IPSEC_PPK": Place("secrets.ppk-*", "secret"),
     "IPSEC_PRIVATE_KEY": Place("secrets.private-*", "file", pem=True),
     "IPSEC_PRIVATE_KEY_PASSPHRASE": Place("secrets.private-*", "secret"),
 }
@@ -106,6 +107,7 @@ SPECIAL: dict[str, str] = {
     "IPSEC_CONFIG": "the configuration file, as `--config` names it",
     "IPSEC_NAME": f"name of the connection and of its child, `{DEFAULT_NAME}` if not set",
     "IPSEC_PSK": "the preshared key: text, `0x` hexadecimal or `0s` Base64; both sides then have `auth = psk`",
+    "IPSEC_PPK": "a postquantum preshared key (RFC 8784), in the same forms; who begins names it by `IPSEC_PPK_ID`",
     "IPSEC_PRIVATE_KEY": "our private key, PEM",
     "IPSEC_PRIVATE_KEY_PASSPHRASE": "what the private key is encrypted with",
 }
@@ -229,6 +231,9 @@ class Environment:
                 identity = _section(own, f"{connection}.{side}").values.get("id")
                 if identity is not None and identity.text != "%any":
                     secret.values[f"id-{side}"] = identity
+        ppk_id = _section(own, connection).values.get("ppk_id")
+        if ppk_id is not None and "IPSEC_PPK" in {name.removesuffix("_FILE") for name in self.values}:
+            defaults.append((f"secrets.ppk-{self.name}", "id", ppk_id.text or ""))
         if "IPSEC_POOL_ADDRS" in self.values:
             defaults.append((connection, "pools", self.name))
         for path, key, text in defaults:

@@ -12,7 +12,6 @@ from ipsec.errors import ConfigError
 KERNEL = "this needs the kernel's XFRM, ESP is done in user space here"
 IKEV1 = "IKEv1 is not supported"
 EAP = "EAP and XAuth are not supported, peers authenticate with pubkey or psk"
-PPK = "post-quantum preshared keys (RFC 8784) are not supported"
 TOKEN = "keys and certificates on smart cards and TPMs are not supported, use a file"
 MEDIATION = "mediation between peers behind NATs is not supported"
 

@@ -1,6 +1,7 @@
 """``secrets { }``: preshared keys, and the passphrases of private key files.
 
     ike<suffix>     { secret = ...; id<suffix> = ... }      a preshared key and whose it is; without id, everybody's
+    ppk<suffix>     { secret = ...; id<suffix> = ... }      a postquantum preshared key (RFC 8784) and what it is called
     private<suffix>, rsa<suffix>, ecdsa<suffix>, pkcs8<suffix>, pkcs12<suffix>
                     { file = ...; secret = ... }            a file of the directory of that name, and its passphrase
 
@@ -10,18 +11,24 @@ A secret is text as it is, ``0x`` and hexadecimal, or ``0s`` and Base64. It is i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ipsec.config.directories import KEY_DIRECTORIES
 from ipsec.config.grammar import Section, shown
-from ipsec.config.refused import EAP, PPK, TOKEN, numbered
+from ipsec.config.refused import EAP, TOKEN, numbered
 from ipsec.config.values import error_at, parse_secret, read_keys, suggestion
-from ipsec.crypto.identity import parse_pattern
-from ipsec.ike.credentials import SharedSecret
+from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.ike.credentials import Ppk, SharedSecret
 
-_REFUSED = {"eap": EAP, "xauth": EAP, "ntlm": EAP, "ppk": PPK, "token": TOKEN}
+T = TypeVar("T")
+
+_REFUSED = {"eap": EAP, "xauth": EAP, "ntlm": EAP, "token": TOKEN}
 _SHORT = 8
 "octets: a shorter preshared key is worth a warning"
+_SHORT_PPK = 32
+"the same of a postquantum one (RFC 8784 section 6)"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Secrets:
     """What ``secrets { }`` says."""
 
     shared: tuple[SharedSecret, ...] = ()
+    ppks: tuple[Ppk, ...] = ()
     passphrases: tuple[Passphrase, ...] = ()
 
 
@@ -51,46 +59,58 @@ def parse_shared_secret(text: str) -> bytes:
     return text.encode()
 
 
+def parse_ppk_id(text: str) -> bytes:
+    """A PPK_ID, written as an identity; what counts is its octets."""
+    return parse_identity(text).data
+
+
 def read_secrets(top: Section) -> Secrets:
     """The section; ConfigError names file, line and key."""
     read_keys(top, {}, sections=top.sections)
     shared: list[SharedSecret] = []
+    ppks: list[Ppk] = []
     passphrases: list[Passphrase] = []
     for name, section in top.sections.items():
-        kind = next((kind for kind in (*_REFUSED, "ike", *KEY_DIRECTORIES) if name.startswith(kind)), None)
+        known = ("ike", "ppk", *KEY_DIRECTORIES)
+        kind = next((kind for kind in (*_REFUSED, *known) if name.startswith(kind)), None)
         if kind is None:
-            known = ("ike", *KEY_DIRECTORIES)
             raise error_at(top, name, f"not one of {', '.join(known)}{suggestion(shown(name), known)}")
         if kind in _REFUSED:
             raise error_at(top, name, _REFUSED[kind])
         if kind == "ike":
-            shared.append(_read_shared(section, name))
+            shared.append(SharedSecret(*_read_key(section, parse_pattern), name))
+        elif kind == "ppk":
+            ppks.append(Ppk(*_read_key(section, parse_ppk_id), name))
         else:
             passphrases.append(_read_passphrase(section, kind))
-    return Secrets(tuple(shared), tuple(passphrases))
+    return Secrets(tuple(shared), tuple(ppks), tuple(passphrases))
 
 
 def secret_warnings(top: Section) -> list[str]:
     """Preshared keys that are easily guessed."""
     found = []
-    for name in numbered(top, "ike"):
-        section = top.sections[name]
-        text = section.values["secret"].text or ""
-        if len(parse_shared_secret(text)) < _SHORT:
-            # RFC 7296 section 2.15: whoever plays the responder can try all keys offline
-            why = f"shorter than {_SHORT} octets: who answers for the peer once can find it by trying"
-            found.append(str(error_at(section, "secret", f"a preshared key {why}")))
+    # RFC 7296 section 2.15: whoever plays the responder can try all keys offline
+    why = f"a preshared key shorter than {_SHORT} octets: who answers for the peer once can find it by trying"
+    found += [str(error_at(section, "secret", why)) for section in _shorter(top, "ike", _SHORT)]
+    why = f"a postquantum preshared key shorter than {_SHORT_PPK} octets is no match for a quantum computer"
+    found += [str(error_at(section, "secret", why)) for section in _shorter(top, "ppk", _SHORT_PPK)]
     return found
 
 
-def _read_shared(section: Section, label: str) -> SharedSecret:
+def _shorter(top: Section, kind: str, octets: int) -> list[Section]:
+    sections = [top.sections[name] for name in numbered(top, kind)]
+    return [one for one in sections if len(parse_shared_secret(one.values["secret"].text or "")) < octets]
+
+
+def _read_key(section: Section, parse_id: Callable[[str], T]) -> tuple[bytes, tuple[T, ...]]:
+    """Secret and identities."""
     names = [key for key in section.values if key.startswith("id")]
-    values = read_keys(section, {"secret": parse_shared_secret, **dict.fromkeys(names, parse_pattern)})
+    values = read_keys(section, {"secret": parse_shared_secret, **dict.fromkeys(names, parse_id)})
     if "secret" not in values:
         raise error_at(section, "secret", "a preshared key needs this key")
     if not values["secret"]:
         raise error_at(section, "secret", "the preshared key is empty")
-    return SharedSecret(values["secret"], tuple(values[name] for name in names if name in values), label)
+    return values["secret"], tuple(values[name] for name in names if name in values)
 
 
 def _read_passphrase(section: Section, kind: str) -> Passphrase:

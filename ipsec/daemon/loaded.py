@@ -28,13 +28,14 @@ from ipsec.config.connections import read_connection
 from ipsec.config.directories import CredentialFiles
 from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
+from ipsec.config.secrets import parse_ppk_id
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.keyfiles import load_private_key
 from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
 from ipsec.crypto.x509 import Certificate, load_certificates
 from ipsec.errors import ConfigError, ParseError
 from ipsec.ike.config import Connection, PoolConfig
-from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+from ipsec.ike.credentials import Authority, Credentials, Ppk, PrivateKey, SharedSecret
 
 #: keys whose values are files' contents when they come by vici
 _BLOBS = frozenset({"certs", "cacerts", "pubkeys", "cacert"})
@@ -56,6 +57,11 @@ class _Entry(NamedTuple):
     "what it brought with it"
 
 
+def _secrets(credentials: Credentials) -> list[SharedSecret | Ppk]:
+    """Both kinds; their names are of one space, as in charon."""
+    return [*credentials.secrets, *credentials.ppks]
+
+
 class Loaded:
     """See the module's text. ``config`` is the whole; methods raise ConfigError and change nothing then."""
 
@@ -63,8 +69,8 @@ class Loaded:
         self._file = file
         self._connections: dict[str, _Entry] = {}
         self._pools: dict[str, PoolConfig] = {}
-        self._secrets: dict[str, SharedSecret] = {}
-        self._nameless: list[SharedSecret] = []
+        self._secrets: dict[str, SharedSecret | Ppk] = {}
+        self._nameless: list[SharedSecret | Ppk] = []
         self._keys: dict[str, PrivateKey] = {}
         self._certificates: dict[Certificate, None] = {}
         self._authorities: dict[str, Authority] = {}
@@ -92,8 +98,10 @@ class Loaded:
     def _checks(self) -> tuple[Credentials, Checker]:
         if self._checked is None:
             own = [one for entry in self._connections.values() for one in entry.certificates]
+            secrets = (*self._secrets.values(), *self._nameless)
             credentials = Credentials(
-                secrets=(*self._secrets.values(), *self._nameless),
+                secrets=(one for one in secrets if isinstance(one, SharedSecret)),
+                ppks=(one for one in secrets if isinstance(one, Ppk)),
                 private_keys=self._keys.values(),
                 certificates=(*self._certificates, *own),
                 authorities=(*self._authorities.values(), *self._anchors.values()),
@@ -132,7 +140,7 @@ class Loaded:
             if self._pools.get(pool.name) == pool:
                 del self._pools[pool.name]
         old = before.credentials
-        for secret in old.secrets:
+        for secret in _secrets(old):
             if self._secrets.get(secret.name) == secret:
                 del self._secrets[secret.name]
         for key in old.private_keys:
@@ -162,7 +170,7 @@ class Loaded:
             self._connections[connection.name] = _Entry(connection, None, ())
         self._pools |= {pool.name: pool for pool in file.pools}
         credentials = file.credentials
-        self._secrets |= {secret.name: secret for secret in credentials.secrets}
+        self._secrets |= {secret.name: secret for secret in _secrets(credentials)}
         self._keys |= {key_id(key): key for key in credentials.private_keys}
         self._certificates |= dict.fromkeys(credentials.certificates)
         self._authorities |= {authority.name: authority for authority in credentials.authorities if authority.name}
@@ -250,11 +258,16 @@ class Loaded:
         """All of them."""
         return list(self._keys)
 
-    def load_shared(self, name: str, secret: bytes, owners: list[str]) -> None:
-        """A preshared key and whose it is."""
+    def load_shared(self, name: str, secret: bytes, owners: list[str], *, postquantum: bool) -> None:
+        """A preshared key and whose it is, or a postquantum one and what it is called."""
         if not secret:
             raise ConfigError("the preshared key is empty")
-        shared = SharedSecret(secret, tuple(parse_pattern(owner) for owner in owners if owner != "%any"), name)
+        owners = [owner for owner in owners if owner != "%any"]
+        shared: SharedSecret | Ppk
+        if postquantum:
+            shared = Ppk(secret, tuple(map(parse_ppk_id, owners)), name)
+        else:
+            shared = SharedSecret(secret, tuple(map(parse_pattern, owners)), name)
         if name:
             self._secrets[name] = shared
         elif shared not in self._nameless:

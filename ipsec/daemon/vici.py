@@ -215,9 +215,9 @@ class ViciControl:
         """See Control."""
         return self._ike.loaded.key_ids()
 
-    def load_shared(self, name: str, secret: bytes, owners: Sequence[str]) -> None:
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], *, postquantum: bool) -> None:
         """See Control."""
-        self._ike.loaded.load_shared(name, secret, list(owners))
+        self._ike.loaded.load_shared(name, secret, list(owners), postquantum=postquantum)
         self._changed()
 
     def unload_shared(self, name: str) -> bool:

@@ -14,7 +14,7 @@ from ipsec.crypto.auth import AuthenticationError, signed_octets
 from ipsec.crypto.chain import CertificateError
 from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
-from ipsec.ike import config_payload
+from ipsec.ike import config_payload, ppk
 from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, new_child, offer, shown, take_answer
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
@@ -24,6 +24,7 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.init import AuthProgress, note_certreqs
+from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
 from ipsec.ike.proof import describe_received, make_proof, verify_proof
@@ -54,9 +55,9 @@ def _id_payload(kind: int, identity: Identity) -> IdPayload:
     return IdPayload(kind, identity.type, identity.data)
 
 
-def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool) -> bytes:
-    """What the AUTH payload of one side covers (section 2.15)."""
-    progress, prf, keys = sa.init, sa.prf, sa.keys
+def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool, keys: IkeKeys | None = None) -> bytes:
+    """What the AUTH payload of one side covers (section 2.15), by the IKE_SA's keys or by these."""
+    progress, prf, keys = sa.init, sa.prf, keys or sa.keys
     assert progress is not None
     assert prf is not None
     assert keys is not None
@@ -86,7 +87,10 @@ class AuthRequest(Request):
         identity = sa.our_id = local_identity(sa, connection)
         mine = _id_payload(PayloadType.IDI, identity)
         try:
-            proof = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=True), auth.certreqs)
+            auth.ppk_keys = ppk.chosen(sa)
+            octets = _octets(sa, mine.body(), of_initiator=True, keys=auth.ppk_keys)
+            proof = make_proof(sa, connection, identity, octets, auth.certreqs)
+            quantum = _name_ppk(sa, identity, mine.body()) if auth.ppk_keys is not None else []
         except AuthenticationError as error:
             raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
         payloads: list[Payload] = [mine, *proof.certificates]
@@ -97,6 +101,7 @@ class AuthRequest(Request):
         if wanted is not None:
             payloads.append(_id_payload(PayloadType.IDR, wanted))
         payloads.append(proof.payload)
+        payloads += quantum
         if connection.vips:
             # connections inside the tunnel go on only with the address that they began with
             payloads.append(config_payload.build_request(config_payload.again(connection.vips, auth.had)))
@@ -128,11 +133,15 @@ class AuthRequest(Request):
             reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
             raise SaFailedError(Failure(cause, reason, by_peer=True))
         peer_id = _identity(identity)
-        octets = _octets(sa, identity.body(), of_initiator=False)
+        assert sa.auth is not None
+        ppk_keys = sa.auth.ppk_keys if ppk.accepted(payloads) else None
+        octets = _octets(sa, identity.body(), of_initiator=False, keys=ppk_keys)
         certificates = [p for p in payloads if isinstance(p, CertPayload)]
 
         def verify(now: float) -> None:
             try:
+                if ppk_keys is None and sa.connection.ppk_required:
+                    raise AuthenticationError("ppk_required = yes, and the peer has not taken our PPK (RFC 8784)")
                 if not sa.connection.remote.id.matches(peer_id):
                     raise AuthenticationError(f"the peer is {peer_id}, we want {sa.connection.remote.id}")
                 assert sa.our_id is not None
@@ -146,6 +155,7 @@ class AuthRequest(Request):
                 sa.ask(DeleteIke(f"authentication failed: {error}", failed), now)
                 return
             sa.peer_id = peer_id
+            _settle_ppk(sa, ppk_keys)
             self._finish(sa, payloads, now)
 
         _verify_or_wait(sa, verify, now)
@@ -166,6 +176,28 @@ class AuthRequest(Request):
         sa.queue.extend(CreateChild(config, reqid=reqid) for config, reqid in configs)
         # RFC 5685 section 6: the IKE_SA is up, so it is closed as one that is up
         sa.core.take_redirect(sa, payloads, now)
+
+
+def _name_ppk(sa: IkeSa, identity: Identity, body: bytes) -> list[Payload]:
+    """N(PPK_IDENTITY), and N(NO_PPK_AUTH) if we may go without (RFC 8784 section 3)."""
+    connection, auth = sa.connection, sa.auth
+    assert connection.ppk_id is not None
+    assert auth is not None
+    found: list[Payload] = [ppk.identity(connection.ppk_id)]
+    if not connection.ppk_required:
+        without = make_proof(sa, connection, identity, _octets(sa, body, of_initiator=True), auth.certreqs)
+        found.append(NotifyPayload(NotifyType.NO_PPK_AUTH, without.payload.data))
+    return found
+
+
+def _settle_ppk(sa: IkeSa, keys: IkeKeys | None) -> None:
+    """The responder is authenticated: with a PPK or without."""
+    assert sa.auth is not None
+    if keys is not None:
+        ppk.use(sa, keys)
+        log.info("%s: uses the postquantum preshared key", sa)
+    elif sa.auth.ppk_keys is not None:
+        log.warning("%s: goes without a postquantum preshared key: the peer did not take ours", sa)
 
 
 def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:
@@ -229,14 +261,18 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
     asked = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
     peer_id = _identity(identity)
     wanted = _identity(asked) if asked is not None else None
-    octets = _octets(sa, identity.body(), of_initiator=True)
+    body = identity.body()
     certificates = [p for p in payloads if isinstance(p, CertPayload)]
     path = sa.path
+    postquantum = ppk.received(proof, payloads)
 
     def verify(now: float) -> list[Payload]:
-        connection = _authenticate(sa, peer_id, wanted, proof, certificates, octets)
+        connection, keys = _authenticate(sa, peer_id, wanted, proof, postquantum, certificates, body)
         sa.core.rename(sa, connection)
         sa.peer_id = peer_id
+        ppk.log_outcome(sa, postquantum, keys)
+        if keys is not None:
+            ppk.use(sa, keys)
         return _answer(sa, payloads, now)
 
     try:
@@ -266,22 +302,28 @@ def _authenticate(
     peer_id: Identity,
     asked: Identity | None,
     proof: AuthPayload,
+    postquantum: ppk.Received,
     certificates: list[CertPayload],
-    octets: bytes,
-) -> Connection:
-    """The connection whose peer this is. PeerError if there is none, or the proof does not hold for any."""
+    body: bytes,
+) -> tuple[Connection, IkeKeys | None]:
+    """The connection whose peer this is, and the keys with a PPK if it uses one; ``body`` is that of IDi.
+
+    PeerError if there is none, or the proof does not hold for any.
+    """
     reasons: list[str] = []
     meant, failure = sa.connection, None
     for connection in sa.core.connections_for(sa, peer_id, asked):
         local = asked or local_identity(sa, connection)
         try:
-            verify_proof(sa, connection, local, peer_id, proof, certificates, octets)
+            meant_proof, keys = ppk.answer(sa, connection, proof, postquantum)
+            octets = _octets(sa, body, of_initiator=True, keys=keys)
+            verify_proof(sa, connection, local, peer_id, meant_proof, certificates, octets)
         except AuthenticationError as error:
             reasons.append(f"{connection.name}: {error}")
             if failure is None:
                 meant, failure = connection, _distrust(connection, error, peer_id, certificates)
             continue
-        return connection
+        return connection, keys
     if failure is None:
         reasons = [f"no connection has a peer {peer_id}" + (f" and is {asked}" if asked else "")]
         failure = _distrust(sa.connection, None, peer_id, certificates)
@@ -332,6 +374,9 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     nonces = sa.init
     assert nonces is not None
     reply: list[Payload] = [mine, *own.certificates, own.payload]
+    if sa.ppk:
+        # RFC 8784 section 3: empty, the initiator knows which
+        reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
     wants_child = any(isinstance(p, SaPayload) for p in payloads)
     try:
         reply += _assign(sa, payloads)

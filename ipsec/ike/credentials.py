@@ -45,6 +45,15 @@ class SharedSecret:
         return all(owner.matches(identity) for owner in self.owners)
 
 
+@dataclass(frozen=True)
+class Ppk:
+    """A postquantum preshared key (RFC 8784) and the PPK_IDs that mean it; without any, every one does."""
+
+    secret: bytes = field(repr=False)
+    ids: tuple[bytes, ...] = ()
+    name: str = ""
+
+
 class PrivateKey:
     """A private key and the DER SubjectPublicKeyInfo of its public half, by which it is found."""
 
@@ -80,8 +89,10 @@ class Credentials:
         certificates: Iterable[Certificate] = (),
         authorities: Iterable[Authority] = (),
         crls: Iterable[Crl] = (),
+        ppks: Iterable[Ppk] = (),
     ) -> None:
         self.secrets = tuple(secrets)
+        self.ppks = tuple(ppks)
         self.private_keys = tuple(private_keys)
         self.certificates = tuple(dict.fromkeys(certificates))
         self.authorities = tuple(authorities)
@@ -143,6 +154,11 @@ class Credentials:
             if score > best_score:
                 best, best_score = secret, score
         return best.secret if best else None
+
+    def find_ppk(self, ppk_id: bytes) -> Ppk | None:
+        """The postquantum preshared key that ``ppk_id`` means, one that names it before one for all."""
+        candidates = [ppk for ppk in self.ppks if ppk_id in ppk.ids or not ppk.ids]
+        return max(candidates, key=lambda ppk: bool(ppk.ids), default=None)
 
     def private_key_for(self, certificate_or_spki: Certificate | bytes) -> PrivateKey | None:
         """The private key of a certificate or of a DER SubjectPublicKeyInfo."""

@@ -16,12 +16,12 @@ from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
 from ipsec.errors import ParseError
-from ipsec.ike import natd, negotiate, redirect
+from ipsec.ike import natd, negotiate, ppk, redirect
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Childless, Connection, Fragmentation
 from ipsec.ike.events import IpAddress, Path
 from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
-from ipsec.ike.keymat import ike_keys, skeyseed
+from ipsec.ike.keymat import IkeKeys, ike_keys, skeyseed
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import IkeState
@@ -61,8 +61,8 @@ class InitProgress:
     """What both ends need until they are authenticated."""
 
     __slots__ = (
-        "childless", "cookie", "kex", "message_1", "message_2", "methods", "nonce_i", "nonce_r", "redirected_from",
-        "restarts",
+        "childless", "cookie", "kex", "message_1", "message_2", "methods", "nonce_i", "nonce_r", "ppk",
+        "redirected_from", "restarts",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -79,12 +79,14 @@ class InitProgress:
         self.redirected_from: IpAddress | None = None
         self.childless = False
         "the responder can do without a first CHILD_SA (RFC 6023)"
+        self.ppk = False
+        "both ends have postquantum preshared keys (RFC 8784)"
 
 
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("certreqs", "child", "configs", "had")
+    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys")
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
@@ -95,6 +97,8 @@ class AuthProgress:
         "initiator: virtual addresses of the IKE_SA before this one, to ask for again"
         self.certreqs: frozenset[bytes] | None = None
         "hashes of CAs whose certificates the peer wants; None: it has not asked for any"
+        self.ppk_keys: IkeKeys | None = None
+        "initiator: the keys if the responder takes the PPK that we named"
 
 
 def note_certreqs(sa: IkeSa, payloads: list[Payload]) -> None:
@@ -151,6 +155,7 @@ def _send_init(sa: IkeSa, progress: InitProgress, now: float) -> None:
         NoncePayload(progress.nonce_i),
         *natd.payloads(sa.spi_i, bytes(8), sa.path, fake=sa.core.fakes_nat(sa.connection)),
         *_announcements(sa.connection),
+        *ppk.announcement(sa.connection),
     ]
     if progress.redirected_from is not None:
         payloads.append(redirect.redirected_from(progress.redirected_from))
@@ -286,6 +291,7 @@ def _accept_init(
     progress.nonce_r = nonce.data
     progress.message_2 = data
     progress.childless = NotifyType.CHILDLESS_IKEV2_SUPPORTED in notifies
+    progress.ppk = NotifyType.USE_PPK in notifies
     sa.spi_r = header.spi_r
     sa.proposal = proposal
     _install_keys(sa, prf, suite, shared)
@@ -405,6 +411,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     progress = sa.init = InitProgress()
     progress.nonce_i = nonce.data
     progress.message_1 = data
+    progress.ppk = bool(ppk.agreement(core.credentials, notifies))
     sa.proposal = proposal
     _answer_init(sa, progress, kex, shared, payloads, notifies, extras, path, now)
 
@@ -436,9 +443,7 @@ def _choose(core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path) -> tup
     else:
         name = candidates[0].name
         why = f"NO_PROPOSAL_CHOSEN for {name}: {negotiate.explain_mismatch(candidates[0].proposals, theirs)}"
-        failure = Failure(
-            Cause.IKE_PROPOSALS, bounded(why), ours=terms(candidates[0].proposals), theirs=terms(theirs)
-        )
+        failure = Failure(Cause.IKE_PROPOSALS, bounded(why), ours=terms(candidates[0].proposals), theirs=terms(theirs))
     log.warning("IKE_SA_INIT from %s: %s", path.remote, why)
     core.note_without(failure, name, path.remote, initiator=False)
     return None
@@ -451,7 +456,7 @@ def _extras(core: IkeEngine, connection: Connection, notifies: dict[int, NotifyP
         extras = extras + _announcements(connection)
     if connection.childless is not Childless.NEVER:
         extras = [*extras, NotifyPayload(NotifyType.CHILDLESS_IKEV2_SUPPORTED)]
-    return extras
+    return extras + ppk.agreement(core.credentials, notifies)
 
 
 def _answer_size(proposal: Proposal, ke: KePayload, extras: list[Payload]) -> int:

@@ -80,6 +80,12 @@ def ike_keys(
     return IkeKeys(*keys)
 
 
+def with_ppk(prf: PrfAlgorithm, keys: IkeKeys, ppk: bytes) -> IkeKeys:
+    """The keys of an IKE SA whose ends share a PPK: SK_d, SK_pi, SK_pr are ``prf+(PPK, SK)`` (RFC 8784 section 3)."""
+    d, pi, pr = (prf.plus(ppk, key, prf.key_len) for key in (keys.sk_d, keys.sk_pi, keys.sk_pr))
+    return IkeKeys(d, keys.sk_ai, keys.sk_ar, keys.sk_ei, keys.sk_er, pi, pr)
+
+
 def child_keys(prf: PrfAlgorithm, sk_d: bytes, suite: EspSuite, ni: bytes, nr: bytes, shared: bytes = b"") -> ChildKeys:
     """KEYMAT of a Child SA: ``prf+(SK_d, [g^ir (new) |] Ni | Nr)`` (section 2.17).
 

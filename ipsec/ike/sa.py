@@ -162,6 +162,7 @@ class IkeSa:
         "peer_id",
         "peer_token",
         "pending",
+        "ppk",
         "prf",
         "proposal",
         "queue",
@@ -222,8 +223,7 @@ class IkeSa:
         self.peer_id: Identity | None = None
         self.fragmentation = False
         self.mobike = False
-        self.nat_local = False
-        self.nat_remote = False
+        self.nat_local = self.nat_remote = False
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
         "other addresses of the peer (RFC 4555 section 3.4)"
@@ -233,6 +233,8 @@ class IkeSa:
         "proof that the peer lost this IKE_SA, once it shows it (RFC 6290)"
         self.seen_as: bytes | None = None
         "how the peer sees our address through a NAT (RFC 4555 section 3.8)"
+        self.ppk = False
+        "a postquantum preshared key is in its keys (RFC 8784)"
         self.addresses: tuple[IpAddress, ...] = ()
         "virtual addresses that we have from the peer"
         self.leases: list[tuple[Pool, IpAddress]] = []

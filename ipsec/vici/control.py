@@ -166,8 +166,8 @@ class Control(Protocol):
     def key_ids(self) -> Sequence[str]:
         """Ids of the private keys."""
 
-    def load_shared(self, name: str, secret: bytes, owners: Sequence[str]) -> None:
-        """Load a preshared key, in place of one of that name unless that is empty."""
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], *, postquantum: bool) -> None:
+        """Load a preshared key, or a postquantum one (RFC 8784), in place of one of that name unless that is empty."""
 
     def unload_shared(self, name: str) -> bool:
         """Forget a preshared key; False if there is none."""

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 OK: Mapping[str, Any] = {"success": "yes"}
 _KEY_TYPES = ("any", "rsa", "ecdsa", "ed25519", "ed448")
-_UNSUPPORTED_SECRETS = ("EAP", "XAUTH", "NTLM", "PPK")
+_UNSUPPORTED_SECRETS = ("EAP", "XAUTH", "NTLM")
 _CERTIFICATE_FLAGS = ("NONE", "CA", "OCSP", "AA")
 
 
@@ -115,17 +115,18 @@ class Loading:
         return {"keys": list(self._control.key_ids())}
 
     async def load_shared(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Load a preshared key."""
+        """Load a preshared key, or a postquantum one."""
         kind, data = text(message, "type").upper(), _blob(message)
         if not kind:
             raise CommandError("shared key type missing")
         if kind in _UNSUPPORTED_SECRETS:
-            raise CommandError(f"invalid shared key type: {kind}: only IKE is supported")
-        if kind != "IKE":
+            raise CommandError(f"invalid shared key type: {kind}: only IKE and PPK are supported")
+        if kind not in ("IKE", "PPK"):
             raise CommandError(f"invalid shared key type: {kind}")
         if not data:
             raise CommandError("shared key data missing")
-        self._control.load_shared(text(message, "id"), data, texts(message, "owners"))
+        name, owners = text(message, "id"), texts(message, "owners")
+        self._control.load_shared(name, data, owners, postquantum=kind == "PPK")
         return OK
 
     async def unload_shared(self, client: Client, message: Message) -> Mapping[str, Any]:

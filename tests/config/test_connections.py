@@ -256,8 +256,6 @@ def test_proposals() -> None:
         ("ocsp = request", "RFC 4806"),
         ("ocsp = both", "RFC 4806"),
         ("ocsp = x", "'x' is not one of reply, never, request, both"),
-        ("ppk_id = me", "RFC 8784"),
-        ("ppk_required = yes", "RFC 8784"),
         ("if_id_in = 5", "this needs the kernel's XFRM"),
         ("if_id_out = %unique", "this needs the kernel's XFRM"),
         ("mediation = yes", "mediation"),
@@ -286,11 +284,9 @@ def test_misuse(line: str, message: str) -> None:
         "dpd_timeout = 0s",
         "ocsp = reply",
         "ocsp = never",
-        "ppk_required = no",
         "if_id_in = 0",
         "if_id_out = 0x0",
         "mediation = no",
-        "ppk_id =",
     ],
 )
 def test_harmless(line: str) -> None:

@@ -26,6 +26,7 @@ from ipsec.config.settings import DaemonSettings, LogLevel
 from ipsec.crypto.identity import parse_identity
 from ipsec.errors import ConfigError
 from ipsec.ike.config import Action, AuthClass
+from ipsec.ike.credentials import Ppk
 from tests.config import pki
 
 PSK = "correct horse battery"
@@ -82,6 +83,9 @@ def test_one_connection(read: Read) -> None:
             "IPSEC_REMOTE_ID": "b.example",
             "IPSEC_REMOTE_ADDRS": "b.example",
             "IPSEC_PSK": PSK + "\n",
+            "IPSEC_PPK": "0x" + "a5" * 32,
+            "IPSEC_PPK_ID": "pq",
+            "IPSEC_PPK_REQUIRED": "yes",
             "IPSEC_VIPS": "0.0.0.0",
             "IPSEC_REMOTE_TS": "10.0.0.0/8,\n 192.0.2.0/24",
             "IPSEC_PROPOSALS": "aes256-sha256-x25519",
@@ -108,6 +112,8 @@ def test_one_connection(read: Read) -> None:
     assert config.warnings == ()
     ours, theirs = parse_identity("a.example"), parse_identity("b.example")
     assert config.credentials.find_psk(ours, theirs) == PSK.encode()
+    assert (connection.ppk_id, connection.ppk_required) == (b"pq", True)
+    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (b"pq",), "ppk-office"),)
     assert config.credentials.find_psk(parse_identity("c.example"), parse_identity("d.example")) is None
 
 

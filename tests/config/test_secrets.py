@@ -10,7 +10,7 @@ from ipsec.config import Config, load, load_text
 from ipsec.config.secrets import parse_shared_secret
 from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.errors import ConfigError
-from ipsec.ike.credentials import SharedSecret
+from ipsec.ike.credentials import Ppk, SharedSecret
 from tests.config import pki
 
 SECRET = "correct horse battery"
@@ -90,9 +90,8 @@ def test_shared_secrets() -> None:
         (f"eap-carol {{\n secret = {SECRET}\n}}", "secrets.eap-carol", "EAP and XAuth are not supported"),
         (f"xauth {{\n secret = {SECRET}\n}}", "secrets.xauth", "EAP and XAuth are not supported"),
         (f"ntlm1 {{\n secret = {SECRET}\n}}", "secrets.ntlm1", "EAP and XAuth are not supported"),
-        (f"ppk {{\n secret = {SECRET}\n}}", "secrets.ppk", "RFC 8784"),
         (f"token {{\n handle = 12\n pin = {SECRET}\n}}", "secrets.token", "smart cards"),
-        ("psk {\n}", "secrets.psk", "not one of ike, private, rsa, ecdsa, pkcs8, pkcs12"),
+        ("psk {\n}", "secrets.psk", "not one of ike, ppk, private, rsa, ecdsa, pkcs8, pkcs12"),
         ("privat {\n}", "secrets.privat", "did you mean 'private'?"),
         *(
             (f"{kind}-1 {{\n secret = {SECRET}\n}}", f"secrets.{kind}-1.file", "a passphrase needs this key")
@@ -121,6 +120,17 @@ def test_key_files_need_a_directory() -> None:
 def test_short_secret_is_a_warning() -> None:
     (warning,) = read("ike {\n secret = abc\n}").warnings
     assert warning.startswith("f:3: secrets.ike.secret: a preshared key shorter than 8 octets")
+
+
+def test_postquantum() -> None:
+    """RFC 8784: the id is written as an identity, and goes over the wire as its octets."""
+    config = read(f"ppk-sun {{\n secret = 0x{'a5' * 32}\n id-1 = pq.example.org\n id-2 = \"@#0aff\"\n}}")
+    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (b"pq.example.org", b"\x0a\xff"), "ppk-sun"),)
+    assert config.credentials.secrets == config.warnings == ()
+    assert "a5" * 8 not in repr(config)
+    (warning,) = read(f"ppk {{\n secret = {SECRET}\n}}").warnings
+    assert warning.startswith("f:3: secrets.ppk.secret: a postquantum preshared key shorter than 32 octets")
+    assert refuse("ppk {\n id = x\n}").key == "secrets.ppk.secret"
 
 
 @pytest.mark.parametrize("kind", ["private", "rsa", "ecdsa", "pkcs8"])

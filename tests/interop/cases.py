@@ -26,6 +26,7 @@ from tests.interop.steps import (
     Move,
     NoTraffic,
     OnWire,
+    Postquantum,
     Reconfigure,
     Rekey,
     Restart,
@@ -309,6 +310,27 @@ def _refusals() -> Iterator[Case]:
     yield Case("wrong psk, put right", sides, again)
 
 
+def _postquantum() -> Iterator[Case]:
+    ppk = {"secrets": {"ppk-1": {"id-1": "pq.interop.test", "secret": "0x" + "a5" * 32}}}
+    other = {"secrets": {"ppk-1": {"id-1": "other.interop.test", "secret": "0x" + "5a" * 32}}}
+    wrong = {"secrets": {"ppk-1": {"id-1": "pq.interop.test", "secret": "0x" + "5a" * 32}}}
+    wish, must = gw({"ppk_id": "pq.interop.test"}), gw({"ppk_id": "pq.interop.test", "ppk_required": "yes"})
+    shown = (*UP, Postquantum(), Rekey("ike"), Rekey("child"), Traffic(), Postquantum())
+    for kind in ("", "rsa"):
+        sides = make_sides(certs=kind, both=ppk, initiator=must, responder=gw({"ppk_required": "yes"}))
+        yield Case(f"ppk {kind or 'psk'}", sides, shown)
+    without = (*UP, Postquantum(used=False), Log("PPK|postquantum", INITIATOR))
+    yield Case("ppk the peer has not", make_sides(initiator=merge(ppk, wish), responder=other), without)
+    sides = make_sides(certs="rsa", initiator=merge(ppk, wish), responder=other)
+    yield Case("ppk the peer has not, certificates", sides, without)
+    yield Case("ppk at one end", make_sides(initiator=merge(ppk, wish)), without)
+    refused = (Initiate(up=False), NoTraffic(), Count(0, 0))
+    yield Case("ppk required, the peer has none", make_sides(initiator=merge(ppk, must)), refused)
+    yield Case("ppk required, the peer has another", make_sides(initiator=merge(ppk, must), responder=other), refused)
+    yield Case("ppk required by the responder", make_sides(responder=merge(ppk, must)), refused)
+    yield Case("ppk wrong", make_sides(initiator=merge(ppk, wish), responder=wrong), (*refused, Log(FAILED, RESPONDER)))
+
+
 def _fragments() -> Iterator[Case]:
     small = {"fragment_size": "576"}
     shown = (*UP, OnWire("request fragments"), OnWire("response fragments"))
@@ -496,6 +518,7 @@ GROUPS = (
     _esp_suites,
     _authentication,
     _refusals,
+    _postquantum,
     _fragments,
     _cookies,
     _rekeying,

@@ -129,6 +129,18 @@ class VirtualTraffic(_Step):
 
 
 @dataclass(frozen=True)
+class Postquantum(_Step):
+    """Each end that can be asked says that a postquantum preshared key is used, or that none is."""
+
+    used: bool = True
+
+    def __call__(self, run: Run) -> None:
+        for end in (INITIATOR, RESPONDER):
+            for sa in run.established(end) or []:
+                assert (sa.get("ppk") == "yes") is self.used, f"{end}: {sa}"
+
+
+@dataclass(frozen=True)
 class Suite(_Step):
     """Each end that can be asked names these algorithms: AES_GCM_16 128, PRF_HMAC_SHA2_256, CURVE_25519."""
 

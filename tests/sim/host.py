@@ -19,7 +19,7 @@ from ipsec.ike.config import (
     IkeSettings,
     PoolConfig,
 )
-from ipsec.ike.credentials import Credentials, SharedSecret
+from ipsec.ike.credentials import Credentials, Ppk, SharedSecret
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
     ChildDown,
@@ -127,10 +127,12 @@ class SimHost:
 
     # -- commands
 
-    def load(self, *connections: Connection, secret: bytes = b"a secret that nobody guesses") -> None:
+    def load(
+        self, *connections: Connection, secret: bytes = b"a secret that nobody guesses", ppks: Iterable[Ppk] = ()
+    ) -> None:
         self.connections = {connection.name: connection for connection in connections}
         owners = tuple(parse_pattern(text) for text in ("moon", "sun", "carol", "dave"))
-        self.engine.load(connections, Credentials(secrets=[SharedSecret(secret, owners)]), self.pools)
+        self.engine.load(connections, Credentials(secrets=[SharedSecret(secret, owners)], ppks=ppks), self.pools)
 
     def initiate(self, name: str = "c", children: Iterable[str] | None = None, **more: Any) -> IkeSa:
         """Bring a connection up, as a daemon would."""

@@ -238,7 +238,12 @@ def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         engine = await settled(one, session)
         assert [len(secret.owners) for secret in engine.credentials.secrets] == [0, 0, 2]
         assert names((await session.request("get-shared"))["keys"]) == ["ike-old", "x"]
-        for kind in ("EAP", "ppk", "odd"):
+        await session.request("load-shared", {"type": "PPK", "id": "p", "data": secret, "owners": ["pq", "@#0aff"]})
+        assert [ppk.ids for ppk in (await settled(one, session)).credentials.ppks] == [(b"pq", b"\x0a\xff")]
+        assert len(engine.credentials.secrets) == 3
+        await session.request("unload-shared", {"id": "p"})
+        assert (await settled(one, session)).credentials.ppks == ()
+        for kind in ("EAP", "ntlm", "odd"):
             assert "invalid shared key type" in await refused(session, "load-shared", message | {"type": kind})
         await session.request("unload-shared", {"id": "x"})
         await session.request("unload-shared", {"id": "x"})

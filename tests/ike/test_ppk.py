@@ -1,0 +1,181 @@
+"""Postquantum preshared keys (RFC 8784): who uses one, who goes without, and who refuses."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ipsec.crypto.prf import prf_algorithm, supported_prfs
+from ipsec.ike import ppk
+from ipsec.ike.credentials import Credentials, Ppk
+from ipsec.ike.failure import Cause
+from ipsec.ike.keymat import IkeKeys, with_ppk
+from ipsec.wire.iana import AuthMethod, NotifyType
+from ipsec.wire.payloads import AuthPayload, NotifyPayload
+from tests.pair import Pair
+from tests.sim.host import SimHost
+
+ID = b"shared with sun"
+HAS = (Ppk(b"\xa5" * 32, (b"another", ID), "ppk-1"),)
+WRONG = (Ppk(b"\x5a" * 32, (ID,), "ppk-1"),)
+OTHER = (Ppk(b"\x5a" * 32, (b"somebody else's",), "ppk-2"),)
+WISH = {"ppk_id": ID}
+MUST = {"ppk_id": ID, "ppk_required": True}
+NEEDS = {"ppk_required": True}
+
+
+def make(a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: Sequence[Ppk], **more: Any) -> Pair:
+    """moon and sun, with these settings of the connection and these PPKs."""
+    pair = Pair(a=a, b=b, **more)
+    for host, ppks in ((pair.a, a_has), (pair.b, b_has)):
+        host.load(*host.connections.values(), ppks=ppks)
+    return pair
+
+
+def used(host: SimHost) -> list[bool]:
+    return [sa.ppk for sa in host.engine.sas.values() if sa.established]
+
+
+# -- keys
+
+
+@pytest.mark.parametrize("number", supported_prfs())
+def test_keys(number: int) -> None:
+    """Section 3: SK_d, SK_pi and SK_pr are prf+ of the PPK and what they were; nothing else is changed."""
+    prf = prf_algorithm(number)
+    old = IkeKeys(*(bytes((n,)) * prf.key_len for n in range(7)))
+    new = with_ppk(prf, old, b"PPK" * 20)
+    for name in ("sk_d", "sk_pi", "sk_pr"):
+        assert getattr(new, name) == prf.plus(b"PPK" * 20, getattr(old, name), prf.key_len)
+    assert all(getattr(new, name) == getattr(old, name) for name in ("sk_ai", "sk_ar", "sk_ei", "sk_er"))
+
+
+def test_key_by_hand() -> None:
+    """prf+ for one block, with HMAC and nothing of ours: prf(PPK, SK | 0x01)."""
+    old = IkeKeys(*(bytes((n,)) * 32 for n in range(7)))
+    new = with_ppk(prf_algorithm(5), old, b"\x01\x02\x03")
+    assert new.sk_d == hmac.digest(b"\x01\x02\x03", old.sk_d + b"\x01", "sha256")
+    assert new.sk_pr == hmac.digest(b"\x01\x02\x03", old.sk_pr + b"\x01", "sha256")
+
+
+def test_which() -> None:
+    everybodys = Ppk(b"e")
+    credentials = Credentials(ppks=[everybodys, *HAS, *WRONG])
+    assert credentials.find_ppk(ID) is HAS[0]
+    assert credentials.find_ppk(b"unknown") is everybodys
+    assert Credentials(ppks=HAS).find_ppk(b"unknown") is None
+    assert Credentials(ppks=HAS).find_ppk(b"") is None
+    assert "a5" not in repr(HAS[0])
+    assert "\\xa5" not in repr(HAS[0])
+
+
+# -- the table of section 3
+
+
+@pytest.mark.parametrize(
+    ("a", "a_has", "b", "b_has", "ppk"),
+    [
+        ({}, (), {}, (), False),
+        ({}, HAS, {}, HAS, False),
+        (WISH, HAS, {}, HAS, True),
+        (WISH, HAS, WISH, HAS, True),
+        (MUST, HAS, {}, HAS, True),
+        (WISH, HAS, NEEDS, HAS, True),
+        (MUST, HAS, MUST, HAS, True),
+        (WISH, HAS, {}, (), False),
+        (WISH, HAS, {}, OTHER, False),
+        (WISH, OTHER, {}, HAS, False),
+        (WISH, (), {}, (), False),
+        (WISH, HAS, {}, (Ppk(b"\xa5" * 32),), True),
+    ],
+)
+def test_up(a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: Sequence[Ppk], ppk: bool) -> None:
+    pair = make(a, a_has, b, b_has).up()
+    assert used(pair.a) == used(pair.b) == [ppk]
+    pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ikes[0])
+    pair.world.settle()
+    pair.b.do(pair.b.engine.rekey_child, pair.b.children[0])
+    pair.world.settle()
+    assert used(pair.a) == used(pair.b) == [ppk]
+    pair.finish()
+
+
+@pytest.mark.parametrize(
+    ("a", "a_has", "b", "b_has", "causes"),
+    [
+        (MUST, HAS, {}, (), {Cause.REFUSED}),
+        (MUST, HAS, {}, OTHER, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (MUST, (), {}, HAS, {Cause.LOCAL_AUTH}),
+        (WISH, HAS, {}, WRONG, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (MUST, HAS, {}, WRONG, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        ({}, HAS, NEEDS, HAS, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (WISH, HAS, NEEDS, (), {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (WISH, HAS, NEEDS, OTHER, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (WISH, OTHER, NEEDS, HAS, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+    ],
+)
+def test_refused(
+    a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: Sequence[Ppk], causes: set[Cause]
+) -> None:
+    pair = make(a, a_has, b, b_has)
+    pair.a.initiate()
+    pair.world.run(120)
+    assert not used(pair.a)
+    assert not used(pair.b)
+    found = {problem.failure.cause for host in (pair.a, pair.b) for problem in host.engine.problems}
+    assert found - {Cause.NOT_IN_TIME} == causes
+
+
+def test_another_connection_may_go_without() -> None:
+    """The connection that needs a PPK is not the only one that has this peer."""
+    pair = make({}, (), {}, HAS)
+    (plain,) = pair.b.connections.values()
+    pair.b.load(replace(plain, name="first", ppk_required=True), plain, ppks=HAS)
+    pair.a.initiate()
+    pair.world.settle()
+    assert [sa.name for sa in pair.b.ikes] == ["c"]
+    assert used(pair.b) == [False]
+
+
+# -- what a peer may say
+
+
+def test_identities() -> None:
+    """Section 5.1: a type and its octets. Those of another type, and endless ones, are none that we know."""
+    proof = AuthPayload(AuthMethod.SHARED_KEY, b"AUTH")
+
+    def said(data: bytes) -> bytes | None:
+        return ppk.received(proof, [NotifyPayload(NotifyType.PPK_IDENTITY, data)]).ppk_id
+
+    assert said(b"\x02" + ID) == ID
+    assert said(b"\x01" + ID) == said(b"\x03" + ID) == said(b"\x02") == said(b"") == b""
+    assert said(b"\x02" + bytes(ppk.ID_MAX)) == b""
+    assert ppk.received(proof, []) == ppk.Received(None, None)
+    # without an identity nothing is asked for, so there is nothing to go without
+    only = [NotifyPayload(NotifyType.NO_PPK_AUTH, b"other AUTH")]
+    assert ppk.received(proof, only) == ppk.Received(None, None)
+    both = [*only, ppk.identity(ID)]
+    assert ppk.received(proof, both).without == AuthPayload(AuthMethod.SHARED_KEY, b"other AUTH")
+
+
+def test_any_octets_are_an_identity_that_we_have_not() -> None:
+    """Whatever the identity, the peer goes without; the log shows it bounded, and in ASCII."""
+    for ppk_id in (b"\x00\n\xff", b"x" * 900, "\u00e4".encode()):
+        pair = make({"ppk_id": ppk_id}, (Ppk(b"k" * 32, (ppk_id,)),), {}, HAS).up()
+        assert used(pair.b) == [False]
+        pair.finish()
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_responder_that_claims_or_denies_it(monkeypatch: pytest.MonkeyPatch, lies: bool) -> None:
+    """An N(PPK_IDENTITY) too many or too few in the answer: AUTH is over other keys, and nobody is believed."""
+    pair = make(WISH, HAS, {}, OTHER if lies else HAS)
+    monkeypatch.setattr(ppk, "accepted", lambda payloads: lies)
+    pair.a.initiate()
+    pair.world.run(120)
+    assert not used(pair.a)
+    assert not used(pair.b)
