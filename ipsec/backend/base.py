@@ -5,7 +5,7 @@ The calls return at once; what happens later arrives as events. All of it belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Lifetime, Policy, SaParams
+from ipsec.wire.selector import TrafficSelector
 
 IpAddress = IPv4Address | IPv6Address
 IpInterface = IPv4Interface | IPv6Interface
@@ -169,10 +170,12 @@ class Backend(Protocol):
         a caller it is logged.
         """
 
-    def begun(self) -> None:
-        """All that the start wants has been added.
+    def begun(self, awaited: Collection[TrafficSelector | None] = ()) -> int:
+        """All that the start wants has been added, but for policies whose remote ends are ``awaited``.
 
-        Until then what a killed predecessor left closed stays so; from now on it may open if nobody wants it.
+        Until then what a killed predecessor left closed stays so; from now on it opens if nobody wants it closed, and
+        nothing awaited leads there. None is one host, nobody knows which. Whoever awaits something calls this again
+        when it is less; how many networks stay closed for it.
         """
 
     def try_sync_routes(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -20,7 +20,7 @@ from ipsec.net.link import forwards_from
 from ipsec.net.route import Router
 from ipsec.net.routebook import Change, Entry, RouteBook
 from ipsec.net.tablewatch import TableWatch
-from ipsec.wire.selector import SelectorPair
+from ipsec.wire.selector import SelectorPair, TrafficSelector
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,6 @@ class Routes:
         self._fixed_mtu = settings.mtu
         "0 takes what fits through every SA"
         self._book = RouteBook(fail_closed=settings.fail_closed)
-        # What a predecessor left closed stays so until all that is to be is known, also if this start fails.
-        self._book.keeping = settings.fail_closed
         self._apart = bool(settings.namespace)
         "nothing has a way around the tunnel where the routes are, and outer packets do not come there"
         self._may_drop = bool(settings.fwmark) or self._apart or settings.prepared
@@ -99,6 +97,8 @@ class Routes:
         "when somebody was last said to remove what is ours"
         self.addresses: dict[IpInterface, int] = {}
         "that were added to the device, how often"
+        self._begun = False
+        "all that the start wants is known"
         self.applied = False
         "the table was once as it should be, with all that the start wanted"
 
@@ -172,10 +172,12 @@ class Routes:
         """The smallest path MTU of all SAs."""
         return min(self._path_mtus, default=DEFAULT_PATH_MTU)
 
-    def begun(self) -> None:
+    def begun(self, awaited: Collection[TrafficSelector | None]) -> int:
         """See ``Backend.begun``."""
-        self._book.let_go()
+        self._begun = True
+        closed = self._book.let_go({(one.start, one.end) if one is not None else None for one in awaited})
         self.changed()
+        return closed
 
     # -- addresses of the device
 
@@ -244,6 +246,10 @@ class Routes:
 
     def attach(self, router: Router, device: str, index: int, mtu: int) -> None:
         """From now on changes are carried out. ``index`` is the device's number, ``mtu`` what it has."""
+        if self._router is None:
+            # What a predecessor left closed stays so until all that is to be is known, also if this start fails. Not so
+            # once more when the device is made again.
+            self._book.keep(entry.prefix for entry in router.inherited)
         self._router, self._device, self._index, self._mtu = router, device, index, mtu
         self.forget()
 
@@ -365,7 +371,7 @@ class Routes:
                 raise refused[0]
             self._wait = 0.0
             self._told = ""
-            self.applied = not self._book.keeping
+            self.applied = self._begun
 
     def _try_later(self) -> None:
         """What was refused once may not be twice, and without its route what is protected would leave in clear."""
@@ -403,7 +409,7 @@ class Routes:
         if failed or book.pending or not versions <= router.rules:
             return False
         self._versions = versions
-        self.applied = not self._book.keeping
+        self.applied = self._begun
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

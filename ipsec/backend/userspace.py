@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -36,6 +36,7 @@ from ipsec.net import udp
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.route import Router
 from ipsec.net.tun import Tun, open_tun, tun_from_fd
+from ipsec.wire.selector import TrafficSelector
 
 log = logging.getLogger(__name__)
 
@@ -285,7 +286,7 @@ class UserspaceBackend:
         """Whether unreachable routes outlive this stop, because nobody asked for it: see ``fail_closed``."""
         if not self._settings.fail_closed:
             return False
-        return self._lost or (router.inherited and not self._routes.applied)
+        return self._lost or (bool(router.inherited) and not self._routes.applied)
 
     def _drop_pumps(self) -> None:
         self._totals.retire(self._workers)
@@ -595,9 +596,9 @@ class UserspaceBackend:
         self._on_link()
         await self._routes.sync()
 
-    def begun(self) -> None:
-        """All that the start wants has been added."""
-        self._routes.begun()
+    def begun(self, awaited: Collection[TrafficSelector | None] = ()) -> int:
+        """See ``Backend.begun``."""
+        return self._routes.begun(awaited)
 
     def try_sync_routes(self) -> bool:
         """Carry out at once what routes need, if that is little; False: only ``sync_routes`` can."""

@@ -128,8 +128,8 @@ class Router:
         "IP versions that there is a rule for"
         self._rules_sure = False
         "there are no others of ours"
-        self.inherited = False
-        "unreachable routes of a predecessor were found and kept"
+        self.inherited: Set[Entry] = frozenset()
+        "unreachable routes of a predecessor that were found and kept"
         try:
             self._netlink = Netlink()
             # with a socket of its own: the one thread that changes routes need not be the one that does the rest
@@ -308,8 +308,8 @@ class Router:
         self._claim = None
         self._claimed = False
 
-    def _sweep(self, *, keep_closed: bool) -> bool:
-        """Remove our routes and rules; whether unreachable ones were kept."""
+    def _sweep(self, *, keep_closed: bool) -> Set[Entry]:
+        """Remove our routes and rules; the unreachable ones that were kept."""
         book = RouteBook()
         present = self.present()
         kept = {entry for entry in present if keep_closed and entry.kind == "unreachable"}
@@ -321,7 +321,7 @@ class Router:
                 self._writer.del_rule(rule)
         self._rules.clear()
         self._rules_sure = not kept
-        return bool(kept)
+        return kept
 
     def present(self) -> set[Entry]:
         """Our entries in the table now. BackendError if the kernel does not say."""

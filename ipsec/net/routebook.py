@@ -9,9 +9,10 @@ Nothing here does I/O: ``changes`` says what to do next, and is told what came o
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence, Set
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from ipaddress import IPv4Address, IPv6Address
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 IpAddress = IPv4Address | IPv6Address
@@ -67,13 +68,13 @@ class RouteBook:
 
     def __init__(self, *, fail_closed: bool = False) -> None:
         self._fail_closed = fail_closed
-        self.keeping = False
-        "unreachable routes that nobody wants stay, until ``let_go``"
+        self._kept: set[Prefix] = set()
+        "networks that stay closed though nobody wants it, until ``let_go``"
         self._protected: dict[Prefix, dict[Range | None, int]] = {}
         "network -> local ranges of the policies that protect it, first come first; None for those that drop"
         self._excluded: dict[Prefix, int] = {}
         self._lengths: dict[tuple[int, int], int] = {}
-        "(version, length) -> how many protected networks are of it"
+        "(version, length) -> how many protected networks are of it, and kept ones"
         self._inside: dict[tuple[int, int], dict[int, set[Prefix]]] = {}
         "(version, length) -> value -> excluded networks that lie in it, for lengths in use"
         self._own: dict[int, tuple[list[int], dict[int, tuple[int, IpAddress]]]] = {4: ([], {}), 6: ([], {})}
@@ -172,7 +173,7 @@ class RouteBook:
         return any(
             version == prefix.version
             and length <= prefix.length
-            and Prefix(version, length, _cut(prefix, length)) in self._protected
+            and ((around := Prefix(version, length, _cut(prefix, length))) in self._protected or around in self._kept)
             for version, length in self._lengths
         )
 
@@ -197,6 +198,8 @@ class RouteBook:
             if self._fail_closed:
                 found[Entry("unreachable", prefix)] = None
             return found
+        if prefix in self._kept:
+            return {Entry("unreachable", prefix): None}
         # A peer that is the whole of a protected network (host to host) no route can tell apart: the mark does it.
         if prefix in self._excluded and self._covered(prefix):
             return {Entry("throw", prefix): None}
@@ -205,15 +208,30 @@ class RouteBook:
     @property
     def versions(self) -> set[int]:
         """IP versions of the routes wanted, or kept."""
-        wanted = {version for version, _ in self._lengths}
-        if self.keeping:
-            wanted |= {entry.prefix.version for entry in self._installed if entry.kind == "unreachable"}
-        return wanted
+        return {version for version, _ in self._lengths}
 
-    def let_go(self) -> None:
-        """What nobody wants need not stay closed any longer."""
-        self.keeping = False
-        self._dirty.update((entry.prefix, None) for entry in self._installed if entry.kind == "unreachable")
+    def keep(self, networks: Iterable[Prefix]) -> None:
+        """These are closed, and stay so though nobody wants it, until ``let_go``."""
+        for prefix in networks:
+            self._kept.add(prefix)
+            self._count_length(prefix, 1)
+            self._touch_inside(prefix)
+            self._dirty[prefix] = None
+
+    def let_go(self, awaited: Collection[Range | None] = ()) -> int:
+        """What was kept opens if nobody wants it closed, but for what ``awaited`` leads to; how many networks stay.
+
+        None leads to one host, whichever: it had a route to itself.
+        """
+        stay = _meeting(self._kept, (range_ for range_ in awaited if range_ is not None))
+        if None in awaited:
+            stay.update(prefix for prefix in self._kept if prefix.length == _BITS[prefix.version])
+        for prefix in self._kept - stay:
+            self._kept.remove(prefix)
+            self._touch_inside(prefix)
+            self._count_length(prefix, -1)
+            self._dirty[prefix] = None
+        return len(stay)
 
     def uses(self, addresses: Set[bytes]) -> bool:
         """Whether one of these, packed, is the source of a route that was installed."""
@@ -264,7 +282,7 @@ class RouteBook:
                     self._installed[entry] = source
                     self._unsure.discard(entry)
                     todo.append(Change(True, entry, source))
-            elif entry in self._installed and not (self.keeping and entry.kind == "unreachable"):
+            elif entry in self._installed:
                 if entry.kind == "throw" and prefix not in self._protected:
                     self._removals[entry] = None
                 else:
@@ -291,8 +309,26 @@ class RouteBook:
         self._installed = dict.fromkeys(present)
         self._unsure = {entry for entry in self._installed if entry.kind == "unicast"}
         self._removals.clear()
-        for known in (self._protected, self._excluded, (entry.prefix for entry in self._installed)):
+        installed = (entry.prefix for entry in self._installed)
+        for known in (self._protected, self._kept, self._excluded, installed):
             self._dirty.update(dict.fromkeys(known))
+
+
+def _meeting(networks: Iterable[Prefix], ranges: Iterable[Range]) -> set[Prefix]:
+    """Those networks that have an address in common with one of these ranges."""
+    spans = sorted((first.version, int(first), int(last)) for first, last in ranges)
+    if not spans:
+        return set()
+    starts = [(version, first) for version, first, _ in spans]
+    # a range that begins later may end before
+    ends = list(accumulate(((version, last) for version, _, last in spans), max))
+    found = set()
+    for prefix in networks:
+        last = prefix.value + (1 << (_BITS[prefix.version] - prefix.length)) - 1
+        at = bisect_right(starts, (prefix.version, last))
+        if at and ends[at - 1] >= (prefix.version, prefix.value):
+            found.add(prefix)
+    return found
 
 
 def _cut(prefix: Prefix, length: int) -> int:

@@ -406,6 +406,41 @@ def test_what_a_predecessor_left_closed_stays_so_until_all_has_begun(namespace: 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("ends", ["stop", "failed start", "lost device"])
+def test_what_is_awaited_stays_closed_until_a_stop(namespace: None, ends: str) -> None:
+    """Also when the device is made again; and what is not awaited is open."""
+    left = ("10.2.0.0/16", "10.3.0.1", "10.4.0.1")
+    net, host, other = (f"unreachable {where} proto 205 metric {FAIL_CLOSED_METRIC}" for where in left)
+    for route in (net, host, other):
+        subprocess.run(["ip", "route", "add", *route.split(), "table", "220"], check=True)
+
+    async def main() -> None:
+        async with running(fail_closed=True) as backend:
+            await backend.sync_routes()
+            if ends == "failed start":
+                return
+            assert backend.begun({None}) == 2
+            await backend.sync_routes()
+            assert table() == [host, other]
+            subprocess.run(["ip", "link", "del", "ipsec0"], check=True)
+            await until(lambda: not backend.running)
+            await until(lambda: backend.running)
+            number = backend.add_policy(protect(EVERYWHERE, one("10.3.0.1")))
+            await backend.sync_routes()
+            assert table() == ["10.3.0.1 dev ipsec0 proto 205", host, other]
+            backend.del_policy(number)
+            await backend.sync_routes()
+            assert table() == [host, other]
+            if ends == "lost device":
+                with patch.object(os, "eventfd", side_effect=OSError(errno.EMFILE, "Too many open files")):
+                    subprocess.run(["ip", "link", "del", "ipsec0"], check=True)
+                    await until(lambda: not backend.running)
+                    await asyncio.sleep(0.2)
+
+    asyncio.run(main())
+    assert table() == {"stop": [], "failed start": [net, host, other], "lost device": [host, other]}[ends]
+
+
 def test_all_is_there_again_with_a_new_device(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:

@@ -129,6 +129,58 @@ def test_what_was_there_is_taken_over() -> None:
     assert changes == [Change(True, Entry("unicast", inside)), Change(False, Entry("unreachable", foreign))]
 
 
+def closed(*texts: str) -> list[Prefix]:
+    return [prefix for text in texts for prefix in prefixes(*between(text))]
+
+
+def test_what_was_closed_stays_so_where_it_is_awaited() -> None:
+    book, table = RouteBook(fail_closed=True), Table()
+    left = closed("10.2.0.0/16", "10.3.0.0/16", "10.4.4.0/24", "10.9.0.1/32", "fd02::/16", "fd09::1/128", "::/8")
+    table.entries = {Entry("unreachable", prefix): None for prefix in left}
+    book.keep(left)
+    book.adopt(table.entries)
+    book.protect(between("0.0.0.0/0"), between("10.2.0.0/16"))
+    everything = {f"unreachable {prefix}": None for prefix in left} | {"unicast 10.2.0.0/16": None}
+    assert table.follow(book) == everything
+    assert book.versions == {4, 6}
+    # inside of one, around another, and a host, whichever that is
+    awaited = {between("10.3.3.0/24"), between("10.3.0.0/28"), between("10.4.0.0/16"), between("fd02:1::/32"), None}
+    assert book.let_go(awaited) == 5
+    stays = ("10.3.0.0/16", "10.4.4.0/24", "10.9.0.1/32", "fd02::/16", "fd09::1/128")
+    live = {"unicast 10.2.0.0/16": None, "unreachable 10.2.0.0/16": None}
+    assert table.follow(book) == {f"unreachable {text}": None for text in stays} | live
+    # a tunnel that comes and goes leaves it as it was, and who removes it has it put back
+    book.protect(between("0.0.0.0/0"), between("10.9.0.1"))
+    assert "unicast 10.9.0.1/32" in table.follow(book)
+    book.unprotect(between("0.0.0.0/0"), between("10.9.0.1"))
+    book.protect(between("0.0.0.0/0"), between("10.8.0.1"))
+    assert "unreachable 10.8.0.1/32" in table.follow(book)
+    book.unprotect(between("0.0.0.0/0"), between("10.8.0.1"))
+    table.entries.clear()
+    book.adopt([])
+    assert table.follow(book) == {f"unreachable {text}": None for text in stays} | live
+    assert book.let_go({between("10.3.0.0/16")}) == 1
+    assert book.let_go({None}) == 0, "what has opened is not closed again"
+    assert table.follow(book) == live
+    assert book.versions == {4}
+
+
+def test_what_is_excluded_is_so_from_what_stays_closed() -> None:
+    """``pass`` for a name server, without which no name would ever be known."""
+    book, table = RouteBook(fail_closed=True), Table()
+    book.exclude(between("192.0.2.53"))
+    left = closed("0.0.0.0/0", "192.0.2.2/32")
+    table.entries = {Entry("unreachable", prefix): None for prefix in left}
+    book.keep(left)
+    book.adopt(table.entries)
+    # an SA with the peer lets its packets out by their mark, and others not
+    book.exclude(between("192.0.2.2"))
+    kept = {"unreachable 0.0.0.0/0": None, "unreachable 192.0.2.2/32": None}
+    assert table.follow(book) == kept | {"throw 192.0.2.53/32": None}
+    book.let_go()
+    assert table.follow(book) == {}
+
+
 ADDRESSES = st.integers(0, 31).map(lambda n: IPv4Address(0x0A000000 + n))
 RANGES = st.tuples(ADDRESSES, ADDRESSES).map(lambda pair: (min(pair), max(pair)))
 
