@@ -13,6 +13,7 @@ from ipaddress import ip_network
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
+from ipsec.daemon.settings import amount
 from ipsec.esp.sa import Action as PolicyAction
 from ipsec.esp.sa import Policy
 from ipsec.ike.child import resolve
@@ -22,6 +23,9 @@ from ipsec.ike.events import Path
 from ipsec.wire.selector import SelectorPair, TrafficSelector, agreeing_pairs
 
 log = logging.getLogger(__name__)
+
+#: connections that a line of the log names
+NAMED = 5
 
 
 @dataclass
@@ -50,6 +54,12 @@ class Guards:
         "policies of guards that are gone, by connection: they stay until their successors are there"
         self._expected: dict[tuple[str, str], Guard] = {}
         "guards that cannot be put in place before somebody says where their peer is"
+        self._awaited: dict[str, set[TrafficSelector | None]] = {}
+        "remote ends of those, None for a peer's address, by connection: until ``release``"
+        self._loading = True
+        "more may come to be expected"
+        self._closed: int | None = None
+        "how many networks a predecessor closed and we still do; None: it was not asked yet"
 
     def add(self, connection: Connection, child: ChildConfig, path: Path | None, *, trap: bool = False) -> None:
         """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
@@ -92,6 +102,7 @@ class Guards:
 
     def expect(self, connection: Connection, child: ChildConfig) -> Guard:
         """``add`` will follow as soon as the peer's address is known, unless ``remove`` comes before it."""
+        self._awaited.setdefault(connection.name, set()).update(_remote_ends(child))
         guard = self._expected[connection.name, child.name] = Guard(connection, child, [], (), 0, False)
         return guard
 
@@ -172,11 +183,43 @@ class Guards:
         return True
 
     def release(self, connection: str) -> None:
-        """What was to come after guards that were held is there, or will not come; not so while one is expected."""
-        if connection not in self._held or any(name == connection for name, _ in self._expected):
+        """What was expected, or was to come after guards that were held, is there or will not come.
+
+        Not so while one is expected.
+        """
+        if connection not in self._held and connection not in self._awaited:
             return
-        for policy in self._held.pop(connection):
+        if any(name == connection for name, _ in self._expected):
+            return
+        for policy in self._held.pop(connection, ()):
             self._backend.del_policy(policy)
+        if self._awaited.pop(connection, None) is not None:
+            self._open()
+
+    def loading(self) -> None:
+        """What is expected may be about to change: until ``begun`` nothing opens."""
+        self._loading = True
+
+    def begun(self) -> None:
+        """Whatever is to be has begun, or is expected: what a predecessor left closed opens where nobody wants it."""
+        self._loading = False
+        self._open()
+
+    def _open(self) -> None:
+        """Let the backend open what nobody waits for any more, until all is open."""
+        if self._loading or self._closed == 0:
+            return
+        before, self._closed = self._closed, self._backend.begun(set().union(*self._awaited.values()))
+        if before is None and self._closed:
+            names = [*sorted(self._awaited)[:NAMED], *(["..."] if len(self._awaited) > NAMED else [])]
+            log.warning(
+                "until it is known where the peers of %s are, what a killed predecessor kept closed stays so (%s); "
+                "a reload without these connections opens it, and so does a restart",
+                ", ".join(names),
+                amount(self._closed, "network"),
+            )
+        elif before and not self._closed:
+            log.info("what a killed predecessor kept closed is open, or protected")
 
     def has(self, connection: str, child: str) -> bool:
         """Whether ``add`` has put something in place for a child."""
@@ -232,6 +275,14 @@ def _needs_peer(connection: Connection, child: ChildConfig) -> bool:
     """Whether a selector is an end's address, and cannot stand for any."""
     templates = (*(() if connection.vips else child.local_ts), *child.remote_ts)
     return not child.shunt and any(template.network is None for template in templates)
+
+
+def _remote_ends(child: ChildConfig) -> set[TrafficSelector | None]:
+    """Where a child's traffic goes; None: to its peer."""
+    ends: set[TrafficSelector | None] = set()
+    for template in child.remote_ts:
+        ends.update(template.resolve(()) or (None,))
+    return ends
 
 
 def shunt_pairs(child: ChildConfig, versions: Iterable[int]) -> list[SelectorPair]:

@@ -134,6 +134,7 @@ class IkeControl:
             except OSError as error:
                 log.warning("changes of our own addresses will not be noticed: %s", error.strerror)
         await self._load(self.loaded.config())
+        self.guards.begun()
         self._collector.start()
 
     async def reload(self, config: Config) -> None:
@@ -153,6 +154,7 @@ class IkeControl:
                 old[name] = new[name]
             elif new.get(name) != connection:
                 gone.append(connection)
+        self.guards.loading()
         for connection in gone:
             log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
             self.guards.remove_all(connection, hold=connection.name in new)
@@ -167,6 +169,7 @@ class IkeControl:
         finally:
             for connection in gone:
                 self._release(connection)
+        self.guards.begun()
 
     async def _load(self, config: Config, unless: Collection[str] | None = None) -> None:
         """``unless``: connections that are there already; None is the start, which fails if anything does.
@@ -289,6 +292,9 @@ class IkeControl:
         while path is None:
             await asyncio.sleep(RETRY_S)
             if not any(map(self.guards.is_expected, expected)):
+                if all(self.guards.has(one.connection.name, one.child.name) for one in expected):
+                    # somebody has installed them by vici
+                    self._release(connection)
                 return
             path = await self._path(connection)
         for guard in filter(self.guards.is_expected, expected):

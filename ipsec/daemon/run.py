@@ -97,8 +97,10 @@ class Daemon:
             self._manual.install([sa.params() for sa in config.sas])
             if (config.connections or vici_wanted(config)) and not self._stopping.is_set():
                 await self._start_ike()
-            # also before a stop: what a predecessor left goes only with one that had routes of its own
-            self.backend.begun()
+            if self.ike is None or self._stopping.is_set():
+                # Else it has said so itself. Also before a stop: what a predecessor left goes only with one that had
+                # routes of its own.
+                self.backend.begun()
             await self.backend.sync_routes()
         except BaseException:
             await self.stop()

@@ -302,6 +302,9 @@ class ViciControl:
                         engine.rename(sa, new)
         self.turn()
         if new is None:
+            if old is not None:
+                # nothing comes after what is held for it
+                self._ike.guards.release(old.name)
             return
         try:
             begin = [child for child in after if not same or child not in before]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,6 +16,7 @@ from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, PolicyError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
+from ipsec.wire.selector import TrafficSelector
 
 LOOP = ip_address("127.0.0.1")
 
@@ -40,6 +41,10 @@ class FakeBackend:
         self.fail_sync = False
         self._number = 0x1000
         self.spis: set[int] = set()
+        self.awaited: list[set[str]] = []
+        "what was said to be awaited, each time"
+        self.left = 1
+        "networks that a predecessor closed, if something is awaited"
 
     def _next(self) -> int:
         self._number += 1
@@ -68,6 +73,10 @@ class FakeBackend:
 
     def del_policy(self, policy: int) -> None:
         del self.policies[policy]
+
+    def begun(self, awaited: Collection[TrafficSelector | None] = ()) -> int:
+        self.awaited.append({str(one or "host") for one in awaited})
+        return self.left if awaited else 0
 
     def rearm(self, policy: int) -> None:
         self.rearmed.append(policy)

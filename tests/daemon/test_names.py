@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +22,7 @@ from ipsec.daemon import ike as ike_module
 from ipsec.daemon import reach
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.reach import Resolver
+from ipsec.daemon.vici import ViciControl
 from ipsec.errors import PolicyError
 from ipsec.esp.sa import Policy
 from tests.daemon.test_ike import LOOP, A, B, FakeBackend, Pair, run, until
@@ -214,13 +216,18 @@ def test_what_cannot_begin_ends_a_start_but_not_one_that_is_over(
             await end.start()
             names.know("one.example")
             await until(lambda: "one: child host cannot begin: no room" in caplog.text)
+            names.know("two.example")
+            await until(lambda: "two: child host cannot begin: no room" in caplog.text)
+            assert backend.awaited == [{"host"}], "nothing guards what a predecessor closed"
             del backend.add_policy  # type: ignore[method-assign]
             await end.reload(load_text(text))
-            assert remotes(backend) == ["127.0.0.1/32"], "the next reload tries again"
+            assert remotes(backend) == ["127.0.0.1/32"] * 2, "the next reload tries again"
+            assert backend.awaited == [{"host"}, set()]
         else:
             names.know("one.example")
             with pytest.raises(PolicyError, match="no room"):
                 await end.start()
+            assert not backend.awaited
         await end.stop()
 
     run(main())
@@ -267,6 +274,130 @@ def test_what_was_kept_in_stays_in_while_the_new_name_is_dead(names: Names) -> N
         assert len(backend.policies) == 1
         await end.reload(load_text("ipsecd { backend = memory }"))
         assert not backend.policies, "nothing is left that could come after it"
+        await end.stop()
+
+    run(main())
+
+
+# -- what a killed predecessor left closed
+
+
+def test_what_was_left_closed_stays_so_until_the_last_name_is_known(
+    names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(
+            one=child("host", TRAP),
+            two=child("host", "start_action = start"),
+            # the peer decides from where, not where to
+            three=child("net", f"remote_ts = 10.3.0.0/16\n{TRAP}"),
+            four=child("net", f"{SITE.format(4)}\n{TRAP}"),
+        )
+        end = control(text, backend)
+        start = asyncio.create_task(end.start())
+        await until(lambda: remotes(backend) == ["10.4.0.0/16"])
+        assert not backend.awaited
+        await start
+        assert backend.awaited == [{"host", "10.3.0.0/16"}]
+        names.know("one.example")
+        await until(lambda: end.guards.has("one", "host"))
+        names.know("three.example")
+        await until(lambda: end.guards.has("three", "net"))
+        await until(lambda: backend.awaited[-1] == {"host"})
+        names.know("two.example")
+        await until(lambda: backend.awaited[-1] == set())
+        assert end.guards.has("two", "host")
+        await end.reload(load_text(text.replace("four.example", "five.example")))
+        assert backend.awaited.count(set()) == 1, "nobody is asked any more"
+        await end.stop()
+
+    run(main())
+    told = [record.message for record in caplog.records if "predecessor" in record.message]
+    assert told == [
+        "until it is known where the peers of one, three, two are, what a killed predecessor kept closed stays so "
+        "(1 network); a reload without these connections opens it, and so does a restart",
+        "what a killed predecessor kept closed is open, or protected",
+    ]
+
+
+def test_where_nothing_was_left_closed_nothing_is_said(names: Names, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        backend.left = 0
+        end = control(connections(one=child("host", TRAP)), backend)
+        await end.start()
+        names.know("one.example")
+        await until(lambda: end.guards.has("one", "host"))
+        assert backend.awaited == [{"host"}]
+        await end.stop()
+
+    run(main())
+    assert "predecessor" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("one.example", "other.example"), ("one {", "another {"), ("host {", "guest {")],
+    ids=["name", "connection", "child"],
+)
+def test_a_reload_opens_what_nobody_waits_for_any_more(before: str, after: str, names: Names) -> None:
+    """A peer that is still waited for stays closed, however the waiting is called; one that is not opens."""
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("host", TRAP))
+        end = control(text, backend)
+        await end.start()
+        changed = text.replace(before, after, 1)
+        assert changed != text
+        await end.reload(load_text(changed))
+        assert all(backend.awaited)
+        await end.reload(load_text("ipsecd { backend = memory }"))
+        assert backend.awaited[-1] == set()
+        await end.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_vici_unloads_is_not_waited_for(refused: bool, names: Names, caplog: pytest.LogCaptureFixture) -> None:
+    """Be it that its peer is not known, or that its guard could not be put in place when it was."""
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", TRAP)), backend)
+        await end.start()
+        if refused:
+
+            def refuse(policy: Policy) -> int:
+                raise PolicyError("no room")
+
+            backend.add_policy = refuse  # type: ignore[method-assign]
+            names.know("one.example")
+            await until(lambda: "one: child host cannot begin: no room" in caplog.text)
+        assert backend.awaited == [{"host"}]
+        nobody = cast(Any, None)
+        assert await ViciControl(end, cast(Any, backend), nobody, nobody, nobody).unload_connection("one")
+        assert backend.awaited == [{"host"}, set()]
+        await end.stop()
+
+    run(main())
+
+
+def test_a_guard_that_somebody_else_has_installed_is_not_waited_for(names: Names) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", "start_action = start")), backend)
+        await end.start()
+        assert backend.awaited == [{"host"}]
+        (connection,) = end.engine.table.by_name.values()
+        names.know("one.example")
+        await end.add_guard(connection, connection.children[0], trap=True)
+        assert end.guards.has("one", "host")
+        await until(lambda: backend.awaited[-1] == set())
         await end.stop()
 
     run(main())
