@@ -74,12 +74,19 @@ class Checker:
             ours, theirs = local.id or "our address", remote.id
             part = _part(section, "local" if local.method is AuthClass.PSK else "remote")
             yield warning_at(part, "auth", f"the section secrets has no preshared key for {ours} and {theirs}")
-        if connection.ppk_id is not None and self._credentials.find_ppk(connection.ppk_id) is None:
-            yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
+        yield from self._ppk_warnings(section, connection)
         anchors = remote.certs or remote.cacerts or remote.pubkeys
         if remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
             why = "there is no trust anchor in x509ca/ and no peer's certificate in x509/, no peer can be checked"
             yield warning_at(_part(section, "remote"), "auth", why)
+
+    def _ppk_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
+        wanted = connection.ppk_id.exact if connection.ppk_id is not None else None
+        if wanted is not None and self._credentials.find_ppk(wanted.data) is None:
+            yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
+        if wanted is None and connection.ppk_required and "%any" not in connection.remote_addrs:
+            why = "this end cannot begin, ppk_id does not say which postquantum preshared key to ask for"
+            yield warning_at(section, "ppk_required", why)
 
     def _has_psk(self, local: Identity | None, remote: IdentityPattern) -> bool:
         """Whether a preshared key can be found once both identities are known."""

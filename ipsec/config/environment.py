@@ -179,11 +179,14 @@ class Environment:
                 text = _inline(text) if place.pem else text
                 _section(own, self._path(place)).values[place.key] = Value(text.strip(), name, None)
         warnings: list[str] = []
+        given = {name.removesuffix("_FILE") for name in self.values}
         for name, place in SECRETS.items():
             value = self._secret(name, place, warnings)
             if value is not None:
                 _section(own, self._path(place)).values[place.key] = value
         self._add_defaults(own)
+        if "IPSEC_PPK" in given and "IPSEC_PPK_ID" not in given and self._has_peer():
+            warnings.append("IPSEC_PPK: only a peer that begins can use it; set IPSEC_PPK_ID to ask the peer for it")
         for top, section in own.sections.items():
             there = _section(root, top)
             for label, part in section.sections.items():
@@ -232,7 +235,7 @@ class Environment:
                 if identity is not None and identity.text != "%any":
                     secret.values[f"id-{side}"] = identity
         ppk_id = _section(own, connection).values.get("ppk_id")
-        if ppk_id is not None and "IPSEC_PPK" in {name.removesuffix("_FILE") for name in self.values}:
+        if ppk_id is not None and f"ppk-{self.name}" in _section(own, "secrets").sections:
             defaults.append((f"secrets.ppk-{self.name}", "id", ppk_id.text or ""))
         if "IPSEC_POOL_ADDRS" in self.values:
             defaults.append((connection, "pools", self.name))

@@ -11,7 +11,7 @@ A secret is text as it is, ``0x`` and hexadecimal, or ``0s`` and Base64. It is i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,8 +19,9 @@ from ipsec.config.directories import KEY_DIRECTORIES
 from ipsec.config.grammar import Section, shown
 from ipsec.config.refused import EAP, TOKEN, numbered
 from ipsec.config.values import error_at, parse_secret, read_keys, suggestion
-from ipsec.crypto.identity import parse_identity, parse_pattern
-from ipsec.ike.credentials import Ppk, SharedSecret
+from ipsec.crypto.identity import IdentityPattern, parse_pattern
+from ipsec.errors import ConfigError
+from ipsec.ike.credentials import PPK_ID_MAX, Ppk, SharedSecret
 
 T = TypeVar("T")
 
@@ -59,9 +60,17 @@ def parse_shared_secret(text: str) -> bytes:
     return text.encode()
 
 
-def parse_ppk_id(text: str) -> bytes:
-    """A PPK_ID, written as an identity; what counts is its octets."""
-    return parse_identity(text).data
+def parse_ppk_id(text: str) -> IdentityPattern:
+    """A PPK_ID, or a pattern for some, as identities are written; what counts of it are its octets."""
+    pattern = parse_pattern(text)
+    if pattern.exact is not None and not 0 < len(pattern.exact.data) <= PPK_ID_MAX:
+        raise ConfigError(f"{len(pattern.exact.data)} octets, a PPK_ID has 1 to {PPK_ID_MAX}")
+    return pattern
+
+
+def make_ppk(secret: bytes, ids: Sequence[IdentityPattern], name: str) -> Ppk:
+    """%any among the ids is as if there were none."""
+    return Ppk(secret, () if any(one.any for one in ids) else tuple(ids), name)
 
 
 def read_secrets(top: Section) -> Secrets:
@@ -80,7 +89,7 @@ def read_secrets(top: Section) -> Secrets:
         if kind == "ike":
             shared.append(SharedSecret(*_read_key(section, parse_pattern), name))
         elif kind == "ppk":
-            ppks.append(Ppk(*_read_key(section, parse_ppk_id), name))
+            ppks.append(make_ppk(*_read_key(section, parse_ppk_id), name))
         else:
             passphrases.append(_read_passphrase(section, kind))
     return Secrets(tuple(shared), tuple(ppks), tuple(passphrases))

@@ -28,7 +28,7 @@ from ipsec.config.connections import read_connection
 from ipsec.config.directories import CredentialFiles
 from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
-from ipsec.config.secrets import parse_ppk_id
+from ipsec.config.secrets import make_ppk, parse_ppk_id
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.keyfiles import load_private_key
 from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
@@ -265,7 +265,7 @@ class Loaded:
         owners = [owner for owner in owners if owner != "%any"]
         shared: SharedSecret | Ppk
         if postquantum:
-            shared = Ppk(secret, tuple(map(parse_ppk_id, owners)), name)
+            shared = make_ppk(secret, list(map(parse_ppk_id, owners)), name)
         else:
             shared = SharedSecret(secret, tuple(map(parse_pattern, owners)), name)
         if name:

@@ -7,7 +7,8 @@ The peer learns nothing but AUTHENTICATION_FAILED, whether its identity is unkno
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import AuthenticationError, signed_octets
@@ -181,9 +182,8 @@ class AuthRequest(Request):
 def _name_ppk(sa: IkeSa, identity: Identity, body: bytes) -> list[Payload]:
     """N(PPK_IDENTITY), and N(NO_PPK_AUTH) if we may go without (RFC 8784 section 3)."""
     connection, auth = sa.connection, sa.auth
-    assert connection.ppk_id is not None
     assert auth is not None
-    found: list[Payload] = [ppk.identity(connection.ppk_id)]
+    found: list[Payload] = [ppk.identity(connection)]
     if not connection.ppk_required:
         without = make_proof(sa, connection, identity, _octets(sa, body, of_initiator=True), auth.certreqs)
         found.append(NotifyPayload(NotifyType.NO_PPK_AUTH, without.payload.data))
@@ -315,15 +315,16 @@ def _authenticate(
     for connection in sa.core.connections_for(sa, peer_id, asked):
         local = asked or local_identity(sa, connection)
         try:
-            meant_proof, keys = ppk.answer(sa, connection, proof, postquantum)
-            octets = _octets(sa, body, of_initiator=True, keys=keys)
-            verify_proof(sa, connection, local, peer_id, meant_proof, certificates, octets)
+            quantum = ppk.answer(sa, connection, proof, postquantum)
+            octets = _octets(sa, body, of_initiator=True, keys=quantum.keys)
+            with _saying(quantum.refusal):
+                verify_proof(sa, connection, local, peer_id, quantum.proof, certificates, octets)
         except AuthenticationError as error:
             reasons.append(f"{connection.name}: {error}")
             if failure is None:
                 meant, failure = connection, _distrust(connection, error, peer_id, certificates)
             continue
-        return connection, keys
+        return connection, quantum.keys
     if failure is None:
         reasons = [f"no connection has a peer {peer_id}" + (f" and is {asked}" if asked else "")]
         failure = _distrust(sa.connection, None, peer_id, certificates)
@@ -339,6 +340,18 @@ def _authenticate(
         ours=failure.ours,
         theirs=failure.theirs,
     )
+
+
+@contextmanager
+def _saying(refusal: str) -> Iterator[None]:
+    """The peer is refused for this reason, if there is one, once its AUTH has been looked at as any other."""
+    try:
+        yield
+    except AuthenticationError:
+        if not refusal:
+            raise
+    if refusal:
+        raise AuthenticationError(refusal)
 
 
 def _distrust(

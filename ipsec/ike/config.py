@@ -230,8 +230,8 @@ class Connection:
     over_time: float = 1440.0
     rand_time: float = 1440.0
     dscp: int = 0
-    ppk_id: bytes | None = None
-    "the postquantum preshared key to ask for as initiator (RFC 8784)"
+    ppk_id: IdentityPattern | None = None
+    "the postquantum preshared key to ask for as initiator, and that an initiator is to use if any (RFC 8784)"
     ppk_required: bool = False
     "no IKE_SA without one, in both roles"
 

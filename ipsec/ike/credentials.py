@@ -14,12 +14,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
 from ipsec.crypto.chain import CertificateError, Chain, verify_chain
-from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern
+from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern, parse_identity
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
-from ipsec.errors import ParseError
+from ipsec.errors import ConfigError, ParseError
 from ipsec.ike.config import LocalAuth, RemoteAuth
+from ipsec.wire.iana import IdType
 
+PPK_ID_MAX = 1023
+"octets"
 ISSUERS_MAX = 9
 "certificates above our own that are looked at and sent"
 
@@ -50,8 +53,20 @@ class Ppk:
     """A postquantum preshared key (RFC 8784) and the PPK_IDs that mean it; without any, every one does."""
 
     secret: bytes = field(repr=False)
-    ids: tuple[bytes, ...] = ()
+    ids: tuple[IdentityPattern, ...] = ()
     name: str = ""
+
+
+def matches_ppk(pattern: IdentityPattern, ppk_id: bytes) -> bool:
+    """Whether the octets of a PPK_ID, which has no type, are what ``pattern`` means."""
+    if pattern.exact is not None and pattern.exact.data == ppk_id:
+        return True
+    try:
+        # as charon reads them: a text may be any type of identity
+        identity = parse_identity(ppk_id.decode("ascii"))
+    except (UnicodeDecodeError, ConfigError):
+        identity = Identity(IdType.KEY_ID, ppk_id)
+    return pattern.matches(identity) > MATCH_NONE
 
 
 class PrivateKey:
@@ -93,6 +108,12 @@ class Credentials:
     ) -> None:
         self.secrets = tuple(secrets)
         self.ppks = tuple(ppks)
+        self._ppk_of: dict[bytes, Ppk] = {}
+        for ppk in self.ppks:
+            for pattern in ppk.ids:
+                if pattern.exact is not None:
+                    self._ppk_of.setdefault(pattern.exact.data, ppk)
+        self._loose_ppks = [ppk for ppk in self.ppks if any(one.exact is None for one in ppk.ids) or not ppk.ids]
         self.private_keys = tuple(private_keys)
         self.certificates = tuple(dict.fromkeys(certificates))
         self.authorities = tuple(authorities)
@@ -156,9 +177,13 @@ class Credentials:
         return best.secret if best else None
 
     def find_ppk(self, ppk_id: bytes) -> Ppk | None:
-        """The postquantum preshared key that ``ppk_id`` means, one that names it before one for all."""
-        candidates = [ppk for ppk in self.ppks if ppk_id in ppk.ids or not ppk.ids]
-        return max(candidates, key=lambda ppk: bool(ppk.ids), default=None)
+        """The postquantum preshared key that ``ppk_id`` means: one that names it before a pattern, that before all."""
+        found = self._ppk_of.get(ppk_id)
+        if found is None:
+            loose = self._loose_ppks
+            found = next((ppk for ppk in loose if any(matches_ppk(one, ppk_id) for one in ppk.ids)), None)
+            found = found or next((ppk for ppk in loose if not ppk.ids), None)
+        return found
 
     def private_key_for(self, certificate_or_spki: Certificate | bytes) -> PrivateKey | None:
         """The private key of a certificate or of a DER SubjectPublicKeyInfo."""

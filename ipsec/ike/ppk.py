@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from ipsec.crypto.auth import AuthenticationError
 from ipsec.ike.config import Connection
-from ipsec.ike.credentials import Credentials, Ppk
+from ipsec.ike.credentials import PPK_ID_MAX, Credentials, matches_ppk
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.failure import Cause, Failure, bounded
 from ipsec.ike.keymat import IkeKeys, with_ppk
@@ -22,20 +21,30 @@ from ipsec.wire.payloads import AuthPayload, NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
 
-#: PPK_ID types (RFC 8784 section 5.1). An opaque one means something only to whom it was agreed with
+#: PPK_ID type (RFC 8784 section 5.1). An opaque one means something only to whom it was agreed with
 _PPK_ID_FIXED = 2
-#: octets of a PPK_ID that we look for
-ID_MAX = 1024
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """What an initiator says of PPKs in IKE_AUTH."""
 
+    asks: bool
+    "it names a PPK"
     ppk_id: bytes | None
-    "None: it does not want one"
+    "which; None if it is named in a way that we do not know"
     without: AuthPayload | None
     "AUTH for who has no such PPK; None: there is no going without"
+
+
+class Answer(NamedTuple):
+    """What a connection makes of it."""
+
+    proof: AuthPayload
+    "the AUTH to verify"
+    keys: IkeKeys | None = None
+    "with the PPK, None for those without one"
+    refusal: str = ""
+    "why AUTH is not enough, however good it is"
 
 
 # -- IKE_SA_INIT (section 3)
@@ -56,27 +65,39 @@ def agreement(credentials: Credentials, notifies: dict[int, NotifyPayload]) -> l
 
 
 def chosen(sa: IkeSa) -> IkeKeys | None:
-    """The keys with the PPK of the connection in them; None to go without. SaFailedError if that must not be."""
+    """The keys with the PPK of the connection in them; None to go without. SaFailedError if that must not be.
+
+    Then nothing has been said yet: neither who we are, nor that older IKE_SAs are to go.
+    """
     connection = sa.connection
-    if connection.ppk_id is None:
-        return None
+    ppk_id = _named_by(connection)
     assert sa.init is not None
-    ppk = sa.core.credentials.find_ppk(connection.ppk_id)
-    if ppk is None:
-        cause, why = Cause.LOCAL_AUTH, _missing(connection.ppk_id)
+    ppk = sa.core.credentials.find_ppk(ppk_id) if ppk_id is not None else None
+    if ppk_id is None:
+        if not connection.ppk_required:
+            return None
+        cause, why = Cause.LOCAL_AUTH, "no ppk_id says which postquantum preshared key"
+    elif ppk is None:
+        cause, why = Cause.LOCAL_AUTH, _missing(ppk_id)
     elif not sa.init.ppk:
         cause, why = Cause.REFUSED, "the peer has no postquantum preshared keys (RFC 8784)"
     else:
-        return _mixed(sa, ppk)
+        return _mixed(sa, ppk.secret)
     if connection.ppk_required:
         raise SaFailedError(Failure(cause, f"{why}, and ppk_required = yes"))
     log.warning("%s: goes without a postquantum preshared key: %s", sa, why)
     return None
 
 
-def identity(ppk_id: bytes) -> NotifyPayload:
+def identity(connection: Connection) -> NotifyPayload:
     """N(PPK_IDENTITY) of the initiator."""
-    return NotifyPayload(NotifyType.PPK_IDENTITY, bytes((_PPK_ID_FIXED,)) + ppk_id)
+    return NotifyPayload(NotifyType.PPK_IDENTITY, bytes((_PPK_ID_FIXED,)) + (_named_by(connection) or b""))
+
+
+def _named_by(connection: Connection) -> bytes | None:
+    """The PPK_ID to ask for. A pattern is for responders."""
+    wanted = connection.ppk_id
+    return wanted.exact.data if wanted is not None and wanted.exact is not None else None
 
 
 def accepted(payloads: Sequence[Payload]) -> bool:
@@ -92,40 +113,43 @@ def received(proof: AuthPayload, payloads: Sequence[Payload]) -> Received:
     notifies = {p.notify: p.data for p in payloads if isinstance(p, NotifyPayload)}
     named, without = notifies.get(NotifyType.PPK_IDENTITY), notifies.get(NotifyType.NO_PPK_AUTH)
     if named is None:
-        return Received(None, None)
-    # an id of another type is one that we do not know
-    known = named[1:] if named[:1] == bytes((_PPK_ID_FIXED,)) and len(named) <= ID_MAX else b""
-    return Received(known, AuthPayload(proof.method, without) if without is not None else None)
+        return Received(False, None, None)
+    known = named[0] == _PPK_ID_FIXED and 0 < len(named) - 1 <= PPK_ID_MAX if named else False
+    return Received(True, named[1:] if known else None, AuthPayload(proof.method, without) if without else None)
 
 
-def answer(sa: IkeSa, connection: Connection, proof: AuthPayload, peer: Received) -> tuple[AuthPayload, IkeKeys | None]:
-    """Which AUTH of the initiator to verify, and the keys with the PPK, None for those without one.
+def answer(sa: IkeSa, connection: Connection, proof: AuthPayload, peer: Received) -> Answer:
+    """What to verify, with which keys, and what speaks against the peer anyway (section 3, table 1).
 
-    AuthenticationError if connection or peer want a PPK that there is not (section 3, table 1).
+    OB-62: what is refused takes as long as what is not, so that nobody learns which PPK_IDs there are.
     """
     assert sa.init is not None
-    if peer.ppk_id is None or not sa.init.ppk:
-        if connection.ppk_required:
-            raise AuthenticationError("ppk_required = yes, and the peer uses no postquantum preshared key (RFC 8784)")
-        return proof, None
-    ppk = sa.core.credentials.find_ppk(peer.ppk_id)
-    if ppk is not None:
-        return proof, _mixed(sa, ppk)
-    why = _missing(peer.ppk_id)
-    if connection.ppk_required:
-        raise AuthenticationError(f"{why}, and ppk_required = yes")
-    if peer.without is None:
-        raise AuthenticationError(f"{why}, and the peer does not go without")
-    return peer.without, None
+    if not peer.asks or not sa.init.ppk:
+        none = "ppk_required = yes, and the peer uses no postquantum preshared key (RFC 8784)"
+        return Answer(proof, refusal=none if connection.ppk_required else "")
+    known, wanted = peer.ppk_id, connection.ppk_id
+    ppk = sa.core.credentials.find_ppk(known) if known is not None else None
+    secret = ppk.secret if ppk is not None else sa.core.rng(32)
+    if known is not None and wanted is not None and not matches_ppk(wanted, known):
+        # it may be another peer's: who has this one's other key as well could take its place
+        why = f"the peer uses the postquantum preshared key {shown(known)}, and ppk_id is {wanted}"
+    elif ppk is not None:
+        why = ""
+    elif connection.ppk_required:
+        why = f"{_missing(known)}, and ppk_required = yes"
+    elif peer.without is not None:
+        return Answer(peer.without)
+    else:
+        why = f"{_missing(known)}, and the peer does not go without"
+    return Answer(proof, _mixed(sa, secret), why)
 
 
 def log_outcome(sa: IkeSa, peer: Received, keys: IkeKeys | None) -> None:
     """Say whether an initiator that asked for a PPK has got it."""
-    if keys is not None:
-        log.info("%s: uses the postquantum preshared key %s", sa, _shown(peer.ppk_id or b""))
+    if keys is not None and peer.ppk_id is not None:
+        log.info("%s: uses the postquantum preshared key %s", sa, shown(peer.ppk_id))
     elif peer.without is not None:
-        log.warning("%s: goes without the postquantum preshared key %s, which we do not have", sa,
-                    _shown(peer.ppk_id or b""))  # fmt: skip
+        log.warning("%s: goes without a postquantum preshared key: %s", sa, _missing(peer.ppk_id))
 
 
 def use(sa: IkeSa, keys: IkeKeys) -> None:
@@ -134,16 +158,17 @@ def use(sa: IkeSa, keys: IkeKeys) -> None:
     sa.ppk = True
 
 
-def _mixed(sa: IkeSa, ppk: Ppk) -> IkeKeys:
+def _mixed(sa: IkeSa, secret: bytes) -> IkeKeys:
     assert sa.prf is not None
     assert sa.keys is not None
-    return with_ppk(sa.prf, sa.keys, ppk.secret)
+    return with_ppk(sa.prf, sa.keys, secret)
 
 
-def _missing(ppk_id: bytes) -> str:
-    return f"there is no postquantum preshared key {_shown(ppk_id)} (section secrets)"
+def _missing(ppk_id: bytes | None) -> str:
+    which = shown(ppk_id) if ppk_id is not None else "of that kind of identity"
+    return f"there is no postquantum preshared key {which} (section secrets)"
 
 
-def _shown(ppk_id: bytes) -> str:
-    text = ppk_id.decode("ascii", "backslashreplace")
-    return bounded(repr(text))
+def shown(ppk_id: bytes) -> str:
+    """A PPK_ID in words."""
+    return bounded(repr(ppk_id.decode("ascii", "backslashreplace")))

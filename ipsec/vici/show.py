@@ -160,7 +160,7 @@ def connection(config: Connection) -> Message:
         "rekey_time": int(config.rekey_time),
         "unique": f"UNIQUE_{config.unique.name}",
         "dpd_delay": int(config.dpd_delay) or None,
-        "ppk_id": config.ppk_id.decode("ascii", "backslashreplace") if config.ppk_id is not None else None,
+        "ppk_id": config.ppk_id,
         "ppk_required": "yes" if config.ppk_required else None,
         "local-1": _local(config.local),
         "remote-1": _remote(config.remote),

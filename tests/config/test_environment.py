@@ -23,7 +23,7 @@ from ipsec.config.environment import (
     read_environment,
 )
 from ipsec.config.settings import DaemonSettings, LogLevel
-from ipsec.crypto.identity import parse_identity
+from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.errors import ConfigError
 from ipsec.ike.config import Action, AuthClass
 from ipsec.ike.credentials import Ppk
@@ -112,8 +112,8 @@ def test_one_connection(read: Read) -> None:
     assert config.warnings == ()
     ours, theirs = parse_identity("a.example"), parse_identity("b.example")
     assert config.credentials.find_psk(ours, theirs) == PSK.encode()
-    assert (connection.ppk_id, connection.ppk_required) == (b"pq", True)
-    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (b"pq",), "ppk-office"),)
+    assert (str(connection.ppk_id), connection.ppk_required) == ("pq", True)
+    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (parse_pattern("pq"),), "ppk-office"),)
     assert config.credentials.find_psk(parse_identity("c.example"), parse_identity("d.example")) is None
 
 

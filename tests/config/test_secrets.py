@@ -125,7 +125,11 @@ def test_short_secret_is_a_warning() -> None:
 def test_postquantum() -> None:
     """RFC 8784: the id is written as an identity, and goes over the wire as its octets."""
     config = read(f"ppk-sun {{\n secret = 0x{'a5' * 32}\n id-1 = pq.example.org\n id-2 = \"@#0aff\"\n}}")
-    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (b"pq.example.org", b"\x0a\xff"), "ppk-sun"),)
+    ids = (parse_pattern("pq.example.org"), parse_pattern("@#0aff"))
+    assert config.credentials.ppks == (Ppk(b"\xa5" * 32, ids, "ppk-sun"),)
+    (anybodys,) = read(f"ppk {{\n secret = 0x{'a5' * 32}\n id-1 = a\n id-2 = %any\n}}").credentials.ppks
+    assert anybodys.ids == ()
+    assert "a PPK_ID has 1 to 1023" in refuse("ppk {\n secret = x\n id = \"@#\"\n}").message
     assert config.credentials.secrets == config.warnings == ()
     assert "a5" * 8 not in repr(config)
     (warning,) = read(f"ppk {{\n secret = {SECRET}\n}}").warnings

@@ -9,22 +9,25 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import Identity, IdentityPattern, parse_pattern
 from ipsec.crypto.prf import prf_algorithm, supported_prfs
-from ipsec.ike import ppk
-from ipsec.ike.credentials import Credentials, Ppk
+from ipsec.ike import auth, ppk
+from ipsec.ike.credentials import PPK_ID_MAX, Credentials, Ppk, matches_ppk
 from ipsec.ike.failure import Cause
 from ipsec.ike.keymat import IkeKeys, with_ppk
-from ipsec.wire.iana import AuthMethod, NotifyType
+from ipsec.wire.iana import AuthMethod, IdType, NotifyType
 from ipsec.wire.payloads import AuthPayload, NotifyPayload
 from tests.pair import Pair
 from tests.sim.host import SimHost
 
-ID = b"shared with sun"
-HAS = (Ppk(b"\xa5" * 32, (b"another", ID), "ppk-1"),)
-WRONG = (Ppk(b"\x5a" * 32, (ID,), "ppk-1"),)
-OTHER = (Ppk(b"\x5a" * 32, (b"somebody else's",), "ppk-2"),)
-WISH = {"ppk_id": ID}
-MUST = {"ppk_id": ID, "ppk_required": True}
+ID = b"shared.example.org"
+WHICH = parse_pattern("shared.example.org")
+ANOTHER = parse_pattern("another.example.org")
+HAS = (Ppk(b"\xa5" * 32, (ANOTHER, WHICH), "ppk-1"),)
+WRONG = (Ppk(b"\x5a" * 32, (WHICH,), "ppk-1"),)
+OTHER = (Ppk(b"\x5a" * 32, (parse_pattern("somebody"),), "ppk-2"),)
+WISH = {"ppk_id": WHICH}
+MUST = {"ppk_id": WHICH, "ppk_required": True}
 NEEDS = {"ppk_required": True}
 
 
@@ -63,12 +66,16 @@ def test_key_by_hand() -> None:
 
 
 def test_which() -> None:
-    everybodys = Ppk(b"e")
-    credentials = Credentials(ppks=[everybodys, *HAS, *WRONG])
+    everybodys, some = Ppk(b"e"), Ppk(b"s", (parse_pattern("*.example.org"),))
+    credentials = Credentials(ppks=[everybodys, some, *HAS, *WRONG])
     assert credentials.find_ppk(ID) is HAS[0]
+    assert credentials.find_ppk(ID.upper()) is some
     assert credentials.find_ppk(b"unknown") is everybodys
+    assert credentials.find_ppk(b"\xff\0") is everybodys
+    assert Credentials(ppks=HAS).find_ppk(ID.upper()) is None
     assert Credentials(ppks=HAS).find_ppk(b"unknown") is None
-    assert Credentials(ppks=HAS).find_ppk(b"") is None
+    for text, octets in (("192.0.2.1", bytes((192, 0, 2, 1))), ("@#0aff", b"\x0a\xff"), ("192.0.2.1", b"192.0.2.1")):
+        assert matches_ppk(parse_pattern(text), octets)
     assert "a5" not in repr(HAS[0])
     assert "\\xa5" not in repr(HAS[0])
 
@@ -91,6 +98,8 @@ def test_which() -> None:
         (WISH, OTHER, {}, HAS, False),
         (WISH, (), {}, (), False),
         (WISH, HAS, {}, (Ppk(b"\xa5" * 32),), True),
+        (WISH, HAS, {"ppk_id": parse_pattern("*.example.org"), "ppk_required": True}, HAS, True),
+        ({"ppk_id": parse_pattern("*.example.org")}, HAS, {}, HAS, False),
     ],
 )
 def test_up(a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: Sequence[Ppk], ppk: bool) -> None:
@@ -110,6 +119,10 @@ def test_up(a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: S
         (MUST, HAS, {}, (), {Cause.REFUSED}),
         (MUST, HAS, {}, OTHER, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
         (MUST, (), {}, HAS, {Cause.LOCAL_AUTH}),
+        (NEEDS, HAS, {}, HAS, {Cause.LOCAL_AUTH}),
+        (WISH, HAS, {"ppk_id": ANOTHER}, HAS, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (MUST, HAS, {"ppk_id": ANOTHER, "ppk_required": True}, HAS, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
+        (WISH, HAS, {"ppk_id": ANOTHER}, OTHER, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
         (WISH, HAS, {}, WRONG, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
         (MUST, HAS, {}, WRONG, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
         ({}, HAS, NEEDS, HAS, {Cause.LOCAL_AUTH, Cause.PEER_AUTH}),
@@ -149,22 +162,63 @@ def test_identities() -> None:
     proof = AuthPayload(AuthMethod.SHARED_KEY, b"AUTH")
 
     def said(data: bytes) -> bytes | None:
-        return ppk.received(proof, [NotifyPayload(NotifyType.PPK_IDENTITY, data)]).ppk_id
+        found = ppk.received(proof, [NotifyPayload(NotifyType.PPK_IDENTITY, data)])
+        assert found.asks
+        return found.ppk_id
 
     assert said(b"\x02" + ID) == ID
-    assert said(b"\x01" + ID) == said(b"\x03" + ID) == said(b"\x02") == said(b"") == b""
-    assert said(b"\x02" + bytes(ppk.ID_MAX)) == b""
-    assert ppk.received(proof, []) == ppk.Received(None, None)
+    assert said(b"\x02" + bytes(PPK_ID_MAX)) == bytes(PPK_ID_MAX)
+    for odd in (b"\x01" + ID, b"\x03" + ID, b"\x02", b"", b"\x02" + bytes(PPK_ID_MAX + 1)):
+        assert said(odd) is None
+    assert ppk.received(proof, []) == (False, None, None)
     # without an identity nothing is asked for, so there is nothing to go without
     only = [NotifyPayload(NotifyType.NO_PPK_AUTH, b"other AUTH")]
-    assert ppk.received(proof, only) == ppk.Received(None, None)
-    both = [*only, ppk.identity(ID)]
+    assert ppk.received(proof, only) == (False, None, None)
+    both = [*only, NotifyPayload(NotifyType.PPK_IDENTITY, b"\x02" + ID)]
     assert ppk.received(proof, both).without == AuthPayload(AuthMethod.SHARED_KEY, b"other AUTH")
+
+
+@pytest.mark.parametrize("data", [b"\x01" + ID, b"", b"\x02", b"\x02" + bytes(PPK_ID_MAX + 1)])
+def test_identity_that_we_do_not_know_is_nobodys(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Also where there is a PPK for all: the peer goes without."""
+    monkeypatch.setattr(ppk, "identity", lambda connection: NotifyPayload(NotifyType.PPK_IDENTITY, data))
+    pair = make(WISH, HAS, {}, (Ppk(b"\xa5" * 32),)).up()
+    assert used(pair.b) == [False]
+    pair.finish()
+
+
+def test_refused_before_anything_is_said() -> None:
+    """Who may not go without does not show itself first: INITIAL_CONTACT would close what is up."""
+    pair = make(NEEDS, HAS, {}, HAS)
+    pair.a.initiate()
+    pair.world.run(1)
+    assert not pair.a.engine.sas
+    assert [sa.established for sa in pair.b.engine.sas.values()] == [False]
+    assert not any(problem.failure.cause is Cause.PEER_AUTH for problem in pair.b.engine.problems)
+
+
+def test_refusal_takes_as_long_as_a_wrong_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OB-62: AUTH is looked at whatever speaks against the PPK."""
+    seen: list[bytes] = []
+    verify = auth.verify_proof
+
+    def count(*arguments: Any) -> None:
+        seen.append(arguments[6])
+        verify(*arguments)
+
+    monkeypatch.setattr(auth, "verify_proof", count)
+    for b, b_has in ((NEEDS, OTHER), ({"ppk_id": ANOTHER}, HAS), ({}, WRONG)):
+        seen.clear()
+        pair = make(MUST, HAS, b, b_has)
+        pair.a.initiate()
+        pair.world.run(5)
+        assert len(seen) == 1
 
 
 def test_any_octets_are_an_identity_that_we_have_not() -> None:
     """Whatever the identity, the peer goes without; the log shows it bounded, and in ASCII."""
-    for ppk_id in (b"\x00\n\xff", b"x" * 900, "\u00e4".encode()):
+    for data in (b"\x00\n\xff", b"x" * 900, "\u00e4".encode()):
+        ppk_id = IdentityPattern.exactly(Identity(IdType.KEY_ID, data))
         pair = make({"ppk_id": ppk_id}, (Ppk(b"k" * 32, (ppk_id,)),), {}, HAS).up()
         assert used(pair.b) == [False]
         pair.finish()

@@ -239,7 +239,7 @@ def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert [len(secret.owners) for secret in engine.credentials.secrets] == [0, 0, 2]
         assert names((await session.request("get-shared"))["keys"]) == ["ike-old", "x"]
         await session.request("load-shared", {"type": "PPK", "id": "p", "data": secret, "owners": ["pq", "@#0aff"]})
-        assert [ppk.ids for ppk in (await settled(one, session)).credentials.ppks] == [(b"pq", b"\x0a\xff")]
+        assert [list(map(str, ppk.ids)) for ppk in (await settled(one, session)).credentials.ppks] == [["pq", "0a:ff"]]
         assert len(engine.credentials.secrets) == 3
         await session.request("unload-shared", {"id": "p"})
         assert (await settled(one, session)).credentials.ppks == ()
