@@ -19,6 +19,7 @@ from enum import Enum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from ipsec.crypto.names import looks_like_name, name_key, name_text, parse_name_pattern, parse_name_text
+from ipsec.crypto.regex import Regex, RegexError
 from ipsec.errors import ConfigError, ParseError
 from ipsec.wire.iana import IdType, name_of
 
@@ -45,7 +46,7 @@ _PREFIXES: dict[str, int] = {
 }
 _ANY = frozenset(("", "%any", "%any4", "%any6", "0.0.0.0", "*", "::", "0::0"))
 _REGEX_SUBJECT_MAX = 512
-"longer identities match no regular expression: bounds what a peer can make one cost"
+"octets; longer identities match no regular expression: bounds what a peer can make one cost"
 
 
 class Identity:
@@ -220,7 +221,7 @@ class IdentityPattern:
     _suffix: bytes = field(default=b"", repr=False)
     _name: tuple[tuple[tuple[bytes, str | bytes | None], ...], ...] = field(default=(), repr=False)
     _rdn_matching: RdnMatching = field(default=RdnMatching.STRICT, repr=False)
-    _regex: re.Pattern[str] | None = field(default=None, repr=False)
+    _regex: Regex | None = field(default=None, repr=False)
 
     @classmethod
     def exactly(cls, identity: Identity) -> IdentityPattern:
@@ -322,7 +323,8 @@ def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> 
     """What an identity of the peer may be. ConfigError.
 
     In swanctl's form: any identity, or ``%any``, ``*@domain``, ``*.domain``, a distinguished name in which the value
-    ``*`` stands for any, or a POSIX regular expression ``type:^...$`` that is matched without regard to case.
+    ``*`` stands for any, or a POSIX regular expression ``type:^...$`` that is matched without regard to case (see
+    ``ipsec.crypto.regex``).
     """
     text = text.strip()
     if text in _ANY:
@@ -344,26 +346,8 @@ def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> 
     return IdentityPattern.exactly(identity)
 
 
-#: POSIX character classes (inside brackets) in the words of Python
-_CLASSES = {
-    "[:alpha:]": "a-zA-Z",
-    "[:digit:]": "0-9",
-    "[:alnum:]": "a-zA-Z0-9",
-    "[:upper:]": "A-Z",
-    "[:lower:]": "a-z",
-    "[:space:]": r"\s",
-    "[:blank:]": r" \t",
-    "[:xdigit:]": "0-9a-fA-F",
-    "[:punct:]": r"!-/:-@\[-`{-~",
-}
-
-
-def _compile(regex: str, text: str) -> re.Pattern[str]:
-    for name, class_ in _CLASSES.items():
-        regex = regex.replace(name, class_)
-    if "(?" in regex:
-        raise ConfigError(f"identity {text!r}: (? is not POSIX")
+def _compile(regex: str, text: str) -> Regex:
     try:
-        return re.compile(regex, re.IGNORECASE | re.DOTALL)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"identity {text!r}: not a regular expression: {error}") from None
+        return Regex(regex)
+    except RegexError as error:
+        raise ConfigError(f"identity {text!r}: not a regular expression that is taken: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 
 import pytest
 from cryptography import x509
@@ -213,7 +214,7 @@ def test_name_differs_by_one_bit() -> None:
         ("C=CH, CN=x", "C=CH, CN=X", 20),
         ("fqdn:^(moon|sun)\\.example\\.org$", "SUN.example.org", 2),
         ("fqdn:^(moon|sun)\\.example\\.org$", "sun.example.orgx", 0),
-        ("fqdn:^a|b$", "bx", 0),
+        ("fqdn:^a$|^b$", "b", 2),
         ("fqdn:^moon$", "moon\n", 0),
         ("fqdn:^[[:alpha:]]+[[:digit:]]$", "abc1", 2),
         ("asn1dn:^C=CH, .*CN=m.*$", "C=CH, O=x, CN=moon", 2),
@@ -249,14 +250,24 @@ def test_a_wildcard_of_the_peer_is_none() -> None:
     assert not parse_pattern("C=CH, CN=moon").matches(parse_identity("C=CH, CN=\\*"))
 
 
-@pytest.mark.parametrize("text", ["fqdn:^($", "fqdn:^(?i)a$", "fqdn:^[z-a]$"])
+@pytest.mark.parametrize("text", ["fqdn:^($", "fqdn:^(?i)a$", "fqdn:^[z-a]$", "fqdn:^a|b$", "fqdn:^(a)\\1$"])
 def test_bad_regular_expression(text: str) -> None:
     with pytest.raises(ConfigError, match="identity"):
         parse_pattern(text)
 
 
 def test_long_identities_meet_no_regular_expression() -> None:
-    assert not parse_pattern("fqdn:^(a+)+$").matches(Identity(IdType.FQDN, b"a" * 600 + b"!"))
+    assert not parse_pattern("fqdn:^(a+)+$").matches(Identity(IdType.FQDN, b"a" * 600))
+    assert parse_pattern("fqdn:^(a+)+$").matches(Identity(IdType.FQDN, b"a" * 512))
+
+
+def test_no_identity_makes_a_regular_expression_take_long() -> None:
+    """It is matched before the peer has authenticated itself."""
+    pattern = parse_pattern("fqdn:^([a-z0-9]+-?)+\\.example\\.org$")
+    assert pattern.matches(parse_identity("gw-12.example.org"))
+    begun = time.process_time()
+    assert not pattern.matches(Identity(IdType.FQDN, b"a" * 28 + b"!"))
+    assert time.process_time() - begun < 2
 
 
 def test_pattern_values() -> None:
