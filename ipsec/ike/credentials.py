@@ -132,7 +132,8 @@ class Credentials:
         self._by_subject: dict[object, list[Certificate]] = {}
         for certificate in (*self.certificates, *self.anchors):
             self._by_subject.setdefault(certificate.subject_key, []).append(certificate)
-        self._issuers: dict[bytes, tuple[Certificate, ...]] = {}
+        self._issuers = {one: self._found_issuers(one) for one in self.certificates if one.spki in self._keys}
+        "of our own; those of peers are not kept, or strangers would fill the memory (CVE-2021-41991)"
         self._certreq = b"".join(anchor.spki_sha1 for anchor in self.anchors)
         self.revocation_uris: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         "configured CRL and OCSP URIs by the DER of the authority, as ``ipsec.crypto.revocation`` takes them"
@@ -219,20 +220,28 @@ class Credentials:
         return any(issuer.spki_sha1 in certreqs for issuer in self.issuers_of(certificate))
 
     def issuers_of(self, certificate: Certificate) -> tuple[Certificate, ...]:
-        """The loaded certificates above one of ours, its issuer first. Found by name and key id, not verified."""
-        known = self._issuers.get(certificate.der)
-        if known is None:
-            found: list[Certificate] = []
-            current = certificate
-            while len(found) < ISSUERS_MAX and not current.self_issued:
-                issuers = [one for one in self._by_subject.get(current.issuer_key, []) if one not in found]
-                if not issuers:
-                    break
-                agreeing = [one for one in issuers if current.authority_key_id in (None, one.key_id)]
-                current = (agreeing or issuers)[0]
-                found.append(current)
-            known = self._issuers[certificate.der] = tuple(found)
-        return known
+        """The loaded certificates above one, its issuer first. Found by name and key id, not verified. ParseError."""
+        known = self._issuers.get(certificate)
+        return self._walk_up(certificate) if known is None else known
+
+    def _found_issuers(self, certificate: Certificate) -> tuple[Certificate, ...] | None:
+        try:
+            return self._walk_up(certificate)
+        except ParseError:
+            # whoever uses it is told
+            return None
+
+    def _walk_up(self, certificate: Certificate) -> tuple[Certificate, ...]:
+        found: list[Certificate] = []
+        current = certificate
+        while len(found) < ISSUERS_MAX and not current.self_issued:
+            issuers = [one for one in self._by_subject.get(current.issuer_key, []) if one not in found]
+            if not issuers:
+                break
+            agreeing = [one for one in issuers if current.authority_key_id in (None, one.key_id)]
+            current = (agreeing or issuers)[0]
+            found.append(current)
+        return tuple(found)
 
     def certreq_data(self, remote: RemoteAuth | None = None) -> bytes:
         """Contents of our CERTREQ (RFC 7296 section 3.7): the authorities that ``remote`` names, else all loaded."""

@@ -16,7 +16,14 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509 import CRLDistributionPoints, DistributionPoint, DNSName, UniformResourceIdentifier
+from cryptography.x509 import (
+    CRLDistributionPoints,
+    DistributionPoint,
+    DNSName,
+    ObjectIdentifier,
+    UniformResourceIdentifier,
+    UnrecognizedExtension,
+)
 from cryptography.x509.ocsp import OCSPCertStatus
 
 from ipsec.crypto.identity import parse_pattern
@@ -46,6 +53,7 @@ from tests.ike.hostile import (
     Lab,
     Target,
     connection,
+    credentials_stay,
     seal,
     unseal,
 )
@@ -99,7 +107,8 @@ class Stage:
 
     def _send(self, payloads: list[Payload]) -> list[Any]:
         self.cipher = self.sa.out_cipher
-        self.engine.receive_datagram(self.build(payloads), self.sa.path, self.lab.now)
+        with credentials_stay(self.engine):
+            self.engine.receive_datagram(self.build(payloads), self.sa.path, self.lab.now)
         return self.engine.drain()
 
     def _open(self, data: bytes) -> bytes:
@@ -393,6 +402,27 @@ def test_a_raw_public_key_that_is_not_configured() -> None:
     stage = Stage(certs=True)
     spki = EC_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     stage.refused(believe(stage, spki, encoding=CertEncoding.RAW_PUBLIC_KEY))
+
+
+@SIDES
+def test_certificates_of_strangers_are_not_kept(response: bool) -> None:
+    """CVE-2021-41991: each is another one, as long as a CERT payload may be, and none leaves anything behind."""
+    stage = Stage(certs=True, response=response)
+    stranger = Ca("Stranger")
+    padding = UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), bytes(40_000))
+    size = sum(map(len, _containers(stage.engine.credentials)))
+    for number in range(4):
+        names = (DNSName("sun" if response else "moon"),)
+        for authority in (stranger, ROOT):
+            der = authority.issue(f"n{number}", EC_KEY, sans=names, extensions=[(padding, False)]).der
+            stage._send(believe(stage, der, sign_with=RSA_KEY))
+            stage.engine.datagrams_to_send()
+            assert sum(map(len, _containers(stage.engine.credentials))) == size
+            stage.attack.before.restore()
+
+
+def _containers(credentials: Credentials) -> list[Any]:
+    return [value for value in vars(credentials).values() if isinstance(value, dict | list | set)]
 
 
 def test_looping_chains_and_too_many() -> None:

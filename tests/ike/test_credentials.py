@@ -142,6 +142,16 @@ def test_issuer_loops_end() -> None:
     assert len(loaded(ends=(*crossed, end)).issuers_of(end)) == 2
 
 
+def test_issuers_of_peers_are_found_and_not_kept() -> None:
+    one = Ca("One")
+    ours, theirs = one.issue("ours", EC_KEY), one.issue("theirs", RSA_KEY)
+    credentials = loaded(ends=(ours, theirs), cas=(one,), keys=(EC_KEY,))
+    before = {name: repr(value) for name, value in vars(credentials).items()}
+    foreign = one.issue("foreign", EC_KEY)
+    assert [credentials.issuers_of(end) for end in (ours, theirs, foreign)] == [(one.certificate,)] * 3
+    assert {name: repr(value) for name, value in vars(credentials).items()} == before
+
+
 def test_certreq() -> None:
     one, two = Ca("One"), Ca("Two")
     credentials = loaded(cas=(one, two))
