@@ -93,6 +93,14 @@ class Authority:
     name: str = ""
 
 
+def vouches(certificate: Certificate, identity: Identity) -> bool:
+    """Whether a certificate names ``identity``; one that cannot be read does not."""
+    try:
+        return certificate.has_identity(identity)
+    except ParseError:
+        return False
+
+
 class Credentials:
     """Everything that is loaded. ``certificates`` are our own and those of peers that are trusted as they are."""
 
@@ -194,7 +202,7 @@ class Credentials:
     def local_certificate(
         self, auth: LocalAuth, certreqs: Collection[bytes] = frozenset()
     ) -> tuple[Certificate, tuple[Certificate, ...]] | None:
-        """The certificate to authenticate with and the intermediates to send with it; None if there is none.
+        """The certificate to authenticate with and the intermediates to send with it; None if there is none. ParseError.
 
         Candidates are those of the configuration, else all that vouch for our identity; they need their private key.
         The first that a CA named in ``certreqs`` (SHA-1 of its SubjectPublicKeyInfo) stands above, else the first.
@@ -203,7 +211,7 @@ class Credentials:
         candidates = tuple(candidate for candidate in candidates if candidate.spki in self._keys)
         if len(candidates) > 1 and auth.id is not None:
             identity = auth.id
-            candidates = tuple(one for one in candidates if one.has_identity(identity)) or candidates
+            candidates = tuple(one for one in candidates if vouches(one, identity)) or candidates
         if not candidates:
             return None
         chosen = candidates[0]
@@ -214,7 +222,7 @@ class Credentials:
     def _certificates_of(self, identity: Identity | None) -> tuple[Certificate, ...]:
         if identity is None:
             return ()
-        return tuple(one for one in self.certificates if one.spki in self._keys and one.has_identity(identity))
+        return tuple(one for one in self.certificates if one.spki in self._keys and vouches(one, identity))
 
     def _is_asked_for(self, certificate: Certificate, certreqs: Collection[bytes]) -> bool:
         return any(issuer.spki_sha1 in certreqs for issuer in self.issuers_of(certificate))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from ipsec.crypto.auth import AuthenticationError, PublicKey, psk_auth, sign, verify, verify_psk
@@ -12,7 +13,7 @@ from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revo
 from ipsec.crypto.x509 import Certificate, parse_certificate
 from ipsec.errors import ParseError
 from ipsec.ike.config import AuthClass, Connection, SendCert
-from ipsec.ike.credentials import Credentials
+from ipsec.ike.credentials import Credentials, vouches
 from ipsec.ike.failure import bounded
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.status import StatusUnknownError
@@ -64,7 +65,10 @@ def make_proof(
         certificates = [CertPayload(CertEncoding.RAW_PUBLIC_KEY, spki)]
         what: Certificate | bytes = spki
     else:
-        found = credentials.local_certificate(local, certreqs or frozenset())
+        try:
+            found = credentials.local_certificate(local, certreqs or frozenset())
+        except ParseError as error:
+            raise AuthenticationError(f"our certificate for {identity} is malformed: {error}") from None
         if found is None:
             raise AuthenticationError(f"no certificate with a private key for {identity}")
         what, above = found
@@ -108,13 +112,15 @@ def verify_proof(
     reasons: list[Exception] = []
     for end, key in _keys(sa, connection, peer_id, received, raw, reasons):
         try:
-            chain = _trust(sa, connection, peer_id, end, received)
+            with _unreadable_is_untrusted():
+                chain = _trust(sa, connection, peer_id, end, received)
             verify(key, proof.method, proof.data, octets, connection.remote.constraints)
         except AuthenticationError as error:
             reasons.append(error)
             continue
         if chain is not None:
-            _check_status(sa, connection, chain)
+            with _unreadable_is_untrusted():
+                _check_status(sa, connection, chain)
         return
     if not reasons:
         sent = "" if received or raw is not None else "it sent none, and "
@@ -123,6 +129,16 @@ def verify_proof(
     if any(isinstance(reason, CertificateError) for reason in reasons):
         raise CertificateError(text)
     raise AuthenticationError(text)
+
+
+@contextmanager
+def _unreadable_is_untrusted() -> Iterator[None]:
+    """Extensions are read when they are needed. One that is malformed makes a certificate that is not trusted, and no
+    message with a syntax error: what a peer hears must not tell how far its proof was looked at (section 2.21.2)."""
+    try:
+        yield
+    except ParseError as error:
+        raise CertificateError(f"malformed certificate: {error}") from None
 
 
 def describe_received(payloads: Sequence[CertPayload]) -> tuple[str, ...]:
@@ -178,7 +194,7 @@ def _keys(
         # the first one is the peer's own (section 3.6)
         ends = [received[0]]
     else:
-        ends = [*remote.certs, *(one for one in credentials.certificates if one.has_identity(peer_id))]
+        ends = [*remote.certs, *(one for one in credentials.certificates if vouches(one, peer_id))]
     for end in dict.fromkeys(ends):
         try:
             found.append((end, end.public_key))

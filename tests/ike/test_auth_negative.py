@@ -41,7 +41,7 @@ from ipsec.ike.status import StatusCache
 from ipsec.wire.iana import CertEncoding, ExchangeType, IdType, NotifyType, PayloadType
 from ipsec.wire.ike import emit_payloads, parse_header, parse_payloads
 from ipsec.wire.payloads import AuthPayload, CertPayload, IdPayload, NotifyPayload, Payload
-from tests.crypto.pki import DAY, EC_KEY, RSA_KEY, WALL, Ca
+from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, RSA_KEY, WALL, Ca
 from tests.crypto.test_revocation import chain_of, respond
 from tests.ike.hostile import (
     MOON,
@@ -419,6 +419,38 @@ def test_certificates_of_strangers_are_not_kept(response: bool) -> None:
             stage.engine.datagrams_to_send()
             assert sum(map(len, _containers(stage.engine.credentials))) == size
             stage.attack.before.restore()
+
+
+JUNK = {"authority key id": "2.5.29.35", "names": "2.5.29.17", "CRL distribution points": "2.5.29.31",
+        "OCSP": "1.3.6.1.5.5.7.1.1", "key usage": "2.5.29.15"}  # fmt: skip
+
+
+@SIDES
+@pytest.mark.parametrize("oid", JUNK.values(), ids=JUNK)
+@pytest.mark.parametrize("authority", [ROOT, Ca("Root"), Ca("Stranger")], ids=["ours", "of that name", "stranger"])
+def test_extensions_that_cannot_be_read(authority: Ca, oid: str, response: bool) -> None:
+    """Whoever signed it: AUTHENTICATION_FAILED, and an end that believes the other to be up hears of it."""
+    junk = UnrecognizedExtension(ObjectIdentifier(oid), b"\x30\x05junk")
+    names = () if oid == JUNK["names"] else (DNSName("sun" if response else "moon"),)
+    # critical or not
+    for critical in (False, True):
+        der = authority.issue("x", EC_KEY, sans=names, extensions=[(junk, critical)]).der
+        stage = Stage(certs=True, response=response)
+        stage.refused(believe(stage, der))
+
+
+def test_a_certificate_of_ours_that_cannot_be_read_stops_no_other() -> None:
+    junk = UnrecognizedExtension(ObjectIdentifier(JUNK["names"]), b"\x30\x05junk")
+    stage = Stage(certs=True)
+    ours = stage.engine.credentials
+    broken = ROOT.issue("broken", EC384_KEY, extensions=[(junk, False)])
+    stage.engine.credentials = Credentials(
+        private_keys=ours.private_keys, certificates=[broken, *ours.certificates], authorities=ours.authorities
+    )
+    assert stage.give(stage.payloads)[0]
+    # without certificates in the message those that are loaded are looked through
+    without = believe(stage)
+    stage.refused(without)
 
 
 def _containers(credentials: Credentials) -> list[Any]:
