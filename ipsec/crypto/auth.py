@@ -53,10 +53,9 @@ def psk_auth(prf: PrfAlgorithm, secret: bytes, octets: bytes) -> bytes:
     return prf(prf(secret, KEY_PAD), octets)
 
 
-def verify_psk(prf: PrfAlgorithm, secret: bytes, data: bytes, octets: bytes) -> None:
-    """Compare the peer's AUTH data in constant time. AuthenticationError."""
-    if not hmac.compare_digest(psk_auth(prf, secret, octets), data):
-        raise AuthenticationError("the AUTH data is not that of our shared key")
+def is_psk_auth(prf: PrfAlgorithm, secret: bytes, data: bytes, octets: bytes) -> bool:
+    """Whether AUTH data of the peer's is that of a shared key; compared in constant time."""
+    return hmac.compare_digest(psk_auth(prf, secret, octets), data)
 
 
 def our_hashes() -> bytes:

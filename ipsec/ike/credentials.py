@@ -25,6 +25,8 @@ PPK_ID_MAX = 1023
 "octets"
 ISSUERS_MAX = 9
 "certificates above our own that are looked at and sent"
+PSKS_MAX = 8
+"pre-shared keys that are tried for one pair of identities"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class SharedSecret:
         return max(owner.matches(identity) for owner in self.owners)
 
     def names_only(self, identity: Identity) -> bool:
-        """Whether ``identity`` is every owner that it has."""
-        return all(owner.matches(identity) for owner in self.owners)
+        """Whether ``identity`` is every owner that it has. Patterns name others too."""
+        return all(owner.exact is not None and owner.matches(identity) for owner in self.owners)
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,14 @@ class Credentials:
         self._trusted = frozenset(self.certificates)
         self._secrets_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
         "with their places in the order of loading"
-        self._alone_of: dict[Identity, tuple[int, SharedSecret]] = {}
-        "the first that has this one owner"
+        self._alone_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
+        "the first that have this one owner"
         self._loose_secrets: list[tuple[int, SharedSecret]] = []
         "those that have an owner which is no single identity, or none"
         for place, secret in enumerate(self.secrets):
             self._add_secret(place, secret)
+        self.psk_tries = self._count_tries()
+        "at least as many as any pair of identities has: so many are tried for every pair, see ``_verify_psk``"
         self._keys = {key.spki: key for key in self.private_keys}
         self._by_subject: dict[object, list[Certificate]] = {}
         for certificate in (*self.certificates, *self.anchors):
@@ -152,27 +156,35 @@ class Credentials:
     def _add_secret(self, place: int, secret: SharedSecret) -> None:
         exact = [owner.exact for owner in secret.owners if owner.exact is not None]
         if len(exact) == len(secret.owners) == 1:
-            self._alone_of.setdefault(exact[0], (place, secret))
+            alone = self._alone_of.setdefault(exact[0], [])
+            if len(alone) < PSKS_MAX:
+                alone.append((place, secret))
         for identity in dict.fromkeys(exact):
             self._secrets_of.setdefault(identity, []).append((place, secret))
         if len(exact) != len(secret.owners) or not exact:
             self._loose_secrets.append((place, secret))
 
+    def _count_tries(self) -> int:
+        of_one, alone = ((len(found) for found in by.values()) for by in (self._secrets_of, self._alone_of))
+        most = max(of_one, default=0) + max(alone, default=0) + len(self._loose_secrets)
+        return min(max(most, 1), PSKS_MAX)
+
     def find_psk(self, local: Identity, remote: Identity | None) -> bytes | None:
-        """The shared key between two identities, None if there is none.
+        """The first of ``find_psks``: the one to show; None if there is none."""
+        return next(iter(self.find_psks(local, remote)), None)
+
+    def find_psks(self, local: Identity, remote: Identity | None) -> tuple[bytes, ...]:
+        """The shared keys between two identities, best first, at most PSKS_MAX.
 
         One that names both is better than one that names one, and that better than one for anybody; among equals the
         peer's identity decides, then how exact the matches are, then the order in which they were loaded. One that
         names us and others serves nobody but these.
         """
-        best: SharedSecret | None = None
-        best_score = (-1, 0, 0, 0)
         if remote is None:
             candidates = [*self._secrets_of.get(local, []), *self._loose_secrets]
         else:
-            # of those that name us alone the first will do
-            alone = [self._alone_of[local]] if local in self._alone_of else []
-            candidates = [*self._secrets_of.get(remote, []), *self._loose_secrets, *alone]
+            candidates = [*self._secrets_of.get(remote, []), *self._loose_secrets, *self._alone_of.get(local, [])]
+        found: list[tuple[tuple[int, int, int, int], bytes]] = []
         for place, secret in candidates:
             ours, theirs = secret.match(local), secret.match(remote)
             if ours == theirs == MATCH_NONE:
@@ -180,10 +192,9 @@ class Credentials:
             if theirs == MATCH_NONE and remote is not None and not secret.names_only(local):
                 # it is somebody else's: who has it could show it under any identity (RFC 4301 section 4.4.3)
                 continue
-            score = ((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours, -place)
-            if score > best_score:
-                best, best_score = secret, score
-        return best.secret if best else None
+            found.append((((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours, -place), secret.secret))
+        found.sort(reverse=True)
+        return tuple(dict.fromkeys(secret for _, secret in found))[:PSKS_MAX]
 
     def find_ppk(self, ppk_id: bytes) -> Ppk | None:
         """The postquantum preshared key that ``ppk_id`` means: one that names it before a pattern, that before all."""
@@ -202,7 +213,7 @@ class Credentials:
     def local_certificate(
         self, auth: LocalAuth, certreqs: Collection[bytes] = frozenset()
     ) -> tuple[Certificate, tuple[Certificate, ...]] | None:
-        """The certificate to authenticate with and the intermediates to send with it; None if there is none. ParseError.
+        """The certificate to authenticate with and the intermediates to send with it, or None. ParseError.
 
         Candidates are those of the configuration, else all that vouch for our identity; they need their private key.
         The first that a CA named in ``certreqs`` (SHA-1 of its SubjectPublicKeyInfo) stands above, else the first.

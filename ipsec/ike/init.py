@@ -86,7 +86,7 @@ class InitProgress:
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys")
+    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys", "psk")
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
@@ -99,6 +99,8 @@ class AuthProgress:
         "hashes of CAs whose certificates the peer wants; None: it has not asked for any"
         self.ppk_keys: IkeKeys | None = None
         "initiator: the keys if the responder takes the PPK that we named"
+        self.psk: bytes | None = None
+        "responder: the pre-shared key that the initiator has shown"
 
 
 def note_certreqs(sa: IkeSa, payloads: list[Payload]) -> None:

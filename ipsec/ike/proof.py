@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ipsec.crypto.auth import AuthenticationError, PublicKey, psk_auth, sign, verify, verify_psk
+from ipsec.crypto.auth import AuthenticationError, PublicKey, is_psk_auth, psk_auth, sign, verify
 from ipsec.crypto.chain import CertificateError, Chain
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
@@ -48,16 +48,7 @@ def make_proof(
     """Prove that we are ``identity``. AuthenticationError if we cannot."""
     local, credentials = connection.local, sa.core.credentials
     if local.method is AuthClass.PSK:
-        peer = sa.peer_id or connection.remote.id.exact
-        if peer is not None:
-            secret = credentials.find_psk(identity, peer)
-        else:
-            # who the peer is shows only when it answers: what is for its address, or else for us
-            secret = credentials.find_psk(identity, Identity.of_address(sa.path.remote))
-            secret = secret if secret is not None else credentials.find_psk(identity, None)
-        if secret is None:
-            whom = peer if peer is not None else connection.remote.id
-            raise AuthenticationError(f"no pre-shared key for {identity} and {whom} (section secrets)")
+        secret = _our_psk(sa, connection, identity)
         assert sa.prf is not None
         return Proof(AuthPayload(AuthMethod.SHARED_KEY, psk_auth(sa.prf, secret, octets)), [])
     if local.pubkeys:
@@ -81,6 +72,24 @@ def make_proof(
     if send is SendCert.NEVER or (send is SendCert.IFASKED and certreqs is None):
         certificates = []
     return Proof(AuthPayload(method, data), certificates)
+
+
+def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:
+    """The pre-shared key to show: that which the peer has shown, else the best. AuthenticationError."""
+    credentials = sa.core.credentials
+    if sa.auth is not None and sa.auth.psk is not None:
+        return sa.auth.psk
+    peer = sa.peer_id or connection.remote.id.exact
+    if peer is not None:
+        secret = credentials.find_psk(identity, peer)
+    else:
+        # who the peer is shows only when it answers: what is for its address, or else for us
+        secret = credentials.find_psk(identity, Identity.of_address(sa.path.remote))
+        secret = secret if secret is not None else credentials.find_psk(identity, None)
+    if secret is None:
+        whom = peer if peer is not None else connection.remote.id
+        raise AuthenticationError(f"no pre-shared key for {identity} and {whom} (section secrets)")
+    return secret
 
 
 # -- the peer's
@@ -154,18 +163,21 @@ def describe_received(payloads: Sequence[CertPayload]) -> tuple[str, ...]:
 
 
 def _verify_psk(sa: IkeSa, local_id: Identity, peer_id: Identity, proof: AuthPayload, octets: bytes) -> None:
+    """AUTH is made with one of our keys for the two: there are several while they are being changed."""
     assert sa.prf is not None
-    secret = sa.core.credentials.find_psk(local_id, peer_id)
-    # OB-62: an unknown identity takes as long as a wrong key
-    known = secret if secret is not None else sa.core.rng(32)
-    try:
-        verify_psk(sa.prf, known, proof.data, octets)
-    except AuthenticationError:
-        if secret is None:
-            raise AuthenticationError(f"no pre-shared key for {local_id} and {peer_id} (section secrets)") from None
-        raise AuthenticationError("the pre-shared keys differ") from None
-    if secret is None:
+    credentials = sa.core.credentials
+    secrets = credentials.find_psks(local_id, peer_id)
+    # OB-62: an unknown identity, and one with few keys, take as long as a wrong key
+    others = credentials.psk_tries - len(secrets)
+    tried = [*secrets, *[sa.core.rng(32)] * others] if others > 0 else list(secrets)
+    right = [is_psk_auth(sa.prf, secret, proof.data, octets) for secret in tried][: len(secrets)]
+    if not secrets:
         raise AuthenticationError(f"no pre-shared key for {local_id} and {peer_id} (section secrets)")
+    if not any(right):
+        several = f": none of {len(secrets)} is the peer's" if len(secrets) > 1 else ""
+        raise AuthenticationError(f"the pre-shared keys differ{several}")
+    if sa.auth is not None:
+        sa.auth.psk = secrets[right.index(True)]
 
 
 def _read(payloads: Sequence[CertPayload]) -> list[Certificate]:

@@ -26,10 +26,12 @@ from cryptography.x509 import (
 )
 from cryptography.x509.ocsp import OCSPCertStatus
 
+from ipsec.crypto.auth import is_psk_auth
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.revocation import OcspResponse, revocation_sources
 from ipsec.crypto.sk import SkCipher
+from ipsec.ike import proof
 from ipsec.ike.config import AuthClass, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
 from ipsec.ike.events import Failed, IkeUp, InstallChild, RevocationNeeded
@@ -202,6 +204,59 @@ def test_another_psk(response: bool) -> None:
         stage.refused(stage.payloads)
     stage.engine.credentials = Credentials()
     stage.refused(stage.payloads)
+
+
+PAIR = (parse_pattern("moon"), parse_pattern("sun"))
+STARS = (parse_pattern("%any"),)
+
+
+@pytest.mark.parametrize("old", [PAIR, (parse_pattern("moon"),), (), STARS], ids=["pair", "peer", "nobody", "any"])
+def test_a_key_that_is_being_changed(old: tuple[Any, ...]) -> None:
+    """The responder has the new key as well; it answers with the one that the initiator has."""
+    lab = Lab()
+    keys = [SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, old), SharedSecret(b"another", STARS)]
+    lab.b.credentials = Credentials(secrets=keys)
+    lab.initiate()
+    assert lab.sa(lab.a).established
+    assert lab.sa(lab.b).established
+
+
+def test_a_responder_that_shows_another_of_our_keys() -> None:
+    stage = Stage(response=True)
+    stage.engine.credentials = Credentials(secrets=[SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, PAIR)])
+    assert stage.give(stage.payloads)[0]
+
+
+@SIDES
+def test_a_key_of_somebody_else_is_not_tried(response: bool) -> None:
+    """RFC 4301 section 4.4.3."""
+    stage = Stage(response=response)
+    ours = "moon" if response else "sun"
+    owners = (parse_pattern(ours), parse_pattern("carol"))
+    stage.engine.credentials = Credentials(secrets=[SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, owners)])
+    stage.refused(stage.payloads)
+
+
+def test_no_identity_is_told_by_the_number_of_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OB-62: nobody's, with one key, with two, and with the right one: all take as many computations."""
+    stage = Stage(a={}, b={"remote": RemoteAuth(AuthClass.PSK, parse_pattern("%any"))})
+    calls: list[bytes] = []
+
+    def counted(prf: PrfAlgorithm, secret: bytes, data: bytes, octets: bytes) -> bool:
+        calls.append(secret)
+        return is_psk_auth(prf, secret, data, octets)
+
+    monkeypatch.setattr(proof, "is_psk_auth", counted)
+    whose = enumerate(("carol", "dave", "dave"))
+    others = [SharedSecret(f"key {number}".encode(), (parse_pattern(name),)) for number, name in whose]
+    counts = []
+    for name in (b"nobody", b"carol", b"dave", b"moon"):
+        calls.clear()
+        stage.engine.credentials = Credentials(secrets=[*others, SharedSecret(SECRET, PAIR)])
+        stage.give(stage.changed(IdPayload, IdPayload(PayloadType.IDI, 2, name)))
+        counts.append(len(calls))
+    assert counts == [counts[0]] * 4
+    assert counts[0] >= 2
 
 
 def identities() -> Iterator[tuple[int, bytes]]:

@@ -14,7 +14,7 @@ from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import LocalAuth, RemoteAuth
-from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+from ipsec.ike.credentials import PSKS_MAX, Authority, Credentials, PrivateKey, SharedSecret
 from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
 
 
@@ -80,6 +80,49 @@ def test_a_secret_of_others_serves_nobody_else() -> None:
     moon = parse_identity("moon.x.org")
     assert credentials.find_psk(moon, parse_identity("carol@x.org")) is not None
     assert credentials.find_psk(moon, parse_identity("boss@x.org")) is None
+
+
+def test_a_secret_of_many_serves_nobody_else() -> None:
+    """A pattern that we are one of names others as well, and they have the secret."""
+    credentials = Credentials(secrets=[secret("domain", "*.x.org")])
+    moon = parse_identity("moon.x.org")
+    assert credentials.find_psk(moon, parse_identity("sun.x.org")) is not None
+    assert credentials.find_psk(moon, parse_identity("boss@y.org")) is None
+
+
+def test_all_psks_best_first() -> None:
+    """While keys are being changed there are two, and who has one of its own may still use that of its group."""
+    names = ("moon.x.org", "carol@x.org")
+    more = [secret("new", *names), secret("old", *names), secret("new", "moon.x.org"), secret("us again", "moon.x.org")]
+    credentials = Credentials(secrets=[*SECRETS, *more])
+    moon, carol = map(parse_identity, names)
+    expected = ["new", "old", "carol", "moon", "us again", "any", "star"]
+    assert credentials.find_psks(moon, carol) == tuple(name.encode() for name in expected)
+    assert credentials.find_psks(moon, parse_identity("nobody")) == (b"moon", b"new", b"us again", b"any", b"star")
+    assert Credentials().find_psks(moon, carol) == ()
+
+
+def test_psks_are_bounded() -> None:
+    owners = ((), ("moon",), ("sun",), ("moon", "sun"))
+    many = [secret(f"{number}", *whose) for number in range(20) for whose in owners]
+    credentials = Credentials(secrets=many)
+    moon, sun = parse_identity("moon"), parse_identity("sun")
+    assert credentials.find_psks(moon, sun) == tuple(f"{number}".encode() for number in range(PSKS_MAX))
+    assert len(credentials.find_psks(moon, parse_identity("x"))) == PSKS_MAX
+    assert credentials.psk_tries == PSKS_MAX
+
+
+@pytest.mark.parametrize("count", range(len(SECRETS) + 1))
+def test_tries_are_enough_for_every_pair(count: int) -> None:
+    credentials = Credentials(secrets=SECRETS[count:])
+    texts = ("moon.x.org", "carol@x.org", "dave@x.org", "zoe@y.org", "bob@y.org", "10.0.0.1", "x")
+    names = [parse_identity(text) for text in texts]
+    assert 1 <= credentials.psk_tries <= PSKS_MAX
+    assert all(len(credentials.find_psks(a, b)) <= credentials.psk_tries for a in names for b in names)
+
+
+def test_one_secret_is_one_try() -> None:
+    assert Credentials(secrets=[secret("x", "moon", "sun")]).psk_tries == 1
 
 
 def test_no_psk() -> None:
