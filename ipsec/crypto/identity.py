@@ -7,7 +7,8 @@
     @#abcd01                       key id, hexadecimal
     fqdn:text  keyid:#hex  {11}:x  a type forced by a prefix
 
-Patterns know besides ``%any``, ``*.example.org``, ``*@example.org``, ``CN=*`` and regular expressions, ``fqdn:^...$``.
+Patterns know besides ``%any``, ``*.example.org``, ``*@example.org``, ``CN=*``, addresses in ``10.0.0.0/8`` or
+``10.0.0.1-10.0.0.9``, and regular expressions, ``fqdn:^...$``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 
 from ipsec.crypto.names import looks_like_name, name_key, name_text, parse_name_pattern, parse_name_text
 from ipsec.crypto.regex import Regex, RegexError
@@ -28,7 +29,7 @@ IpAddress = IPv4Address | IPv6Address
 MATCH_NONE = 0
 MATCH_ANY = 1
 MATCH_PATTERN = 2
-"regular expressions, and a distinguished name with many wildcards"
+"regular expressions, all addresses, and a distinguished name with many wildcards"
 MATCH_PERFECT = 20
 
 _TEXT_TYPES = frozenset((IdType.FQDN, IdType.RFC822_ADDR))
@@ -44,6 +45,7 @@ _PREFIXES: dict[str, int] = {
     "asn1gn": IdType.DER_ASN1_GN,
     "keyid": IdType.KEY_ID,
 }
+_ADDRESSES_PREFIXES = {"ipv4net": 4, "ipv6net": 6, "ipv4range": 4, "ipv6range": 6}
 _ANY = frozenset(("", "%any", "%any4", "%any6", "0.0.0.0", "*", "::", "0::0"))
 _REGEX_SUBJECT_MAX = 512
 "octets; longer identities match no regular expression: bounds what a peer can make one cost"
@@ -160,6 +162,10 @@ def parse_identity(text: str) -> Identity:
     text = text.strip()
     if text in _ANY:
         raise ConfigError(f"{text!r} stands for any identity, one is needed")
+    if addresses := _parse_addresses(text):
+        if addresses.exact is None:
+            raise ConfigError(f"{text!r} stands for many addresses, one is needed")
+        return addresses.exact
     if typed := _split_type(text):
         kind, rest = typed
         return Identity(kind, _parse_hex(rest[1:], text) if rest.startswith("#") else rest.encode("utf-8"))
@@ -207,6 +213,7 @@ class _Kind(Enum):
     SUFFIX = 2
     NAME = 3
     REGEX = 4
+    ADDRESSES = 5
 
 
 @dataclass(frozen=True)
@@ -222,6 +229,8 @@ class IdentityPattern:
     _name: tuple[tuple[tuple[bytes, str | bytes | None], ...], ...] = field(default=(), repr=False)
     _rdn_matching: RdnMatching = field(default=RdnMatching.STRICT, repr=False)
     _regex: Regex | None = field(default=None, repr=False)
+    _first: int = field(default=0, repr=False)
+    _last: int = field(default=0, repr=False)
 
     @classmethod
     def exactly(cls, identity: Identity) -> IdentityPattern:
@@ -246,6 +255,8 @@ class IdentityPattern:
             return MATCH_PERFECT - 1 if identity.data.lower().endswith(self._suffix) else MATCH_NONE
         if kind is _Kind.NAME:
             return self._match_name(identity)
+        if kind is _Kind.ADDRESSES:
+            return self._match_address(identity)
         return self._match_regex(identity)
 
     def _match_name(self, identity: Identity) -> int:
@@ -269,6 +280,12 @@ class IdentityPattern:
             rest.remove(found)
             wildcards += _count_wildcards(rdn)
         return max(MATCH_PERFECT - wildcards - len(rest), MATCH_PATTERN)
+
+    def _match_address(self, identity: Identity) -> int:
+        address = identity.address
+        if address is None or not self._first <= int(address) <= self._last:
+            return MATCH_NONE
+        return MATCH_PATTERN if self._last - self._first + 1 == 1 << address.max_prefixlen else MATCH_PERFECT - 1
 
     def _match_regex(self, identity: Identity) -> int:
         assert self._regex is not None
@@ -323,12 +340,14 @@ def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> 
     """What an identity of the peer may be. ConfigError.
 
     In swanctl's form: any identity, or ``%any``, ``*@domain``, ``*.domain``, a distinguished name in which the value
-    ``*`` stands for any, or a POSIX regular expression ``type:^...$`` that is matched without regard to case (see
-    ``ipsec.crypto.regex``).
+    ``*`` stands for any, a subnet or a range of addresses, or a POSIX regular expression ``type:^...$`` that is matched
+    without regard to case (see ``ipsec.crypto.regex``).
     """
     text = text.strip()
     if text in _ANY:
         return ANY_IDENTITY
+    if addresses := _parse_addresses(text):
+        return addresses
     typed = _split_type(text)
     if typed and typed[1].startswith("^") and typed[1].endswith("$"):
         return IdentityPattern(text, None, _Kind.REGEX, typed[0], _regex=_compile(typed[1], text))
@@ -344,6 +363,51 @@ def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> 
         suffix = identity.data[1:].lower()
         return IdentityPattern(str(identity), None, _Kind.SUFFIX, identity.type, _suffix=suffix)
     return IdentityPattern.exactly(identity)
+
+
+def _parse_addresses(text: str) -> IdentityPattern | None:
+    """The addresses that ``10.0.0.0/8`` and the like stand for; None if the text has another form. ConfigError.
+
+    On the wire there are no such identities (RFC 7296 section 3.5): they are for holding addresses against.
+    """
+    head, colon, rest = text.partition(":")
+    version = _ADDRESSES_PREFIXES.get(head.lower()) if colon else None
+    if version is None and not _begins_with_address(text):
+        return None
+    found = _read_addresses(rest if version else text)
+    if found is None or version not in (None, found[0].version):
+        why = "neither a subnet such as 10.0.0.0/8 nor a range such as 10.0.0.1-10.0.0.9; a name needs fqdn: before it"
+        raise ConfigError(f"identity {text!r} is {why}")
+    first, last, name = found
+    if first == last:
+        return IdentityPattern.exactly(Identity.of_address(first))
+    kind = Identity.of_address(first).type
+    return IdentityPattern(name, None, _Kind.ADDRESSES, kind, _first=int(first), _last=int(last))
+
+
+def _begins_with_address(text: str) -> bool:
+    """Whether an address with ``/`` or ``-`` after it, and no name or e-mail address that looks like one."""
+    if "=" in text or "@" in text:
+        return False
+    low, separator, _ = text.partition("/" if "/" in text else "-")
+    try:
+        return bool(separator and ip_address(low.strip()))
+    except ValueError:
+        return False
+
+
+def _read_addresses(text: str) -> tuple[IpAddress, IpAddress, str] | None:
+    """First, last, and the text in its one form."""
+    try:
+        if "/" in text:
+            low, _, bits = text.partition("/")
+            network = ip_network((low.strip(), int(bits)), strict=False)
+            return network[0], network[-1], str(network)
+        low, _, high = text.partition("-")
+        first, last = ip_address(low.strip()), ip_address(high.strip())
+    except ValueError:
+        return None
+    return (first, last, f"{first}-{last}") if first.version == last.version and int(first) <= int(last) else None
 
 
 def _compile(regex: str, text: str) -> Regex:

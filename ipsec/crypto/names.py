@@ -202,6 +202,8 @@ class _Text:
         found: list[list[tuple[bytes, str | bytes | None]]] = []
         more = ""
         while self.at < len(self.text):
+            if more == self.separator and self.text[self.at :].isspace():
+                break
             attribute = self._attribute()
             if more == "+":
                 found[-1].append(attribute)
@@ -209,7 +211,8 @@ class _Text:
                 found.append([attribute])
             more = self.text[self.at : self.at + 1]
             self.at += 1
-        if not found or more:
+        # like charon's, a name may end in a separator: so do some that are pasted from elsewhere
+        if not found or more not in ("", self.separator):
             raise ConfigError(f"distinguished name {self.text!r} ends before its last attribute")
         return found
 

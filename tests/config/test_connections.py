@@ -325,6 +325,8 @@ def test_preshared_key() -> None:
     [
         ("id = *@example.org", "id", parse_pattern("*@example.org")),
         ('id = "C=CH, O=x, CN=*"', "id", parse_pattern("C=CH, O=x, CN=*")),
+        ("id = 10.0.0.0/8", "id", parse_pattern("10.0.0.0/8")),
+        ("id = 2001:db8::1-2001:db8::f", "id", parse_pattern("2001:db8::1-2001:db8::f")),
         ("revocation = strict", "revocation", Revocation.STRICT),
         ("revocation = ifuri", "revocation", Revocation.IFURI),
         ("cert_policy = 1.3.6.1.4.1, 2.5.29.32.0", "cert_policy", ("1.3.6.1.4.1", "2.5.29.32.0")),
@@ -381,6 +383,13 @@ def test_local_certificate(base: Path, local: str) -> None:
     assert found.id == (parse_identity("moon.example.org" if "moon.example.org" in local else "CN=moon"))
 
 
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "10.0.0.1-10.0.0.9", "2001:db8::/32"])
+def test_many_addresses_are_not_our_identity(text: str) -> None:
+    error = refuse("", auth(f"auth = psk\nid = {text}"))
+    assert "stands for many addresses" in error.message
+    assert error.key == "connections.gw.local.id"
+
+
 def test_local_public_key(base: Path) -> None:
     pki.write(base, "pubkey/moon.pem", pki.spki("moon"))
     found = read("", auth("pubkeys = moon.pem\nid = moon", "auth = pubkey"), base=base).local
@@ -396,6 +405,7 @@ def test_local_public_key(base: Path) -> None:
         ("auth = pubkye", "pubkye"),
         ("auth = rsa-md5", "md5"),
         ('id = "{300}:x"', "there is no identity type 300"),
+        ("id = 10.0.0.0/33", "neither a subnet such as"),
         ("eap_id = me", "EAP and XAuth are not supported"),
         ("round = first", "'first' is not a number"),
         ("certs = nowhere.pem", "x509/nowhere.pem: No such file"),

@@ -75,6 +75,13 @@ def test_shared_secrets() -> None:
     assert SECRET.encode().hex() not in repr(config)
 
 
+def test_secret_of_a_subnet() -> None:
+    credentials = read(f"ike {{\n id-a = 192.0.2.1\n id-b = 10.0.0.0/8\n secret = {SECRET}\n}}").credentials
+    gateway = parse_identity("192.0.2.1")
+    assert credentials.find_psk(gateway, parse_identity("10.7.0.1")) == SECRET.encode()
+    assert credentials.find_psk(gateway, parse_identity("11.0.0.1")) is None
+
+
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [

@@ -66,7 +66,7 @@ def test_text(text: str, kind: int, data: bytes, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "%any", "*", "0.0.0.0", "::", "keyid:#xyz", "@#0", "{300}:x", "C=CH, O", "CN=a, Foo=b", "CN=a,", "CN=#zz"],
+    ["", "%any", "*", "0.0.0.0", "::", "keyid:#xyz", "@#0", "{300}:x", "C=CH, O", "CN=a, Foo=b", "CN=a,,", "CN=#zz"],
 )
 def test_what_is_no_identity(text: str) -> None:
     with pytest.raises(ConfigError):
@@ -205,6 +205,28 @@ def test_name_differs_by_one_bit() -> None:
         ("*@example.org", "carol@sub.example.org", 0),
         ("10.0.0.1", "10.0.0.1", 20),
         ("10.0.0.1", "fqdn:10.0.0.1", 0),
+        ("10.0.0.0/8", "10.255.0.1", 19),
+        ("10.0.0.0/8", "11.0.0.0", 0),
+        ("10.0.0.7/24", "10.0.0.5", 19),
+        ("10.0.0.1/32", "10.0.0.1", 20),
+        ("0.0.0.0/0", "192.0.2.1", 2),
+        ("0.0.0.0/0", "2001:db8::1", 0),
+        ("10.0.0.0/8", "fqdn:10.0.0.1", 0),
+        ("10.0.0.0/8", "ipv4:10.0.0.1", 0),
+        ("10.0.0.1-10.0.0.9", "10.0.0.9", 19),
+        ("10.0.0.1 - 10.0.0.9", "10.0.0.1", 19),
+        ("10.0.0.1-10.0.0.9", "10.0.0.10", 0),
+        ("10.0.0.1-10.0.0.1", "10.0.0.1", 20),
+        ("2001:db8::/32", "2001:db8:ffff::1", 19),
+        ("2001:db8::/32", "2001:db9::", 0),
+        ("2001:db8::1-2001:db8::f", "2001:db8::a", 19),
+        ("::/0", "2001:db8::1", 2),
+        ("::a00:0/104", "10.0.0.1", 0),
+        ("ipv4net:10.0.0.0/8", "10.0.0.1", 19),
+        ("IPv6range:::1-::f", "::2", 19),
+        ("C=CH,", "C=CH", 20),
+        ("C=CH, O=*, ", "C=CH, O=x", 19),
+        ("/C=CH/O=x/", "C=CH, O=x", 20),
         ("C=CH, O=x, CN=*", "C=CH, O=X, CN=moon", 19),
         ("C=CH, O=*, CN=*", "C=CH, O=X, CN=moon", 18),
         ("C=CH, O=x, CN=*", "O=x, C=CH, CN=moon", 0),
@@ -254,6 +276,31 @@ def test_a_wildcard_of_the_peer_is_none() -> None:
 def test_bad_regular_expression(text: str) -> None:
     with pytest.raises(ConfigError, match="identity"):
         parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.1-gw", "::/129",
+     "ipv4net:::/8", "ipv6range:10.0.0.1-10.0.0.9", "ipv4net:10.0.0.1", "ipv4net:x/8", "ipv4net:#0a000000ff000000"],
+)  # fmt: skip
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(ConfigError, match="subnet such as"):
+        parse_pattern(text)
+
+
+def test_many_addresses_are_nobodys_own() -> None:
+    """RFC 7296 section 3.5 has no such identities."""
+    for text in ("10.0.0.0/8", "10.0.0.1-10.0.0.9", "2001:db8::/32"):
+        with pytest.raises(ConfigError, match="stands for many addresses"):
+            parse_identity(text)
+        assert parse_pattern(text).exact is None
+        assert str(parse_pattern(text)) == text
+    assert parse_identity("10.0.0.1/32") == parse_identity("10.0.0.1")
+    assert parse_identity("fqdn:10.0.0.0/8").type == IdType.FQDN
+    assert parse_identity("gw-1/a").type == IdType.FQDN
+    assert parse_identity("10.0.0.1-a@b").type == IdType.RFC822_ADDR
+    assert parse_pattern("10.0.0.7/24") == parse_pattern("10.0.0.0/24")
+    assert parse_pattern("10.0.0.0/24") != parse_pattern("10.0.0.0/25")
 
 
 def test_long_identities_meet_no_regular_expression() -> None:

@@ -32,7 +32,7 @@ from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.revocation import OcspResponse, revocation_sources
 from ipsec.crypto.sk import SkCipher
 from ipsec.ike import proof
-from ipsec.ike.config import AuthClass, RemoteAuth
+from ipsec.ike.config import AuthClass, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
 from ipsec.ike.events import Failed, IkeUp, InstallChild, RevocationNeeded
 from ipsec.ike.failure import Cause
@@ -299,6 +299,19 @@ def test_ob_49_reserved_octets_of_an_identity_are_part_of_the_proof() -> None:
     for reserved in (b"\1\0\0", b"\0\1\0", b"\0\0\1", b"\xff\xff\xff"):
         other = IdPayload(identity.type, identity.id_type, identity.data, reserved)
         stage.refused(stage.changed(IdPayload, other))
+
+
+@pytest.mark.parametrize(
+    ("network", "up"), [("192.0.2.0/24", True), ("192.0.2.1-192.0.2.1", True), ("10.0.0.0/8", False)]
+)
+def test_who_is_known_by_an_address_in_a_network(network: str, up: bool) -> None:
+    mine = {"local": LocalAuth(AuthClass.PSK)}
+    lab = Lab(a=mine, b={"remote": RemoteAuth(AuthClass.PSK, parse_pattern(network))})
+    lab.a.credentials = lab.b.credentials = Credentials(
+        secrets=[SharedSecret(SECRET, (parse_pattern(network), parse_pattern("sun")))]
+    )
+    lab.initiate()
+    assert any(sa.established for sa in lab.b.sas.values()) is up
 
 
 def test_another_responder_is_asked_for() -> None:
