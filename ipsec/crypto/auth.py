@@ -358,7 +358,8 @@ class SchemeRule:
         if not self.takes_family(scheme.family) or not self.takes_key(key):
             return False
         if scheme.hash == HashAlgorithm.IDENTITY:
-            return True
+            # RFC 8420 section 2: EdDSA has its hash within. By its name it is meant, whatever hashes others may have
+            return self.family != "pubkey" or not self.hashes or scheme.hash in self.hashes
         return scheme.hash in (self.hashes or (2, 3, 4))
 
 
