@@ -13,6 +13,7 @@ from ipsec.config.refused import numbered, warning_at
 from ipsec.config.values import error_at, quoted, suggestion
 from ipsec.crypto.identity import Identity, IdentityPattern
 from ipsec.crypto.x509 import Certificate
+from ipsec.errors import ParseError
 from ipsec.ike.config import AuthClass, Childless, Connection
 from ipsec.ike.credentials import Credentials
 
@@ -27,7 +28,7 @@ class Checker:
         self._credentials = credentials
         self._pools = pools
         keyless = [one for one in credentials.certificates if credentials.private_key_for(one) is None]
-        self._anchors = bool(credentials.authorities or keyless)
+        self._anchors = bool(credentials.authorities or any(map(_may_be_a_peer, keyless)))
         self._wall = datetime.now(UTC)
         self._ours: dict[Identity | None, tuple[Certificate, ...]] = {}
 
@@ -77,8 +78,8 @@ class Checker:
         yield from self._ppk_warnings(section, connection)
         anchors = remote.certs or remote.cacerts or remote.pubkeys
         if remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
-            why = "there is no trust anchor in x509ca/ and no peer's certificate in x509/, no peer can be checked"
-            yield warning_at(_part(section, "remote"), "auth", why)
+            places = "no trust anchor in x509ca/ or pkcs12/ and no peer's certificate in x509/"
+            yield warning_at(_part(section, "remote"), "auth", f"there is {places}, no peer can be checked")
 
     def _ppk_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
         wanted = connection.ppk_id.exact if connection.ppk_id is not None else None
@@ -115,6 +116,17 @@ class Checker:
                 and self._credentials.private_key_for(certificate) is not None
             )
         return self._ours[identity]
+
+
+def _may_be_a_peer(certificate: Certificate) -> bool:
+    """Whether a certificate can be trusted as it is; an intermediate authority is a step to an anchor and none itself.
+
+    Self-signed ones often say that they are authorities.
+    """
+    try:
+        return certificate.self_issued or not certificate.is_ca
+    except ParseError:
+        return False
 
 
 def _part(section: Section, side: str) -> Section:

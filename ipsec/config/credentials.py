@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ipsec.config.directories import (
     AUTHORITIES,
@@ -37,16 +37,16 @@ def load_credentials(
 ) -> tuple[Credentials, tuple[str, ...]]:
     """The credentials, and warnings. ConfigError names the file, or the key that names it."""
     loader = _Loader(files)
-    keys, bundled = loader.private_keys(secrets.passphrases)
+    keys, bundled, vouching = loader.private_keys(secrets.passphrases)
     anchors = {authority.certificate: authority for authority in authorities}
-    for certificate in loader.certificates(AUTHORITIES):
+    for certificate in (*loader.certificates(AUTHORITIES), *vouching):
         anchors.setdefault(certificate, Authority(certificate))
     credentials = Credentials(
         secrets=secrets.shared,
         ppks=secrets.ppks,
         private_keys=keys,
         # not what connections name as the peer's: that is trusted there only
-        certificates=(*loader.certificates(CERTIFICATES), *files.own, *bundled),
+        certificates=(*loader.certificates(CERTIFICATES), *files.own, *bundled, *vouching),
         authorities=anchors.values(),
         crls=loader.each(REVOCATION_LISTS, lambda path: parse_crl(read_file(path)[0])),
     )
@@ -78,18 +78,28 @@ class _Loader:
         """The certificates of all files in a directory."""
         return [certificate for several in self.each(directory, self.files.certificates) for certificate in several]
 
-    def private_keys(self, passphrases: Sequence[Passphrase]) -> tuple[list[PrivateKey], list[Certificate]]:
-        """Every private key, and the certificates of PKCS#12 containers."""
+    def private_keys(
+        self, passphrases: Sequence[Passphrase]
+    ) -> tuple[list[PrivateKey], list[Certificate], list[Certificate]]:
+        """Every private key, and the certificates of PKCS#12 containers: of ends, and of authorities.
+
+        Those are trust anchors, as with charon: who has got a container has got from there whom to trust.
+        """
         secrets: dict[str, Passphrase] = {}
         keys: list[PrivateKey] = []
-        certificates: list[Certificate] = []
+        ends: list[Certificate] = []
+        authorities: list[Certificate] = []
+
+        def take(loaded: _Loaded, name: str) -> None:
+            keys.extend([PrivateKey(loaded.key, name)] if loaded.key else [])
+            ends.extend(loaded.ends)
+            authorities.extend(loaded.authorities)
+
         for passphrase in passphrases:
             try:
                 data = inline(passphrase.file)
                 if data is not None:
-                    key, several = _load_key(data, passphrase.directory, passphrase)
-                    keys += [PrivateKey(key, passphrase.section.child_path("file"))] if key else []
-                    certificates += several
+                    take(_load_key(data, passphrase.directory, passphrase), passphrase.section.child_path("file"))
                     continue
                 path = self.files.path(passphrase.directory, passphrase.file)
             except ConfigError as error:
@@ -105,12 +115,10 @@ class _Loader:
             if mode & (stat.S_IRWXG | stat.S_IRWXO):
                 self.warnings.append(f"{path} is open to group or others, run: chmod 600 {path}")
             try:
-                key, several = _load_key(data, directory, secrets.get(path))
+                take(_load_key(data, directory, secrets.get(path)), path)
             except ConfigError as error:
                 raise _key_error(path, secrets.get(path), error.message) from None
-            keys += [PrivateKey(key, path)] if key else []
-            certificates += several
-        return keys, certificates
+        return keys, ends, authorities
 
     def _read_key(self, path: str, passphrase: Passphrase | None) -> tuple[bytes, int]:
         try:
@@ -119,15 +127,20 @@ class _Loader:
             raise _key_error(path, passphrase, error.message) from None
 
 
-def _load_key(
-    data: bytes, directory: str, passphrase: Passphrase | None
-) -> tuple[PrivateKeyObject | None, tuple[Certificate, ...]]:
+class _Loaded(NamedTuple):
+    """What is in a file."""
+
+    key: PrivateKeyObject | None
+    ends: tuple[Certificate, ...] = ()
+    authorities: tuple[Certificate, ...] = ()
+
+
+def _load_key(data: bytes, directory: str, passphrase: Passphrase | None) -> _Loaded:
     secret = passphrase.secret if passphrase else None
     try:
         if directory == "pkcs12":
-            key, ends, authorities = load_pkcs12(data, secret)
-            return key, (*ends, *authorities)
-        return load_private_key(data, secret), ()
+            return _Loaded(*load_pkcs12(data, secret))
+        return _Loaded(load_private_key(data, secret))
     except ConfigError as error:
         if secret is None and "passphrase" in error.message:
             why = f"{error.message}; passphrases are in secrets.{directory}<suffix> {{ file, secret }}"

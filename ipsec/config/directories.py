@@ -2,7 +2,7 @@
 
     x509                                certificates: ours, what is above them, peers that are trusted as they are
     x509ca x509crl                      trust anchors, revocation lists
-    private rsa ecdsa pkcs8 pkcs12      private keys; PKCS#12 containers also have certificates
+    private rsa ecdsa pkcs8 pkcs12      private keys; PKCS#12 containers also have certificates and trust anchors
     pubkey                              raw public keys: only those that a connection names
 
 Every file in them is read, PEM or DER; names that begin with a dot are not. The environment variable SWANCTL_DIR names

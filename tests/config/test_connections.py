@@ -30,6 +30,7 @@ from ipsec.ike.config import (
 )
 from ipsec.wire.iana import Encr, Protocol
 from tests.config import pki
+from tests.crypto.pki import Ca
 
 #: from the reference of swanctl.conf
 SWANCTL_KEYS = """
@@ -534,9 +535,23 @@ def test_missing_trust_anchor_is_a_warning(tmp_path: Path) -> None:
     (warning,) = config("", CHILD, base=tmp_path).warnings
     assert warning.startswith("f:2: connections.gw.remote.auth: there is no trust anchor in x509ca/")
     assert config("", auth("certs = moon.pem", "certs = moon.pem"), base=tmp_path).warnings == ()
-    # trusted as it is
-    pki.write(tmp_path, "x509/sun.pem", pki.pem("sun"))
-    assert config("", CHILD, base=tmp_path).warnings == ()
+    # on the way to an anchor, and none itself
+    pki.write(tmp_path, "x509/between.der", Ca("Between", Ca("Root")).certificate.der)
+    assert len(config("", CHILD, base=tmp_path).warnings) == 1
+    # trusted as it is, also if it says that it is an authority, as self-signed ones do
+    for file, data in (("x509/sun.pem", pki.pem("sun")), ("x509/self.pem", pki.pem("self", "self"))):
+        path = pki.write(tmp_path, file, data)
+        assert config("", CHILD, base=tmp_path).warnings == ()
+        path.unlink()
+
+
+def test_a_container_brings_its_trust_anchor(tmp_path: Path) -> None:
+    pki.write(tmp_path, "pkcs12/moon.p12", pki.container("moon", b"hush"))
+    passphrase = "secrets {\n pkcs12 {\n file = moon.p12\n secret = hush\n }\n}\n"
+    found = config("", CHILD, base=tmp_path, top=passphrase)
+    assert found.warnings == ()
+    assert found.credentials.anchors == (pki.parsed("ca", "ca"),)
+    assert found.connections[0].local.certs == (pki.parsed("moon"),)
 
 
 def test_expired_certificate_is_a_warning(base: Path) -> None:

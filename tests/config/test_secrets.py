@@ -195,6 +195,8 @@ def test_container(tmp_path: Path) -> None:
     moon, ca = pki.parsed("moon"), pki.parsed("ca", "ca")
     assert config.credentials.private_key_for(moon) is not None
     assert {moon, ca} <= set(config.credentials.certificates)
+    # charon trusts what is in a container
+    assert config.credentials.anchors == (ca,)
     error = refuse("pkcs12 {\n file = moon.p12\n secret = wrong\n}", tmp_path)
     assert error.key == "secrets.pkcs12.file"
 
