@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from pathlib import Path as FilePath
 
 from ipsec.crypto.prf import PrfAlgorithm
@@ -66,6 +68,23 @@ _ESP_INTEG = {
 }
 
 
+def _open(path: FilePath) -> int:
+    """A file of ours that nobody else reads, made if it is not there. OSError, also if it is another's."""
+    # no symlink leads elsewhere, and a FIFO keeps us from nothing
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags, 0o600)
+    try:
+        # it may have been there, and for root fchmod would not fail
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            raise PermissionError(errno.EPERM, f"{path.name} is somebody else's, has a second name, or is no file")
+        os.fchmod(fd, 0o600)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
 class KeyLog:
     """Appends to both files. A disk that is full costs lines, not tunnels."""
 
@@ -77,10 +96,7 @@ class KeyLog:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in (_IKE_FILE, _ESP_FILE):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._files[name] = os.open(folder / name, flags, 0o600)
-                # it may have been there
-                os.fchmod(self._files[name], 0o600)
+                self._files[name] = _open(folder / name)
         except OSError as error:
             self.close()
             why = f"key files in {directory} cannot be written: {error.strerror}"

@@ -346,6 +346,39 @@ def test_key_files_that_are_a_trap(tmp_path: Path) -> None:
         KeyLog(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "second name", "device"])
+def test_key_files_that_are_no_files(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "esp_sa"
+    if kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "second name":
+        (tmp_path / "elsewhere").touch(mode=0o644)
+        place.hardlink_to(tmp_path / "elsewhere")
+    else:
+        place.symlink_to("/dev/null")
+    begun = open_files()
+    with pytest.raises(BackendError, match="cannot be written"):
+        KeyLog(str(tmp_path))
+    assert open_files() == begun
+    if kind == "second name":
+        assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_key_files_of_somebody_else(tmp_path: Path) -> None:
+    """Whoever has made it beforehand has it open, and reads all keys."""
+    file = tmp_path / "esp_sa"
+    file.touch()
+    os.chown(file, 1000, 1000)
+    with pytest.raises(BackendError, match="esp_sa is somebody else's"):
+        KeyLog(str(tmp_path))
+    assert file.stat().st_uid == 1000
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 # -- the secret that outlives us
 
 
