@@ -5,11 +5,12 @@
     check_revocation(chain, crls, responses, policy, now)
 
 All work that an unauthenticated peer can cause is bounded: certificates looked at, length of the chain, signatures.
+What exceeds a bound is refused, never taken for less: else junk would keep us from finding what forbids a chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -26,7 +27,7 @@ CHAIN_MAX = 10
 INTERMEDIATES_MAX = 32
 "certificates of the peer that are looked at"
 SIGNATURES_MAX = 32
-"signatures that one verification checks"
+"steps from a certificate to one that signed it, in one verification"
 
 #: purposes that a certificate with ExtKeyUsage must have one of (RFC 4945 section 5.1.3.12, and what is in use)
 IKE_PURPOSES = frozenset(
@@ -67,7 +68,7 @@ class CertificateError(AuthenticationError):
 
 @dataclass(frozen=True)
 class Chain:
-    """Certificates that were verified, the end entity's first, the trust anchor's last (they may be one)."""
+    """Certificates that were verified, the end entity's first, the highest anchor's last (they may be one)."""
 
     certificates: tuple[Certificate, ...]
     policies: frozenset[str] = frozenset()
@@ -80,7 +81,7 @@ class Chain:
 
     @property
     def anchor(self) -> Certificate:
-        """The one that was trusted before."""
+        """The last one that was there before; what is trusted may also be one below it."""
         return self.certificates[-1]
 
     @property
@@ -95,11 +96,15 @@ class Chain:
 @dataclass
 class _Search:
     issuers: dict[object, list[Certificate]]
-    anchors: frozenset[bytes]
+    anchors: frozenset[Certificate]
+    loaded: Container[Certificate]
     constraints: Constraints
-    signatures_left: int = SIGNATURES_MAX
+    steps_left: int = SIGNATURES_MAX
     reason: str | None = None
     "the first thing that was wrong on the way"
+
+    def is_loaded(self, certificate: Certificate) -> bool:
+        return certificate in self.anchors or certificate in self.loaded
 
 
 @dataclass(frozen=True)
@@ -120,19 +125,25 @@ def verify_chain(
     purposes: frozenset[str] = IKE_PURPOSES,
     required_policies: tuple[str, ...] = (),
     accept: Callable[[Chain], None] | None = None,
+    loaded: Container[Certificate] = (),
 ) -> Chain:
     """The first chain from ``end`` to one of ``anchors`` that is valid at ``wall`` (aware, UTC). CertificateError.
 
-    An anchor is trusted as it is, also below its own issuer, and also as the end of the chain; only an anchor that is
-    a CA has others below it. ``accept`` raises CertificateError for a valid chain that will not do, and the search
-    goes on. Revocation is not looked at here.
+    An anchor is trusted without its issuer, and also as the end of the chain; only an anchor that is a CA has others
+    below it. If a chain goes on from it to another anchor, or to one of the ``loaded`` that vouch for nobody, it is
+    that longer chain which has to be valid, as in charon: who stands above may have revoked it, and says what its
+    names and policies may be. The constraints are for what trust comes from: from the lowest anchor down.
+
+    ``accept`` raises CertificateError for a valid chain that will not do, and the search goes on. Revocation is not
+    looked at here.
     """
-    search = _Search(_by_subject(anchors, intermediates), frozenset(anchor.der for anchor in anchors), constraints)
+    trusted = frozenset(anchors)
+    search = _Search(_by_subject(anchors, intermediates), trusted, loaded, constraints)
     rules = _Rules(wall, constraints, purposes, required_policies)
     reason: str | None = None
     for path in _paths(search, (end,)):
         try:
-            chain = _validate(path, rules)
+            chain = _validate(path, rules, next(index for index, one in enumerate(path) if one in trusted))
             if accept is not None:
                 accept(chain)
             return chain
@@ -155,26 +166,66 @@ def _by_subject(anchors: Sequence[Certificate], others: Iterable[Certificate]) -
     return found
 
 
-def _paths(search: _Search, path: tuple[Certificate, ...]) -> Iterator[tuple[Certificate, ...]]:
-    """Paths to anchors along names and signatures, likely ones first. Each step up costs one signature."""
+def _paths(search: _Search, path: tuple[Certificate, ...], trusted: bool = False) -> Iterator[tuple[Certificate, ...]]:
+    """Paths to anchors along names and signatures, likely ones first. Each step up costs one signature.
+
+    ``trusted``: there is an anchor in the path already. A path ends at one only if none goes on from there.
+    """
     last = path[-1]
-    if last.der in search.anchors:
-        yield path
-    if len(path) >= CHAIN_MAX:
+    trusted = trusted or last in search.anchors
+    may_end = trusted and search.is_loaded(last)
+    full = len(path) >= CHAIN_MAX
+    if full and not may_end:
         return
-    candidates = search.issuers.get(last.issuer_key, [])
+    root = may_end and last.self_issued and _signed(search, last, last, above=True)
+    candidates = [] if root else search.issuers.get(last.issuer_key, [])
     if len(candidates) > 1:
         candidates = sorted(candidates, key=lambda issuer: not _key_ids_agree(last, issuer))
+    goes_on = False
     for issuer in candidates:
-        # The same name and key again leads nowhere new
-        if any(issuer.spki == seen.spki and issuer.subject_key == seen.subject_key for seen in path):
+        if not _leads_on(search, path, issuer, trusted) or not _signed(search, last, issuer, above=may_end):
             continue
-        try:
-            _check_signature(search, last, issuer)
-        except (ParseError, AuthenticationError) as error:
-            search.reason = search.reason or str(error)
+        if full:
+            # who stands above the anchor is not heard any more, so nobody may say that nobody does
+            search.reason = search.reason or f"more than {CHAIN_MAX} certificates in a chain"
+            goes_on = True
             continue
-        yield from _paths(search, (*path, issuer))
+        for longer in _paths(search, (*path, issuer), trusted):
+            goes_on = True
+            yield longer
+    if may_end and not goes_on:
+        yield path
+
+
+def _leads_on(search: _Search, path: tuple[Certificate, ...], issuer: Certificate, trusted: bool) -> bool:
+    """Whether a possible issuer leads anywhere: the same name and key again do not.
+
+    But above an anchor a root counts also if its name and key are in the path: whoever is below the root can issue such
+    a certificate, and would be rid of it.
+    """
+    if issuer in path:
+        return False
+    if trusted and issuer in search.anchors and issuer.self_issued and issuer.spki != path[-1].spki:
+        return True
+    return not any(issuer.spki == seen.spki and issuer.subject_key == seen.subject_key for seen in path)
+
+
+def _signed(search: _Search, certificate: Certificate, issuer: Certificate, *, above: bool) -> bool:
+    """Whether the issuer signed, and may have. ``above``: the certificate is trusted whoever signed it, so only a CA
+    is above it, and how it signed does not matter."""
+    search.steps_left -= 1
+    if search.steps_left < 0:
+        raise CertificateError("too many signatures to check")
+    try:
+        if above:
+            _check_authority(issuer)
+        else:
+            search.constraints.check_certificate(parse_scheme(certificate.algorithm), issuer.public_key)
+        _check_signature(certificate, issuer)
+    except (ParseError, AuthenticationError) as error:
+        search.reason = search.reason or str(error)
+        return False
+    return True
 
 
 def _key_ids_agree(certificate: Certificate, issuer: Certificate) -> bool:
@@ -184,14 +235,19 @@ def _key_ids_agree(certificate: Certificate, issuer: Certificate) -> bool:
         return False
 
 
-def _validate(path: tuple[Certificate, ...], rules: _Rules) -> Chain:
-    """RFC 5280 sections 6.1.3 to 6.1.5, from the anchor down, of a path whose signatures are good."""
+def _validate(path: tuple[Certificate, ...], rules: _Rules, lowest: int) -> Chain:
+    """RFC 5280 sections 6.1.3 to 6.1.5, from the top down, of a path whose signatures are good.
+
+    ``lowest`` is the place of the lowest anchor.
+    """
     name_constraints: list[x509.NameConstraints] = []
     path_len: int | None = None
     for index in range(len(path) - 1, -1, -1):
         certificate = path[index]
         anchor, end = index == len(path) - 1, index == 0
-        _check_itself(certificate, rules.wall, rules.constraints)
+        _check_itself(certificate, rules.wall)
+        if index <= lowest:
+            rules.constraints.check_key(certificate.public_key)
         if end or not certificate.self_issued:
             for one in name_constraints:
                 check_names(certificate, one)
@@ -213,12 +269,7 @@ def _validate(path: tuple[Certificate, ...], rules: _Rules) -> Chain:
     return Chain(path, policies.policies)
 
 
-def _check_signature(search: _Search, certificate: Certificate, issuer: Certificate) -> None:
-    search.signatures_left -= 1
-    if search.signatures_left < 0:
-        raise CertificateError("too many signatures to check")
-    scheme = parse_scheme(certificate.algorithm)
-    search.constraints.check_certificate(scheme, issuer.public_key)
+def _check_signature(certificate: Certificate, issuer: Certificate) -> None:
     try:
         _verified(certificate.tbs, certificate.algorithm, certificate.signature, issuer.spki)
     except AuthenticationError:
@@ -237,7 +288,7 @@ def _verified(tbs: bytes, algorithm: bytes, signature: bytes, spki: bytes) -> No
     check(tbs, algorithm, signature, spki)
 
 
-def _check_itself(certificate: Certificate, wall: datetime, constraints: Constraints) -> None:
+def _check_itself(certificate: Certificate, wall: datetime) -> None:
     if wall < certificate.not_before:
         raise CertificateError(f"{certificate.subject} is not valid before {certificate.not_before:%Y-%m-%d %H:%M:%S}")
     if wall > certificate.not_after:
@@ -245,7 +296,6 @@ def _check_itself(certificate: Certificate, wall: datetime, constraints: Constra
     for oid, (critical, _) in certificate.extensions.items():
         if critical and oid not in _PROCESSED:
             raise CertificateError(f"{certificate.subject} has the unknown critical extension {oid}")
-    constraints.check_key(certificate.public_key)
 
 
 def _check_end(certificate: Certificate, purposes: frozenset[str]) -> None:

@@ -51,7 +51,12 @@ class _State:
 
 
 def check_policies(certificates: tuple[Certificate, ...], *, explicit: bool = False) -> PolicyResult:
-    """Policies of a chain, anchor (which takes no part) last. ParseError if an extension is malformed."""
+    """Policies of a chain, anchor (which takes no part) last. ParseError if an extension is malformed.
+
+    RFC 5280 section 6.1 says nothing of an anchor that is the end as well: it has the policies that it asserts.
+    """
+    if len(certificates) == 1:
+        return PolicyResult(certificates[0].policies or frozenset(), False)
     count = len(certificates) - 1
     state = _State(count, 0 if explicit else count + 1, count + 1, count + 1)
     null = False

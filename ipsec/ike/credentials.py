@@ -301,6 +301,7 @@ class Credentials:
             constraints=remote.constraints,
             required_policies=remote.cert_policy,
             accept=accept if remote.cacerts or remote.ca_id else None,
+            loaded=self._trusted,
         )
 
     def peer_key(self, spki: bytes, remote: RemoteAuth) -> PublicKey:

@@ -15,10 +15,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from ipsec.crypto import der
 from ipsec.crypto.auth import AuthenticationError, parse_constraints
-from ipsec.crypto.chain import CHAIN_MAX, CertificateError, Chain, verify_chain
+from ipsec.crypto.chain import CHAIN_MAX, INTERMEDIATES_MAX, CertificateError, Chain, verify_chain
 from ipsec.crypto.identity import Identity, parse_identity
 from ipsec.crypto.policy import ANY_POLICY, check_policies
-from ipsec.crypto.revocation import Crl, Revocation, check_revocation
+from ipsec.crypto.revocation import Crl, Revocation, RevokedError, check_revocation
 from ipsec.crypto.x509 import Certificate, load_certificates, parse_certificate, parse_time
 from ipsec.errors import ParseError
 from ipsec.wire.iana import IdType
@@ -308,6 +308,123 @@ def test_good_chains() -> None:
     assert verify(root.certificate, [root]).certificates == (root.certificate,)
 
 
+def refused(ca: Ca, chain: Chain) -> bool:
+    """Whether the CRL of ``ca``, which lists 66, refuses the chain."""
+    try:
+        check_revocation(chain, [Crl(ca.crl(66))], [], Revocation.RELAXED, WALL)
+    except RevokedError:
+        return True
+    return False
+
+
+def test_who_stands_above_an_anchor_is_heard() -> None:
+    """An end entity or an authority that is trusted as it is, below a root that is loaded and has revoked it."""
+    root = Ca()
+    sub, end = Ca("Sub", root, serial=66), root.issue(serial=66)
+    below = sub.issue()
+    for trusted, between, chain in (
+        ([end, root.certificate], [], (end, root.certificate)),
+        ([sub.certificate, root.certificate], [], (below, sub.certificate, root.certificate)),
+        ([sub.certificate, root.certificate], [sub.certificate], (below, sub.certificate, root.certificate)),
+        # an authority between them that only the peer knows, or that is loaded and trusted by nobody
+        ([below, root.certificate], [sub.certificate], (below, sub.certificate, root.certificate)),
+    ):
+        found = verify_chain(chain[0], between, trusted, wall=WALL)
+        assert found.certificates == chain
+        assert refused(root, found)
+    found = verify_chain(end, [root.certificate], [end], wall=WALL, loaded=[root.certificate])
+    assert found.certificates == (end, root.certificate)
+    # nothing above, nobody to hear
+    assert verify_chain(end, [root.certificate], [end], wall=WALL).certificates == (end,)
+    assert verify_chain(below, [], [sub.certificate], wall=WALL).certificates == (below, sub.certificate)
+    assert verify_chain(below, [sub.certificate], [below, Ca().certificate], wall=WALL).certificates == (below,)
+
+
+def test_a_chain_that_goes_on_above_an_anchor_has_to_be_valid() -> None:
+    short = Ca(path_length=0)
+    middle = Ca("Middle", short)
+    low = Ca("Low", middle)
+    end = low.issue()
+    trusted = [middle, short]
+    with pytest.raises(CertificateError, match="more authorities"):
+        verify(end, trusted, (low.certificate,))
+    assert verify(end, [middle], (low.certificate,))
+    over = Ca(not_after=WALL - DAY)
+    under = Ca("Sub", over)
+    with pytest.raises(CertificateError, match="CN=Root expired"):
+        verify(under.issue(), [under, over])
+    # one way up is enough
+    new = Ca("New", key=EC_KEY)
+    again = Ca("Sub", new, under.key)
+    chain = verify(under.issue(), [under, over, again, new])
+    assert chain.authorities == (again.certificate, new.certificate)
+
+
+def test_what_does_not_vouch_for_an_anchor_is_not_above_it() -> None:
+    """No certificate of a CA, or another key: the anchor stays good for what it was loaded for."""
+    root = Ca()
+    plain = root.issue("Plain", RSA_KEY)
+    end = Ca("Plain", key=RSA_KEY).issue()
+    assert verify_chain(end, [], [end, plain, root.certificate], wall=WALL).certificates == (end,)
+    twin = Ca()
+    pinned = twin.issue()
+    assert verify_chain(pinned, [], [pinned, root.certificate], wall=WALL).certificates == (pinned,)
+
+
+def test_how_an_anchor_was_signed_does_not_matter() -> None:
+    """It is trusted without its signature; who has made that may still revoke it."""
+    root = Ca(key=RSA_KEY)
+    end = root.issue(serial=66)
+    only = parse_constraints("ecdsa-256-sha256")
+    chain = verify_chain(end, [], [end, root.certificate], wall=WALL, constraints=only)
+    assert refused(root, chain)
+    short = Ca(key=rsa.generate_private_key(65537, 1024))
+    sub = Ca("Sub", short)
+    assert len(verify(sub.issue(), [sub, short]).certificates) == 3
+
+
+def test_nobody_can_get_rid_of_who_stands_above() -> None:
+    """Who has the key of an authority that was revoked makes any number of certificates of any name."""
+    root = Ca(path_length=3)
+    sub = Ca("Sub", root, serial=66)
+    trusted = [sub, root]
+    # too long to look further
+    line = [sub]
+    for number in range(CHAIN_MAX - 2):
+        line.append(Ca(f"Line {number}", line[-1]))
+    with pytest.raises(CertificateError, match="certificates in a chain"):
+        verify(line[-1].issue(), trusted, tuple(ca.certificate for ca in line[1:]))
+    # the root's own name and key below, so that it seems to have been met
+    fake = Ca("Root", sub, root.key)
+    end = root.issue()
+
+    def below(chain: Chain) -> None:
+        if sub.certificate not in chain.certificates:
+            raise CertificateError("another way")
+
+    chain = verify(end, trusted, (fake.certificate,), accept=below)
+    assert chain.certificates == (end, fake.certificate, sub.certificate, root.certificate)
+    assert refused(root, chain)
+    # more of the root's name than are looked at
+    junk = tuple(Ca().certificate for _ in range(INTERMEDIATES_MAX))
+    trusted.reverse()
+    assert refused(root, verify(sub.issue(), trusted, junk))
+    with pytest.raises(CertificateError, match="too many signatures"):
+        verify_chain(sub.issue(), (), [sub.certificate, *junk, root.certificate], wall=WALL)
+
+
+def test_roots_that_vouch_for_each_other() -> None:
+    one, two = Ca("One"), Ca("Two")
+    crossed = [Ca("One", two, one.key), Ca("Two", one, two.key)]
+    end = one.issue()
+    assert verify(end, [one, two, *crossed]).certificates == (end, one.certificate)
+    chain = verify(end, crossed)
+    assert chain.certificates == (end, crossed[0].certificate, crossed[1].certificate)
+    old, new = Ca(), Ca()
+    rolled = [old, new, Ca("Root", old, new.key), Ca("Root", new, old.key)]
+    assert verify(new.issue(), rolled).authorities[0] in (new.certificate, rolled[2].certificate)
+
+
 def test_untrusted() -> None:
     """CVE-T-18: a self-signed or foreign certificate is trusted in no shape of chain."""
     root, other = Ca(), Ca()
@@ -468,6 +585,12 @@ def test_required_policies() -> None:
     for required in (("1.2.4",), ("1.2.5",), ("1.2.3", "1.2.4")):
         with pytest.raises(CertificateError, match="policies"):
             verify(end, [root], (sub.certificate,), required_policies=required)
+    alone = root.issue(extensions=policies("1.2.3"))
+    assert verify_chain(alone, [], [alone], wall=WALL, required_policies=("1.2.3",)).policies == {"1.2.3"}
+    for one in (alone, root.issue()):
+        with pytest.raises(CertificateError, match="policies"):
+            verify_chain(one, [], [one], wall=WALL, required_policies=("1.2.4",))
+    assert verify_chain(root.issue(), [], [root.certificate], wall=WALL)
     with pytest.raises(CertificateError, match="policies"):
         verify(root.issue(), [root], required_policies=("1.2.3",))
 

@@ -264,6 +264,27 @@ def test_trusted_without_authority() -> None:
         Credentials().verify_peer(lone, [lone], RemoteAuth(), MOON, WALL)
 
 
+def test_a_trusted_certificate_below_a_loaded_authority() -> None:
+    """In x509/ or ``certs``, it goes through all that holds for one that only its authority vouches for."""
+    root = Ca()
+    sub = Ca("Sub", root)
+    end = sub.issue("moon", sans=(cx.DNSName("moon"),))
+    whole = (end, sub.certificate, root.certificate)
+    for credentials, remote in (
+        (loaded(ends=(end, sub.certificate), cas=(root,)), RemoteAuth()),
+        (loaded(cas=(root, sub)), RemoteAuth(certs=(end,))),
+        (loaded(cas=(root,)), RemoteAuth(cacerts=(sub.certificate,))),
+        (loaded(cas=(root, sub)), RemoteAuth(ca_id=root.certificate.subject)),
+    ):
+        above = credentials.issuers_of(end)
+        assert credentials.verify_peer(end, above, remote, MOON, WALL).certificates == whole
+    # loaded, and trusted by nobody: it may still revoke
+    mine = loaded(ends=(end, sub.certificate))
+    assert mine.verify_peer(end, mine.issuers_of(end), RemoteAuth(), MOON, WALL).certificates == whole[:2]
+    with pytest.raises(CertificateError, match="policies"):
+        mine.verify_peer(end, (), RemoteAuth(cert_policy=("1.2.3",)), MOON, WALL)
+
+
 def test_a_certificate_of_ours_is_no_anchor_for_others() -> None:
     middle = Ca("Middle")
     end = middle.issue("moon", sans=(cx.DNSName("moon"),))
