@@ -3,7 +3,9 @@
     for source in revocation_sources(chain): ...          # what the caller may fetch, chains that are trusted only
     check_revocation(chain, crls, responses, policy, wall)
 
-Delta and indirect CRLs, and those for some reasons only, are not used: they could hide a revocation.
+Indirect CRLs are not used. Delta CRLs, those for some reasons only and those with critical extensions that we do not
+know make nothing GOOD, for they could hide a revocation; what they list is revoked (RFC 5280 section 6.3.3). What a
+connection asks of signatures it asks of those that say GOOD: to doubt a revocation would be to trust.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ OCSP_AGE_MAX = timedelta(hours=1)
 "for responses that do not say when the next one is due"
 
 _CRL_NUMBER, _DELTA_INDICATOR, _ISSUING_POINT = "2.5.29.20", "2.5.29.27", "2.5.29.28"
+_SOME_REASONS = der.context(3, constructed=False)
+"of the fields of IssuingDistributionPoint"
 _ENTRY_REASON, _ENTRY_ISSUER = "2.5.29.21", "2.5.29.29"
+_REMOVED = 8
+"of the reasons: removeFromCRL, in delta CRLs"
 _OCSP_SIGNING = "1.3.6.1.5.5.7.3.9"
 _BASIC_RESPONSE = "1.3.6.1.5.5.7.48.1.1"
 _REASONS = {
@@ -81,6 +87,8 @@ class Answer(NamedTuple):
     as_of: datetime = datetime.min.replace(tzinfo=UTC)
     in_force: bool = True
     "if not, newer answers may say that a hold was lifted"
+    due: datetime = datetime.max.replace(tzinfo=UTC)
+    "until when it is in force"
 
 
 class RevokedError(CertificateError):
@@ -101,6 +109,16 @@ class Source:
     ocsp_uris: tuple[str, ...]
     other_keys: tuple[Certificate, ...] = ()
     "certificates of the chain in which the issuer has another key, as while it changes keys"
+    constraints: Constraints = ANY_SCHEME
+    "for signatures of what says that the certificate is good"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of whoever says that a certificate is good; a revocation counts without."""
+
+    wall: datetime
+    constraints: Constraints = ANY_SCHEME
 
 
 class Crl:
@@ -138,7 +156,9 @@ class Crl:
         self.revoked: dict[int, str] = {}
         "serial number -> reason"
         self.unusable: str | None = None
-        "why this list answers nothing, if so"
+        "why what is not on this list need not be good, if so"
+        self.direct = True
+        "all its entries are certificates of who issued it"
         if rest and rest[0][0] == der.SEQUENCE:
             self._read_entries(der.contents(rest.pop(0)[1], der.SEQUENCE))
         self.extensions: dict[str, tuple[bool, bytes]] = {}
@@ -160,19 +180,23 @@ class Crl:
             if tag != der.SEQUENCE or serial_tag != der.INTEGER:
                 raise ParseError("malformed entry of a CRL")
             entry = data[start:offset]
-            self.revoked[der.read_int(entry[begin:end], octets_max=64)] = self._entry_reason(entry[end:])
+            reason = self._entry_reason(entry[end:])
+            if reason is not None:
+                self.revoked[der.read_int(entry[begin:end], octets_max=64)] = reason
 
-    def _entry_reason(self, rest: bytes) -> str:
+    def _entry_reason(self, rest: bytes) -> str | None:
+        """Why, None if the entry takes a revocation back."""
         _, _, end = der.read(rest)
         if end == len(rest):
             return "unspecified"
-        reason = "unspecified"
+        reason: str | None = "unspecified"
         for oid, (critical, value) in x509.parse_extensions(rest[end:]).items():
             if oid == _ENTRY_REASON:
                 number = der.read_int(der.contents(value, der.ENUMERATED), octets_max=2)
-                reason = _REASONS.get(number, f"reason {number}")
+                reason = None if number == _REMOVED else _REASONS.get(number, f"reason {number}")
             elif oid == _ENTRY_ISSUER or critical:
                 self.unusable = f"entry extension {oid}"
+                self.direct = self.direct and oid != _ENTRY_ISSUER
         return reason
 
     def _read_issuing_point(self) -> None:
@@ -190,6 +214,7 @@ class Crl:
                 self.for_users = not der.read_bool(value)
             else:
                 self.unusable = "part of the reasons, indirect, or for attribute certificates"
+                self.direct = self.direct and tag == _SOME_REASONS
 
     def covers(self, certificate: Certificate) -> bool:
         """Whether the absence of the certificate from this list means something."""
@@ -203,30 +228,35 @@ class Crl:
         """What the list says of ``certificate``, and why; "" if it is about others. It is not verified here."""
         if self.issuer_key != certificate.issuer_key or self.issuer_key != issuer.subject_key:
             return Answer(Status.UNKNOWN, "")
-        if not self.unusable and certificate.serial in self.revoked:
-            return Answer(Status.REVOKED, self.revoked[certificate.serial], self.this_update, self.fresh(wall))
+        if self.direct and certificate.serial in self.revoked:
+            due = self.next_update or self.this_update
+            return Answer(Status.REVOKED, self.revoked[certificate.serial], self.this_update, self.fresh(wall), due)
         if not self.covers(certificate):
             return Answer(Status.UNKNOWN, f"the CRL does not cover it: {self.unusable or 'another distribution point'}")
-        if not self.fresh(wall):
+        if self.next_update is None or not self.fresh(wall):
             return Answer(Status.UNKNOWN, f"the CRL of {self.issuer} is not in force")
-        return Answer(Status.GOOD, "CRL", self.this_update)
+        return Answer(Status.GOOD, "CRL", self.this_update, due=self.next_update)
 
-    def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
+    def verify(self, issuer: Certificate, rules: Rules | None) -> None:
         """Whether ``issuer``, which is trusted, signed this list and may. AuthenticationError, ParseError."""
         if self.issuer_key != issuer.subject_key:
             raise CertificateError(f"the CRL of {self.issuer} is not one of {issuer.subject}")
         if issuer.key_usage is not None and x509.CRL_SIGN not in issuer.key_usage:
             raise CertificateError(f"the key of {issuer.subject} is not for signing CRLs")
-        scheme = parse_scheme(self.algorithm)
-        constraints.check_certificate(scheme, issuer.public_key)
-        scheme.verify(issuer.public_key, self.signature, self.tbs)
+        _check_signed(self.algorithm, self.signature, self.tbs, issuer, rules)
 
     @property
     def scope(self) -> Hashable:
-        """What it is about: of two with one scope the newer one stands for both. An authority may have several keys,
-        and several lists, each about some of its certificates; a delta stands for nothing but itself."""
-        parts = (x509.AUTHORITY_KEY_ID, _ISSUING_POINT, _DELTA_INDICATOR)
+        """What it is about: of two with one scope the newer one counts. An authority may have several keys, and several
+        lists, each about some of its certificates."""
+        parts = (x509.AUTHORITY_KEY_ID, _ISSUING_POINT)
         return self.issuer_key, *(self.extensions.get(oid) for oid in parts)
+
+    @property
+    def kind(self) -> Hashable:
+        """Of two of a kind the newer one stands for both. A delta stands for nothing but itself, and one that is signed
+        in another way, as with SHA-1, may not be good enough for all that the older one is."""
+        return self.scope, self.extensions.get(_DELTA_INDICATOR), self.algorithm
 
     def fresh(self, wall: datetime) -> bool:
         """Whether the list is in force; one that does not say until when is not."""
@@ -237,10 +267,10 @@ class Crl:
 
 
 def keep_newest(table: dict[Hashable, Crl], crl: Crl) -> None:
-    """Put a list into a table by scope, unless one that is newer is there: a revocation is not taken back by age."""
-    known = table.get(crl.scope)
+    """Put a list into a table by kind, unless one that is newer is there: a revocation is not taken back by age."""
+    known = table.get(crl.kind)
     if known is None or crl.this_update >= known.this_update:
-        table[crl.scope] = crl
+        table[crl.kind] = crl
 
 
 _PEM = re.compile(rb"-----BEGIN X509 CRL-----([^-]*)-----END X509 CRL-----")
@@ -350,27 +380,24 @@ class OcspResponse:
                 continue
             in_force = single.this_update - CLOCK_SKEW <= wall <= single.due
             if single.status == ocsp.OCSPCertStatus.REVOKED:
-                return Answer(Status.REVOKED, single.reason, single.this_update, in_force)
+                return Answer(Status.REVOKED, single.reason, single.this_update, in_force, single.due)
             if not in_force:
                 return Answer(Status.UNKNOWN, "the OCSP response is not in force")
             if single.status == ocsp.OCSPCertStatus.GOOD:
-                return Answer(Status.GOOD, "OCSP", single.this_update)
+                return Answer(Status.GOOD, "OCSP", single.this_update, due=single.due)
             return Answer(Status.UNKNOWN, "the OCSP responder does not know the certificate")
         return Answer(Status.UNKNOWN, "")
 
-    def verify(self, issuer: Certificate, wall: datetime, constraints: Constraints = ANY_SCHEME) -> None:
+    def verify(self, issuer: Certificate, rules: Rules | None) -> None:
         """Whether ``issuer`` or whom it delegated to signed the response. AuthenticationError, ParseError."""
-        scheme = parse_scheme(self.algorithm)
         reason: AuthenticationError = CertificateError("the OCSP response was signed by somebody else")
         for signer in (issuer, *self.certificates):
             if not self._is_responder(signer):
                 continue
             try:
                 if signer != issuer:
-                    _check_delegate(signer, issuer, wall, constraints)
-                constraints.check_certificate(scheme, signer.public_key)
-                scheme.verify(signer.public_key, self.signature, self.tbs)
-                return
+                    _check_delegate(signer, issuer, rules)
+                return _check_signed(self.algorithm, self.signature, self.tbs, signer, rules)
             except AuthenticationError as error:
                 reason = error
         raise reason
@@ -382,15 +409,20 @@ class OcspResponse:
         return self._responder_name == certificate.subject_key
 
 
-def _check_delegate(signer: Certificate, issuer: Certificate, wall: datetime, constraints: Constraints) -> None:
+def _check_delegate(signer: Certificate, issuer: Certificate, rules: Rules | None) -> None:
     """RFC 6960 section 4.2.2.2: issued by the CA itself, for signing OCSP responses."""
     if signer.issuer_key != issuer.subject_key or _OCSP_SIGNING not in (signer.extended_key_usage or ()):
         raise CertificateError(f"{signer.subject} may not sign OCSP responses")
-    if not signer.not_before <= wall <= signer.not_after:
+    if rules is not None and not signer.not_before <= rules.wall <= signer.not_after:
         raise CertificateError(f"{signer.subject}, which signed an OCSP response, is not valid now")
-    scheme = parse_scheme(signer.algorithm)
-    constraints.check_certificate(scheme, issuer.public_key)
-    scheme.verify(issuer.public_key, signer.signature, signer.tbs)
+    _check_signed(signer.algorithm, signer.signature, signer.tbs, issuer, rules)
+
+
+def _check_signed(algorithm: bytes, signature: bytes, tbs: bytes, signer: Certificate, rules: Rules | None) -> None:
+    scheme = parse_scheme(algorithm)
+    if rules is not None:
+        rules.constraints.check_certificate(scheme, signer.public_key)
+    scheme.verify(signer.public_key, signature, tbs)
 
 
 def ocsp_request(certificate: Certificate, issuer: Certificate, nonce: bytes = b"") -> bytes:
@@ -403,7 +435,9 @@ def ocsp_request(certificate: Certificate, issuer: Certificate, nonce: bytes = b
 
 
 def revocation_sources(
-    chain: Chain, extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None
+    chain: Chain,
+    extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
+    constraints: Constraints = ANY_SCHEME,
 ) -> list[Source]:
     """For each certificate below the anchor, where to ask. Only of verified chains: URIs of others are bait.
 
@@ -416,7 +450,7 @@ def revocation_sources(
         crl_uris = tuple(dict.fromkeys((*crl_uris, *_fetchable(certificate.crl_uris))))
         ocsp_uris = tuple(dict.fromkeys((*ocsp_uris, *_fetchable(certificate.ocsp_uris))))
         others = (one for one in chain.authorities if one.subject_key == issuer.subject_key and one != issuer)
-        found.append(Source(certificate, issuer, crl_uris, ocsp_uris, tuple(others)))
+        found.append(Source(certificate, issuer, crl_uris, ocsp_uris, tuple(others), constraints))
     return found
 
 
@@ -424,27 +458,23 @@ def _fetchable(uris: tuple[str, ...]) -> list[str]:
     return [uri for uri in uris if uri.lower().startswith(("http://", "https://"))]
 
 
-def status_of(
-    source: Source,
-    crls: Iterable[Crl],
-    responses: Iterable[OcspResponse],
-    wall: datetime,
-    constraints: Constraints = ANY_SCHEME,
-) -> Answer:
+def status_of(source: Source, crls: Iterable[Crl], responses: Iterable[OcspResponse], wall: datetime) -> Answer:
     """What CRLs and OCSP responses, verified with a key of the issuer, say of one certificate, and why.
 
-    GOOD needs something in force. A revocation counts from whatever is authentic, until something newer of its scope
-    says GOOD: past its time RFC 6960 section 2.4 calls it unreliable, which is no reason to trust.
+    GOOD needs something in force whose signatures are as the source wants them. A revocation counts from whatever is
+    authentic, until something newer of its scope says GOOD: past its time RFC 6960 section 2.4 calls it unreliable,
+    which is no reason to trust.
     """
     answer = Answer(Status.UNKNOWN, "nothing is known about it")
     revoked: list[tuple[Hashable, Answer]] = []
     good: dict[Hashable, datetime] = {}
     evidence: list[OcspResponse | Crl] = [*responses, *crls]
+    rules = Rules(wall, source.constraints)
     for one in evidence:
         try:
             found = one.status(source.certificate, source.issuer, wall)
             if found.status is not Status.UNKNOWN:
-                _verify_evidence(one, source, wall, constraints)
+                _verify_evidence(one, source, None if found.status is Status.REVOKED else rules)
         except (AuthenticationError, ParseError) as error:
             found = Answer(Status.UNKNOWN, str(error))
         if found.status is Status.REVOKED:
@@ -459,26 +489,26 @@ def status_of(
     return max(counting, key=lambda found: found.in_force, default=answer)
 
 
-def authentic(crl: Crl, sources: Iterable[Source], wall: datetime) -> bool:
-    """Whether an authority in a verified chain has signed the list."""
+def authentic(one: OcspResponse | Crl, sources: Iterable[Source]) -> bool:
+    """Whether an authority in a verified chain has signed the list or the response, at whatever time."""
     for source in sources:
         try:
-            _verify_evidence(crl, source, wall, ANY_SCHEME)
+            _verify_evidence(one, source, None)
             return True
         except (AuthenticationError, ParseError):
             continue
     return False
 
 
-def _verify_evidence(one: OcspResponse | Crl, source: Source, wall: datetime, constraints: Constraints) -> None:
+def _verify_evidence(one: OcspResponse | Crl, source: Source, rules: Rules | None) -> None:
     """A CRL may be signed with another key of the same authority, if that is in the same verified chain."""
     signers = (source.issuer, *source.other_keys) if isinstance(one, Crl) else (source.issuer,)
     for signer in signers[:-1]:
         try:
-            return one.verify(signer, wall, constraints)
+            return one.verify(signer, rules)
         except (AuthenticationError, ParseError):
             continue
-    one.verify(signers[-1], wall, constraints)
+    one.verify(signers[-1], rules)
 
 
 def check_revocation(
@@ -497,14 +527,15 @@ def check_revocation(
     """
     crls, responses = tuple(crls), tuple(responses)
     found: list[tuple[Source, Status]] = []
-    for source in revocation_sources(chain, extra):
-        status, why, _, in_force = status_of(source, crls, responses, wall, constraints)
-        if status is Status.REVOKED:
-            raise RevokedError(f"{source.certificate.subject} was revoked: {why}", None if in_force else source)
-        found.append((source, status))
+    for source in revocation_sources(chain, extra, constraints):
+        answer = status_of(source, crls, responses, wall)
+        subject = source.certificate.subject
+        if answer.status is Status.REVOKED:
+            raise RevokedError(f"{subject} was revoked: {answer.why}", None if answer.in_force else source)
+        found.append((source, answer.status))
         asked = policy is Revocation.STRICT or (
             policy is Revocation.IFURI and bool(source.crl_uris or source.ocsp_uris)
         )
-        if status is Status.UNKNOWN and asked:
-            raise CertificateError(f"whether {source.certificate.subject} was revoked is not known: {why}")
+        if answer.status is Status.UNKNOWN and asked:
+            raise CertificateError(f"whether {subject} was revoked is not known: {answer.why}")
     return found

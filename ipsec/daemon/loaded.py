@@ -152,8 +152,8 @@ class Loaded:
             if self._authorities.get(authority.name) == authority:
                 del self._authorities[authority.name]
         for crl in old.crls:
-            if self._crls.get(crl.scope) is crl:
-                del self._crls[crl.scope]
+            if self._crls.get(crl.kind) is crl:
+                del self._crls[crl.kind]
         self._add_file(file)
 
     def after(self, file: Config) -> Config:

@@ -251,7 +251,7 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             raise
         unknown = [error.again]
     except CertificateError:
-        unknown = revocation_sources(chain, extra)
+        unknown = revocation_sources(chain, extra, connection.remote.constraints)
         if not any(cache.worth_asking(source, wall) for source in unknown):
             raise
     worth = tuple(source for source in unknown if cache.worth_asking(source, wall))

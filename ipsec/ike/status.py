@@ -63,9 +63,9 @@ class StatusCache:
             _put(self._asked, source.certificate.fingerprint, wall, ASKED_MAX)
         for crl in crls:
             # what somebody on the way has put in its place must not drive out what is known
-            if authentic(crl, sources, wall):
+            if authentic(crl, sources):
                 keep_newest(self._crls, crl)
-                self._crls.move_to_end(crl.scope)
+                self._crls.move_to_end(crl.kind)
                 _shorten(self._crls, CRLS_MAX)
         for response in responses:
             _put(self._responses, response.tbs, response, RESPONSES_MAX)

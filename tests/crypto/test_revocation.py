@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from cryptography import x509 as cx
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, ObjectIdentifier
 
+from ipsec.crypto import der
 from ipsec.crypto.auth import AuthenticationError, parse_constraints
 from ipsec.crypto.chain import CertificateError, Chain, verify_chain
 from ipsec.crypto.revocation import (
@@ -19,6 +21,7 @@ from ipsec.crypto.revocation import (
     OcspResponse,
     Revocation,
     RevokedError,
+    Rules,
     Status,
     check_revocation,
     ocsp_request,
@@ -31,6 +34,7 @@ from ipsec.errors import ParseError
 from tests.crypto.pki import DAY, EC_KEY, RSA_KEY, VECTORS, WALL, Ca
 
 STRICT, IFURI, RELAXED = Revocation
+GOOD, REVOKED = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED
 
 
 def chain_of(ca: Ca, end: Certificate) -> Chain:
@@ -161,10 +165,93 @@ def test_who_signs_crls() -> None:
     good = Ca()
     end = good.issue()
     with pytest.raises(CertificateError, match="not one of"):
-        Crl(other.crl()).verify(good.certificate, WALL)
+        Crl(other.crl()).verify(good.certificate, None)
     assert status(good, end, Crl(other.crl(end.serial))) is Status.UNKNOWN
     with pytest.raises(AuthenticationError, match="not allowed"):
-        Crl(good.crl()).verify(good.certificate, WALL, parse_constraints("rsa"))
+        Crl(good.crl()).verify(good.certificate, Rules(WALL, parse_constraints("rsa")))
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        idp(only_some_reasons=frozenset([cx.ReasonFlags.key_compromise])),
+        idp(only_contains_ca_certs=True),
+        idp(full_name=[cx.UniformResourceIdentifier("http://elsewhere/")]),
+        [(cx.DeltaCRLIndicator(1), True)],
+        [(cx.UnrecognizedExtension(ObjectIdentifier("1.2.3"), b"\5\0"), True)],
+    ],
+    ids=["reasons", "authorities", "point", "delta", "critical"],
+)
+def test_what_is_listed_is_revoked_whatever_the_list_is_about(extensions: list[tuple[Any, bool]]) -> None:
+    """RFC 5280 section 6.3.3 (j): a list for some reasons is enough to be revoked, and not enough to be good."""
+    ca = Ca()
+    end = ca.issue(serial=6)
+    listed = Crl(ca.crl(6, extensions=extensions))
+    assert status(ca, end, listed) is Status.REVOKED
+    assert status(ca, end, listed, Crl(ca.crl(this=WALL - 2 * DAY))) is Status.REVOKED
+    assert status(ca, ca.issue(serial=5), listed) is Status.UNKNOWN
+
+
+@pytest.mark.parametrize("field", ["indirect_crl", "only_contains_attribute_certs"])
+def test_a_list_of_other_certificates_revokes_none_of_ours(field: str) -> None:
+    ca = Ca()
+    assert status(ca, ca.issue(serial=6), Crl(ca.crl(6, extensions=idp(**{field: True})))) is Status.UNKNOWN
+
+
+def listing(ca: Ca, extension: cx.ExtensionType) -> Crl:
+    """A delta CRL with an entry for 6 that has the extension."""
+    entry = cx.RevokedCertificateBuilder().serial_number(6).revocation_date(WALL).add_extension(extension, True).build()
+    builder = cx.CertificateRevocationListBuilder().issuer_name(ca.name).last_update(WALL - DAY).next_update(WALL + DAY)
+    builder = builder.add_extension(cx.DeltaCRLIndicator(1), True).add_revoked_certificate(entry)
+    return Crl(builder.sign(ca.key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def test_entries_of_a_delta_crl() -> None:
+    """RFC 5280 section 5.3: one takes a revocation back, one is about a certificate of somebody else."""
+    ca = Ca()
+    end = ca.issue(serial=6)
+    held = listing(ca, cx.CRLReason(cx.ReasonFlags.certificate_hold))
+    assert status(ca, end, held) is Status.REVOKED
+    assert status(ca, end, held, Crl(ca.crl(this=WALL - DAY / 2))) is Status.GOOD
+    assert status(ca, end, listing(ca, cx.CRLReason(cx.ReasonFlags.remove_from_crl))) is Status.UNKNOWN
+    other = cx.CertificateIssuer([cx.DirectoryName(Ca("Other").name)])
+    assert status(ca, end, listing(ca, other)) is Status.UNKNOWN
+
+
+def signed_with_sha1(ca: Ca, crl: bytes) -> Crl:
+    """The same CRL; ``cryptography`` makes none like that."""
+    tbs = der.elements(der.contents(der.elements(der.contents(crl, der.SEQUENCE))[0][1], der.SEQUENCE))
+    algorithm = der.emit(der.SEQUENCE, der.emit_oid("1.2.840.10045.4.1"))
+    again = der.emit(der.SEQUENCE, tbs[0][1], algorithm, *(element for _, element in tbs[2:]))
+    signature = ca.key.sign(again, ec.ECDSA(hashes.SHA1()))
+    return Crl(der.emit(der.SEQUENCE, again, algorithm, der.emit(der.BIT_STRING, b"\0" + signature)))
+
+
+def test_a_revocation_counts_however_it_is_signed() -> None:
+    """``auth`` and what is safe are for those who say GOOD."""
+    ca = Ca()
+    end = ca.issue(serial=6)
+    weak, good = signed_with_sha1(ca, ca.crl(6)), signed_with_sha1(ca, ca.crl())
+    assert status(ca, end, weak) is Status.REVOKED
+    assert status(ca, end, good) is Status.UNKNOWN
+    only = parse_constraints("rsa")
+    responses = [OcspResponse(respond(ca, end, one)) for one in (REVOKED, GOOD)]
+    for crls, ocsps, expected in (
+        ([Crl(ca.crl(6))], [], Status.REVOKED),
+        ([Crl(ca.crl())], [], Status.UNKNOWN),
+        ([], responses[:1], Status.REVOKED),
+        ([], responses[1:], Status.UNKNOWN),
+    ):
+        (source,) = revocation_sources(chain_of(ca, end), constraints=only)
+        assert status_of(source, crls, ocsps, WALL).status is expected
+    # nobody else's
+    assert status(ca, end, signed_with_sha1(Ca(), Ca().crl(6))) is Status.UNKNOWN
+    # somebody whose certificate has run out since said it in time
+    usage = [(cx.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False)]
+    signer = ca.issue("responder", RSA_KEY, extensions=usage, not_after=WALL - DAY / 4)
+    for one, expected in ((REVOKED, Status.REVOKED), (GOOD, Status.UNKNOWN)):
+        response = OcspResponse(respond(ca, end, one, signer=signer, key=RSA_KEY))
+        assert status(ca, end, response) is expected
 
 
 def test_old_crls_still_revoke() -> None:
