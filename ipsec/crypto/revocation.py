@@ -533,9 +533,12 @@ def check_revocation(
         if answer.status is Status.REVOKED:
             raise RevokedError(f"{subject} was revoked: {answer.why}", None if answer.in_force else source)
         found.append((source, answer.status))
-        asked = policy is Revocation.STRICT or (
-            policy is Revocation.IFURI and bool(source.crl_uris or source.ocsp_uris)
-        )
+        asked = policy is Revocation.STRICT or (policy is Revocation.IFURI and _names_uri(source))
         if answer.status is Status.UNKNOWN and asked:
             raise CertificateError(f"whether {subject} was revoked is not known: {answer.why}")
     return found
+
+
+def _names_uri(source: Source) -> bool:
+    """Whether there is a URI to ask, also one that we do not ask, as with LDAP or for some of the reasons."""
+    return bool(source.crl_uris or source.ocsp_uris) or source.certificate.names_status_uri

@@ -247,9 +247,7 @@ class Certificate:
     @cached_property
     def crl_names(self) -> tuple[tuple[int, bytes], ...]:
         """Names of distribution points that say no more than where the whole CRL is: tag and contents."""
-        value = self._extension(CRL_DISTRIBUTION_POINTS)
-        points = der.items(der.contents(value, der.SEQUENCE)) if value else []
-        return tuple(name for _, body in points for name in full_names(body))
+        return tuple(name for body in self._points for name in full_names(body))
 
     @cached_property
     def crl_uris(self) -> tuple[str, ...]:
@@ -259,10 +257,27 @@ class Certificate:
     @cached_property
     def ocsp_uris(self) -> tuple[str, ...]:
         """Where the issuer says to ask for the status."""
+        return _uris(self._responders)
+
+    @cached_property
+    def names_status_uri(self) -> bool:
+        """Whether the issuer names any URI to ask for the status, be it of no use to us."""
+        points = (name for body in self._points for name in _point_names(dict(der.items(body))))
+        return any(tag == URI for tag, _ in (*self._responders, *points))
+
+    @property
+    def _points(self) -> list[bytes]:
+        """Contents of the distribution points of CRLs."""
+        value = self._extension(CRL_DISTRIBUTION_POINTS)
+        return [body for _, body in der.items(der.contents(value, der.SEQUENCE))] if value else []
+
+    @property
+    def _responders(self) -> list[tuple[int, bytes]]:
+        """Names of OCSP responders: tag and contents."""
         value = self._extension(AUTHORITY_INFO_ACCESS)
         entries = [der.items(body) for _, body in der.items(der.contents(value, der.SEQUENCE))] if value else []
         pairs = [entry for entry in entries if len(entry) == 2 and entry[0][0] == der.OID]
-        return _uris([entry[1] for entry in pairs if der.read_oid(entry[0][1]) == _OCSP_ACCESS])
+        return [entry[1] for entry in pairs if der.read_oid(entry[0][1]) == _OCSP_ACCESS]
 
     def has_identity(self, identity: Identity) -> bool:
         """Whether the certificate vouches for ``identity`` (RFC 4945 section 3.1).
@@ -381,9 +396,12 @@ def _oids(value: bytes) -> list[str]:
 def full_names(point: bytes) -> list[tuple[int, bytes]]:
     """Names (tag and contents) of a DistributionPoint without reasons and cRLIssuer: of whole CRLs of the issuer."""
     fields = dict(der.items(point))
-    if set(fields) != {der.context(0)}:
-        return []
-    names = der.items(fields[der.context(0)])
+    return _point_names(fields) if set(fields) == {der.context(0)} else []
+
+
+def _point_names(fields: dict[int, bytes]) -> list[tuple[int, bytes]]:
+    """Names of a DistributionPoint, whatever else it says."""
+    names = der.items(fields.get(der.context(0), b""))
     return der.items(names[0][1]) if len(names) == 1 and names[0][0] == der.context(0) else []
 
 

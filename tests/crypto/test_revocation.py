@@ -310,6 +310,42 @@ def test_policies_of_revocation() -> None:
         check_revocation(plain, [], [], IFURI, WALL, extra=extra)
 
 
+def access(*methods: tuple[ObjectIdentifier, cx.GeneralName]) -> cx.AuthorityInformationAccess:
+    return cx.AuthorityInformationAccess([cx.AccessDescription(*one) for one in methods])
+
+
+LDAP = cx.UniformResourceIdentifier("ldap://h/cn=x?certificateRevocationList")
+HTTP = cx.UniformResourceIdentifier("http://a/c")
+NAME = cx.DirectoryName(Ca().name)
+SOME = frozenset([cx.ReasonFlags.key_compromise])
+
+
+@pytest.mark.parametrize(
+    ("extension", "named"),
+    [
+        (cx.CRLDistributionPoints([cx.DistributionPoint([LDAP], None, None, None)]), True),
+        (cx.CRLDistributionPoints([cx.DistributionPoint([HTTP], None, None, [NAME])]), True),
+        (cx.CRLDistributionPoints([cx.DistributionPoint([HTTP], None, SOME, None)]), True),
+        (cx.CRLDistributionPoints([cx.DistributionPoint([NAME], None, None, None)]), False),
+        (cx.CRLDistributionPoints([cx.DistributionPoint(None, None, None, [NAME])]), False),
+        (access((AuthorityInformationAccessOID.OCSP, LDAP)), True),
+        (access((AuthorityInformationAccessOID.OCSP, NAME)), False),
+        (access((AuthorityInformationAccessOID.CA_ISSUERS, HTTP)), False),
+    ],
+    ids=["ldap", "indirect", "reasons", "name", "issuer", "ocsp", "ocsp-name", "issuers"],
+)
+def test_a_uri_that_we_cannot_use_is_one(extension: cx.ExtensionType, named: bool) -> None:
+    """``ifuri`` is about what the issuer says: else the way in which it says so would switch the check off."""
+    ca = Ca()
+    chain = chain_of(ca, ca.issue(extensions=[(extension, False)]))
+    assert revocation_sources(chain)[0].crl_uris == revocation_sources(chain)[0].ocsp_uris == ()
+    if named:
+        with pytest.raises(CertificateError, match="not known"):
+            check_revocation(chain, [], [], IFURI, WALL)
+    else:
+        check_revocation(chain, [], [], IFURI, WALL)
+
+
 def test_sources() -> None:
     """CVE-T-17: only what can be fetched safely, only of chains that are trusted, configured ones first."""
     ca = Ca()
