@@ -8,12 +8,23 @@ import logging
 import socket
 import time
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, BinaryIO
 
-from ipsec.crypto.revocation import CRL_OCTETS_MAX, OCSP_OCTETS_MAX, Crl, OcspResponse, Source, ocsp_request, parse_crl
+from ipsec.crypto.revocation import (
+    CRL_OCTETS_MAX,
+    OCSP_OCTETS_MAX,
+    Crl,
+    OcspResponse,
+    Source,
+    Status,
+    ocsp_request,
+    parse_crl,
+    status_of,
+)
 from ipsec.daemon.threads import Threads
 from ipsec.errors import ParseError
 
@@ -22,6 +33,8 @@ log = logging.getLogger(__name__)
 #: for one URI, and for all that one authentication waits for
 TIMEOUT_S = 4.0
 TOTAL_S = 8.0
+#: revocations past their time that are kept of one source
+TOLD_MAX = 4
 _SCHEMES = ("http://", "https://", "file://")
 
 
@@ -116,52 +129,67 @@ _OPENER = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
 
 class Fetcher:
-    """A few threads that ask; what they get is verified by whoever uses it."""
+    """A few threads that ask, and verify what they get; so does whoever uses it."""
 
     def __init__(self) -> None:
         self._threads = Threads(4, "ipsec-fetch")
 
-    async def fetch(self, sources: Iterable[Source]) -> tuple[list[Crl], list[OcspResponse]]:
+    async def fetch(self, sources: Iterable[Source], wall: datetime) -> tuple[list[Crl], list[OcspResponse]]:
         """What the sources give within TOTAL_S; what cannot be had is logged and left out."""
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + TOTAL_S
-        jobs = [loop.create_task(self._threads.run(partial(_ask, source, deadline))) for source in sources]
+        found: list[Crl | OcspResponse] = []
+        works = [partial(_ask, source, wall, deadline, found.append) for source in sources]
+        jobs = [loop.create_task(self._threads.run(work)) for work in works]
         done, late = await asyncio.wait(jobs, timeout=TOTAL_S) if jobs else (set(), set())
         for job in late:
             job.cancel()
-        crls: list[Crl] = []
-        responses: list[OcspResponse] = []
         for job in done:
             error = job.exception()
             if error is not None:
                 # the authentication that waits for this goes on without it
                 log.error("this is a bug", exc_info=error)
-                continue
-            found = job.result()
-            if isinstance(found, Crl):
-                crls.append(found)
-            elif found is not None:
-                responses.append(found)
-        return crls, responses
+        # who is late may still find something
+        answers = tuple(found)
+        return [one for one in answers if isinstance(one, Crl)], [one for one in answers if not isinstance(one, Crl)]
 
 
-def _ask(source: Source, deadline: float) -> Crl | OcspResponse | None:
-    """OCSP first, for it is fresher and smaller, then CRLs; the first that is at all readable."""
+def _ask(source: Source, wall: datetime, deadline: float, tell: Callable[[Crl | OcspResponse], None]) -> None:
+    """Tell what speaks of the certificate, until one says that it is good or revoked, now and for certain.
+
+    Whoever is on the way to a server can put anything there; that must not keep us from asking the next one.
+    """
+    told = 0
+    for uri, one in _answers(source, deadline):
+        crls, responses = ([one], []) if isinstance(one, Crl) else ([], [one])
+        answer = status_of(source, crls, responses, wall)
+        if answer.status is Status.UNKNOWN:
+            log.warning("%s does not settle whether %s was revoked: %s", uri, source.certificate.subject, answer.why)
+            continue
+        # a revocation past its time, after which somebody may say that it was lifted
+        if answer.in_force or told < TOLD_MAX:
+            tell(one)
+            told += 1
+        if answer.in_force:
+            return
+
+
+def _answers(source: Source, deadline: float) -> Iterator[tuple[str, Crl | OcspResponse]]:
+    """What can be read, with its URI: OCSP first, for it is fresher and smaller, then CRLs."""
     for uri in source.ocsp_uris:
         body = _get(uri, ocsp_request(source.certificate, source.issuer), OCSP_OCTETS_MAX, deadline)
         if body is not None:
             try:
-                return OcspResponse(body)
+                yield uri, OcspResponse(body)
             except ParseError as error:
                 log.warning("OCSP response of %s: %s", uri, error)
     for uri in source.crl_uris:
         body = _get(uri, None, CRL_OCTETS_MAX, deadline)
         if body is not None:
             try:
-                return parse_crl(body)
+                yield uri, parse_crl(body)
             except ParseError as error:
                 log.warning("CRL of %s: %s", uri, error)
-    return None
 
 
 def _get(uri: str, post: bytes | None, limit: int, deadline: float) -> bytes | None:

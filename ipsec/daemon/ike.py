@@ -497,7 +497,7 @@ class IkeControl:
             log.error("cannot take the virtual address %s: %s", address, error)
 
     async def _fetch(self, event: RevocationNeeded) -> None:
-        crls, responses = await self._fetcher.fetch(event.sources)
+        crls, responses = await self._fetcher.fetch(event.sources, self.engine.host.wall())
         self.engine.status_known(event.ticket, self._loop.time(), crls, responses)
         self.turn()
 

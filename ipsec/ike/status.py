@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from ipsec.crypto.chain import Chain
-from ipsec.crypto.revocation import Crl, OcspResponse, Source, authentic, keep_newest
+from ipsec.crypto.revocation import Answer, Crl, OcspResponse, Source, Status, authentic, keep_newest, status_of
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -18,6 +18,8 @@ RESPONSES_MAX = 1024
 ASKED_MAX = 4096
 #: a source that gave nothing useful is asked again after this
 ASK_AGAIN = timedelta(minutes=5)
+#: and one whose answers are good for no longer after this
+ASK_LEAST = timedelta(seconds=10)
 
 
 class StatusUnknownError(Exception):
@@ -35,7 +37,8 @@ class StatusCache:
     def __init__(self) -> None:
         self._crls: OrderedDict[Hashable, Crl] = OrderedDict()
         self._responses: OrderedDict[bytes, OcspResponse] = OrderedDict()
-        self._asked: OrderedDict[bytes, datetime] = OrderedDict()
+        self._asked: OrderedDict[Hashable, tuple[datetime, datetime]] = OrderedDict()
+        "when, and until when nothing new is to be expected"
 
     @property
     def crls(self) -> Iterable[Crl]:
@@ -48,25 +51,29 @@ class StatusCache:
         return self._responses.values()
 
     def worth_asking(self, source: Source, wall: datetime) -> bool:
-        """Whether a source exists and was not asked just now."""
+        """Whether a source exists and was not asked just now, or what it said has run out since."""
         if not source.crl_uris and not source.ocsp_uris:
             return False
-        asked = self._asked.get(source.certificate.fingerprint)
-        return asked is None or abs(wall - asked) > ASK_AGAIN
+        last = self._asked.get(_question(source))
+        # the clock may have been put back
+        return last is None or not last[0] - ASK_AGAIN <= wall <= last[1]
 
     def add(
         self, sources: Iterable[Source], crls: Iterable[Crl], responses: Iterable[OcspResponse], wall: datetime
     ) -> None:
-        """What was asked, and what came of it. Of CRLs with one scope the newest stays."""
-        sources = tuple(sources)
+        """What was asked, and what came of it. Of CRLs of one kind the newest stays.
+
+        What somebody on the way has put in its place must not drive out what is known.
+        """
+        sources, crls = tuple(sources), [crl for crl in crls if authentic(crl, sources)]
+        responses = [response for response in responses if authentic(response, sources)]
         for source in sources:
-            _put(self._asked, source.certificate.fingerprint, wall, ASKED_MAX)
+            until = _ask_after(status_of(source, crls, responses, wall), wall)
+            _put(self._asked, _question(source), (wall, until), ASKED_MAX)
         for crl in crls:
-            # what somebody on the way has put in its place must not drive out what is known
-            if authentic(crl, sources):
-                keep_newest(self._crls, crl)
-                self._crls.move_to_end(crl.kind)
-                _shorten(self._crls, CRLS_MAX)
+            keep_newest(self._crls, crl)
+            self._crls.move_to_end(crl.kind)
+            _shorten(self._crls, CRLS_MAX)
         for response in responses:
             _put(self._responses, response.tbs, response, RESPONSES_MAX)
 
@@ -77,7 +84,17 @@ class StatusCache:
         self._asked.clear()
 
 
-def _put(table: OrderedDict[bytes, V], key: bytes, value: V, limit: int) -> None:
+def _question(source: Source) -> Hashable:
+    """What is good enough for one connection may not be for another."""
+    return source.certificate.fingerprint, source.constraints
+
+
+def _ask_after(answer: Answer, wall: datetime) -> datetime:
+    known = answer.status is not Status.UNKNOWN and answer.in_force
+    return min(wall + ASK_AGAIN, max(answer.due, wall + ASK_LEAST)) if known else wall + ASK_AGAIN
+
+
+def _put(table: OrderedDict[K, V], key: K, value: V, limit: int) -> None:
     table[key] = value
     table.move_to_end(key)
     _shorten(table, limit)

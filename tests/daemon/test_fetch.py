@@ -7,14 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 
 import pytest
+from cryptography.x509.ocsp import OCSPCertStatus
 
-from ipsec.crypto.revocation import Source
+from ipsec.crypto.auth import parse_constraints
+from ipsec.crypto.revocation import Crl, OcspResponse, Source
 from ipsec.daemon import fetch
 from ipsec.daemon.fetch import Fetcher
-from tests.crypto.pki import Ca
+from tests.crypto.pki import DAY, WALL, Ca
+from tests.crypto.test_revocation import REVOKED, respond
 
 CA = Ca("Root")
 LEAF = CA.issue("moon")
@@ -32,7 +36,10 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
             except OSError:
                 return
             with client:
-                client.recv(65536)
+                request = client.recv(65536)
+                # what is posted comes later
+                if request.startswith(b"POST") and request.endswith(b"\r\n\r\n"):
+                    client.recv(65536)
                 # the client may go away first
                 with suppress(OSError):
                     answer(client)
@@ -47,7 +54,7 @@ def get(*uris: str) -> list[int]:
     """What certificates the CRLs revoke that can be had from the first of the URIs that works."""
 
     async def run() -> list[int]:
-        crls, _ = await Fetcher().fetch([Source(LEAF, CA.certificate, uris, ())])
+        crls, _ = await Fetcher().fetch([Source(LEAF, CA.certificate, uris, ())], WALL)
         return [serial for crl in crls for serial in crl.revoked]
 
     return asyncio.run(run())
@@ -68,6 +75,77 @@ def test_what_is_no_http_is_no_crl(answer: bytes) -> None:
 
     with server(lambda client: client.sendall(answer)) as first, server(good) as second:
         assert get(first, second) == [7]
+
+
+STALE = {"this": WALL - 5 * DAY, "due": WALL - 3 * DAY}
+OTHER = Ca("Other")
+
+
+def asked(ocsp: list[bytes], crls: list[bytes], constraints: str = "pubkey") -> tuple[int, list[Crl | OcspResponse]]:
+    """From how many of the servers that give these something was fetched, and what is handed over."""
+    count = 0
+
+    def answer(body: bytes, client: socket.socket) -> None:
+        nonlocal count
+        count += 1
+        client.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+
+    async def run(source: Source) -> list[Crl | OcspResponse]:
+        found, responses = await Fetcher().fetch([source], WALL)
+        return [*responses, *found]
+
+    with ExitStack() as servers:
+        uris = [servers.enter_context(server(partial(answer, body))) for body in (*ocsp, *crls)]
+        source = Source(LEAF, CA.certificate, tuple(uris[len(ocsp) :]), tuple(uris[: len(ocsp)]), (),
+                        parse_constraints(constraints))  # fmt: skip
+        found = asyncio.run(run(source))
+        total = count
+        for uri in uris:
+            # whoever was not asked waits for it
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", int(uri.split(":")[2].split("/")[0]))).close()
+        return total, found
+
+
+@pytest.mark.parametrize(
+    ("ocsp", "crls", "constraints", "count", "handed"),
+    [
+        ([respond(CA, LEAF)], [CRL], "pubkey", 1, 1),
+        ([respond(CA, LEAF, OCSPCertStatus.UNKNOWN)], [CRL], "pubkey", 2, 1),
+        ([respond(OTHER, LEAF)], [CRL], "pubkey", 2, 1),
+        ([respond(CA, CA.issue("sun"))], [CRL], "pubkey", 2, 1),
+        ([respond(CA, LEAF, **STALE)], [CRL], "pubkey", 2, 1),
+        ([respond(CA, LEAF, REVOKED, **STALE)], [CRL], "pubkey", 2, 2),
+        ([respond(OTHER, LEAF), respond(CA, LEAF, REVOKED)], [CRL], "pubkey", 2, 1),
+        ([], [CA.crl(**STALE), OTHER.crl(), CRL], "pubkey", 3, 1),
+        ([], [CA.crl(LEAF.serial), CRL], "pubkey", 1, 1),
+        # good enough for others
+        ([respond(CA, LEAF)], [CRL], "rsa", 2, 0),
+        ([respond(CA, LEAF, REVOKED)], [CRL], "rsa", 1, 1),
+        ([respond(CA, LEAF, REVOKED, **STALE)] * 6, [], "pubkey", 6, 4),
+    ],
+)
+def test_the_next_one_is_asked_until_one_says_it_for_certain(
+    ocsp: list[bytes], crls: list[bytes], constraints: str, count: int, handed: int
+) -> None:
+    """Anybody on the way can put an answer of somebody else in the place of the right one."""
+    asked_of, found = asked(ocsp, crls, constraints)
+    assert asked_of == count
+    assert len(found) == handed
+
+
+def test_what_came_before_a_server_that_hangs_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TOTAL_S", 0.5)
+    old = respond(CA, LEAF, REVOKED, **STALE)
+
+    def hang(client: socket.socket) -> None:
+        client.recv(1)
+
+    async def run(source: Source) -> list[OcspResponse]:
+        return (await Fetcher().fetch([source], WALL))[1]
+
+    with server(lambda client: client.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + old)) as first, server(hang) as second:
+        assert len(asyncio.run(run(Source(LEAF, CA.certificate, (second,), (first,))))) == 1
 
 
 @pytest.mark.parametrize("begin", [b"", b"HTTP/1.0 200 OK\r\nX-Field: ", b"HTTP/1.0 200 OK\r\n\r\n"])

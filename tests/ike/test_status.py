@@ -9,12 +9,13 @@ import pytest
 from cryptography import x509 as cx
 
 from ipsec.config import load_text
-from ipsec.crypto.revocation import Crl, Status, revocation_sources, status_of
+from ipsec.crypto.auth import parse_constraints
+from ipsec.crypto.revocation import Crl, OcspResponse, Status, revocation_sources, status_of
 from ipsec.crypto.x509 import Certificate
 from ipsec.daemon.loaded import Loaded
 from ipsec.ike.status import StatusCache
 from tests.crypto.pki import DAY, EC_KEY, WALL, Ca
-from tests.crypto.test_revocation import chain_of, idp, point, signed_with_sha1
+from tests.crypto.test_revocation import GOOD, REVOKED, chain_of, idp, point, respond, signed_with_sha1
 
 HOUR = timedelta(hours=1)
 
@@ -82,3 +83,44 @@ def test_an_authority_with_several_lists() -> None:
     lists = [ca.crl(extensions=idp(full_name=[cx.UniformResourceIdentifier(uri)])) for uri in uris]
     for where in filled(ca, ends[0], *lists):
         assert [known(where, ca, end) for end in ends] == [Status.GOOD, Status.GOOD]
+
+
+def test_when_to_ask_again() -> None:
+    """When what came of the last question has run out; if nothing did, or it is in force for longer, minutes later."""
+    ca = Ca()
+    end = ca.issue(serial=6, extensions=[(cx.CRLDistributionPoints([point("http://a/1.crl")]), False)])
+    minute = timedelta(minutes=1)
+    (source,) = revocation_sources(chain_of(ca, end))
+    for due, again in ((None, 5 * minute), (minute, minute), (HOUR, 5 * minute), (minute / 60, minute / 6)):
+        for status in (GOOD, REVOKED):
+            cache = StatusCache()
+            assert cache.worth_asking(source, WALL)
+            came = [] if due is None else [OcspResponse(respond(ca, end, status, due=WALL + due))]
+            cache.add([source], (), came, WALL)
+            assert not cache.worth_asking(source, WALL)
+            assert not cache.worth_asking(source, WALL + again)
+            assert cache.worth_asking(source, WALL + again + minute / 60)
+            # the clock was put back
+            assert not cache.worth_asking(source, WALL - minute)
+            assert cache.worth_asking(source, WALL - HOUR)
+
+
+def test_what_is_good_enough_for_one_connection_is_asked_for_by_another() -> None:
+    ca = Ca()
+    end = ca.issue(serial=6, extensions=[(cx.CRLDistributionPoints([point("http://a/1.crl")]), False)])
+    (any_way,), (only_rsa,) = (
+        revocation_sources(chain_of(ca, end), constraints=parse_constraints(text)) for text in ("pubkey", "rsa")
+    )
+    cache = StatusCache()
+    cache.add([any_way], [Crl(ca.crl())], (), WALL)
+    assert not cache.worth_asking(any_way, WALL)
+    assert cache.worth_asking(only_rsa, WALL)
+
+
+def test_responses_of_strangers_are_not_kept() -> None:
+    ca, other = Ca(), Ca("Other")
+    end = ca.issue()
+    cache = StatusCache()
+    came = [OcspResponse(respond(one, end)) for one in (other, ca)]
+    cache.add(revocation_sources(chain_of(ca, end)), (), came, WALL)
+    assert list(cache.responses) == came[1:]
