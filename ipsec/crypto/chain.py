@@ -11,9 +11,12 @@ What exceeds a bound is refused, never taken for less: else junk would keep us f
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ipsec.crypto import x509
 from ipsec.crypto.auth import ANY_SCHEME, AuthenticationError, Constraints, load_spki, parse_scheme
@@ -26,8 +29,12 @@ CHAIN_MAX = 10
 "certificates in a chain, end and anchor included"
 INTERMEDIATES_MAX = 32
 "certificates of the peer that are looked at"
-SIGNATURES_MAX = 32
-"steps from a certificate to one that signed it, in one verification"
+STEPS_MAX = 64
+"from a certificate to one that may have signed it, in one verification"
+SIGNATURES_MAX = 2 * CHAIN_MAX
+"of certificates that a peer sent, checked for one message"
+RSA_BITS_MAX, RSA_EXPONENT_BITS_MAX = 8192, 17
+"of keys that a peer sent: a signature costs 0.4 ms at most; what is loaded may be as large as ``auth`` takes"
 
 #: purposes that a certificate with ExtKeyUsage must have one of (RFC 4945 section 5.1.3.12, and what is in use)
 IKE_PURPOSES = frozenset(
@@ -93,13 +100,41 @@ class Chain:
         return " <- ".join(str(certificate.subject) for certificate in self.certificates)
 
 
+class Signatures:
+    """Checks signatures of certificates for one message of a peer, however many connections are tried with it: not more
+    than SIGNATURES_MAX, and none twice."""
+
+    def __init__(self) -> None:
+        self._left = SIGNATURES_MAX
+        self._wrong: dict[tuple[bytes, bytes], bool] = {}
+
+    def check(self, certificate: Certificate, issuer: Certificate, *, free: bool) -> None:
+        """``free``: both are our own, and nobody can bring more of them. CertificateError, ParseError."""
+        pair = certificate.der, issuer.spki
+        if pair not in self._wrong:
+            if not free and self._left <= 0:
+                raise _TooMuchError("too many signatures to check")
+            self._left -= not free
+            self._wrong[pair] = True
+            with suppress(AuthenticationError):
+                _verified(certificate.tbs, certificate.algorithm, certificate.signature, issuer.spki)
+                self._wrong[pair] = False
+        if self._wrong[pair]:
+            raise CertificateError(f"{certificate.subject} was not signed by {issuer.subject}")
+
+
+class _TooMuchError(CertificateError):
+    """The search is over: what was not looked at could forbid what else was found."""
+
+
 @dataclass
 class _Search:
     issuers: dict[object, list[Certificate]]
     anchors: frozenset[Certificate]
     loaded: Container[Certificate]
     constraints: Constraints
-    steps_left: int = SIGNATURES_MAX
+    signatures: Signatures
+    steps_left: int = STEPS_MAX
     reason: str | None = None
     "the first thing that was wrong on the way"
 
@@ -126,6 +161,7 @@ def verify_chain(
     required_policies: tuple[str, ...] = (),
     accept: Callable[[Chain], None] | None = None,
     loaded: Container[Certificate] = (),
+    signatures: Signatures | None = None,
 ) -> Chain:
     """The first chain from ``end`` to one of ``anchors`` that is valid at ``wall`` (aware, UTC). CertificateError.
 
@@ -134,11 +170,15 @@ def verify_chain(
     that longer chain which has to be valid, as in charon: who stands above may have revoked it, and says what its
     names and policies may be. The constraints are for what trust comes from: from the lowest anchor down.
 
-    ``accept`` raises CertificateError for a valid chain that will not do, and the search goes on. Revocation is not
-    looked at here.
+    ``accept`` raises CertificateError for a valid chain that will not do, and the search goes on. ``signatures`` is one
+    for all that is verified because of one message. Revocation is not looked at here.
     """
     trusted = frozenset(anchors)
-    search = _Search(_by_subject(anchors, intermediates), trusted, loaded, constraints)
+    search = _Search(_by_subject(anchors, intermediates), trusted, loaded, constraints, signatures or Signatures())
+    try:
+        _check_cost(search, end)
+    except ParseError as error:
+        raise CertificateError(str(error)) from None
     rules = _Rules(wall, constraints, purposes, required_policies)
     reason: str | None = None
     for path in _paths(search, (end,)):
@@ -215,17 +255,29 @@ def _signed(search: _Search, certificate: Certificate, issuer: Certificate, *, a
     is above it, and how it signed does not matter."""
     search.steps_left -= 1
     if search.steps_left < 0:
-        raise CertificateError("too many signatures to check")
+        raise _TooMuchError("too many certificates to look at")
     try:
         if above:
             _check_authority(issuer)
         else:
             search.constraints.check_certificate(parse_scheme(certificate.algorithm), issuer.public_key)
-        _check_signature(certificate, issuer)
+        _check_cost(search, issuer)
+        search.signatures.check(certificate, issuer, free=search.is_loaded(certificate) and search.is_loaded(issuer))
+    except _TooMuchError:
+        raise
     except (ParseError, AuthenticationError) as error:
         search.reason = search.reason or str(error)
         return False
     return True
+
+
+def _check_cost(search: _Search, certificate: Certificate) -> None:
+    """Refuse keys of strangers that serve nothing but to keep us busy."""
+    key = None if search.is_loaded(certificate) else certificate.public_key
+    if isinstance(key, rsa.RSAPublicKey):
+        bits, exponent_bits = key.key_size, key.public_numbers().e.bit_length()
+        if bits > RSA_BITS_MAX or exponent_bits > RSA_EXPONENT_BITS_MAX:
+            raise CertificateError(f"{certificate.subject} has an RSA key of {bits} bits, exponent of {exponent_bits}")
 
 
 def _key_ids_agree(certificate: Certificate, issuer: Certificate) -> bool:
@@ -267,13 +319,6 @@ def _validate(path: tuple[Certificate, ...], rules: _Rules, lowest: int) -> Chai
     if not policies.ok or (rules.required_policies and not policies.fulfils(rules.required_policies)):
         raise CertificateError(f"the chain of {path[0].subject} lacks certificate policies that it must have")
     return Chain(path, policies.policies)
-
-
-def _check_signature(certificate: Certificate, issuer: Certificate) -> None:
-    try:
-        _verified(certificate.tbs, certificate.algorithm, certificate.signature, issuer.spki)
-    except AuthenticationError:
-        raise CertificateError(f"{certificate.subject} was not signed by {issuer.subject}") from None
 
 
 @lru_cache(512)

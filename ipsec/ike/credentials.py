@@ -13,7 +13,7 @@ from datetime import datetime
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
-from ipsec.crypto.chain import CertificateError, Chain, verify_chain
+from ipsec.crypto.chain import CertificateError, Chain, Signatures, verify_chain
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern, parse_identity
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
@@ -275,6 +275,7 @@ class Credentials:
         remote: RemoteAuth,
         identity: Identity,
         wall: datetime,
+        signatures: Signatures | None = None,
     ) -> Chain:
         """The chain from the peer's certificate to what we trust, held against all that ``remote`` asks for but
         revocation. CertificateError, also if the certificate does not vouch for ``identity`` (RFC 4945 section 3.1).
@@ -302,6 +303,7 @@ class Credentials:
             required_policies=remote.cert_policy,
             accept=accept if remote.cacerts or remote.ca_id else None,
             loaded=self._trusted,
+            signatures=signatures,
         )
 
     def peer_key(self, spki: bytes, remote: RemoteAuth) -> PublicKey:

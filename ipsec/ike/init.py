@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import our_hashes, parse_hashes
+from ipsec.crypto.chain import Signatures
 from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
@@ -86,7 +87,7 @@ class InitProgress:
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys", "psk")
+    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys", "psk", "signatures")
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
@@ -101,6 +102,8 @@ class AuthProgress:
         "initiator: the keys if the responder takes the PPK that we named"
         self.psk: bytes | None = None
         "responder: the pre-shared key that the initiator has shown"
+        self.signatures = Signatures()
+        "of the certificates in the peer's message"
 
 
 def note_certreqs(sa: IkeSa, payloads: list[Payload]) -> None:

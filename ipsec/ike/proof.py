@@ -227,7 +227,8 @@ def _trust(
         return None
     credentials, wall = sa.core.credentials, sa.core.host.wall()
     above = [*received[1:], *credentials.issuers_of(end)]
-    return credentials.verify_peer(end, above, connection.remote, peer_id, wall)
+    signatures = sa.auth.signatures if sa.auth is not None else None
+    return credentials.verify_peer(end, above, connection.remote, peer_id, wall, signatures)
 
 
 def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:

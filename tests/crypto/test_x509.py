@@ -14,8 +14,16 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from ipsec.crypto import der
-from ipsec.crypto.auth import AuthenticationError, parse_constraints
-from ipsec.crypto.chain import CHAIN_MAX, INTERMEDIATES_MAX, CertificateError, Chain, verify_chain
+from ipsec.crypto.auth import AuthenticationError, Scheme, parse_constraints
+from ipsec.crypto.chain import (
+    CHAIN_MAX,
+    INTERMEDIATES_MAX,
+    SIGNATURES_MAX,
+    CertificateError,
+    Chain,
+    Signatures,
+    verify_chain,
+)
 from ipsec.crypto.identity import Identity, parse_identity
 from ipsec.crypto.policy import ANY_POLICY, check_policies
 from ipsec.crypto.revocation import Crl, Revocation, RevokedError, check_revocation
@@ -381,6 +389,10 @@ def test_how_an_anchor_was_signed_does_not_matter() -> None:
     assert len(verify(sub.issue(), [sub, short]).certificates) == 3
 
 
+def same_name(count: int) -> list[Certificate]:
+    return [Ca().certificate for _ in range(count)]
+
+
 def test_nobody_can_get_rid_of_who_stands_above() -> None:
     """Who has the key of an authority that was revoked makes any number of certificates of any name."""
     root = Ca(path_length=3)
@@ -408,7 +420,9 @@ def test_nobody_can_get_rid_of_who_stands_above() -> None:
     trusted.reverse()
     assert refused(root, verify(sub.issue(), trusted, junk))
     with pytest.raises(CertificateError, match="too many signatures"):
-        verify_chain(sub.issue(), (), [sub.certificate, *junk, root.certificate], wall=WALL)
+        verify_chain(sub.issue(), junk, [sub.certificate], wall=WALL, loaded=[root.certificate])
+    with pytest.raises(CertificateError, match="too many certificates"):
+        verify_chain(sub.issue(), (), [sub.certificate, *junk, *same_name(64), root.certificate], wall=WALL)
 
 
 def test_roots_that_vouch_for_each_other() -> None:
@@ -531,6 +545,76 @@ def test_long_chains_and_loops_end() -> None:
     same = tuple(Ca("Root", key=EC_KEY if n else None).certificate for n in range(40))
     with pytest.raises(CertificateError):
         verify(Ca("Root").issue(), [Ca("Other")], same * 10)
+
+
+def public(exponent: int, bits: int) -> rsa.RSAPublicKey:
+    """Of no private key."""
+    return rsa.RSAPublicNumbers(exponent, (1 << bits - 1) + 1).public_key()
+
+
+class Holder:
+    """Has a public key, and that is all that a certificate needs."""
+
+    def __init__(self, key: rsa.RSAPublicKey) -> None:
+        self.key = key
+
+    def public_key(self) -> rsa.RSAPublicKey:
+        return self.key
+
+
+@pytest.mark.parametrize(
+    ("exponent", "bits", "ok"),
+    [(65537, 8192, True), (65537, 8200, False), (65537, 16384, False), ((1 << 17) + 1, 2048, False)],
+)
+def test_costly_keys_of_strangers(exponent: int, bits: int, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded may have them."""
+    root, holder = Ca(), Holder(public(exponent, bits))
+    end = root.issue(key=holder)
+    middle = Ca("Middle", root, holder).certificate
+    checked: list[object] = []
+    monkeypatch.setattr(Scheme, "_verify", lambda self, key, *_: checked.append(key))
+    if ok:
+        verify(end, [root])
+    else:
+        with pytest.raises(CertificateError, match="RSA key of"):
+            verify(end, [root])
+    assert verify_chain(end, [], [end], wall=WALL)
+    for loaded in ((), (middle,)):
+        checked.clear()
+        with pytest.raises(CertificateError):
+            verify_chain(Ca("Middle", key=RSA_KEY).issue(), [middle], [], wall=WALL, loaded=loaded)
+        assert (middle.public_key in checked) is (ok or bool(loaded))
+
+
+def test_signatures_are_checked_once_for_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever connections are tried, and right or wrong."""
+    checked: list[bytes] = []
+    real = Scheme._verify
+
+    def counted(self: Scheme, key: Any, signature: bytes, data: bytes) -> None:
+        checked.append(signature)
+        real(self, key, signature, data)
+
+    monkeypatch.setattr(Scheme, "_verify", counted)
+    twins = tuple(Ca("Sub").certificate for _ in range(15))
+    others = [Ca("Other").certificate]
+    signatures, end = Signatures(), Ca("Sub").issue()
+    for _ in range(3):
+        with pytest.raises(CertificateError, match="was not signed by"):
+            verify_chain(end, twins, others, wall=WALL, signatures=signatures)
+    assert len(checked) == len(twins)
+    with pytest.raises(CertificateError, match="too many signatures"):
+        verify_chain(Ca("Sub").issue(), twins, others, wall=WALL, signatures=signatures)
+    assert len(checked) == SIGNATURES_MAX
+
+
+def test_our_own_certificates_are_no_work_of_a_stranger() -> None:
+    """However many are loaded, each is found."""
+    signatures = Signatures()
+    roots = [Ca(f"Root {number}") for number in range(30)]
+    for root in roots:
+        end = root.issue()
+        assert verify_chain(end, [], [end, root.certificate], wall=WALL, signatures=signatures)
 
 
 def test_several_issuers_of_one_name() -> None:

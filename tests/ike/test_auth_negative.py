@@ -10,6 +10,7 @@ import io
 import logging
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from cryptography.x509 import (
 )
 from cryptography.x509.ocsp import OCSPCertStatus
 
-from ipsec.crypto.auth import is_psk_auth
+from ipsec.crypto.auth import Scheme, is_psk_auth
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.revocation import OcspResponse, revocation_sources
@@ -54,6 +55,7 @@ from tests.ike.hostile import (
     B,
     Lab,
     Target,
+    cert_credentials,
     connection,
     credentials_stay,
     seal,
@@ -541,6 +543,25 @@ def test_looping_chains_and_too_many() -> None:
     # what is right does not get wrong by what comes with it, as long as that is not too much
     assert stage.give(believe(stage, MOON.der, *twins))[0]
     stage.refused(believe(stage, MOON.der, *twins, *loop))
+
+
+def test_signatures_are_checked_once_however_many_connections_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(certs=True)
+    connections = [replace(stage.lab.cb, name=f"c{number}") for number in range(5)]
+    stage.engine.load(connections, cert_credentials(SUN, EC384_KEY))
+    stage.attack = Attack(stage.engine, stage.sa.path, stage.lab.now)
+    twins = [Ca("Twin") for _ in range(9)]
+    leaf = Ca("Twin").issue("moon", EC_KEY, sans=(DNSName("moon"),))
+    checked: list[bytes] = []
+    verify = Scheme._verify
+
+    def counted(self: Scheme, key: Any, signature: bytes, data: bytes) -> None:
+        checked.append(signature)
+        verify(self, key, signature, data)
+
+    monkeypatch.setattr(Scheme, "_verify", counted)
+    stage.refused(believe(stage, leaf.der, *(twin.certificate.der for twin in twins)))
+    assert len(checked) == len(twins)
 
 
 def test_cve_t_17_nobody_is_asked_for_a_chain_that_is_not_trusted() -> None:
