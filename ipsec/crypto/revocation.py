@@ -143,6 +143,8 @@ class Crl:
             raise ParseError("a CRL names two signature algorithms")
         self.issuer = Identity(IdType.DER_ASN1_DN, fields[1][1])
         self.issuer_key: tuple[KeyRdn, ...] = name_key(fields[1][1])
+        self._signed_by: set[bytes] = set()
+        "keys with which the signature was right: it takes tens of milliseconds for the longest, and each peer asks"
         self._read_rest(fields[2:])
 
     def _read_rest(self, fields: list[tuple[int, bytes]]) -> None:
@@ -243,7 +245,10 @@ class Crl:
             raise CertificateError(f"the CRL of {self.issuer} is not one of {issuer.subject}")
         if issuer.key_usage is not None and x509.CRL_SIGN not in issuer.key_usage:
             raise CertificateError(f"the key of {issuer.subject} is not for signing CRLs")
-        _check_signed(self.algorithm, self.signature, self.tbs, issuer, rules)
+        _check_scheme(self.algorithm, issuer, rules)
+        if issuer.spki not in self._signed_by:
+            parse_scheme(self.algorithm).verify(issuer.public_key, self.signature, self.tbs)
+            self._signed_by.add(issuer.spki)
 
     @property
     def scope(self) -> Hashable:
@@ -419,10 +424,13 @@ def _check_delegate(signer: Certificate, issuer: Certificate, rules: Rules | Non
 
 
 def _check_signed(algorithm: bytes, signature: bytes, tbs: bytes, signer: Certificate, rules: Rules | None) -> None:
-    scheme = parse_scheme(algorithm)
+    _check_scheme(algorithm, signer, rules)
+    parse_scheme(algorithm).verify(signer.public_key, signature, tbs)
+
+
+def _check_scheme(algorithm: bytes, signer: Certificate, rules: Rules | None) -> None:
     if rules is not None:
-        rules.constraints.check_certificate(scheme, signer.public_key)
-    scheme.verify(signer.public_key, signature, tbs)
+        rules.constraints.check_certificate(parse_scheme(algorithm), signer.public_key)
 
 
 def ocsp_request(certificate: Certificate, issuer: Certificate, nonce: bytes = b"") -> bytes:

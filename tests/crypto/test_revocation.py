@@ -14,7 +14,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, ObjectIdentifier
 
 from ipsec.crypto import der
-from ipsec.crypto.auth import AuthenticationError, parse_constraints
+from ipsec.crypto.auth import AuthenticationError, Scheme, parse_constraints
 from ipsec.crypto.chain import CertificateError, Chain, verify_chain
 from ipsec.crypto.revocation import (
     Crl,
@@ -252,6 +252,27 @@ def test_a_revocation_counts_however_it_is_signed() -> None:
     for one, expected in ((REVOKED, Status.REVOKED), (GOOD, Status.UNKNOWN)):
         response = OcspResponse(respond(ca, end, one, signer=signer, key=RSA_KEY))
         assert status(ca, end, response) is expected
+
+
+def test_the_signature_of_a_crl_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it is right; and not for another key, or without what a connection asks of signatures."""
+    ca, twin = Ca(), Ca()
+    crl, checked = Crl(ca.crl()), []
+    verify = Scheme._verify
+
+    def counted(self: Scheme, *args: Any) -> None:
+        checked.append(self)
+        verify(self, *args)
+
+    end, other = ca.issue(), twin.issue()
+    chains = chain_of(ca, end), chain_of(twin, other)
+    monkeypatch.setattr(Scheme, "_verify", counted)
+    for _ in range(3):
+        for chain, expected in zip(chains, (Status.GOOD, Status.UNKNOWN), strict=True):
+            assert check_revocation(chain, [crl], [], RELAXED, WALL)[0][1] is expected
+        rsa_only = parse_constraints("rsa")
+        assert check_revocation(chains[0], [crl], [], RELAXED, WALL, constraints=rsa_only)[0][1] is Status.UNKNOWN
+    assert len(checked) == 1 + 3
 
 
 def test_old_crls_still_revoke() -> None:
