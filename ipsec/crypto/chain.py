@@ -214,8 +214,7 @@ def _paths(search: _Search, path: tuple[Certificate, ...], trusted: bool = False
     last = path[-1]
     trusted = trusted or last in search.anchors
     may_end = trusted and search.is_loaded(last)
-    full = len(path) >= CHAIN_MAX
-    if full and not may_end:
+    if len(path) >= CHAIN_MAX and not trusted:
         return
     root = may_end and last.self_issued and _signed(search, last, last, above=True)
     candidates = [] if root else search.issuers.get(last.issuer_key, [])
@@ -225,11 +224,9 @@ def _paths(search: _Search, path: tuple[Certificate, ...], trusted: bool = False
     for issuer in candidates:
         if not _leads_on(search, path, issuer, trusted) or not _signed(search, last, issuer, above=may_end):
             continue
-        if full:
-            # who stands above the anchor is not heard any more, so nobody may say that nobody does
-            search.reason = search.reason or f"more than {CHAIN_MAX} certificates in a chain"
-            goes_on = True
-            continue
+        if len(path) >= CHAIN_MAX:
+            # who stands above the anchor would not be heard
+            raise _TooMuchError(f"more than {CHAIN_MAX} certificates in a chain")
         for longer in _paths(search, (*path, issuer), trusted):
             goes_on = True
             yield longer

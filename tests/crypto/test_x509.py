@@ -404,6 +404,13 @@ def test_nobody_can_get_rid_of_who_stands_above() -> None:
         line.append(Ca(f"Line {number}", line[-1]))
     with pytest.raises(CertificateError, match="certificates in a chain"):
         verify(line[-1].issue(), trusted, tuple(ca.certificate for ca in line[1:]))
+    between = Ca("Between", root)
+    under = Ca("Sub", between, serial=66)
+    line = [under]
+    for number in range(CHAIN_MAX - 3):
+        line.append(Ca(f"Line {number}", line[-1]))
+    with pytest.raises(CertificateError, match="certificates in a chain"):
+        verify(line[-1].issue(), [under, root], (between.certificate, *(ca.certificate for ca in line[1:])))
     # the root's own name and key below, so that it seems to have been met
     fake = Ca("Root", sub, root.key)
     end = root.issue()
