@@ -35,7 +35,7 @@ MEANINGS = {
     ExitCode.UNKNOWN_NAME: "no connection, child or SA has that name",
     ExitCode.FAILED: "the daemon says that it failed, or does not know the command",
     ExitCode.TIMEOUT: "not done in time",
-    ExitCode.DIFFERS: "not as it should be: something is down (status --check), or differs (diff)",
+    ExitCode.DIFFERS: "not as it should be: something is not up (status --check), or differs (diff)",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
 }
 

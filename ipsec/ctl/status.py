@@ -13,10 +13,10 @@ from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.details import print_details
 from ipsec.ctl.errors import ExitCode
-from ipsec.ctl.names import known
+from ipsec.ctl.names import Target, known
 from ipsec.ctl.report import Status, ask
 from ipsec.ctl.screen import print_screen
-from ipsec.ctl.tunnels import TROUBLE, Rate, State, Tunnel
+from ipsec.ctl.tunnels import Rate, State, Tunnel
 from ipsec.ctl.view import ChildSa
 
 SAMPLE_S = 0.5
@@ -33,7 +33,7 @@ SAMPLE_S = 0.5
     help=f"Measure rates for so long; 0 does not, and answers at once. Default: {SAMPLE_S:g}.",
 )
 @click.option("--all", "everything", is_flag=True, help="Every child, even if that is more than the screen has.")
-@click.option("--check", is_flag=True, help=f"End with status {ExitCode.DIFFERS:d} if something is down.")
+@click.option("--check", is_flag=True, help=f"End with status {ExitCode.DIFFERS:d} if something wanted is not up.")
 def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool) -> int:
     """Every connection: up or down, to whom, and what it carries.
 
@@ -53,39 +53,57 @@ def status(names: tuple[str, ...], seconds: float, everything: bool, check: bool
       off          such a policy that is not in place
       manual       SAs with fixed keys (section sas)
 
-    With NAMEs (connections and manual SAs, also patterns such as 'site-*') every SA of them is shown in full, and for
-    --check it is not enough that they are idle.
+    With NAMEs (connections and manual SAs, also patterns such as 'site-*') every SA of them is shown in full.
+
+    For --check, what is being negotiated is down: with a peer that is dead, it is connecting most of the time. With
+    NAMEs it is not enough that they are idle; of CONNECTION/CHILD only that child counts.
     """
     app = current()
-    found = app.run(lambda: _ask(app, names, seconds))
+    found, targets = app.run(lambda: _ask(app, names, seconds))
     if app.json:
         app.document("status", **document(found))
     elif names:
         print_details(app, found)
     else:
         print_screen(app, found, everything)
-    wrong = TROUBLE | {State.IDLE} if names else TROUBLE
-    return ExitCode.DIFFERS if check and any(tunnel.state in wrong for tunnel in found.tunnels) else ExitCode.OK
+    return ExitCode.DIFFERS if check and _lacking(found, targets) else ExitCode.OK
 
 
-async def _ask(app: App, names: Sequence[str], seconds: float) -> Status:
+async def _ask(app: App, names: Sequence[str], seconds: float) -> tuple[Status, list[Target]]:
+    """What is shown, and what the names mean besides manual SAs."""
     async with app.session() as session:
         if not names:
-            return await ask(session, seconds)
+            return await ask(session, seconds), []
         # a name that means nothing is told at once, not after the rates are measured
         there = await known(session)
-        conns, manual = set(), set()
+        targets: list[Target] = []
+        manual = set()
         for name in names:
             by_name = there.manual_names(name)
             manual |= set(by_name)
             # one name may be that of a connection and of a manual SA
-            conns |= {target.conn for target in there.find(name, needed=not by_name)}
+            targets += there.find(name, needed=not by_name)
         found = await ask(session, seconds)
-    return replace(
+    conns = {target.conn for target in targets}
+    found = replace(
         found,
         tunnels=[tunnel for tunnel in found.tunnels if tunnel.name in conns],
         manual=[one for one in found.manual if one.name in manual],
     )
+    return found, targets
+
+
+def _lacking(found: Status, targets: Sequence[Target]) -> bool:
+    """What --check is for. What is named may not be idle either; of a named child only that child counts."""
+    if not targets:
+        return any(tunnel.lacking() for tunnel in found.tunnels)
+    tunnels = {tunnel.name: tunnel for tunnel in found.tunnels}
+    for target in targets:
+        tunnel = tunnels.get(target.conn)
+        # it may have gone while the rates were measured
+        if tunnel is None or tunnel.idle(target.child) or (not target.child and tunnel.lacking()):
+            return True
+    return False
 
 
 # -- for programs

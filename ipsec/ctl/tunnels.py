@@ -50,6 +50,9 @@ class State(Enum):
 
 #: what makes a connection not as it should be
 TROUBLE = frozenset({State.DOWN, State.PARTLY})
+#: states of CHILD_SAs that do not carry traffic yet, and of those that do no more
+_BEGINNING = frozenset({"CREATED", "INSTALLING", "RETRYING"})
+_LEAVING = frozenset({"DELETING", "DELETED", "DESTROYING"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,39 @@ class Tunnel:
             return self.sas[0].remote_id
         return ", ".join(auth.id for auth in self.conn.remote if auth.id != "%any") if self.conn else ""
 
+    @property
+    def passive(self) -> bool:
+        """Peers come to us, so that what is being negotiated is their affair."""
+        return self.conn is not None and self.conn.passive
+
     def child_sas(self) -> list[ChildSa]:
         """All its CHILD_SAs."""
         return [child for sa in self.sas for child in sa.children]
+
+    def lacking(self) -> bool:
+        """Whether something is wanted (``start_action`` has start, or it was asked for) and not up.
+
+        That it is being negotiated is no excuse: with a peer that is dead that takes most of the time.
+        """
+        states = {child.state for child in self.children}
+        if self.state in TROUBLE or State.DOWN in states:
+            return True
+        if self.passive:
+            return False
+        begun = any(sa.initiator and not sa.up and sa.state in ("CREATED", "CONNECTING") for sa in self.sas)
+        # beside a child that is up, a new IKE_SA is there to replace the old one
+        return State.CONNECTING in states or (begun and not self._carries())
+
+    def idle(self, child: str = "") -> bool:
+        """Whether it, or one of its children, is neither up nor waits for traffic or peers."""
+        down = {State.IDLE, State.DOWN} | (set() if self.passive else {State.CONNECTING})
+        if child:
+            return any(one.name == child and one.state in down for one in self.children)
+        return self.state in down and not self._carries()
+
+    def _carries(self) -> bool:
+        ike_up = not self.children and any(sa.up for sa in self.sas)
+        return ike_up or any(child.state is State.UP for child in self.children)
 
 
 @dataclass(frozen=True)
@@ -153,7 +186,7 @@ def _tunnel(name: str, conn: Conn | None, sas: list[IkeSa], policies: set[tuple[
 def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -> Child:
     if config.shunt:
         state = State.SHUNT if policy else State.OFF
-    elif sas:
+    elif any(sa.state not in _LEAVING for sa in sas):
         state = _state_of(sas)
     elif policy and "start" not in config.start_action:
         state = State.ON_DEMAND
@@ -169,7 +202,7 @@ def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -
 def _state_of(sas: list[ChildSa]) -> State:
     if any(sa.up for sa in sas):
         return State.UP
-    return State.CONNECTING if any(sa.state in ("CREATED", "INSTALLING", "RETRYING") for sa in sas) else State.DOWN
+    return State.CONNECTING if any(sa.state in _BEGINNING for sa in sas) else State.DOWN
 
 
 def _together(children: list[Child], sas: list[IkeSa], passive: bool) -> State:

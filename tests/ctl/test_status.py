@@ -190,6 +190,52 @@ def test_what_is_idle_is_no_trouble_unless_it_is_named(daemon: FakeDaemon, ctl: 
     assert ctl("status", "--check", "c").status == ExitCode.DIFFERS
 
 
+def negotiating(**more: Any) -> Any:
+    """An IKE_SA whose peer has not answered yet."""
+    return ike_sa(9, state="CONNECTING", **more)
+
+
+@pytest.mark.parametrize(
+    ("config", "sas", "names", "wrong"),
+    [
+        # a peer that is dead is connecting for most of the time
+        (conn(), [negotiating()], (), True),
+        (conn(), [negotiating()], ("c",), True),
+        (conn(), [ike_sa(1, [child_sa(state="INSTALLING")])], (), True),
+        # somebody, or traffic, has asked for it
+        (on_request("net"), [negotiating()], (), True),
+        (on_request("net"), [], (), False),
+        (on_request("net"), [], ("c",), True),
+        (on_request("net"), [negotiating(initiator="no")], (), False),
+        (on_request("net"), [negotiating(initiator="no")], ("c",), True),
+        # re-authentication, and another child that is up
+        (conn(), [ike_sa(1, [child_sa()]), negotiating()], (), False),
+        (conn(), [ike_sa(1, [child_sa()]), negotiating()], ("c",), False),
+        (MIXED, [ike_sa(1, [child_sa("x")]), negotiating()], (), True),
+        (conn(children=()), [negotiating()], (), True),
+        (conn(children=()), [ike_sa(1), negotiating()], (), False),
+        # whoever sends a first message is no alarm
+        (conn("%any"), [negotiating(initiator="no")], (), False),
+        (conn("%any"), [negotiating(initiator="no")], ("c", "c/net"), False),
+        # of a child that is named only that counts
+        (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], ("c",), False),
+        (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], ("c/x",), False),
+        (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], ("c/y",), True),
+        (MIXED, [ike_sa(1, [child_sa("x")])], ("x",), False),
+        # what was closed a moment ago is not down
+        (on_request("x", "y"), [ike_sa(1, [child_sa("x"), child_sa("y", 2, state="DELETED")])], (), False),
+        (conn("%any"), [ike_sa(1, [child_sa(state="DELETED")])], (), False),
+    ],
+)
+def test_check_minds_what_is_wanted(
+    daemon: FakeDaemon, ctl: Ctl, config: Any, sas: list[Any], names: tuple[str, ...], wrong: bool
+) -> None:
+    daemon.conns = {"c": config}
+    daemon.sas = [("c", sa) for sa in sas]
+    status = ctl("status", "--sample", "0", "--check", *names).status
+    assert status == (ExitCode.DIFFERS if wrong else ExitCode.OK)
+
+
 BY_HAND = {
     "mode": "TUNNEL",
     "local-host": "192.0.2.1",
