@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 #: a wait looks again after this even if no event came: an IKE_SA that another one stands for goes without one
 LOOK_S = 0.2
 _GONE = (ChildState.DELETED, ChildState.DESTROYING)
+#: spellings of yes and no, in any case: those of swanctl.conf (ipsec.config.values), as charon has them here too
+TRUE = ("yes", "true", "enabled", "1")
+FALSE = ("no", "false", "disabled", "0", "")
 
 
 class Actions:
@@ -99,7 +102,7 @@ class Actions:
         matches = len(ikes) + len(children)
         if not matches:
             raise CommandError("no matching SAs to terminate found", matches="0", terminated="0")
-        timeout, force = _timeout(message), text(message, "force") == "yes"
+        timeout, force = _timeout(message), truth(message, "force")
         name = ikes[0].name if ikes else children[0].ike.name
         with relay(client, _loglevel(message), name):
             now = self._control.now()
@@ -145,9 +148,9 @@ class Actions:
         ikes, children = self._select(message, "rekey")
         if not ikes and not children:
             raise CommandError("no matching SAs to rekey found", matches="0")
-        now, engine = self._control.now(), self._control.engine
+        now, engine, reauth = self._control.now(), self._control.engine, truth(message, "reauth")
         for sa in ikes:
-            if text(message, "reauth") == "yes":
+            if reauth:
                 engine.reauthenticate(sa, now)
             else:
                 engine.rekey_ike_sa(sa, now)
@@ -335,6 +338,15 @@ def number(message: Message, key: str, default: int = 0) -> int:
         return int(value[:20])
     except ValueError:
         raise CommandError(f"{key} is not a number") from None
+
+
+def truth(message: Message, key: str) -> bool:
+    """A value as yes or no; no if it is not there. CommandError: what is not understood must not count as no."""
+    word = message.get(key, b"")
+    for meaning, words in ((True, TRUE), (False, FALSE)):
+        if isinstance(word, bytes) and word.lower() in (one.encode() for one in words):
+            return meaning
+    raise CommandError(f"{key} is neither yes nor no")
 
 
 def _timeout(message: Message) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ipsec.esp.engine import SaStats
 from ipsec.ike.failure import Problem, Terms
+from ipsec.vici.actions import truth
 from ipsec.vici.codec import Message, text
 from ipsec.vici.control import Change, Control, ManualSa
 from ipsec.vici.lists import stream
@@ -125,7 +126,7 @@ class Extensions:
         if not isinstance(wanted, dict):
             raise CommandError("levels is no section")
         if wanted:
-            levels, keep = {name: text(wanted, name) for name in wanted}, text(message, "keep") == "yes"
+            levels, keep = {name: text(wanted, name) for name in wanted}, truth(message, "keep")
             try:
                 self._levels.set(client, levels, keep=keep)
             except ValueError as error:

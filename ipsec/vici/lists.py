@@ -14,18 +14,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_pattern
 from ipsec.crypto.kex import supported_methods
 from ipsec.crypto.prf import supported_prfs
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.sk import sk_suite
 from ipsec.crypto.x509 import Certificate
-from ipsec.errors import SuiteError
+from ipsec.errors import ConfigError, ParseError, SuiteError
 from ipsec.ike.config import ChildMode
 from ipsec.ike.counters import NAMES
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.vici import show
-from ipsec.vici.actions import count_up, number
+from ipsec.vici.actions import count_up, number, truth
 from ipsec.vici.codec import Message, text
 from ipsec.vici.control import Control
 from ipsec.vici.server import Client, CommandError, Handler
@@ -125,7 +126,7 @@ class Lists:
 
     async def list_policies(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Traps and shunts."""
-        kinds = {kind for kind in ("trap", "drop", "pass") if text(message, kind) == "yes"}
+        kinds = {kind for kind in ("trap", "drop", "pass") if truth(message, kind)}
         ike, name = text(message, "ike"), text(message, "child")
         found = []
         for connection, child in self._control.policies():
@@ -153,7 +154,7 @@ class Lists:
     async def list_certs(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Certificates and revocation lists, one event each."""
         kind, flag = text(message, "type", "ANY").upper(), text(message, "flag", "ANY").upper()
-        subject = text(message, "subject")
+        subject = _subject(message)
         if kind not in _CERTIFICATE_TYPES:
             raise CommandError(f"invalid certificate type '{kind}'")
         if flag not in _FLAGS:
@@ -161,13 +162,13 @@ class Lists:
         found: list[Message] = []
         if kind in ("ANY", "X509"):
             found += self._certificates(flag, subject)
-        if kind in ("ANY", "X509_CRL") and not subject:
+        if kind in ("ANY", "X509_CRL"):
             crls = {crl.der: crl for crl in (*self._control.engine.credentials.crls, *self._control.engine.status.crls)}
-            found += [_crl(crl) for crl in crls.values()]
+            found += [_crl(crl) for crl in crls.values() if subject.matches(crl.issuer)]
         await stream(client, "list-cert", found)
         return {}
 
-    def _certificates(self, flag: str, subject: str) -> list[Message]:
+    def _certificates(self, flag: str, subject: IdentityPattern) -> list[Message]:
         credentials = self._control.engine.credentials
         found = []
         anchors = set(credentials.anchors)
@@ -178,7 +179,7 @@ class Lists:
         ]
         for certificate in dict.fromkeys((*credentials.certificates, *credentials.anchors, *configured)):
             is_ca = certificate in anchors or certificate.is_ca
-            if flag not in ("ANY", "CA" if is_ca else "NONE") or subject not in ("", str(certificate.subject)):
+            if flag not in ("ANY", "CA" if is_ca else "NONE") or not _is_of(certificate, subject):
                 continue
             own = credentials.private_key_for(certificate) is not None
             found.append(_certificate(certificate, "CA" if is_ca else "NONE", own))
@@ -207,7 +208,7 @@ class Lists:
 
     async def get_pools(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Pools with how many addresses are in use, and who has them."""
-        name, leases = text(message, "name"), text(message, "leases") == "yes"
+        name, leases = text(message, "name"), truth(message, "leases")
         found: dict[str, Message] = {}
         room = LEASES_MAX
         for pool in self._control.engine.pools.values():
@@ -244,7 +245,7 @@ class Lists:
         """Counters in all, of one connection, or of each."""
         counters = self._control.engine.counters
         name = text(message, "name")
-        if text(message, "all") == "yes":
+        if truth(message, "all"):
             found = {known: counters.named[known] for known in counters.named}
         elif name:
             if name not in counters.named:
@@ -261,7 +262,7 @@ class Lists:
         """Begin to count anew."""
         counters = self._control.engine.counters
         name = text(message, "name")
-        if text(message, "all") == "yes":
+        if truth(message, "all"):
             for known in list(counters.named):
                 counters.reset(known)
         elif not counters.reset(name):
@@ -287,6 +288,27 @@ def _duration(seconds: float) -> str:
         if seconds > 2 * length:
             return f"{int(seconds // length)} {unit}"
     return f"{int(seconds)} second{'s' if int(seconds) != 1 else ''}"
+
+
+def _subject(message: Message) -> IdentityPattern:
+    """Whose certificates are wanted: an identity, as in swanctl.conf also with wildcards. CommandError."""
+    try:
+        return parse_pattern(text(message, "subject")) if "subject" in message else ANY_IDENTITY
+    except ConfigError as error:
+        raise CommandError(f"invalid subject: {error.message}") from None
+
+
+def _is_of(certificate: Certificate, subject: IdentityPattern) -> bool:
+    """Whether a certificate has an identity: its subject, an alternative name, or a key identifier, as in charon."""
+    if subject.any or subject.matches(certificate.subject):
+        return True
+    try:
+        return any(map(subject.matches, certificate.identities)) or (
+            subject.exact is not None and certificate.has_identity(subject.exact)
+        )
+    except ParseError:
+        # names that cannot be read
+        return False
 
 
 def _certificate(certificate: Certificate, flag: str, own: bool) -> Message:

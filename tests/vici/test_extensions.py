@@ -231,7 +231,7 @@ def test_log_levels_end_with_their_client(tmp_path: Path) -> None:
         while (await levels())["ike"] != b"info":
             await asyncio.sleep(0.01)
         assert (await levels())["net"] == before["net"]
-        await session.request("ipsecd-log-level", {"levels": {"all": "default"}, "keep": "yes"})
+        await session.request("ipsecd-log-level", {"levels": {"all": "default"}, "keep": "True"})
         assert await levels() == before
         for wrong, why in (({"x": "debug"}, "no subsystem 'x'"), ({"ike": "loud"}, "no level 'loud'")):
             assert why in await refused(session, "ipsecd-log-level", {"levels": wrong})

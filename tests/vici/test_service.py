@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ipsec.config import load
+from ipsec.config import load, values
 from ipsec.daemon.run import Daemon
 from ipsec.errors import BackendError
 from ipsec.ike.engine import IkeEngine
@@ -28,7 +28,7 @@ from ipsec.ike.events import IkeDown, IkeUp
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.state import IkeState
-from ipsec.vici import server
+from ipsec.vici import actions, server
 from ipsec.vici.client import Session, ViciError, connect
 
 FILE = """
@@ -305,6 +305,75 @@ def test_certificates_and_keys(tmp_path: Path) -> None:
         assert (await session.request("get-keys")) == {"keys": []}
         await session.request("unload-authority", {"name": "mine"})
         assert "cacert" in await refused(session, "load-authority", {"mine": {"crl_uris": ["http://127.0.0.1/"]}})
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("subject", "count"),
+    [
+        ("C=CH, CN=moon", 1),
+        ("C=CH,CN=moon", 1),
+        ("/C=CH/CN=moon", 1),
+        ("C=ch, CN=MOON", 1),
+        ("C=CH, CN=*", 1),
+        ("moon.example.org", 1),
+        ("*.example.org", 1),
+        ("%any", 1),
+        ("CN=moon, C=CH", 0),
+        ("moon", 0),
+    ],
+)
+def test_certificates_by_subject(tmp_path: Path, subject: str, count: int) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name.from_rfc4514_string("CN=moon,C=CH")
+    begin, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, begin, end)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("moon.example.org")]), False)
+    data = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-cert", {"type": "X509", "flag": "NONE", "data": data})
+        assert len([item async for item in session.stream("list-certs", "list-cert", {"subject": subject})]) == count
+        assert "invalid subject" in await refused(session, "list-certs", {"subject": "fqdn:^(.*$"})
+
+    with_daemon(tmp_path, test)
+
+
+def test_words_for_yes_and_no() -> None:
+    """The layers do not let the one module use the other's."""
+    assert (values.TRUE, (*values.FALSE, "")) == (actions.TRUE, actions.FALSE)
+
+
+@pytest.mark.parametrize("word", ["yes", "YES", "true", "True", "enabled", "1", True])
+def test_yes_in_all_its_spellings(tmp_path: Path, word: object) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-conn", {"new": CONNECTION | {"children": {"n": CHILD | {"start_action": "trap"}}}})
+        await session.request("load-pool", {"p": {"addrs": "10.9.0.0/24"}})
+        await settled(one, session)
+        assert [item async for item in session.stream("list-policies", "list-policy", {"trap": word})] != []
+        assert "leases" in (await session.request("get-pools", {"leases": word}))["p"]
+        assert "" not in (await session.request("get-counters", {"all": word}))["counters"]
+
+    with_daemon(tmp_path, test)
+
+
+def test_what_is_neither_yes_nor_no(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("initiate", {"ike": "old", "timeout": "-1"})
+        for command, key, more in (
+            ("list-policies", "trap", {}),
+            ("get-pools", "leases", {}),
+            ("get-counters", "all", {}),
+            ("reset-counters", "all", {}),
+            ("terminate", "force", {"ike": "old"}),
+        ):
+            for odd in ("2", "ja", ["yes"], {"yes": "yes"}):
+                assert await refused(session, command, more | {key: odd}) == f"{key} is neither yes nor no"
+        for word in ("no", "False", "0", "disabled", ""):
+            assert [item async for item in session.stream("list-policies", "list-policy", {"trap": word})] == []
+        # nothing was begun before it was refused
+        await session.request("terminate", {"ike": "old", "force": "TRUE"})
 
     with_daemon(tmp_path, test)
 
