@@ -39,7 +39,7 @@ class Checker:
                 why = f"there is no pool {quoted(pool)}{suggestion(pool, self._pools)}"
                 raise error_at(section, "pools", why)
         local = connection.local
-        if local.method is not AuthClass.PUBKEY:
+        if local.method is not AuthClass.PUBKEY or _needs_no_peer(connection):
             return connection
         part = _part(section, "local")
         if not local.certs and not local.pubkeys:
@@ -63,6 +63,10 @@ class Checker:
             yield warning_at(section, "children", "there are none: nothing will pass, see childless")
         for child in connection.children:
             yield from child_warnings(section.sections["children"].sections[child.name], child)
+        if not _needs_no_peer(connection):
+            yield from self._authentication_warnings(section, connection)
+
+    def _authentication_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
         local, remote = connection.local, connection.remote
         for certificate in local.certs:
             first, last = (f"{time:%Y-%m-%d}" for time in (certificate.not_before, certificate.not_after))
@@ -127,6 +131,11 @@ def _may_be_a_peer(certificate: Certificate) -> bool:
         return certificate.self_issued or not certificate.is_ca
     except ParseError:
         return False
+
+
+def _needs_no_peer(connection: Connection) -> bool:
+    """Whether a connection is there for what its children pass or drop alone, so that nobody has to prove anything."""
+    return bool(connection.children) and all(child.shunt for child in connection.children)
 
 
 def _part(section: Section, side: str) -> Section:

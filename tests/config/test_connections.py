@@ -529,6 +529,18 @@ def test_missing_secret_is_a_warning() -> None:
     assert warning.endswith("no preshared key for our address and moon")
 
 
+@pytest.mark.parametrize("mode", ["pass", "drop"])
+@pytest.mark.parametrize("rest", ["", "local {\nauth = psk\n}\n", "local {\nid = moon.example.org\n}\nppk_id = pq\n"])
+def test_what_passes_or_drops_needs_no_peer(mode: str, rest: str) -> None:
+    """Neither a certificate nor a secret, which everything else does."""
+    shunt = f"net {{\nmode = {mode}\nstart_action = trap\n}}\n"
+    one = config("", f"{rest}children {{\n{shunt}}}\n")
+    assert one.connections[0].children[0].shunt
+    assert one.warnings == ()
+    assert "certificate" in refuse("", f"children {{\n{shunt}other {{\n}}\n}}\n").message
+    assert "certificate" in refuse("", "children {\n}\n").message
+
+
 def test_missing_trust_anchor_is_a_warning(tmp_path: Path) -> None:
     pki.write(tmp_path, "x509/moon.pem", pki.pem("moon"))
     pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon"))
