@@ -81,7 +81,11 @@ class Checker:
             yield warning_at(part, "auth", f"the section secrets has no preshared key for {ours} and {theirs}")
         yield from self._ppk_warnings(section, connection)
         anchors = remote.certs or remote.cacerts or remote.pubkeys
-        if remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
+        if local.method is AuthClass.PSK and "auth" not in _part(section, "remote").values:
+            # charon takes whatever the peer comes with
+            why = "is not set, and the default is pubkey: write auth = psk if the peer has the preshared key too"
+            yield warning_at(_part(section, "remote"), "auth", f"{why}, else auth = pubkey")
+        elif remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
             places = "no trust anchor in x509ca/ or pkcs12/ and no peer's certificate in x509/"
             yield warning_at(_part(section, "remote"), "auth", f"there is {places}, no peer can be checked")
 

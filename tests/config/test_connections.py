@@ -541,6 +541,21 @@ def test_what_passes_or_drops_needs_no_peer(mode: str, rest: str) -> None:
     assert "certificate" in refuse("", "children {\n}\n").message
 
 
+def test_a_peer_that_is_not_said_to_have_the_secret_is_a_warning(base: Path) -> None:
+    """The default is pubkey, as swanctl.conf says; charon takes any."""
+    ours = "local {\nauth = psk\n}\n"
+    why = "is not set, and the default is pubkey: write auth = psk if the peer has the preshared key too"
+    for rest, place in (
+        (f"{ours}remote {{\nid = b\n}}\n", "f:7: connections.gw.remote.auth: "),
+        (ours, "f:2: connections.gw.remote.auth: "),
+    ):
+        for directory in (None, base):
+            (warning,) = config("", rest + CHILD, base=directory).warnings
+            assert warning.startswith(place + why)
+    assert config("", f"{ours}remote {{\nauth = psk\n}}\n{CHILD}").warnings == ()
+    assert config("", f"{ours}remote {{\nauth = pubkey\n}}\n{CHILD}", base=base).warnings == ()
+
+
 def test_missing_trust_anchor_is_a_warning(tmp_path: Path) -> None:
     pki.write(tmp_path, "x509/moon.pem", pki.pem("moon"))
     pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon"))
