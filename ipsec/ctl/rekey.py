@@ -219,36 +219,45 @@ def redirect(
       ipsecctl redirect --peer-ip 198.51.100.0/24 --to 192.0.2.7
     """
     app = current()
-    chosen: list[dict[str, object]] = []
-
-    async def work() -> int:
-        async with app.session() as session:
-            if names or ike_id:
-                there = await known(session)
-                targets = dict.fromkeys(target for name in targets_of(names, ike_id) for target in there.find(name))
-                for target in targets:
-                    if target.child or target.child_id:
-                        raise CtlError(f"{target} is a child", "only whole connections can be redirected")
-                    chosen.append(target.message())
-            elif peer_ip or peer_id:
-                chosen.append({})
-            else:
-                raise click.UsageError("say whom: NAME, --ike-id, --peer-ip or --peer-id")
-            matches = 0
-            for one in chosen:
-                message = one | {"peer-ip": peer_ip, "peer-id": peer_id, "gateway": gateway}
-                matches += number(await session.request("redirect", message), "matches")
-            return matches
-
-    try:
-        matches = app.run(work)
-    except CtlError as error:
-        if "no matching SAs" in error.message:
-            why = "only peers that came to us, and that said that they can be, are redirected"
-            raise CtlError("no such peer is up", why, code=ExitCode.UNKNOWN_NAME) from None
-        raise
+    if not (names or ike_id or peer_ip or peer_id):
+        raise click.UsageError("say whom: NAME, --ike-id, --peer-ip or --peer-id")
+    common: dict[str, object] = {"peer-ip": peer_ip, "peer-id": peer_id, "gateway": gateway}
+    wanted = targets_of(names, ike_id) if names or ike_id else []
+    told = app.run(lambda: _redirect(app, wanted, common))
+    matches = sum(told.values())
+    if not matches:
+        why = "only peers that came to us, and that said that they can be, are redirected"
+        raise CtlError("no such peer is up", why, code=ExitCode.UNKNOWN_NAME)
     if app.json:
-        app.document("redirect", gateway=gateway, matches=matches)
+        results = [{"name": name, "matches": count} for name, count in told.items()]
+        app.document("redirect", gateway=gateway, matches=matches, results=results)
     else:
-        app.out.print(f"{plural(matches, 'peer')} sent to {gateway}")
+        line = f"{plural(matches, 'peer')} sent to {gateway}"
+        if len(told) > 1:
+            line += f" ({', '.join(f'{name} {count}' for name, count in told.items() if count)})"
+        app.out.print(line, soft_wrap=True)
     return ExitCode.OK
+
+
+async def _redirect(app: App, names: Sequence[str], common: dict[str, object]) -> dict[str, int]:
+    """How many peers of each target were told; without names all that ``common`` chooses, under the empty name."""
+    async with app.session() as session:
+        chosen: dict[str, dict[str, object]] = {"": {}}
+        if names:
+            there = await known(session)
+            targets = dict.fromkeys(target for name in names for target in there.find(name))
+            for target in targets:
+                if target.child or target.child_id:
+                    raise CtlError(f"{target} is a child", "only whole connections can be redirected")
+            chosen = {str(target): target.message() for target in targets}
+        return {name: await _tell(session, message | common) for name, message in chosen.items()}
+
+
+async def _tell(session: Session, message: dict[str, object]) -> int:
+    """How many peers one command has reached: that there are none for one target does not keep the others from it."""
+    try:
+        return number(await session.request("redirect", message), "matches")
+    except ViciError as error:
+        if error.message and "no matching SAs" in str(error):
+            return 0
+        raise

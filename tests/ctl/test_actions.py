@@ -200,6 +200,19 @@ def test_redirect(two: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("redirect", "gw/net", "--to", "192.0.2.9").status == ExitCode.FAILED
 
 
+def test_redirect_of_several(two: FakeDaemon, ctl: Ctl) -> None:
+    """One that has no peer up does not keep the others from it."""
+    two.conns = {"branch": two.conns["branch"], **two.conns}
+    two.sas = [("gw", ike_sa(5)), ("road", ike_sa(6))]
+    assert ctl("redirect", "*", "--to", "192.0.2.9").out == "2 peers sent to 192.0.2.9 (gw 1, road 1)\n"
+    document = ctl("redirect", "branch", "gw", "--to", "192.0.2.9", "--json").document
+    assert document["matches"] == 1
+    assert document["results"] == [{"name": "branch", "matches": 0}, {"name": "gw", "matches": 1}]
+    two.sas = []
+    done = ctl("redirect", "*", "--to", "192.0.2.9", "--json")
+    assert (done.status, done.document["error"]) == (ExitCode.UNKNOWN_NAME, "unknown-name")
+
+
 def test_daemon_that_dies_meanwhile(two: FakeDaemon, ctl: Ctl) -> None:
     two.fails = "never"
 
