@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TextIO
 
 #: what a shell says of a command that SIGPIPE ended
 BROKEN_PIPE = 141
@@ -32,8 +33,8 @@ def say(text: str, status: int) -> int:
     return status
 
 
-def deafen() -> None:
-    """Let nothing more reach standard output: the interpreter must not complain when it flushes at the end."""
+def deafen(stream: TextIO | None = None) -> None:
+    """Let nothing more reach standard output, or ``stream``: the interpreter must not complain when it flushes it."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, (stream or sys.stdout).fileno())
     os.close(devnull)

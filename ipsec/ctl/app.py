@@ -28,6 +28,19 @@ PLAIN_WIDTH = 1 << 16
 T = TypeVar("T")
 
 
+class Terminal(Console):
+    """A console that leaves it to ``main`` what happens when nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        """See Console, which would end the process with status 1; called while a BrokenPipeError is handled."""
+        raise
+
+    @classmethod
+    def plain(cls, **more: Any) -> Terminal:
+        """One that nothing in what is printed has a meaning for."""
+        return cls(highlight=False, markup=False, emoji=False, **more)
+
+
 @dataclass
 class App:
     """What the options that all verbs have say, and what goes with them."""
@@ -48,11 +61,9 @@ class App:
 
     def _console(self, *, stderr: bool) -> Console:
         force = {"always": True, "never": False}.get(self.color)
-        console = Console(stderr=stderr, force_terminal=force, highlight=False, markup=False, emoji=False)
+        console = Terminal.plain(stderr=stderr, force_terminal=force)
         if not console.is_terminal:
-            console = Console(
-                stderr=stderr, force_terminal=False, highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH
-            )
+            console = Terminal.plain(stderr=stderr, force_terminal=False, width=PLAIN_WIDTH)
         return console
 
     @property

@@ -37,6 +37,7 @@ MEANINGS = {
     ExitCode.TIMEOUT: "not done in time",
     ExitCode.DIFFERS: "not as it should be: something is not up (status --check), or differs (diff)",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+    ExitCode.BROKEN_PIPE: "whoever reads the output has gone (| head)",
 }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -66,8 +66,30 @@ _PLACES = {name: place for verbs in VERBS.values() for name, place in verbs.item
 EPILOG = "\b\nExit status:\n" + "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANINGS.items())
 
 
+class _NobodyReads(Exception):
+    """A BrokenPipeError on its way past click, which makes a status of its own of one: 1, as if it were a bug."""
+
+
+@contextlib.contextmanager
+def _past_click() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _NobodyReads from error
+
+
 class Verbs(click.Group):
     """The group of all verbs; finds them in VERBS."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """See click.Group; --help and --version print here."""
+        with _past_click():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See click.Group."""
+        with _past_click():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """See click.Group."""
@@ -146,10 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
-        if app.json:
-            app.document("error", error="usage", message=error.format_message(), remedy=None)
-        error.show()
-        return ExitCode.USAGE
+        return _misused(app, error)
     except CtlError as error:
         return _fail(app, error)
     except ConfigError as error:
@@ -158,34 +177,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(app, CtlError(str(error)))
     except (KeyboardInterrupt, click.Abort):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        return _deaf()
-    except SystemExit as end:
-        # what rich and click make of it
-        if isinstance(end.__context__, BrokenPipeError):
-            return _deaf()
-        raise
+    except (BrokenPipeError, _NobodyReads):
+        # whoever reads has seen enough
+        _deafen()
+        return ExitCode.BROKEN_PIPE
     except OSError as error:
         # a full disk below the output, or a file
-        _deaf()
+        _deafen()
         app.json = False
         what = error.filename or "standard output"
         return _fail(app, CtlError(f"{what}: {error.strerror or error}", code=ExitCode.REQUIREMENT))
 
 
-def _deaf() -> int:
-    """Who reads has seen enough."""
-    with contextlib.suppress(OSError, ValueError):
-        deafen()
-    return ExitCode.BROKEN_PIPE
+def _deafen() -> None:
+    """Nothing more can be written. The interpreter must not try once more at its end, which would be another status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                deafen(stream)
+
+
+def _misused(app: App, error: click.ClickException) -> int:
+    """Tell of a wrong command line."""
+    with _if_possible():
+        if app.json:
+            app.document("error", error="usage", message=error.format_message(), remedy=None)
+    with _if_possible():
+        error.show()
+    return ExitCode.USAGE
 
 
 def _fail(app: App, error: CtlError) -> int:
     """Tell of an error: on standard error, and with --json as a document too."""
-    if app.json:
-        name = error.code.name.lower().replace("_", "-")
-        app.document("error", error=name, message=error.message, remedy=error.remedy or None)
-    app.err.print(Text.assemble(("ipsecctl: ", "bold red"), error.message))
-    if error.remedy:
-        app.err.print(Text.assemble(("  -> ", "bold"), error.remedy))
+    with _if_possible():
+        if app.json:
+            name = error.code.name.lower().replace("_", "-")
+            app.document("error", error=name, message=error.message, remedy=error.remedy or None)
+    with _if_possible():
+        app.err.print(Text.assemble(("ipsecctl: ", "bold red"), error.message))
+        if error.remedy:
+            app.err.print(Text.assemble(("  -> ", "bold"), error.remedy))
     return error.code
+
+
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+    """Print what an error is; that nobody reads it, or that it cannot be written, is not worth another error."""
+    with contextlib.suppress(OSError):
+        yield
+    _deafen()

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import jsonschema
@@ -56,7 +58,7 @@ def test_help_names_every_verb_and_status(capsys: pytest.CaptureFixture[str]) ->
     for title, verbs in VERBS.items():
         assert f"{title}:" in out
         assert all(f"\n  {name} " in out for name in verbs)
-    assert all(f" {code:3d}  " in out for code in ExitCode if code != ExitCode.BROKEN_PIPE)
+    assert all(f" {code:3d}  " in out for code in ExitCode)
 
 
 def test_summaries_are_those_of_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +160,62 @@ def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == ExitCode.BROKEN_PIPE
+
+
+def run_into(daemon: FakeDaemon, *arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """ipsecctl in a process of its own, whose standard output or error is something that cannot be written."""
+    command = [sys.executable, "-m", "ipsec.ctl", "--socket", str(daemon.socket), *arguments]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | streams
+    return subprocess.run(command, text=True, check=False, timeout=60, **streams)
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """A pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+PRINTING = ["list sas --json", "list conns", "status --sample 0", "schema", "--help", "list --help", "--version"]
+
+
+@pytest.mark.parametrize("arguments", [*PRINTING, "completion zsh"])
+def test_nobody_reads(daemon: FakeDaemon, unread: int, arguments: str) -> None:
+    daemon.conns = {"gw": conn()}
+    done = run_into(daemon, *arguments.split(), stdout=unread)
+    assert (done.returncode, done.stderr) == (ExitCode.BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("status nosuch --json", ExitCode.UNKNOWN_NAME, "ipsecctl: there is no connection, child or SA 'nosuch'"),
+        ("list nosuch --json", ExitCode.USAGE, "Usage: "),
+    ],
+)
+def test_an_error_that_nobody_reads_is_still_that(
+    daemon: FakeDaemon, unread: int, arguments: str, status: ExitCode, said: str
+) -> None:
+    with open("/dev/full", "w") as full:
+        for stdout in (unread, full.fileno()):
+            done = run_into(daemon, *arguments.split(), stdout=stdout)
+            assert done.returncode == status
+            assert done.stderr.startswith(said)
+            assert "Traceback" not in done.stderr
+        for stderr in (unread, full.fileno()):
+            assert run_into(daemon, *arguments.split(), stderr=stderr).returncode == status
+        assert run_into(daemon, *arguments.split(), stdout=unread, stderr=unread).returncode == status
+        assert run_into(daemon, "list", "conns", stdout=full, stderr=full).returncode == ExitCode.REQUIREMENT
+
+
+@pytest.mark.parametrize("arguments", ["list sas --json", "status --sample 0", "--help", "status nosuch --json"])
+def test_no_standard_output_at_all(daemon: FakeDaemon, arguments: str) -> None:
+    command = f'exec "{sys.executable}" -m ipsec.ctl --socket "{daemon.socket}" {arguments} >&-'
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == (ExitCode.UNKNOWN_NAME if "nosuch" in arguments else ExitCode.OK)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
