@@ -30,6 +30,7 @@ class Outcome:
     closed: int = 0
     "SAs that are closed"
     reason: str = ""
+    remedy: str = ""
 
 
 @click.command(cls=Verb)
@@ -94,9 +95,8 @@ def _print(app: App, one: Outcome) -> None:
     if one.reason:
         line.append(f": {one.reason}")
     app.out.print(line, soft_wrap=True)
-    if one.result == "timeout":
-        why = f"the peer does not answer; `ipsecctl down --force {one.name}` forgets it all the same"
-        app.out.print(Text.assemble(("  -> ", "bold"), why), soft_wrap=True)
+    if one.remedy:
+        app.out.print(Text.assemble(("  -> ", "bold"), one.remedy), soft_wrap=True)
 
 
 async def _run(app: App, names: Sequence[str], timeout_ms: int, force: bool, progress: Progress) -> list[Outcome]:
@@ -125,10 +125,26 @@ async def _close(
         if "no matching SAs" in reason:
             # it has gone meanwhile
             return Outcome(name, "was-down")
-        late = "not all matching" in reason
-        return Outcome(name, "timeout" if late else "failed", reason="" if late else reason)
+        if "not all matching" in reason:
+            return Outcome(name, "timeout", remedy=_remedy(target, force))
+        return Outcome(name, "failed", reason=reason)
     if timeout_ms < 0:
         return Outcome(name, "begun")
-    of_children = bool(target.child or target.child_id)
-    closed = len(there.child_sas_of(target)) + (0 if of_children else len(there.sas_of(target)))
-    return Outcome(name, "down", closed)
+    return Outcome(name, "down", _closed(there, target))
+
+
+def _remedy(target: Target, forced: bool) -> str:
+    if not forced:
+        return f"the peer does not answer; `ipsecctl down --force {target}` forgets it all the same"
+    if target.child:
+        whole = f"`ipsecctl down --force {target.conn}`"
+        return f"the peer does not answer, and this daemon can only forget whole IKE_SAs: {whole}"
+    return "the peer does not answer, and the daemon has not forgotten it: see its log"
+
+
+def _closed(there: Known, target: Target) -> int:
+    """How many SAs a target had: what was closed or replaced before, and lingers for what is on its way, is none."""
+    children = [one for one in there.child_sas_of(target) if one.up and one.state != "REKEYED"]
+    if target.child or target.child_id:
+        return len(children)
+    return len(children) + sum(sa.state not in ("REKEYED", "DELETING") for sa in there.sas_of(target))

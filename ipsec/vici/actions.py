@@ -16,6 +16,7 @@ from ipsec.crypto.identity import parse_pattern
 from ipsec.errors import ConfigError
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection
+from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeUp, IpAddress
 from ipsec.ike.redirect import Gateway
 from ipsec.ike.sa import IkeSa
@@ -24,6 +25,8 @@ from ipsec.vici.codec import Message, text
 from ipsec.vici.control import Control
 from ipsec.vici.logs import relay
 from ipsec.vici.server import Client, CommandError, Handler
+from ipsec.wire.iana import Protocol
+from ipsec.wire.payloads import DeletePayload
 
 log = logging.getLogger(__name__)
 
@@ -98,18 +101,19 @@ class Actions:
 
     async def terminate(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Close IKE_SAs or CHILD_SAs. ``force``: those whose peer does not answer in time are forgotten."""
-        ikes, children = self._select(message, "terminate")
+        timeout, force = _timeout(message), truth(message, "force")
+        ikes, children = self._select(message, "terminate", also=(ChildState.DELETING,) if force else ())
         matches = len(ikes) + len(children)
         if not matches:
             raise CommandError("no matching SAs to terminate found", matches="0", terminated="0")
-        timeout, force = _timeout(message), truth(message, "force")
         name = ikes[0].name if ikes else children[0].ike.name
         with relay(client, _loglevel(message), name):
             now = self._control.now()
             for sa in ikes:
                 self._control.engine.terminate_ike(sa, now)
             for child in children:
-                self._control.engine.terminate_child(child, now)
+                if child.state in CHILD_UP:
+                    self._control.engine.terminate_child(child, now)
             self._control.turn()
             if timeout is not None and timeout < 0:
                 return {"success": "yes", "matches": matches, "terminated": matches}
@@ -117,12 +121,30 @@ class Actions:
             if left and force:
                 for sa in ikes:
                     sa.destroy("terminated", self._control.now())
+                for child in children:
+                    self._forget(child)
                 self._control.turn()
-                left = sum(child.state not in _GONE for child in children)
+                left = 0
         if left:
             why = "not all matching SAs could be terminated"
             raise CommandError(why, matches=matches, terminated=matches - left)
         return {"success": "yes", "matches": matches, "terminated": matches}
+
+    def _forget(self, child: ChildSa) -> None:
+        """Take a CHILD_SA away whose peer does not say that it has; it is told when it answers again."""
+        if child.state in _GONE:
+            return
+        engine, now, sa = self._control.engine, self._control.now(), child.ike
+        log.info("%s: CHILD_SA %s is forgotten, the peer does not answer", sa, child)
+        spi, told = child.spi_in, child.state is ChildState.DELETING
+        request = sa.pending.request if sa.pending is not None else None
+        if isinstance(request, DeleteChild) and request.child is child:
+            # if that gets no answer at all, it must not say a second time that the CHILD_SA is down
+            request.was_up = False
+        engine.child_deleted(child, "terminated", now)
+        if not told:
+            # the Delete waits for its turn, and nothing comes of it without the CHILD_SA
+            sa.ask(Liveness([DeletePayload(Protocol.ESP, [spi.to_bytes(4, "big")])]), now)
 
     async def _gone(self, ikes: list[IkeSa], children: list[ChildSa], timeout: float | None) -> int:
         """Wait until all are closed; how many are not after ``timeout`` seconds."""
@@ -207,9 +229,11 @@ class Actions:
 
     # -- which ones
 
-    def _select(self, message: Message, what: str) -> tuple[list[IkeSa], list[ChildSa]]:
+    def _select(
+        self, message: Message, what: str, also: Iterable[ChildState] = ()
+    ) -> tuple[list[IkeSa], list[ChildSa]]:
         """IKE_SAs or CHILD_SAs that a message names: by ``ike`` and ``ike-id``, with ``child`` or ``child-id`` those
-        of their children."""
+        of their children that are up, or in one of the states ``also``."""
         ike, child = text(message, "ike"), text(message, "child")
         ike_id, child_id = number(message, "ike-id"), number(message, "child-id")
         if not (ike or child or ike_id or child_id):
@@ -227,7 +251,7 @@ class Actions:
             one
             for sa in ikes
             for one in sa.children.values()
-            if child in ("", one.name) and child_id in (0, one.uid) and one.state in CHILD_UP
+            if child in ("", one.name) and child_id in (0, one.uid) and one.state in CHILD_UP.union(also)
         ]
         return [], children
 

@@ -124,7 +124,7 @@ class FakeDaemon:
         self.log: list[str] = []
         "what is logged while a command runs"
         self.fails: str | None = None
-        "how commands fail: at once, or not before their time is over (never)"
+        "how commands fail: at once, or not before their time is over (never); always: also with force"
         self.begun = threading.Event()
         self.asked: list[tuple[str, Message]] = []
         "commands that came, with their messages"
@@ -284,9 +284,10 @@ class FakeDaemon:
 
     async def do_terminate(self, client: Client, message: Message) -> Mapping[str, Any]:
         ike, ike_id = text(message, "ike"), text(message, "ike-id")
-        if self.fails == "never" and text(message, "force") != "yes":
+        if self.fails == "always" or (self.fails == "never" and text(message, "force") != "yes"):
             raise CommandError("not all matching SAs could be terminated", matches=1, terminated=0)
-        self.sas = [sa for sa in self.sas if ike not in ("", sa[0]) or ike_id not in ("", str(sa[1]["uniqueid"]))]
+        if not text(message, "child"):
+            self.sas = [sa for sa in self.sas if ike not in ("", sa[0]) or ike_id not in ("", str(sa[1]["uniqueid"]))]
         return {"success": "yes", "matches": 1, "terminated": 1}
 
     async def do_rekey(self, client: Client, message: Message) -> Mapping[str, Any]:

@@ -153,7 +153,7 @@ def test_what_names_choose(two: FakeDaemon, ctl: Ctl, arguments: tuple[str, ...]
 def test_down(two: FakeDaemon, ctl: Ctl) -> None:
     two.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7)]))]
     (result,) = ctl("down", "gw", "--json").document["results"]
-    assert result == {"name": "gw", "result": "down", "closed": 3, "reason": ""}
+    assert result == {"name": "gw", "result": "down", "closed": 3, "reason": "", "remedy": ""}
     done = ctl("down", "gw", "branch")
     assert (done.status, done.out) == (0, "gw is not up\nbranch is not up\n")
     assert ctl("down").status == ExitCode.USAGE
@@ -167,6 +167,25 @@ def test_down_of_a_peer_that_does_not_answer(two: FakeDaemon, ctl: Ctl) -> None:
     assert done.status == ExitCode.TIMEOUT
     assert "`ipsecctl down --force gw`" in done.out
     assert ctl("down", "gw", "--force").status == 0
+
+
+def test_down_of_a_child_that_the_daemon_cannot_forget(two: FakeDaemon, ctl: Ctl) -> None:
+    """As with a charon: the advice must not be the very command that has failed."""
+    two.sas = [("gw", ike_sa(5, [child_sa("voice", 7)]))]
+    two.fails = "always"
+    (result,) = ctl("down", "gw/voice", "--json").document["results"]
+    assert "`ipsecctl down --force gw/voice`" in result["remedy"]
+    done = ctl("down", "gw/voice", "--force")
+    assert done.status == ExitCode.TIMEOUT
+    assert "can only forget whole IKE_SAs: `ipsecctl down --force gw`" in done.out
+    assert "`" not in ctl("down", "gw", "--force").out
+
+
+def test_down_counts_what_was_up(two: FakeDaemon, ctl: Ctl) -> None:
+    gone = [child_sa("net", 8, state="DELETED"), child_sa("voice", 9, state="REKEYED")]
+    two.sas = [("gw", ike_sa(5, [child_sa("net", 6), child_sa("voice", 7), *gone])), ("gw", ike_sa(4, state="REKEYED"))]
+    assert ctl("down", "gw/*").out == "gw/net down (1 SA closed)\ngw/voice down (1 SA closed)\n"
+    assert ctl("down", "gw").out == "gw down (3 SAs closed)\n"
 
 
 def test_down_of_what_is_not_configured_any_more(daemon: FakeDaemon, ctl: Ctl) -> None:

@@ -1,0 +1,79 @@
+"""``terminate`` with ``force`` on an engine whose peer does not answer, in the simulated network."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ipsec.ike.delete import Liveness
+from ipsec.ike.events import ChildDown
+from ipsec.vici.actions import Actions
+from ipsec.vici.server import CommandError
+from tests.pair import Pair
+from tests.sim.host import SimHost
+
+
+class Host:
+    """A simulated host as what commands need of a daemon; nothing happens while one waits."""
+
+    def __init__(self, host: SimHost) -> None:
+        self.engine = host.engine
+        self._host = host
+        self._late = 0.0
+
+    def now(self) -> float:
+        """Each look at the clock takes a while, so that a time-out passes."""
+        self._late += 0.01
+        return self._host.world.now + self._late
+
+    def turn(self) -> None:
+        self._host.world.after(self._host)
+
+    def observe(self, observer: object) -> Any:
+        return lambda: None
+
+
+def terminate(host: SimHost, **message: str) -> dict[str, Any]:
+    """The answer."""
+    encoded = {key.replace("_", "-"): value.encode() for key, value in message.items()}
+    actions: Any = Actions(Host(host))  # type: ignore[arg-type]
+    return dict(asyncio.run(actions.terminate(None, encoded)))
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["at-once", "behind-another-request"])
+@pytest.mark.parametrize("dead", [False, True], ids=["frozen", "dead"])
+@pytest.mark.parametrize("again", [False, True], ids=["at-first", "after-a-try"])
+def test_children_of_a_peer_that_does_not_answer_are_forgotten(busy: bool, dead: bool, again: bool) -> None:
+    """``down --force CONN/CHILD``; the IKE_SA stays until it is known that the peer is dead."""
+    pair = Pair().up()
+    pair.world.hold()
+    if busy:
+        pair.a.do(pair.a.ike.ask, Liveness())
+    if again:
+        with pytest.raises(CommandError, match="not all matching SAs"):
+            terminate(pair.a, ike="c", child="net", timeout="50")
+    before = len(pair.a.events(ChildDown))
+    assert terminate(pair.a, ike="c", child="net", timeout="50", force="yes")["terminated"] == 1
+    assert not pair.a.ike.children
+    assert len(pair.a.events(ChildDown)) == before + 1
+    if dead:
+        pair.world.filter = lambda host, data: None
+        assert pair.world.until(lambda: not pair.a.engine.sas)
+        return
+    pair.world.settle()
+    assert not pair.b.children
+    assert len(pair.a.events(ChildDown)) == before + 1
+    pair.finish(children=0)
+
+
+def test_without_force_nothing_is_forgotten() -> None:
+    pair = Pair().up()
+    pair.world.hold()
+    with pytest.raises(CommandError, match="not all matching SAs"):
+        terminate(pair.a, ike="c", child="net", timeout="50")
+    with pytest.raises(CommandError, match="no matching SAs"):
+        terminate(pair.a, ike="c", child="net", timeout="50")
+    assert len(pair.a.ike.children) == 1
+    pair.finish(children=0)
