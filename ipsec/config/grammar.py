@@ -4,7 +4,7 @@
     section    := NAME [":" reference ("," reference)*] "{" settings "}"
     key        := NAME "=" [value]           an empty value unsets the key
     reference  := NAME ("." NAME)*           from the top of the file
-    include    := "include" PATTERN          relative to the file it stands in
+    include    := "include" PATTERN          relative to the file it stands in; ``\\`` quotes a character
 
 A section that appears again is extended, a key that appears again is replaced. A section has the keys and sections
 of those it references, unless it sets them itself; the first reference that has a key wins. References may point
@@ -43,6 +43,9 @@ _NAME = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++')
 # not "*+": before Python 3.11.5 a possessive group keeps what it had begun to match (gh-106052), here a last dot
 _REFERENCE = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++(?:\.[^\x00-\x20\x7f.,:{}="#]++)*')
 _WORD = re.compile(r'[^ \t\r\n#}"]++')
+#: of a file to include: what follows a backslash stands for itself
+_FILE_NAME = re.compile(r'(?:[^ \t\r\n#}"\\]++|\\.)*')
+_ESCAPED = re.compile(r"\\(.)")
 _STRING = re.compile(r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(\r?\n|.)|\r\n", re.DOTALL)
 _INCLUDE = re.compile(r"include[ \t]++(?!=)(?=[^ \t\r\n])")
@@ -100,7 +103,7 @@ def parse_text(text: str, file: str = "<text>") -> Section:
     """The same for a string; includes are relative to the directory of ``file``."""
     parser = _Parser()
     root = Section("", file, 1)
-    parser.parse(text, file, root, 0)
+    parser.parse(text.removeprefix("\ufeff"), file, root, 0)
     return resolve(root)
 
 
@@ -182,6 +185,21 @@ class _Cursor:
         if "\0" in text:
             raise self.error("the value has a NUL character", key)
         return text if words else None
+
+
+    def file_name(self, key: str) -> tuple[str, str, bool]:
+        """What an include statement names: as it is, as a pattern of ``glob``, and whether it has wildcards."""
+        name = pattern = ""
+        wild = False
+        while True:
+            raw = self.take(_FILE_NAME)
+            name += _ESCAPED.sub(r"\1", raw)
+            pattern += _ESCAPED.sub(lambda match: glob.escape(match[1]), raw)
+            wild |= glob.has_magic(_ESCAPED.sub("", raw))
+            if self.peek() != '"':
+                return name, pattern, wild
+            text = self.string(key)
+            name, pattern, wild = name + text, pattern + text, wild or glob.has_magic(text)
 
 
 def _unescape(match: re.Match[str]) -> str:
@@ -270,18 +288,16 @@ class _Parser:
                 raise cursor.error("a reference must be followed by ',' or '{'", path)
 
     def _include(self, cursor: _Cursor, section: Section, depth: int) -> None:
-        pattern = cursor.take(_WORD)
-        while cursor.peek() == '"':
-            pattern += cursor.string(section.path) + cursor.take(_WORD)
-        if not pattern or "\0" in pattern:
+        name, pattern, wild = cursor.file_name(section.path)
+        if not name or "\0" in name:
             raise cursor.error("include needs the name of a file", section.path)
         if depth >= INCLUDE_DEPTH_MAX:
             raise cursor.error(f"more than {INCLUDE_DEPTH_MAX} files include each other", section.path)
-        pattern = os.path.join(os.path.dirname(cursor.file), pattern)
-        wild = glob.has_magic(pattern)
+        folder = os.path.dirname(cursor.file)
+        name, pattern = os.path.join(folder, name), os.path.join(glob.escape(folder), pattern)
         if wild:
-            note(os.path.dirname(pattern) or ".")
-        names = sorted(glob.iglob(pattern)) if wild and not os.path.exists(pattern) else [pattern]
+            note(os.path.dirname(name) or ".")
+        names = sorted(glob.iglob(pattern)) if wild and not os.path.exists(name) else [name]
         for name in names:
             if wild and os.path.isdir(name):
                 continue

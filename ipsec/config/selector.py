@@ -1,5 +1,7 @@
 """Traffic selectors as swanctl.conf writes them: ``dynamic[tcp/https]``, ``10.0.0.1-10.0.0.9``, ``::/0[icmp/8]``.
 
+``[any/53]`` is a port of whatever protocol has ports.
+
 Names come from the tables of ``ipsec.wire.selector`` and from /etc/protocols and /etc/services.
 """
 
@@ -31,6 +33,9 @@ from ipsec.wire.selector import (
 
 _FORM = re.compile(r"([^\[\]\s]+)(?:\[([^\[\]\s/]*)(?:/([^\[\]\s]+))?\])?")
 _PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6, "icmp6": ICMPV6, "mh": MH}
+_PROTOCOLS |= {"any": 0, "": 0}
+#: where a service is looked up, anywhere for any protocol
+_SERVICE_PROTOCOLS: dict[int, tuple[str, ...]] = {TCP: ("tcp",), UDP: ("udp",), 0: ()}
 _SERVICES = {name: number for number, name in SERVICE_NAMES.items()}
 
 
@@ -91,10 +96,9 @@ def _parse_protocol(text: str) -> int:
 
 
 def _parse_ports(text: str, protocol: int) -> tuple[int, int]:
-    if protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
-        # RFC 4301 section 4.4.1.1: only these show ports, types or codes to match
-        what = f"protocol {PROTOCOL_NAMES.get(protocol, protocol)}" if protocol else "a selector for any protocol"
-        raise ConfigError(f"{what} has no ports")
+    if protocol and protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
+        # RFC 4301 section 4.4.1.1: only these show ports, types or codes to match; for any protocol these are meant
+        raise ConfigError(f"protocol {PROTOCOL_NAMES.get(protocol, protocol)} has no ports")
     if text.lower() == "any":
         return ANY_PORT
     if text.lower() == "opaque":
@@ -127,12 +131,12 @@ def _parse_port(text: str, protocol: int) -> tuple[int, int] | None:
         if protocol not in (ICMP, ICMPV6, MH) or kind > 255 or code > 255:
             return None
         return kind << 8 | code, kind << 8 | code
-    if protocol not in PORT_PROTOCOLS:
+    if protocol in TYPE_PROTOCOLS:
         return None
     if text.lower() in _SERVICES:
         return (_SERVICES[text.lower()],) * 2
     try:
-        port = socket.getservbyname(text, {TCP: "tcp", UDP: "udp"}.get(protocol, "sctp"))
+        port = socket.getservbyname(text, *_SERVICE_PROTOCOLS.get(protocol, ("sctp",)))
     except (OSError, ValueError):
         return None
     return port, port

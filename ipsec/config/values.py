@@ -65,7 +65,7 @@ def parse_switch(text: str) -> Switch:
 
 
 def parse_time(text: str) -> int:
-    """``N[s|m|h|d]`` in seconds."""
+    """``N[s|m|h|d]`` in seconds; as in charon there may be blanks before the unit."""
     return _parse_scaled(text, _TIME_UNITS, "a time such as 90, 30s, 15m, 4h or 1d")
 
 
@@ -75,7 +75,7 @@ def parse_size(text: str) -> int:
 
 
 def _parse_scaled(text: str, units: Mapping[str, int], what: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})([a-zA-Z]?)", text)
+    match = re.fullmatch(r"([0-9]{1,18})[ \t]*([a-zA-Z]?)", text)
     if match is None or match[2].lower() not in units:
         raise ConfigError(f"{quoted(text)} is not {what}")
     value = int(match[1]) * units[match[2].lower()]

@@ -241,6 +241,41 @@ def test_include_name_with_brackets(tmp_path: Path) -> None:
     assert flat(parse_file(write(tmp_path / "main.conf", "include a[1].conf\n"))) == {"a": "1"}
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("sp ace.conf", "sp\\ ace.conf"),
+        ("sp ace.conf", "sp\\ *.conf"),
+        ("sp ace.conf", "sp\\ ace.co\"nf\""),
+        ("ha#sh.conf", "ha\\#sh.conf"),
+        ("back\\slash.conf", "back\\\\slash.conf"),
+        ('qu"ote.conf', 'qu\\"ote.conf'),
+        ("a*.conf", "a\\*.conf"),
+        ("plain.conf", "pl\\ain.conf"),
+    ],
+)
+def test_include_with_backslashes(tmp_path: Path, name: str, written: str) -> None:
+    """As libstrongswan reads it: the character after one means nothing but itself."""
+    write(tmp_path / "dir[1]" / name, "a = 1\n")
+    write(tmp_path / "dir[1]" / "ab.conf", "b = 1\n")
+    for rest in ("\n", " }", " # comment\n"):
+        main = write(tmp_path / "dir[1]" / "main", f"s {{ include {written}{rest}" + ("}" if "}" not in rest else ""))
+        assert flat(parse_file(main)) == {"s.a": "1"}
+
+
+def test_an_escaped_wildcard_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot include .*a\*\.conf"):
+        parse_file(write(tmp_path / "main.conf", "include a\\*.conf\n"))
+
+
+def test_byte_order_mark_of_an_included_file_and_of_a_text(tmp_path: Path) -> None:
+    """Editors on Windows put one there; charon takes it for a part of the first name."""
+    write(tmp_path / "more.conf", "\ufeffb = 2\n")
+    main = write(tmp_path / "main.conf", "\ufeffa = 1\ninclude more.conf\n")
+    assert flat(parse_file(main)) == {"a": "1", "b": "2"}
+    assert flat(parse_text("\ufeffs { a = 1\n}")) == {"s.a": "1"}
+
+
 @pytest.mark.parametrize("name", ["missing.conf", "folder", "/dev/null", "fifo", "x\\y"])
 def test_include_that_cannot_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()

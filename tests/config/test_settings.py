@@ -170,18 +170,22 @@ def test_unset_key_has_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("30s", 30), ("15m", 900), ("4h", 14400), ("1d", 86400), ("1D", 86400)]
+    ("text", "seconds"),
+    [("90", 90), ("30s", 30), ("15m", 900), ("4h", 14400), ("1d", 86400), ("1D", 86400), ("4 h", 14400), ("1\t s", 1)],
 )
 def test_time(text: str, seconds: int) -> None:
     assert parse_time(text) == seconds
 
 
-@pytest.mark.parametrize(("text", "size"), [("9", 9), ("64k", 65536), ("500M", 500 << 20), ("4g", 4 << 30)])
+@pytest.mark.parametrize(("text", "size"), [("9", 9), ("64k", 65536), ("500 m", 500 << 20), ("4g", 4 << 30)])
 def test_size(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "s", "1w", "1 s", "-1s", "1.5h", "0x10s", "\u0661", "9" * 18 + "d", "9" * 30])
+@pytest.mark.parametrize(
+    "text",
+    ["", "s", "1w", "1 s s", "1 0s", " 1s", "1\ns", "-1s", "1.5h", "0x10s", "\u0661", "9" * 18 + "d", "9" * 30],
+)
 def test_time_and_size_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_time(text)
