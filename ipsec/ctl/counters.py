@@ -76,7 +76,12 @@ async def _reset(session: Session, name: str) -> None:
                 "only IKE's counters can begin anew",
                 code=ExitCode.UNKNOWN_NAME,
             )
-        await session.request("reset-counters", {"name": name})
+        try:
+            await session.request("reset-counters", {"name": name})
+        except ViciError as error:
+            if "no counters found" not in str(error):
+                raise
+            await _none_yet(session, name)
         return
     await session.request("reset-counters")
     await session.request("reset-counters", {"all": "yes"})

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from ipsec.ctl import complete
 from ipsec.ctl.app import App, VerbGroup, current
-from ipsec.ctl.names import Known
+from ipsec.ctl.errors import CtlError, ExitCode
+from ipsec.ctl.names import Known, near
 from ipsec.ctl.output import DIM, WARN, Column, Table, count, duration, endpoint, octets
 from ipsec.ctl.stock import (
     DAY_S,
@@ -28,6 +29,7 @@ from ipsec.ctl.view import Auth, Conn, IkeSa, ManualSa, fetch_conns, fetch_manua
 from ipsec.vici.client import Session
 
 T = TypeVar("T")
+N = TypeVar("N", Authority, Pool)
 
 names_argument = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
 
@@ -222,6 +224,15 @@ def certs(days: int | None) -> None:
     _print_or(app, table, "no certificates are loaded" if days is None else f"none ends within {days} days")
 
 
+def _named(what: str, name: str, found: Sequence[N]) -> Sequence[N]:
+    """Those of a name, all without one. CtlError if there is none of that name."""
+    chosen = [one for one in found if name in ("", one.name)]
+    if name and not chosen:
+        hint = near(name, [one.name for one in found]).removeprefix("; ")
+        raise CtlError(f"there is no {what} {name!r}", hint or "there are none", code=ExitCode.UNKNOWN_NAME)
+    return chosen
+
+
 def _left(one: Certificate | Crl) -> Text:
     """Days to its end."""
     if one.days_left is None:
@@ -238,7 +249,7 @@ def _left(one: Certificate | Crl) -> Text:
 def authorities(name: str) -> None:
     """Trust anchors that have a name, and where to ask for revocations."""
     app = current()
-    found: Sequence[Authority] = _fetch(app, lambda session: fetch_authorities(session, name))
+    found = _named("authority", name, _fetch(app, fetch_authorities))
     if app.json:
         app.document("authorities", authorities=[asdict(one) for one in found])
         return
@@ -257,7 +268,7 @@ def authorities(name: str) -> None:
 def pools(name: str, leases: bool) -> None:
     """Pools of virtual addresses, and how many are in use."""
     app = current()
-    found: Sequence[Pool] = _fetch(app, lambda session: fetch_pools(session, name, leases=leases))
+    found = _named("pool", name, _fetch(app, lambda session: fetch_pools(session, leases=leases)))
     if app.json:
         app.document("pools", pools=[asdict(one) for one in found])
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -79,7 +79,7 @@ def _levels(context: click.Context, parameter: click.Parameter, values: tuple[st
 
 
 @click.command(cls=Verb)
-@click.argument("conn", required=False, shell_complete=complete.conns)
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=complete.conns)
 @click.option(
     "--level",
     "levels",
@@ -91,8 +91,10 @@ def _levels(context: click.Context, parameter: click.Parameter, values: tuple[st
 )
 @click.option("--keep", is_flag=True, help="Set the levels of --level to stay, and end; LEVEL default takes them back.")
 @click.option("--show-levels", is_flag=True, help="Print the levels in effect, and end.")
-def log(conn: str | None, levels: dict[str, str], keep: bool, show_levels: bool) -> None:
+def log(name: str | None, levels: dict[str, str], keep: bool, show_levels: bool) -> None:
     """Follow the daemon's log, all of it or the lines about one connection.
+
+    NAME may also be a pattern such as 'site-*'; of a child or an SA it means the connection.
 
     What the daemon writes to its own log is the same, so other levels make that longer too. Subsystems are ike, esp,
     backend, net, config, daemon, vici and crypto. With --json one document per line.
@@ -103,7 +105,7 @@ def log(conn: str | None, levels: dict[str, str], keep: bool, show_levels: bool)
     if keep or show_levels:
         app.run(lambda: _set_levels(app, levels, keep))
     else:
-        app.run(lambda: _follow(app, conn, levels))
+        app.run(lambda: _follow(app, name, levels))
 
 
 async def _set_levels(app: App, levels: dict[str, str], keep: bool) -> None:
@@ -131,24 +133,22 @@ async def _ask_levels(session: Session, levels: dict[str, str], *, keep: bool) -
     return {name: text(answer, name) for name in answer}
 
 
-async def _follow(app: App, conn: str | None, levels: dict[str, str]) -> None:
+async def _follow(app: App, name: str | None, levels: dict[str, str]) -> None:
     async with app.session() as session:
-        if conn is not None:
-            there = await known(session)
-            conn = there.find(conn)[0].conn
+        conns = None if name is None else {target.conn for target in (await known(session)).find(name)}
         if levels:
             await _ask_levels(session, levels, keep=False)
         try:
-            await _print_lines(app, session, "ipsecd-log", conn)
+            await _print_lines(app, session, "ipsecd-log", conns)
         except UnknownToDaemon:
-            await _print_lines(app, session, "log", conn)
+            await _print_lines(app, session, "log", conns)
 
 
-async def _print_lines(app: App, session: Session, event: str, conn: str | None) -> None:
+async def _print_lines(app: App, session: Session, event: str, conns: Collection[str] | None) -> None:
     make = Line.of if event == "ipsecd-log" else Line.of_charon
     async for _, message in session.listen(event):
         line = make(message)
-        if conn is not None and line.conn != conn:
+        if conns is not None and line.conn not in conns:
             continue
         if app.json:
             app.json_line("log", **asdict(line))

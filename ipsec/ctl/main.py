@@ -160,14 +160,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ipsecctl; the exit status."""
     lenient()
     app = App()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = cli.main(
-            list(arguments) if arguments is not None else None, "ipsecctl", standalone_mode=False, obj=app
-        )
+        result = cli.main(given, "ipsecctl", standalone_mode=False, obj=app)
         if sys.stdout is not None:
             sys.stdout.flush()
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
+        # what is wrong may stand before it, so that it was not read yet
+        app.json = app.json or "--json" in given
         return _misused(app, error)
     except CtlError as error:
         return _fail(app, error)

@@ -149,10 +149,10 @@ class Authority:
     ocsp_uris: tuple[str, ...]
 
 
-async def fetch_authorities(session: Session, name: str = "") -> list[Authority]:
-    """All of them, or the one of a name."""
+async def fetch_authorities(session: Session) -> list[Authority]:
+    """All of them."""
     found = []
-    async for message in session.stream("list-authorities", "list-authority", {"name": name} if name else None):
+    async for message in session.stream("list-authorities", "list-authority"):
         for key, one in sections(message):
             found.append(Authority(key, text(one, "cacert"), texts(one, "crl_uris"), texts(one, "ocsp_uris")))
     return found
@@ -179,9 +179,9 @@ class Pool:
     leases: tuple[Lease, ...] | None
 
 
-async def fetch_pools(session: Session, name: str = "", *, leases: bool = False) -> list[Pool]:
-    """All of them, or the one of a name."""
-    answer = await session.request("get-pools", {"name": name or None, "leases": leases})
+async def fetch_pools(session: Session, *, leases: bool = False) -> list[Pool]:
+    """All of them."""
+    answer = await session.request("get-pools", {"leases": leases})
     return [
         Pool(
             name=key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from rich.text import Text
 from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
+from ipsec.ctl.names import Target, known
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN, endpoint, octets
 from ipsec.ctl.view import ChildSa, IkeSa, Problem, number, section, sections, text
 from ipsec.vici.client import HungUp, Session, UnknownToDaemon
@@ -42,13 +44,14 @@ class Happening:
 
 
 @click.command(cls=Verb)
-@click.argument("names", nargs=-1, metavar="[CONNECTION]...", shell_complete=complete.conns)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
 @click.option("--once", is_flag=True, help="End when the daemon does, instead of waiting for it to come back.")
 def watch(names: tuple[str, ...], once: bool) -> None:
     """Show what happens to tunnels: up, down, rekeyed, moved, failed.
 
-    With CONNECTIONs, also patterns such as 'site-*', only what concerns those. With --json each event is a document
-    on a line of its own. If the daemon goes away, it waits until one is back. Ctrl-C ends it.
+    With NAMEs only what concerns those: connections, children, SAs by their numbers, also patterns such as 'site-*'.
+    With --json each event is a document on a line of its own. If the daemon goes away, it waits until one is back.
+    Ctrl-C ends it.
     """
     app = current()
     app.run(lambda: _watch(app, names, once))
@@ -56,9 +59,13 @@ def watch(names: tuple[str, ...], once: bool) -> None:
 
 async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
     before = gone = False
+    targets: set[Target] = set()
     while True:
         try:
             async with app.session() as session:
+                if names and not before:
+                    there = await known(session)
+                    targets = {target for name in names for target in there.find(name)}
                 await _register(session)
                 if gone:
                     _tell(app, Happening("daemon-back"))
@@ -66,7 +73,7 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
                 async with contextlib.aclosing(session.listen()) as heard:
                     async for name, message in heard:
                         for one in happenings(name, message):
-                            if not names or any(fnmatchcase(one.conn, pattern) for pattern in names):
+                            if not names or concerns(one, names, targets):
                                 _tell(app, one)
         except HungUp:
             _tell(app, Happening("daemon-gone"))
@@ -78,6 +85,19 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
             if not before or error.code is not ExitCode.UNREACHABLE:
                 raise
         await asyncio.sleep(PAUSE_S)
+
+
+def concerns(one: Happening, names: Iterable[str], targets: Iterable[Target]) -> bool:
+    """Whether it is about one of them. Connections that come later count too, if a pattern means them."""
+    ike_id = one.ike_sa.id if one.ike_sa is not None else 0
+    child_id = one.child_sa.id if one.child_sa is not None else 0
+    return any(fnmatchcase(one.conn, pattern) for pattern in names) or any(
+        target.conn == one.conn
+        and target.child in ("", one.child)
+        and target.ike_id in (0, ike_id)
+        and target.child_id in (0, child_id)
+        for target in targets
+    )
 
 
 async def _register(session: Session) -> None:

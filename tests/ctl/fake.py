@@ -248,6 +248,8 @@ class FakeDaemon:
         return {"success": "yes", "counters": found}
 
     async def do_reset_counters(self, client: Client, message: Message) -> Mapping[str, Any]:
+        if (name := text(message, "name")) and name not in self.conns:
+            raise CommandError(f"no counters found for '{name}'")
         return {"success": "yes"}
 
     async def do_list_conns(self, client: Client, message: Message) -> Mapping[str, Any]:

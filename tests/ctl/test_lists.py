@@ -113,6 +113,16 @@ def test_pools_authorities_algorithms(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("list", "pools", "--json", "--leases").document["pools"][0]["leases"][0]["identity"] == "carol"
     assert re.search(r"(?m)^root +CN=root +http://a/$", ctl("list", "authorities").out)
     assert ctl("list", "authorities", "--json").document["authorities"][0]["cacert"] == "CN=root"
+    assert ctl("list", "pools", "road").out.count("\n") == ctl("list", "authorities", "root").out.count("\n") == 2
+
+
+@pytest.mark.parametrize(("kind", "near", "there"), [("pools", "raod", "road"), ("authorities", "rot", "root")])
+def test_pools_and_authorities_not_there(daemon: FakeDaemon, ctl: Ctl, kind: str, near: str, there: str) -> None:
+    done = ctl("list", kind, near)
+    assert done.status == ExitCode.UNKNOWN_NAME
+    assert f"did you mean {there}?" in done.err
+    assert f"there are: {there}" in ctl("list", kind, "nonsense").err
+    assert ctl("list", kind, "nonsense", "--json").document["error"] == "unknown-name"
     assert re.search(r"(?m)^aead +AES_GCM_16 +openssl$", ctl("list", "algs").out)
     assert ctl("list", "algs", "--json").document["algs"]["prf"] == {"PRF_HMAC_SHA2_256": "openssl"}
 
@@ -145,6 +155,7 @@ def test_counters_of_manual_sas(busy: FakeDaemon, ctl: Ctl) -> None:
     assert sum(ctl("counters", "--json").document["manual_sas"]["other"].values()) > 1000
     assert ctl("counters", "gw", "--json").document["manual_sas"] == {}
     assert "did you mean by-hand?" in ctl("counters", "by-hnd").err
+    assert ctl("counters", "nonsense", "--reset").status == ExitCode.UNKNOWN_NAME
     refused = ctl("counters", "by-hand", "--reset")
     assert refused.status == ExitCode.UNKNOWN_NAME
     assert "manual SA" in refused.err

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.names import Known
 from ipsec.ctl.top import Row, View
 from ipsec.ctl.tunnels import Rate
-from ipsec.ctl.watch import happenings
+from ipsec.ctl.view import IkeSa
+from ipsec.ctl.watch import concerns, happenings
 from tests.ctl.fake import VALIDATOR, Ctl, FakeDaemon, child_sa, conn, ike_sa
 from tests.ctl.test_status import BY_HAND, encoded
 
@@ -77,6 +79,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def test_watch_prints_lines_at_once(daemon: FakeDaemon) -> None:
+    daemon.conns = {"gw": conn()}
     with started(daemon, "watch", "--json", "gw*") as process:
         until(lambda: daemon.server.wanted("ipsecd-problem"))
         assert not daemon.server.wanted("alert"), "it would say the same"
@@ -89,6 +92,35 @@ def test_watch_prints_lines_at_once(daemon: FakeDaemon) -> None:
         assert (document["event"], document["conn"], document["ike_sa"]["id"]) == ("ike-up", "gw", 5)
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("name", ["nonsense", "x*", "gw/nonsense", "gw[7]", "by-hand"])
+def test_watch_of_nothing(daemon: FakeDaemon, ctl: Ctl, name: str) -> None:
+    """It would wait for ever."""
+    daemon.conns = {"gw": conn()}
+    daemon.manual = {"by-hand": dict(BY_HAND)}
+    assert ctl("watch", "gw", name).status == ExitCode.UNKNOWN_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("gw", (0, 1, 2, 3)), ("g*", (0, 1, 2, 3)), ("gw/net", (1,)), ("net{6}", (1,)), ("gw[5]", (0, 1)), ("late*", ())],
+)
+def test_watch_of_some(name: str, meant: tuple[int, ...]) -> None:
+    known = Known((), (IkeSa.of("gw", encoded(CHILDREN)), IkeSa.of("late", encoded(CHILDREN))))
+    others = ("child-updown", "ike-updown")
+    found = [
+        *happenings("ike-updown", encoded({"gw": CHILDREN})),
+        *happenings("child-updown", encoded({"gw": CHILDREN})),
+        *happenings("ike-updown", encoded({"gw": ike_sa(9)})),
+        *happenings("ipsecd-problem", encoded({"ike": "gw", "child": "voice"})),
+        *(one for event in others for one in happenings(event, encoded({"other": CHILDREN}))),
+    ]
+    targets = known.find(name)
+    assert tuple(i for i, one in enumerate(found) if concerns(one, [name], targets)) == meant
+    # one that is loaded later
+    (late,) = happenings("ike-updown", encoded({"later": CHILDREN}))
+    assert concerns(late, [name], targets) == (name == "late*")
 
 
 def test_watch_of_a_charon(charon: FakeDaemon) -> None:

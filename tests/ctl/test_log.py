@@ -16,8 +16,10 @@ import pytest
 from ipsec.ctl.errors import ExitCode
 from ipsec.daemon.run import Daemon
 from ipsec.ike.events import Path as IkePath
+from ipsec.vici.client import connect
 from tests.ctl.daemon import Run, with_ipsecd
 from tests.ctl.fake import VALIDATOR, Ctl, FakeDaemon
+from tests.vici.test_service import CONNECTION
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
 
@@ -60,6 +62,23 @@ def test_lines_about_one_connection_in_detail(tmp_path: Path, ctl: Ctl) -> None:
         # the client that wanted more has gone
         while logging.getLogger("ipsec.ike").level != logging.NOTSET:
             await asyncio.sleep(0.01)
+        sa.destroy("the test is over", engine.now)
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
+def test_lines_about_several_connections(tmp_path: Path, ctl: Ctl) -> None:
+    """A pattern means all that it fits."""
+
+    async def test(one: Daemon, run: Run) -> None:
+        assert one.ike is not None
+        async with await connect(f"{tmp_path}/s") as session:
+            await session.request("load-conn", {"other": CONNECTION})
+            await session.request("get-conns")
+        engine = one.ike.engine
+        sa = engine.new_sa(engine.table.by_name["other"], initiator=True, path=PATH)
+        log = logging.getLogger("ipsec.ike.test")
+        assert "about" in await follow(tmp_path / "s", lambda: log.warning("%s: about", sa), "o*")
         sa.destroy("the test is over", engine.now)
 
     with_ipsecd(tmp_path, ctl, test)

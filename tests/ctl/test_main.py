@@ -106,9 +106,10 @@ def test_socket_that_is_none(ctl: Ctl) -> None:
 
 
 def test_wrong_usage_is_a_document_too(ctl: Ctl) -> None:
-    done = ctl("--json", "list", "conns", "--odd")
-    assert done.status == ExitCode.USAGE
-    assert done.document["error"] == "usage"
+    for arguments in ("--json list conns --odd", "list conns --odd --json", "lst --json", "--odd list conns --json"):
+        done = ctl(*arguments.split())
+        assert done.status == ExitCode.USAGE
+        assert done.document["error"] == "usage"
 
 
 def test_no_permission(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
