@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,9 @@ SOCKET_VARIABLE = "IPSECCTL_SOCKET"
 SCHEMA = 1
 #: the width of what does not go to a terminal: nothing is cut or wrapped
 PLAIN_WIDTH = 1 << 16
+
+#: a configuration file on the command line; why it cannot be read is for whoever reads it to say
+FILE = click.Path(dir_okay=False, readable=False)
 
 T = TypeVar("T")
 
@@ -108,7 +111,7 @@ def unreachable(socket: str, error: ViciError) -> CtlError:
             f"start ipsecd (or charon); if ipsecd.vici_socket names another path, give it with --socket or "
             f"{SOCKET_VARIABLE}; an ipsecd with manual SAs alone has a socket only if ipsecd.vici_socket is set"
         )
-    elif isinstance(cause, ConnectionRefusedError) and not Path(path).is_socket():
+    elif isinstance(cause, ConnectionRefusedError) and not path.startswith("tcp://") and not Path(path).is_socket():
         why = f"{path} is no socket"
         remedy = "give the path of the daemon's vici socket with --socket"
     elif isinstance(cause, ConnectionRefusedError):
@@ -190,3 +193,18 @@ class VerbGroup(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += common_options()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click.Group; a verb that is not there brings near ones to mind."""
+        return super().resolve_command(ctx, known_verb(ctx, args, self.commands))
+
+
+def known_verb(ctx: click.Context, args: list[str], verbs: Collection[str]) -> list[str]:
+    """``args``, if they begin with a verb or an option. UsageError."""
+    from ipsec.ctl.names import near
+
+    if args and args[0] not in verbs and not args[0].startswith("-"):
+        raise click.UsageError(f"there is no verb {args[0]!r}{near(args[0], verbs)}", ctx)
+    return args

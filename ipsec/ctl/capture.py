@@ -143,7 +143,8 @@ def _opened(output: str) -> Iterator[BinaryIO]:
         # what passes inside is nobody else's business
         stream = open(output, "wb", opener=_private)  # noqa: SIM115
     except OSError as error:
-        raise CtlError(f"cannot write {output}: {error.strerror}", "name another file with -o") from error
+        why = f"cannot write {output}: {error.strerror}"
+        raise CtlError(why, "name another file with -o", code=ExitCode.REQUIREMENT) from error
     with stream:
         yield stream
 

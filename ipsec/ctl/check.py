@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ipsec.config import Config, load
 from ipsec.config.environment import read_environment
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import FILE, App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN, plural
 from ipsec.ctl.view import number, text, texts
@@ -20,7 +20,7 @@ from ipsec.vici.client import Session, UnknownToDaemon, ViciError
 
 
 @click.command(cls=Verb)
-@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@click.argument("file", required=False, type=FILE)
 @click.option("--strict", is_flag=True, help=f"Warnings count too: end with status {ExitCode.CONFIG:d}.")
 def check(file: str | None, strict: bool) -> int:
     """Read a configuration file as the daemon would, and say what is wrong with it.

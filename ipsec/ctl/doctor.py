@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ipsec.backend.requirements import Requirement, State
 from ipsec.ctl.advice import ADVICE
-from ipsec.ctl.app import App, Verb, current, unreachable
+from ipsec.ctl.app import FILE, App, Verb, current, unreachable
 from ipsec.ctl.check import contents, fetch_changes, read
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table, plural
@@ -56,7 +56,7 @@ class Group:
 
 
 @click.command(cls=Verb)
-@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@click.argument("file", required=False, type=FILE)
 def doctor(file: str | None) -> int:
     """Look at the machine, the configuration and the daemon, and say what is missing.
 

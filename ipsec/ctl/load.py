@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import FILE, App, Verb, current
 from ipsec.ctl.check import wrong_file
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, DIM, GOOD, plural
@@ -48,7 +48,7 @@ class Result:
 
 
 @click.command(cls=Verb)
-@click.argument("file", required=False, type=click.Path(dir_okay=False))
+@click.argument("file", required=False, type=FILE)
 @click.option("--clear", is_flag=True, help="First forget all secrets, keys and certificates.")
 @click.option("--keep", is_flag=True, help="Leave loaded what the file does not name.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only what is refused.")

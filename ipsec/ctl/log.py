@@ -102,6 +102,8 @@ def log(name: str | None, levels: dict[str, str], keep: bool, show_levels: bool)
     app = current()
     if keep and not levels:
         raise click.UsageError("--keep needs --level")
+    if name is not None and (keep or show_levels):
+        raise click.UsageError("levels are those of subsystems, not of connections: leave out NAME")
     if keep or show_levels:
         app.run(lambda: _set_levels(app, levels, keep))
     else:

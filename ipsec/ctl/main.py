@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from rich.text import Text
 
 from ipsec.cli.output import deafen, lenient
-from ipsec.ctl.app import App, common_options
+from ipsec.ctl.app import App, common_options, known_verb
 from ipsec.ctl.errors import MEANINGS, CtlError, ExitCode
 from ipsec.errors import ConfigError, IpsecError
 
@@ -115,11 +115,7 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """See click.Group; a verb that is not there brings near ones to mind."""
-        from ipsec.ctl.names import near
-
-        if args and args[0] not in _PLACES and not args[0].startswith("-"):
-            raise click.UsageError(f"there is no verb {args[0]!r}{near(args[0], _PLACES)}", ctx)
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, known_verb(ctx, args, _PLACES))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click.Group: one table for each section of VERBS."""

@@ -167,11 +167,12 @@ def top(interval: float, sort: str, group: bool, lines: int | None) -> None:
       arrows    up and down, also Page Up, Page Down, space
       q         quit
 
-    Where the output does not go to a terminal it prints one sample and ends; so it does with --json.
+    Where the output does not go to a terminal, or to one that cannot move its cursor, it prints one sample and ends;
+    so it does with --json.
     """
     app = current()
     view = View(order=ORDER_NAMES[sort], grouped=group)
-    if app.fancy and sys.stdin.isatty():
+    if app.fancy and not app.out.is_dumb_terminal and sys.stdin.isatty():
         with contextlib.suppress(KeyboardInterrupt):
             app.run(lambda: _live(app, view, interval))
         return

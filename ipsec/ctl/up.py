@@ -244,7 +244,8 @@ def _targets(before: Known, names: Sequence[str]) -> list[Target]:
     """Children to bring up, and connections that have none."""
     found: list[Target] = []
     if not names:
-        found = [Target(conn=conn.name) for conn in before.conns if not conn.passive]
+        # policies that nobody has asked for are none of our business
+        found = [Target(conn=conn.name) for conn in before.conns if not (conn.passive or conn.shunts_only)]
     for name in names:
         for target in before.find(name):
             if target.ike_id or target.child_id or before.conn(target.conn) is None:
@@ -253,7 +254,8 @@ def _targets(before: Known, names: Sequence[str]) -> list[Target]:
     whole: list[Target] = []
     for target in found:
         conn = before.conn(target.conn)
-        children = [child.name for child in conn.children if not child.shunt] if conn else []
+        # where there is nothing but what passes or drops, that is meant, and not an IKE_SA
+        children = [child.name for child in conn.children if conn.shunts_only or not child.shunt] if conn else []
         if target.child or not children:
             whole.append(target)
         else:

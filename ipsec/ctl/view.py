@@ -325,6 +325,11 @@ class Conn:
         """Peers come to us: no address of theirs is configured, so nothing can be begun from here."""
         return not self.remote_addrs or all(_anywhere(address) for address in self.remote_addrs)
 
+    @property
+    def shunts_only(self) -> bool:
+        """It is there for what its children pass or drop, and needs no peer."""
+        return bool(self.children) and all(child.shunt for child in self.children)
+
 
 def _anywhere(address: str) -> bool:
     return address in ("", "%any", "%any4", "%any6", "0.0.0.0", "::", "0.0.0.0/0", "::/0")

@@ -46,6 +46,8 @@ async def connect(uri: str = DEFAULT_SOCKET) -> Session:
     try:
         if uri.startswith("tcp://"):
             host, _, port = uri.removeprefix("tcp://").rpartition(":")
+            if not (host and port.isascii() and port.isdigit() and int(port[:6]) <= 0xFFFF):
+                raise ValueError("not of the form tcp://host:port")
             reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         else:
             reader, writer = await asyncio.open_unix_connection(uri.removeprefix("unix://"))

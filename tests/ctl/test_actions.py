@@ -55,6 +55,20 @@ def test_up_all_leaves_out_what_only_peers_can_begin(two: FakeDaemon, ctl: Ctl) 
     assert "the peer has to begin" in done.out
 
 
+def test_up_of_what_passes_or_drops(two: FakeDaemon, ctl: Ctl) -> None:
+    """Its policies are put in place: there is no peer to connect to."""
+    two.conns = {"by": conn(children=("a", "b")), "gw": conn(children=("net", "c"))}
+    for name, child in (("by", "a"), ("by", "b"), ("gw", "c")):
+        two.conns[name]["children"][child]["mode"] = "PASS"
+    assert ctl("up", "by", "gw").status == 0
+    begun = sorted((one["ike"], one["child"]) for one in asked(two, "initiate"))
+    assert begun == [("by", "a"), ("by", "b"), ("gw", "net")]
+    two.asked.clear()
+    two.sas.clear()
+    assert ctl("up", "--all").status == 0
+    assert [(one["ike"], one["child"]) for one in asked(two, "initiate")] == [("gw", "net")]
+
+
 def test_up_without_names(two: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("up").status == ExitCode.USAGE
     assert ctl("up", "gw", "--all").status == ExitCode.USAGE

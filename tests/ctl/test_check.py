@@ -60,6 +60,18 @@ def test_check_of_no_file(tmp_path: Path, ctl: Ctl) -> None:
     assert "none" in done.err
 
 
+def test_check_of_a_file_that_may_not_be_read(file: Path, ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is told by what reads it: the command line is not wrong."""
+
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("ipsec.config.grammar.os.open", refuse)
+    done = ctl("check", str(file))
+    assert (done.status, done.err) == (ExitCode.CONFIG, f"ipsecctl: {file}: Permission denied\n")
+
+
 def test_diff(tmp_path: Path, ctl: Ctl) -> None:
     async def test(one: Daemon, run: Run) -> None:
         done = await run("diff")

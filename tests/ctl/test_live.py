@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -188,6 +189,23 @@ def test_top_has_manual_sas(daemon: FakeDaemon, ctl: Ctl) -> None:
     (row,) = ctl("top", "--interval", "0.1", "--json", "--group").document["rows"]
     assert (row["name"], row["state"], row["age_s"], row["drops"]) == ("by-hand", "MANUAL", None, 2)
     assert row["bits_in_per_s"] > 0
+
+
+def test_top_in_a_terminal_that_cannot_move_its_cursor(daemon: FakeDaemon) -> None:
+    daemon.sas = [("gw", ike_sa(5, [child_sa("net", 6)]))]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ |= {"TERM": "dumb", "COLUMNS": "100", "LINES": "20"}
+        more = ["--interval", "0.1", "--socket", str(daemon.socket)]
+        os.execv(sys.executable, [sys.executable, "-m", "ipsec.ctl", "top", *more])
+    seen = b""
+    with contextlib.suppress(OSError):  # it has ended
+        while data := os.read(terminal, 65536):
+            seen += data
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(terminal)
+    assert b"gw/net{6}" in seen
+    assert b"\x1b" not in seen
 
 
 def test_top_in_a_terminal(daemon: FakeDaemon) -> None:

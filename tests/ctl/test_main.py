@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -134,6 +135,39 @@ def test_wrong_verb(ctl: Ctl) -> None:
     done = ctl("lst")
     assert done.status == ExitCode.USAGE
     assert "did you mean list" in done.err
+
+
+def test_wrong_verb_below_a_verb(ctl: Ctl) -> None:
+    assert "there is no verb 'pool'; did you mean pools" in ctl("list", "pool").err
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupted_while_it_loads(tmp_path: Path, ignored: bool) -> None:
+    """No traceback; who has it ignored, as nohup may, is left alone."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(3)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ipsec.ctl", "--help"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent.parent}"},
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (3 if ignored else -signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("uri", ["tcp://127.0.0.1", "tcp://127.0.0.1:", "tcp://:4502", "tcp://127.0.0.1:99999", "tcp://h:x"])
+def test_a_tcp_socket_that_is_none(capsys: pytest.CaptureFixture[str], uri: str) -> None:
+    assert main(["--socket", uri, "list", "conns"]) == ExitCode.UNREACHABLE
+    assert f"cannot connect to {uri}: not of the form tcp://host:port" in capsys.readouterr().err
+
+
+def test_nobody_listens_on_tcp(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert main(["--socket", f"tcp://127.0.0.1:{port}", "list", "conns"]) == ExitCode.UNREACHABLE
+    assert f"no daemon listens on tcp://127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_options_before_and_after_the_verb(daemon: FakeDaemon, ctl: Ctl) -> None:
