@@ -19,13 +19,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return healthcheck.main(arguments[1:])
     if os.getpid() == 1:
         _be_init()
+    # Ctrl-C before there is anything to undo ends it without a traceback; who began us may have it ignored
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # what is imported stays: looking for garbage in it takes a tenth of the start
     gc.disable()
     from ipsec.cli import ipsecd
 
     gc.freeze()
     gc.enable()
-    return ipsecd.main(arguments)
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return ipsecd.main(arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _be_init() -> None:

@@ -6,13 +6,14 @@ import sys
 
 def main() -> int:
     """Run ipsecctl; the exit status. Ctrl-C while all that it needs is loaded ends it without a traceback."""
-    interrupt = signal.getsignal(signal.SIGINT)
-    # who began us may have chosen that we ignore it
-    if interrupt is signal.default_int_handler:
+    # who began us may have it ignored
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from ipsec.ctl.main import main as run
 
-    signal.signal(signal.SIGINT, interrupt)
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ipsec.backend import requirements
 from ipsec.backend.core import compiled_core
 from ipsec.backend.requirements import Requirement, State
 from ipsec.cli import ipsecd
+from ipsec.cli.main import main as begin
 from ipsec.config import load_text
 from ipsec.config.settings import WORKERS_MAX
 from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
@@ -63,6 +65,31 @@ def test_configuration_errors_name_the_place(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().err
     assert said.startswith(f"ipsecd: {path}:2: ")
     assert "wrokers" in said
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupted_while_it_loads(tmp_path: Path, ignored: bool) -> None:
+    """There is nothing to undo yet, and no traceback tells anybody anything. Who has it ignored is left alone."""
+    interrupts = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(3)\n"
+    (tmp_path / "argparse.py").write_text(interrupts)
+    done = subprocess.run(
+        [sys.executable, "-c", "from ipsec.cli.main import main; main(['--version'])"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parent.parent.parent}"},
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (3 if ignored else -signal.SIGINT, "")
+
+
+def test_interrupted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipsec.cli.ipsecd.main", interrupt)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    assert begin(["--version"]) == 130
 
 
 def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
