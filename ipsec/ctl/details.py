@@ -77,7 +77,7 @@ def _print_ike_sa(app: App, found: Status, sa: IkeSa) -> None:
     table = _pairs(
         ("ends", f"{local} ... {remote}"),
         ("role", f"{'initiator' if sa.initiator else 'responder'}, IKEv{sa.version}"),
-        ("suite", str(sa.suite)),
+        ("suite", f"{sa.suite}{', postquantum preshared key' if sa.ppk else ''}"),
         ("SPIs", f"{sa.spi_i}_i {sa.spi_r}_r"),
         ("age", duration(sa.age_s)),
         ("rekeying", f"in {duration(sa.rekey_in_s)}" if sa.rekey_in_s is not None else ""),

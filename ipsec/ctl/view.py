@@ -181,6 +181,8 @@ class IkeSa:
     nat_remote: bool
     nat_fake: bool
     "we make the peer believe in a NAT, so that ESP comes in UDP"
+    ppk: bool
+    "a postquantum preshared key is in its keys (RFC 8784)"
     suite: Suite
     age_s: int | None
     rekey_in_s: int | None
@@ -210,6 +212,7 @@ class IkeSa:
             nat_local=text(message, "nat-local") == "yes",
             nat_remote=text(message, "nat-remote") == "yes",
             nat_fake=text(message, "nat-fake") == "yes",
+            ppk=text(message, "ppk") == "yes",
             suite=Suite.of(message),
             age_s=seconds(message, "established"),
             rekey_in_s=seconds(message, "rekey-time"),
@@ -301,6 +304,8 @@ class Conn:
     rekey_s: int
     reauth_s: int
     dpd_delay_s: int
+    ppk_id: str
+    ppk_required: bool
     children: tuple[ConnChild, ...]
 
     @staticmethod
@@ -317,6 +322,8 @@ class Conn:
             rekey_s=number(message, "rekey_time"),
             reauth_s=number(message, "reauth_time"),
             dpd_delay_s=number(message, "dpd_delay"),
+            ppk_id=text(message, "ppk_id"),
+            ppk_required=text(message, "ppk_required") == "yes",
             children=tuple(ConnChild.of(key, child) for key, child in sections(section(message, "children"))),
         )
 

@@ -322,6 +322,14 @@ def test_a_nat_that_may_be_pretended(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert "NAT before  the peer, or pretended as by us\n" in ctl("status", "--sample", "0", "c").out
 
 
+def test_postquantum(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns = {"c": conn()}
+    daemon.sas = [("c", ike_sa(1, ppk="yes")), ("c", ike_sa(2))]
+    assert ctl("status", "--sample", "0", "c").out.count(", postquantum preshared key\n") == 1
+    sas = ctl("list", "sas", "--json").document["sas"]
+    assert [sa["ppk"] for sa in sas] == [True, False]
+
+
 def test_names(busy: FakeDaemon, ctl: Ctl) -> None:
     done = ctl("status", "--sample", "0", "upp")
     assert done.status == ExitCode.UNKNOWN_NAME
