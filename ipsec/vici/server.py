@@ -7,6 +7,7 @@ bounded, and nobody waits for it for long.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import grp
 import logging
 import os
@@ -158,9 +159,7 @@ class ViciServer:
 
     async def stop(self) -> None:
         """Hang up on everybody."""
-        for server in self._servers:
-            server.close()
-        self._servers = []
+        await self._stop_listening()
         for client in list(self._clients):
             client.close()
         for task in list(self._tasks):
@@ -170,6 +169,18 @@ class ViciServer:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
+
+    async def _stop_listening(self) -> None:
+        # asyncio leaves open who has been accepted when the server is closed, and is a client two turns later
+        loop = asyncio.get_running_loop()
+        for sock in [sock for server in self._servers for sock in server.sockets]:
+            with contextlib.suppress(RuntimeError):  # uvloop, which has no need of it
+                loop.remove_reader(sock.fileno())
+        for _ in range(2):
+            await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
+        self._servers = []
 
     def publish(self, event: str, message: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Send an event to all who registered for it; a callable is asked for the message only if somebody has."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import grp
 import os
 import socket
 import stat
 import struct
+import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -252,3 +255,26 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
             await ViciServer({}, []).start("/proc/nowhere/s")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_connects_as_it_stops(tmp_path: Path, turns: int) -> None:
+    """Whatever has become of the connection by then, its socket is closed."""
+
+    async def connect_and_stop() -> socket.socket:
+        server = ViciServer({}, [])
+        await server.start(str(tmp_path / "s"))
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_path / "s"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.stop()
+        return client
+
+    with asyncio.run(connect_and_stop()) as client, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gc.collect()
+        client.settimeout(1)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    assert [str(one.message) for one in caught if one.category is ResourceWarning] == []
