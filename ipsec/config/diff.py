@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, fields, is_dataclass
 from datetime import timedelta
 from enum import Enum, Flag, StrEnum
 from typing import Any
@@ -76,7 +76,7 @@ def changes(old: Config, new: Config) -> list[Change]:
 
 def is_renewed(old: Connection, new: Connection) -> bool:
     """Whether nothing but our own certificates differs: for the peer we are who we were, and what is up stays up."""
-    return old != new and old == replace(new, local=replace(new.local, certs=old.local.certs))
+    return old != new and old.children == new.children and old.is_alike(new)
 
 
 def _named(section: str, old: Sequence[Any], new: Sequence[Any], effects: dict[Kind, Effect]) -> Iterator[Change]:

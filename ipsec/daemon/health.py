@@ -145,7 +145,10 @@ class Health:
             wanted = self._wanted.get(connection)
             if not wanted:
                 continue
-            up = {child.name for sa in engine.named(connection) for child in sa.children_up()}
+            loaded = engine.table.by_name[connection]
+            # what was negotiated with another peer of that name, and goes on, is not what is to be up
+            fitting = (sa for sa in engine.named(connection) if sa.connection.is_alike(loaded))
+            up = {child.name for sa in fitting for child in sa.children_up()}
             for child in wanted:
                 name = connection, child
                 if child in up or name in self._seen:

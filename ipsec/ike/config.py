@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, Flag, auto
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -238,6 +238,14 @@ class Connection:
     def child(self, name: str) -> ChildConfig | None:
         """The child of that name."""
         return next((child for child in self.children if child.name == name), None)
+
+    def is_alike(self, other: Connection) -> bool:
+        """Whether an IKE_SA of one serves the other: nothing differs but children and our own certificates, and for
+        the peer we are who we were."""
+        return self._without_parts() == other._without_parts()
+
+    def _without_parts(self) -> Connection:
+        return replace(self, children=(), local=replace(self.local, certs=()))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ An exception that should not be costs the IKE_SA it happens in, never the engine
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
@@ -263,10 +263,11 @@ class IkeEngine(Registry):
         old = self.sas.get(replaces)
         wanted = [(child, reqid) for child, reqid in children if not child.shunt]
         if old is not None:
-            wanted += [(child.config, child.reqid) for child in old.children_up()]
+            wanted += _made_again(old, connection)
         else:
             for sa in self.named(connection.name):
-                if not sa.quiet and self._joins(sa, wanted, now):
+                # RFC 4301 section 4.4.3: a name that stands for another peer now has nothing to do with the old one
+                if not sa.quiet and sa.connection.is_alike(connection) and self._joins(sa, wanted, now):
                     return sa
         sa = self.new_sa(connection, initiator=True, path=path)
         sa.spi_i = self.new_spi()
@@ -682,3 +683,12 @@ class IkeEngine(Registry):
             self.emit(ChildDown(child, reason))
         self.forget_child(child)
         child.ike.remove_child(child)
+
+
+def _made_again(old: IkeSa, connection: Connection) -> Iterator[tuple[ChildConfig, int]]:
+    """The children of an IKE_SA that another one replaces; if that has another peer, those that it is to have."""
+    same = old.connection.is_alike(connection)
+    for child in old.children_up():
+        config = child.config if same else connection.child(child.name)
+        if config is not None:
+            yield config, child.reqid

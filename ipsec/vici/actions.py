@@ -286,7 +286,8 @@ class _Attempt:
 
     def _is_up(self) -> bool:
         for sa in self._control.engine.named(self._connection.name):
-            if not sa.established or sa.quiet:
+            # what was negotiated for another peer of that name is not what is asked for
+            if not sa.established or sa.quiet or not sa.connection.is_alike(self._connection):
                 continue
             if self._child is None or any(one.name == self._child.name for one in sa.children_up()):
                 return True

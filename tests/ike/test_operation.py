@@ -234,3 +234,46 @@ def test_over_time_ends_who_cannot_authenticate_any_more() -> None:
     pair.world.run(60)
     assert not pair.b.ikes
     assert not [sa for sa in pair.a.ikes if sa.established_at]
+
+
+# -- a connection that is another one now (RFC 4301 section 4.4.3)
+
+
+def other_peer(host: SimHost, **more: Any) -> None:
+    """The name stands for another peer from now on; IKE_SAs go on."""
+    host.load(connection(host.addresses[0], C, "moon", "venus", **more))
+
+
+def test_an_ike_sa_with_who_was_the_peer_is_not_used() -> None:
+    pair = Pair().up()
+    (old,) = pair.a.ikes
+    other_peer(pair.a)
+    new = pair.a.initiate()
+    assert new is not old
+    assert new.path.remote == C
+    assert pair.a.initiate() is new
+
+
+@pytest.mark.parametrize("state", ["connecting", "established"])
+def test_an_ike_sa_whose_connection_has_other_children_is_used(state: str) -> None:
+    pair = Pair(b={"children": ("net", "other")})
+    old = pair.a.initiate()
+    if state == "established":
+        pair.world.settle()
+    pair.a.load(connection(*(host.addresses[0] for host in (pair.a, pair.b)), "moon", "sun", children=("other",)))
+    assert pair.a.initiate() is old
+    pair.world.settle()
+    assert {child.name for child in pair.a.children} == {"net", "other"}
+
+
+def test_who_is_the_peer_now_is_not_asked_for_what_the_old_one_had() -> None:
+    """Re-authentication is with whom the configuration has now, and so are its children."""
+    pair = Pair(a={"children": ("net", "other")}, b={"children": ("net", "other")})
+    pair.a.initiate()
+    pair.world.settle()
+    (old,) = pair.a.ikes
+    other_peer(pair.a, children=("other", "third"))
+    new = pair.a.initiate(children=(), replaces=old.uid)
+    assert new.auth is not None
+    assert [config.name for config, _ in new.auth.configs] == ["other"]
+    assert new.auth.configs[0][0] is pair.a.connections["c"].child("other")

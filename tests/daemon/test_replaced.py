@@ -1,0 +1,123 @@
+"""A connection that is replaced by vici while IKE_SAs of the old one go on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from ipsec.daemon.health import Health
+from ipsec.daemon.vici import ViciControl
+from ipsec.esp.sa import Policy
+from ipsec.ike.config import Connection
+from ipsec.vici.actions import _Attempt
+from tests.daemon.test_health import observe
+from tests.daemon.test_ike import B, Pair, run, until
+
+CHILD = {"esp_proposals": "aes128gcm16", "local_ts": "10.1.0.0/16", "remote_ts": "10.2.0.0/16"}
+NOBODY = cast(Any, None)
+#: the first end's file: no connection
+NOTHING = "ipsecd { backend = memory }\nsecrets { ike-1 { secret = for these two alone } }"
+
+
+def message(theirs: str, start_action: str, **more: str) -> dict[str, Any]:
+    """A connection as ``load-conn`` has it."""
+
+    def octets(tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: octets(value) if isinstance(value, dict) else value.encode() for key, value in tree.items()}
+
+    return octets(
+        {
+            "local_addrs": "127.0.0.1",
+            "remote_addrs": "127.0.0.1",
+            "proposals": "aes128gcm16-prfsha256-x25519",
+            "local": {"auth": "psk", "id": "a"},
+            "remote": {"auth": "psk", "id": theirs},
+            "children": {"n": CHILD | {"start_action": start_action}},
+            **more,
+        }
+    )
+
+
+class Lab:
+    """Two ends, the first of which is told by vici."""
+
+    def __init__(self) -> None:
+        self.pair = Pair(NOTHING, B)
+        self.end = self.pair.ends[0]
+        self.vici = ViciControl(self.end, cast(Any, self.pair.backends[0]), NOBODY, NOBODY, NOBODY)
+        self.health: Health = observe(self.pair)
+
+    def connection(self) -> Connection:
+        return self.vici.engine.table.by_name["c"]
+
+
+async def old_and_new(lab: Lab, start_action: str, child: bool) -> None:
+    """An IKE_SA with b that nobody's start action began, and then the connection is one with c."""
+    await lab.pair.start()
+    await lab.vici.load_connection("c", message("b", "none"))
+    connection = lab.connection()
+    await lab.vici.connect(connection, connection.children[0] if child else None)
+    await until(lambda: len(lab.end.established()) == 1 and len(lab.pair.backends[0].sas) == 2 * child)
+    await lab.vici.load_connection("c", message("c", start_action))
+
+
+def peers(lab: Lab) -> list[str]:
+    return sorted(str(sa.connection.remote.id) for sa in lab.end.engine.sas.values())
+
+
+@pytest.mark.parametrize("how", ["start", "trap", "initiate"])
+@pytest.mark.parametrize("child", [False, True])
+def test_the_old_ike_sa_is_not_the_new_connection_s(how: str, child: bool) -> None:
+    async def main() -> None:
+        lab = Lab()
+        await old_and_new(lab, how if how != "initiate" else "none", child)
+        connection = lab.connection()
+        if how == "trap":
+            (trap,) = lab.end.guards._by_policy
+            found = lab.end.guards.wanted(trap)
+            assert found is not None
+            await lab.end.connect(*found)
+        if how == "initiate":
+            attempt = _Attempt(cast(Any, lab.vici), connection, connection.children[0])
+            assert not attempt._is_up(), "with somebody else"
+            attempt.close()
+            await lab.vici.connect(connection, connection.children[0])
+        await until(lambda: peers(lab) == ["b", "c"])
+        assert not any(sa.established for sa in lab.end.engine.sas.values() if str(sa.connection.remote.id) == "c")
+        if how == "start":
+            assert lab.health.ready().problems == ("c/n is not up",)
+        await lab.pair.stop()
+
+    run(main())
+
+
+def test_the_child_that_came_last_has_the_traffic() -> None:
+    """Where an older one has the same selectors and goes on."""
+
+    async def main() -> None:
+        lab = Lab()
+        backend = lab.pair.backends[0]
+        await old_and_new(lab, "none", child=True)
+        # as far as anybody can tell that is another peer, but it is there
+        await lab.vici.load_connection("c", message("b", "none", dpd_delay="7s"))
+        connection = lab.connection()
+        await lab.vici.connect(connection, connection.children[0])
+        await until(lambda: len(backend.sas) == 4)
+        (first, second) = backend.policies.values()
+        assert first.selectors == second.selectors
+        newest = max(lab.end.engine.children.values(), key=lambda one: one.uid)
+        # of the same priority the one that was added first counts
+        assert backend.policies[min(backend.policies)].reqid == newest.reqid
+        # and when it goes, the older one's is there still
+        lab.end.engine.terminate_child(newest, asyncio.get_running_loop().time())
+        lab.end.turn()
+        await until(lambda: len(backend.policies) == 1)
+        (left,) = backend.policies.values()
+        assert isinstance(left, Policy)
+        assert left.reqid != newest.reqid
+        await lab.pair.stop()
+        assert not backend.policies
+
+    run(main())
