@@ -6,8 +6,8 @@ One policy for each pair of selectors and reqid, however many CHILD_SAs come and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
@@ -32,7 +32,7 @@ class _Installed:
     child: ChildSa
     inbound: int | None = None
     outbound: int | None = None
-    policies: tuple[tuple[SelectorPair, int], ...] = ()
+    policies: list[tuple[SelectorPair, int]] = field(default_factory=list)
     "keys of Policies"
     seen_in: Seen = NOTHING
     seen_out: Seen = NOTHING
@@ -41,9 +41,11 @@ class _Installed:
 
 @dataclass
 class _Shared:
-    """A policy, and how many use it."""
+    """A policy, its number, whose it was first, and how many use it."""
 
-    policy: int
+    policy: Policy
+    number: int
+    child: ChildSa
     users: int = 1
 
 
@@ -57,7 +59,8 @@ class Children:
         self._fraction = fraction
         self._installed: dict[int, _Installed] = {}
         self._by_sa: dict[int, ChildSa] = {}
-        self._policies: dict[tuple[SelectorPair, int], _Shared] = {}
+        self._policies: dict[SelectorPair, dict[int, _Shared]] = {}
+        "by reqid"
         self.accounts = Accounts()
         "what has passed, by connection and child; what is installed is in them as far as it was looked at"
         self.new_policies = False
@@ -206,19 +209,28 @@ class Children:
 
     def _add_policies(self, known: _Installed) -> None:
         child = known.child
-        keys = []
         for pair in child.pairs():
-            key = (pair, child.reqid)
-            shared = self._policies.get(key)
+            shared = self._policies.get(pair, {}).get(child.reqid)
             if shared is not None:
                 shared.users += 1
-            else:
-                priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
-                policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
-                self._policies[key] = _Shared(self._backend.add_policy(policy))
-                self.new_policies = True
-            keys.append(key)
-        known.policies = tuple(keys)
+                known.policies.append((pair, child.reqid))
+                continue
+            priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
+            policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
+            number = self._backend.add_policy(policy)
+            same = self._policies.setdefault(pair, {})
+            older = [shared for shared in same.values() if _is_replaced(shared.child, child)]
+            same[child.reqid] = _Shared(policy, number, child)
+            known.policies.append((pair, child.reqid))
+            self.new_policies = True
+            self._put_behind(older)
+
+    def _put_behind(self, older: Iterable[_Shared]) -> None:
+        """Let policies of the same selectors come after one that was just added (RFC 4301 section 4.4.1: the first that
+        matches counts)."""
+        for shared in older:
+            before, shared.number = shared.number, self._backend.add_policy(shared.policy)
+            self._backend.del_policy(before)
 
     def _remove(self, known: _Installed, *, inbound: bool, outbound: bool) -> None:
         if outbound and known.outbound is not None:
@@ -231,16 +243,28 @@ class Children:
             known.inbound, known.seen_in = None, NOTHING
         if known.inbound is None and known.outbound is None:
             del self._installed[known.child.uid]
-            for key in known.policies:
-                shared = self._policies[key]
+            for pair, reqid in known.policies:
+                same = self._policies[pair]
+                shared = same[reqid]
                 shared.users -= 1
                 if not shared.users:
-                    del self._policies[key]
-                    self._backend.del_policy(shared.policy)
+                    del same[reqid]
+                    self._backend.del_policy(shared.number)
+                if not same:
+                    del self._policies[pair]
 
     def _del(self, sa: int) -> None:
         self._by_sa.pop(sa, None)
         self._backend.del_sa(sa)
+
+
+def _is_replaced(old: ChildSa, new: ChildSa) -> bool:
+    """Whether the connection has another peer now, to which the traffic is to go.
+
+    Where it is the same, re-authentication makes both, and the peer may not have the new one yet.
+    """
+    before, now = old.ike.connection, new.ike.connection
+    return before.name == now.name and not before.is_alike(now)
 
 
 def _name(child: ChildSa) -> ChildName:

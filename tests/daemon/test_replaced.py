@@ -13,7 +13,7 @@ from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection
 from ipsec.vici.actions import _Attempt
 from tests.daemon.test_health import observe
-from tests.daemon.test_ike import B, Pair, run, until
+from tests.daemon.test_ike import A, B, Pair, run, until
 
 CHILD = {"esp_proposals": "aes128gcm16", "local_ts": "10.1.0.0/16", "remote_ts": "10.2.0.0/16"}
 NOBODY = cast(Any, None)
@@ -93,7 +93,7 @@ def test_the_old_ike_sa_is_not_the_new_connection_s(how: str, child: bool) -> No
     run(main())
 
 
-def test_the_child_that_came_last_has_the_traffic() -> None:
+def test_the_child_with_who_is_the_peer_now_has_the_traffic() -> None:
     """Where an older one has the same selectors and goes on."""
 
     async def main() -> None:
@@ -119,5 +119,30 @@ def test_the_child_that_came_last_has_the_traffic() -> None:
         assert left.reqid != newest.reqid
         await lab.pair.stop()
         assert not backend.policies
+
+    run(main())
+
+
+def test_of_the_same_peer_the_older_child_has_the_traffic_until_it_goes() -> None:
+    """Re-authentication makes both, and who begins it has the new one later than who answers."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        added: list[Policy] = []
+        add = pair.backends[1].add_policy
+
+        def remember(policy: Policy) -> int:
+            added.append(policy)
+            return add(policy)
+
+        pair.backends[1].add_policy = remember  # type: ignore[method-assign]
+        await pair.start()
+        await until(lambda: len(pair.backends[0].sas) == 2 and len(pair.backends[1].sas) == 2)
+        (sa,) = pair.ends[0].established()
+        pair.ends[0].engine.reauthenticate(sa, asyncio.get_running_loop().time())
+        pair.ends[0].turn()
+        await until(lambda: pair.ends[0].established() not in ([sa], []) and len(pair.backends[1].policies) == 1)
+        assert len(added) == len({policy.reqid for policy in added}) == 2, "none again, behind the new one"
+        await pair.stop()
 
     run(main())
