@@ -21,7 +21,8 @@ from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded
-from ipsec.daemon.reach import OwnAddresses, Resolver, allows, names_of, source_address, specific, usable
+from ipsec.daemon.paths import Paths
+from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.watch import HostWatch
@@ -74,9 +75,9 @@ class IkeControl:
     def __init__(self, config: Config, backend: Backend, *, fwmark: int, qcd_secret: bytes = b"") -> None:
         self._config = config
         self._backend = backend
-        self._fwmark = fwmark
         self._resolver = Resolver()
         self._own = OwnAddresses(self._resolver, device=config.settings.device, fwmark=fwmark)
+        self._paths = Paths(backend, self._resolver, fwmark=fwmark, outside=self._backend_is_outside())
         self._fetcher = Fetcher()
         self._collector = Collector()
         self._loop = asyncio.get_running_loop()
@@ -149,7 +150,7 @@ class IkeControl:
                 log.info("connection %s has another certificate of ours, from its next authentication on", name)
                 self.guards.exchange(connection, new[name])
                 for sa in self.engine.named(name):
-                    if sa.connection == connection:
+                    if sa.connection.is_alike(connection):
                         self.engine.rename(sa, new[name])
                 old[name] = new[name]
             elif new.get(name) != connection:
@@ -158,8 +159,8 @@ class IkeControl:
         for connection in gone:
             log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
             self.guards.remove_all(connection, hold=connection.name in new)
-            for sa in list(self.engine.sas.values()):
-                if sa.connection == connection:
+            for sa in self.engine.named(connection.name):
+                if sa.connection.is_alike(connection):
                     self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
         self._config = config
         self.turn()
@@ -259,7 +260,7 @@ class IkeControl:
         if not expected:
             return failed
         try:
-            path = await self._path(connection)
+            path = await self._paths.to(connection)
         except Exception as error:
             for guard in expected:
                 self.guards.forget(guard)
@@ -296,7 +297,7 @@ class IkeControl:
                     # somebody has installed them by vici
                     self._release(connection)
                 return
-            path = await self._path(connection)
+            path = await self._paths.to(connection)
         for guard in filter(self.guards.is_expected, expected):
             try:
                 self.guards.add(guard.connection, guard.child, path)
@@ -376,26 +377,12 @@ class IkeControl:
         now = self._loop.time()
         self._own.read()
         for sa in self.established():
-            local = self._best_local(sa)
+            local = self._paths.best_local(sa)
             if local != sa.path.local:
                 log.info("%s: our address changes from %s to %s", sa, sa.path.local, local)
                 self.engine.update_address(sa, local, now)
         self.engine.addresses_changed(now)
         self.turn()
-
-    def _best_local(self, sa: IkeSa) -> IpAddress:
-        """The address of ours that an IKE_SA should have: its own, unless that leads nowhere or the kernel prefers
-        another. What the peer chose when it came to us stays as long as it can."""
-        local, remote = sa.path.local, sa.path.remote
-        wanted = specific(sa.connection.local_addrs, remote.version)
-        if (not sa.initiator or wanted == local) and usable(local, remote, self._fwmark):
-            return local
-        for candidate in (wanted, source_address(remote, self._fwmark)):
-            if candidate is None or candidate in sa.addresses or not allows(sa.connection.local_addrs, candidate):
-                continue
-            if usable(candidate, remote, self._fwmark):
-                return candidate
-        return local
 
     def turn(self) -> None:
         """Act on events, send, arm the timer, catch up: in this order (see ``ipsec.ike.engine``)."""
@@ -516,7 +503,12 @@ class IkeControl:
 
     async def add_guard(self, connection: Connection, child: ChildConfig, *, trap: bool) -> None:
         """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
-        path = await self._path(connection) if self.guards.needs_peer(connection, child, trap=trap) else None
+        path = None
+        if self.guards.needs_peer(connection, child, trap=trap):
+            found = await self._way(connection, child)
+            if found is None:
+                return
+            connection, path = found
         self.guards.add(connection, child, path, trap=trap)
 
     def _lost(self, event: IkeDown) -> None:
@@ -567,14 +559,15 @@ class IkeControl:
     async def connect(
         self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None
     ) -> IkeSa | None:
-        """Bring up a child, or the IKE_SA alone; None if there is no way to the peer."""
-        remote_addrs = connection.remote_addrs
-        if event is not None and event.remote is not None:
-            # the connection stays what it is, for reloads and retries
-            remote_addrs = (str(event.remote),)
-        path = await self._path(replace(connection, remote_addrs=remote_addrs))
+        """Bring up a child, or the IKE_SA alone; None if there is no way to the peer, or it is to be up no longer."""
+        remote = event.remote if event is not None else None
+        found = await self._way(connection, child, remote)
+        if found is None:
+            return None
+        connection, path = found
         if path is None:
-            why = f"no way to {', '.join(remote_addrs) or 'a peer without remote_addrs'}"
+            where = str(remote) if remote is not None else ", ".join(connection.remote_addrs)
+            why = f"no way to {where or 'a peer without remote_addrs'}"
             log.warning("%s: %s", connection.name, why)
             failure = Failure(Cause.NO_PATH, why, child.name if child is not None else "")
             self.engine.note_without(failure, connection.name, None, initiator=True)
@@ -596,7 +589,7 @@ class IkeControl:
             addresses=event.addresses if event is not None else (),
         )
         self.turn()
-        if not sa.established and not self._can_send(sa.path):
+        if not sa.established and not self._paths.can_send(sa.path):
             # it goes on all the same: the address may be on its way here, as one that two gateways share
             local, remote = sa.path.local, sa.path.remote
             why = f"{local} in local_addrs is no address of this host, or no route leads from it to {remote}"
@@ -605,25 +598,28 @@ class IkeControl:
             self.turn()
         return sa
 
-    def _can_send(self, path: Path) -> bool:
-        return not self._backend_is_outside() or usable(path.local, path.remote, self._fwmark)
+    async def _way(
+        self, connection: Connection, child: ChildConfig | None, remote: IpAddress | None = None
+    ) -> tuple[Connection, Path | None] | None:
+        """The way to the peer, or to ``remote`` where that sends us, and the connection as it is loaded by then.
 
-    async def _path(self, connection: Connection) -> Path | None:
-        """The way to a connection's peer; None if it has no fixed address or there is no route."""
-        remote = await self._resolver.first_of(connection.remote_addrs)
-        if remote is None:
-            return None
-        local = specific(connection.local_addrs, remote.version) or source_address(remote, self._fwmark)
-        ports = self._backend.ports
-        if local is None or remote.version not in ports:
-            return None
-        if connection.remote_port == 500 and connection.local_port == 500:
-            ike_port = self._backend.ike_ports.get(remote.version)
-            if ike_port is not None:
-                return Path(local, ike_port, remote, 500)
-            return Path(local, ports[remote.version], remote, 4500)
-        # swanctl.conf: with other ports than 500 everything goes, with a marker, over that one
-        return Path(local, ports[remote.version], remote, connection.remote_port)
+        A name server may take its time, and what is unloaded meanwhile must not come up: None, also if the child is
+        another one, for whoever changed it has seen to its start action. With another peer it goes on there.
+        """
+        while True:
+            # the connection stays what it is, for reloads and retries
+            target = connection if remote is None else replace(connection, remote_addrs=(str(remote),))
+            path = await self._paths.to(target)
+            # the engine's table follows what is loaded a moment later
+            now = self.loaded.connection(connection.name)
+            gone = now is None or self._stopping or (child is not None and now.child(child.name) != child)
+            if now is not None and not gone and now.is_alike(connection):
+                return now, path
+            if now is None or gone or remote is not None:
+                what = f"{connection.name}/{child.name}" if child is not None else connection.name
+                log.info("%s is not what it was before its peer was looked up: let be", what)
+                return None
+            connection = now
 
     async def _keep_resolved(self, name: str) -> None:
         try:

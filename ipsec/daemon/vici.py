@@ -297,8 +297,9 @@ class ViciControl:
                     self._undo(old, child, replaced=new is not None)
             if same and new is not None:
                 engine = self._ike.engine
+                self._ike.guards.exchange(old, new)
                 for sa in engine.named(old.name):
-                    if sa.connection == old:
+                    if sa.connection.is_alike(old):
                         engine.rename(sa, new)
         self.turn()
         if new is None:

@@ -306,13 +306,13 @@ def test_what_waits_stays_closed_during_a_reload(patience: float, monkeypatch: p
         end, a = pair.ends[0], pair.backends[0]
         (old,) = a.policies
         known = asyncio.Event()
-        find = end._path
+        find = end._paths.to
 
         async def path(connection: Any) -> Any:
             await known.wait()
             return await find(connection)
 
-        monkeypatch.setattr(end, "_path", path)
+        monkeypatch.setattr(end._paths, "to", path)
         changed = conf.replace("proposals =", "dpd_delay = 7\nproposals =", 1)
         reload = asyncio.create_task(end.reload(load_text(changed)))
         await asyncio.sleep(0.05)

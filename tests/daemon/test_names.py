@@ -538,3 +538,104 @@ def test_a_second_signal_during_the_start_forces(daemon: Callable[..., subproces
         hear(process, wanted)
         process.send_signal(signal.SIGINT)
     assert process.wait(20) == 128 + signal.SIGINT
+
+
+# -- what changes while a peer is looked up
+
+
+def vici_of(end: IkeControl, backend: FakeBackend) -> ViciControl:
+    nobody = cast(Any, None)
+    return ViciControl(end, cast(Any, backend), nobody, nobody, nobody)
+
+
+async def all_answered(names: Names) -> None:
+    await until(lambda: names.at_once == 0)
+    await asyncio.sleep(0.1)
+
+
+def children_of(end: IkeControl) -> list[tuple[str, str]]:
+    """Remote addresses and remote selectors of what is being negotiated."""
+    return sorted(
+        (
+            ",".join(sa.connection.remote_addrs),
+            ",".join(str(ts) for config, _ in sa.auth.configs for ts in config.remote_ts),
+        )
+        for sa in end.engine.sas.values()
+        if sa.auth is not None
+    )
+
+
+@pytest.mark.parametrize("what", ["start", "install"])
+def test_what_was_unloaded_does_not_come_up(what: str, names: Names) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        action = "start_action = start\nlocal_ts = 10.1.0.0/16\nremote_ts = 10.2.0.0/16" if what == "start" else ""
+        end = control(connections(one=child("net", action)), backend)
+        start = asyncio.create_task(end.start())
+        await until(lambda: names.asked)
+        await start
+        if what == "install":
+            (connection,) = end.engine.table.by_name.values()
+            asked = asyncio.create_task(end.add_guard(connection, connection.children[0], trap=True))
+            await asyncio.sleep(0)
+        assert await vici_of(end, backend).unload_connection("one")
+        names.know("one.example")
+        await all_answered(names)
+        assert not end.engine.sas
+        assert not backend.sent
+        assert not backend.policies
+        if what == "install":
+            await asked
+        await end.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted"),
+    [
+        ("10.2.0.0/16", "10.2.0.0/24", ("one.example", "10.2.0.0/24")),
+        ("remote_addrs = one.example", "remote_addrs = other.example", ("other.example", "10.2.0.0/16")),
+        ("one {", "another {", ("one.example", "10.2.0.0/16")),
+    ],
+    ids=["child", "peer", "name"],
+)
+def test_what_has_changed_comes_up_as_it_is_now(before: str, after: str, wanted: tuple[str, str], names: Names) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("net", f"{SITE.format(2)}\nstart_action = start"))
+        end = control(text, backend)
+        await end.start()
+        await until(lambda: names.asked)
+        changed = text.replace(before, after, 1)
+        assert changed != text
+        await end.reload(load_text(changed))
+        names.know("one.example")
+        names.know("other.example")
+        await all_answered(names)
+        assert children_of(end) == [wanted]
+        await end.stop()
+
+    run(main())
+
+
+def test_what_a_packet_asked_for_goes_on_with_who_is_the_peer_now(names: Names) -> None:
+    """Nobody else sees to it: there is no start action."""
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("net", SITE.format(2)))
+        end = control(text, backend)
+        await end.start()
+        (connection,) = end.engine.table.by_name.values()
+        asked = asyncio.create_task(end.connect(connection, connection.children[0]))
+        await until(lambda: names.asked)
+        await end.reload(load_text(text.replace("one.example", "other.example")))
+        names.know("one.example")
+        names.know("other.example")
+        sa = await asked
+        assert sa is not None
+        assert children_of(end) == [("other.example", "10.2.0.0/16")]
+        await end.stop()
+
+    run(main())

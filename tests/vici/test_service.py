@@ -126,13 +126,13 @@ def test_who_hangs_up_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pyte
     async def test(one: Daemon, session: Session) -> None:
         assert one.ike is not None
         ike, known = one.ike, asyncio.Event()
-        find = ike._path
+        find = ike._paths.to
 
         async def path(connection: Any) -> Any:
             await known.wait()
             return await find(connection)
 
-        monkeypatch.setattr(ike, "_path", path)
+        monkeypatch.setattr(ike._paths, "to", path)
         # without its own networks it has to know where the peer is
         trap = CONNECTION | {"children": {"net3": {"start_action": "trap"}}}
         async with await connect(f"{tmp_path}/s") as other:

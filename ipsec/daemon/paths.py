@@ -1,0 +1,88 @@
+"""The way to a peer: from which of our addresses and ports to which of its."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from ipsec.backend.base import Backend
+from ipsec.daemon.reach import Resolver, allows, names_of, source_address, specific, usable
+from ipsec.esp.sa import IpAddress
+from ipsec.ike.config import Connection
+from ipsec.ike.events import Path
+from ipsec.ike.sa import IkeSa
+
+
+class Ends(NamedTuple):
+    """What ``dynamic`` stands for where there is no way to the peer yet."""
+
+    local: IpAddress | None
+    "None: any address of ours, as long as none is known to lead there"
+    remote: IpAddress
+
+
+class Paths:
+    """Ways by what the kernel and the name servers say now."""
+
+    def __init__(self, backend: Backend, resolver: Resolver, *, fwmark: int, outside: bool) -> None:
+        """``outside``: there is a network, and not only memory."""
+        self._backend = backend
+        self._resolver = resolver
+        self._fwmark = fwmark
+        self._outside = outside
+
+    async def to(self, connection: Connection) -> Path | None:
+        """The way to a connection's peer; None if it has no fixed address or there is no route."""
+        remote = await self._resolver.first_of(connection.remote_addrs)
+        if remote is None:
+            return None
+        local = specific(connection.local_addrs, remote.version) or source_address(remote, self._fwmark)
+        ports = self._backend.ports
+        if local is None or remote.version not in ports:
+            return None
+        if connection.remote_port == 500 and connection.local_port == 500:
+            ike_port = self._backend.ike_ports.get(remote.version)
+            if ike_port is not None:
+                return Path(local, ike_port, remote, 500)
+            return Path(local, ports[remote.version], remote, 4500)
+        # swanctl.conf: with other ports than 500 everything goes, with a marker, over that one
+        return Path(local, ports[remote.version], remote, connection.remote_port)
+
+    def without_route(self, connection: Connection) -> Ends | None:
+        """The ends of a connection whose peer is no name, though nothing leads there; None if no single one is told.
+
+        Traffic for it is to be kept in before there is a route as well: with the route it would leave in clear.
+        """
+        if names_of(connection.remote_addrs):
+            return None
+        remote = next(filter(None, map(_single, connection.remote_addrs)), None)
+        if remote is None or remote.version not in self._backend.ports:
+            return None
+        return Ends(specific(connection.local_addrs, remote.version), remote)
+
+    def can_send(self, path: Path) -> bool:
+        """Whether it begins at an address of this host, and a route leads from there."""
+        return not self._outside or usable(path.local, path.remote, self._fwmark)
+
+    def best_local(self, sa: IkeSa) -> IpAddress:
+        """The address of ours that an IKE_SA should have: its own, unless that leads nowhere or the kernel prefers
+        another. What the peer chose when it came to us stays as long as it can."""
+        local, remote = sa.path.local, sa.path.remote
+        wanted = specific(sa.connection.local_addrs, remote.version)
+        if (not sa.initiator or wanted == local) and usable(local, remote, self._fwmark):
+            return local
+        for candidate in (wanted, source_address(remote, self._fwmark)):
+            if candidate is None or candidate in sa.addresses or not allows(sa.connection.local_addrs, candidate):
+                continue
+            if usable(candidate, remote, self._fwmark):
+                return candidate
+        return local
+
+
+def _single(text: str) -> IpAddress | None:
+    """An entry of an address list that is one address."""
+    try:
+        address: IpAddress = ip_address(text)
+    except ValueError:
+        return None
+    return None if address.is_unspecified else address
