@@ -13,9 +13,11 @@ from ipaddress import ip_network
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
+from ipsec.daemon.paths import Ends
 from ipsec.daemon.settings import amount
+from ipsec.errors import IpsecError
 from ipsec.esp.sa import Action as PolicyAction
-from ipsec.esp.sa import Policy
+from ipsec.esp.sa import IpAddress, Policy
 from ipsec.ike.child import resolve
 from ipsec.ike.config import Action, ChildConfig, ChildMode, Connection, SelectorTemplate
 from ipsec.ike.engine import IkeEngine
@@ -38,6 +40,8 @@ class Guard:
     policies: tuple[int, ...]
     reqid: int
     trap: bool
+    peer: IpAddress | None = None
+    "where it is, while this stands for every address of ours: until it is known which leads there"
 
 
 class Guards:
@@ -61,8 +65,11 @@ class Guards:
         self._closed: int | None = None
         "how many networks a predecessor closed and we still do; None: it was not asked yet"
 
-    def add(self, connection: Connection, child: ChildConfig, path: Path | None, *, trap: bool = False) -> None:
-        """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
+    def add(self, connection: Connection, child: ChildConfig, ends: Path | Ends | None, *, trap: bool = False) -> None:
+        """Put in place what a child's start action asks for; ``trap``: in any case a trap.
+
+        ``ends``: as far as they are known.
+        """
         key = connection.name, child.name
         trap = trap or Action.TRAP in child.start_action
         known = self._guards.get(key)
@@ -71,7 +78,7 @@ class Guards:
             return
         if not self._wants(child, trap=trap):
             return
-        pairs = _pairs(connection, child, path, tuple(self._backend.ports))
+        pairs = _pairs(connection, child, ends, tuple(self._backend.ports))
         if not pairs:
             if trap:
                 log.warning(
@@ -81,7 +88,8 @@ class Guards:
                 )
             return
         reqid = 0 if child.shunt else self._engine.trap_reqid(connection.name, child)
-        guard = Guard(connection, child, pairs, (), reqid, trap)
+        peer = ends.remote if ends is not None and ends.local is None else None
+        guard = Guard(connection, child, pairs, (), reqid, trap, peer)
         try:
             self._put(guard)
         except BaseException:
@@ -131,6 +139,23 @@ class Guards:
         guard.policies = tuple(policies)
         for policy in policies:
             self._by_policy[policy] = guard
+
+    def narrow(self, connection: str, child: str, path: Path) -> None:
+        """The way to the peer is known now: what stood for any address of ours stands for that one alone."""
+        guard = self._guards.get((connection, child))
+        if guard is None or guard.peer is None or guard.peer.version != path.local.version:
+            return
+        before, wide = guard.policies, guard.pairs
+        guard.pairs = _pairs(guard.connection, guard.child, Ends(path.local, guard.peer), tuple(self._backend.ports))
+        try:
+            # before the others go: nothing leaves in between
+            self._put(guard)
+        except IpsecError as error:
+            log.warning("%s: child %s keeps in more than it has to: %s", connection, child, error)
+            guard.pairs = wide
+            return
+        self._drop(before)
+        guard.peer = None
 
     def put_last(self, connection: str, child: str) -> None:
         """Let the policies of a CHILD_SA that is up come before the guard's.
@@ -251,7 +276,7 @@ _ACTIONS = {ChildMode.PASS: PolicyAction.BYPASS, ChildMode.DROP: PolicyAction.DI
 
 
 def _pairs(
-    connection: Connection, child: ChildConfig, path: Path | None, versions: Iterable[int]
+    connection: Connection, child: ChildConfig, ends: Path | Ends | None, versions: Iterable[int]
 ) -> list[SelectorPair]:
     """Selectors as far as they are known without a peer: none if ``dynamic`` needs an address that is not.
 
@@ -259,15 +284,17 @@ def _pairs(
     """
     if child.shunt:
         return shunt_pairs(child, versions)
-    if path is None and _needs_peer(connection, child):
+    if ends is None and _needs_peer(connection, child):
         return []
-    if connection.vips:
-        # whatever the virtual address will be
-        vips = [vip.version for vip in connection.vips]
-        local = [selector for template in child.local_ts for selector in _of_any(template, vips)]
+    # whatever the virtual address will be, or the one that leads to the peer
+    unknown = [vip.version for vip in connection.vips]
+    if not unknown and ends is not None and ends.local is None:
+        unknown = [ends.remote.version]
+    if unknown:
+        local = [selector for template in child.local_ts for selector in _of_any(template, unknown)]
     else:
-        local = resolve(child.local_ts, (path.local,) if path is not None else ())
-    remote = resolve(child.remote_ts, (path.remote,) if path is not None else ())
+        local = resolve(child.local_ts, (ends.local,) if ends is not None and ends.local is not None else ())
+    remote = resolve(child.remote_ts, (ends.remote,) if ends is not None else ())
     return list(agreeing_pairs(local, remote))
 
 

@@ -21,7 +21,7 @@ from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded
-from ipsec.daemon.paths import Paths
+from ipsec.daemon.paths import Ends, Paths
 from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
@@ -266,21 +266,22 @@ class IkeControl:
                 self.guards.forget(guard)
             return [*failed, *((guard.child, error) for guard in expected)]
         later = []
+        ends = path or self._paths.without_route(connection)
         for guard in filter(self.guards.is_expected, expected):
-            if path is None and names_of(connection.remote_addrs):
+            if ends is None and names_of(connection.remote_addrs):
                 later.append(guard)
             else:
                 self.guards.forget(guard)
-            if why := self._begin(guard.connection, guard.child, path):
+            if why := self._begin(guard.connection, guard.child, ends):
                 failed.append((guard.child, why))
         if later:
             self._spawn(self._guard_later(connection, later))
         return failed
 
-    def _begin(self, connection: Connection, child: ChildConfig, path: Path | None) -> Exception | None:
+    def _begin(self, connection: Connection, child: ChildConfig, ends: Path | Ends | None) -> Exception | None:
         """The start action of one child; why it failed."""
         try:
-            self.guards.add(connection, child, path)
+            self.guards.add(connection, child, ends)
         except Exception as error:
             return error
         if Action.START in child.start_action and not child.shunt:
@@ -453,6 +454,7 @@ class IkeControl:
                     self.engine.child_failed(event.child, refused, self._loop.time())
                 else:
                     self._retries.pop((event.child.ike.name, event.child.name), None)
+                    self.guards.narrow(event.child.ike.name, event.child.name, event.path)
                     self.guards.put_last(event.child.ike.name, event.child.name)
             case RemoveChild():
                 self.children.remove(event)
@@ -503,13 +505,14 @@ class IkeControl:
 
     async def add_guard(self, connection: Connection, child: ChildConfig, *, trap: bool) -> None:
         """Put in place what a child's start action asks for; ``trap``: in any case a trap."""
-        path = None
+        ends: Path | Ends | None = None
         if self.guards.needs_peer(connection, child, trap=trap):
             found = await self._way(connection, child)
             if found is None:
                 return
-            connection, path = found
-        self.guards.add(connection, child, path, trap=trap)
+            connection = found[0]
+            ends = found[1] or self._paths.without_route(connection)
+        self.guards.add(connection, child, ends, trap=trap)
 
     def _lost(self, event: IkeDown) -> None:
         """An IKE_SA that is gone: what it should have brought up is tried again."""
@@ -578,6 +581,7 @@ class IkeControl:
             return None
         wanted = []
         if child is not None:
+            self.guards.narrow(connection.name, child.name, path)
             wanted.append((child, self.guards.reqid(connection.name, child.name)))
         sa = self.engine.initiate(
             connection,
@@ -599,7 +603,7 @@ class IkeControl:
         return sa
 
     async def _way(
-        self, connection: Connection, child: ChildConfig | None, remote: IpAddress | None = None
+        self, connection: Connection, child: ChildConfig | None, remote: IpAddress | str | None = None
     ) -> tuple[Connection, Path | None] | None:
         """The way to the peer, or to ``remote`` where that sends us, and the connection as it is loaded by then.
 

@@ -55,7 +55,8 @@ class Paths:
         """
         if names_of(connection.remote_addrs):
             return None
-        remote = next(filter(None, map(_single, connection.remote_addrs)), None)
+        single = [address for address in map(_single, connection.remote_addrs) if address is not None]
+        remote = single[0] if single else None
         if remote is None or remote.version not in self._backend.ports:
             return None
         return Ends(specific(connection.local_addrs, remote.version), remote)

@@ -19,7 +19,7 @@ import pytest
 
 from ipsec.config import load_text
 from ipsec.daemon import ike as ike_module
-from ipsec.daemon import reach
+from ipsec.daemon import paths, reach
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.reach import Resolver
 from ipsec.daemon.vici import ViciControl
@@ -637,5 +637,78 @@ def test_what_a_packet_asked_for_goes_on_with_who_is_the_peer_now(names: Names) 
         assert sa is not None
         assert children_of(end) == [("other.example", "10.2.0.0/16")]
         await end.stop()
+
+    run(main())
+
+
+# -- no name, and no route
+
+
+def selectors(backend: FakeBackend) -> list[tuple[str, str]]:
+    pairs = [pair for policy in backend.policies.values() for pair in policy.selectors]
+    return sorted((str(pair.local), str(pair.remote)) for pair in pairs)
+
+
+@pytest.mark.parametrize(("by", "action"), [("file", "trap"), ("file", "start"), ("vici", "none")])
+def test_an_address_that_nothing_leads_to_is_guarded_all_the_same(
+    by: str, action: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The route may come any moment, and what a predecessor kept closed opens."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(paths, "source_address", lambda remote, mark: found.get(str(remote)))
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("host", f"start_action = {action}"))
+        text = text.replace("local_addrs = 127.0.0.1", "").replace("one.example", "127.0.0.1")
+        end = control(text, backend)
+        await end.start()
+        if by == "vici":
+            (connection,) = end.engine.table.by_name.values()
+            await end.add_guard(connection, connection.children[0], trap=True)
+        assert selectors(backend) == [("0.0.0.0/0", "127.0.0.1/32")]
+        assert backend.awaited == [set()], "it is there"
+        assert "cannot wait for traffic" not in caplog.text
+        (connection,) = end.engine.table.by_name.values()
+        assert await end.connect(connection, connection.children[0]) is None
+        assert selectors(backend) == [("0.0.0.0/0", "127.0.0.1/32")]
+        # and when there is a way it is for the address where that begins
+        found["127.0.0.1"] = LOOP
+        before, reqid = set(backend.policies), end.guards.reqid("one", "host")
+        assert await end.connect(connection, connection.children[0]) is not None
+        assert selectors(backend) == [("127.0.0.1/32", "127.0.0.1/32")]
+        assert not before & set(backend.policies)
+        assert end.guards.reqid("one", "host") == reqid
+        assert await vici_of(end, backend).unload_connection("one")
+        assert not backend.policies
+        await end.stop()
+
+    run(main())
+
+
+def test_a_guard_that_cannot_be_narrowed_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(paths, "source_address", lambda remote, mark: None)
+
+    async def main() -> None:
+        backend = FakeBackend()
+        text = connections(one=child("host", TRAP)).replace("local_addrs = 127.0.0.1", "")
+        end = control(text.replace("one.example", "127.0.0.1"), backend)
+        await end.start()
+        (policy,) = backend.policies
+
+        def refuse(policy: Policy) -> int:
+            raise PolicyError("no room")
+
+        backend.add_policy = refuse  # type: ignore[method-assign]
+        monkeypatch.setattr(paths, "source_address", lambda remote, mark: LOOP)
+        (connection,) = end.engine.table.by_name.values()
+        assert await end.connect(connection, connection.children[0]) is not None
+        assert "one: child host keeps in more than it has to: no room" in caplog.text
+        assert set(backend.policies) == {policy}
+        assert end.guards.wanted(policy) is not None
+        await end.stop()
+        del backend.add_policy  # type: ignore[method-assign]
 
     run(main())
