@@ -50,11 +50,15 @@ class Datagrams:
     def open(
         self, listen: Sequence[IpAddress], port: int, *, fwmark: int, inherited: Sequence[socket.socket] = ()
     ) -> None:
-        """Open an IKE socket on each address, one per family. BackendError if one cannot be."""
-        for address in listen:
-            ready = matching(inherited, address.version, port)
-            sock = ike.open_ike(address, port, fwmark=fwmark, ready=ready[0] if ready else None)
-            self._ike[address.version] = (sock, *ike.bound_to(sock))
+        """Open an IKE socket on each address, one per family. BackendError if one cannot be, and none is open then."""
+        try:
+            for address in listen:
+                ready = matching(inherited, address.version, port)
+                sock = ike.open_ike(address, port, fwmark=fwmark, ready=ready[0] if ready else None)
+                self._ike[address.version] = (sock, *ike.bound_to(sock))
+        except BaseException:
+            self.close_ike()
+            raise
 
     def share(self, sockets: Sequence[socket.socket], *, df_lost: Callable[[], None]) -> None:
         """The UDP sockets of the data path, the first worker's first. They stay the caller's.
@@ -79,11 +83,15 @@ class Datagrams:
         for sock, _, _ in self._ike.values():
             loop.remove_reader(sock.fileno())
 
-    def close(self) -> None:
-        """Close the IKE sockets and forget those of the data path."""
+    def close_ike(self) -> None:
+        """Close the IKE sockets, which nobody listens on any more."""
         for sock, _, _ in self._ike.values():
             sock.close()
         self._ike.clear()
+
+    def close(self) -> None:
+        """Close the IKE sockets and forget those of the data path."""
+        self.close_ike()
         self._esp.clear()
         self._bound.clear()
         self._df_lost = lambda: None

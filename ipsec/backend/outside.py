@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.backend.base import IpAddress
 from ipsec.backend.settings import OFFLOADS, UserspaceSettings
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, SaError
+from ipsec.esp.sa import SaParams
 from ipsec.net import ike, udp
 from ipsec.net.inherited import matching
 
@@ -43,6 +46,24 @@ def open_group(address: IpAddress, settings: UserspaceSettings, *, gro: bool) ->
             sock.close()
         raise
     return groups
+
+
+def check_sockets(params: SaParams, settings: UserspaceSettings, ports: Mapping[int, int]) -> None:
+    """SaError if no socket fits an SA; ``ports`` are those of ESP in UDP that are in use, by IP version."""
+    version = params.local.version
+    name = f"SA 0x{params.spi:08x}"
+    if version not in ports:
+        raise SaError(f"{name}: no socket for IPv{version} (see ipsecd.listen)")
+    if params.encap is None and not settings.raw_esp:
+        raise SaError(f"{name}: IP protocol 50 is off (set ipsecd.raw_esp = yes, or encap = yes)")
+    if params.encap is not None and params.encap[0] != ports[version]:
+        port = ports[version]
+        raise SaError(f"{name}: local UDP port {params.encap[0]} is not the one in use, {port} (ipsecd.port_nat_t)")
+
+
+def moved(params: SaParams, address: IpAddress, port: int) -> SaParams:
+    """An SA whose peer is elsewhere now; ``port`` is of no interest without UDP."""
+    return replace(params, remote=address, encap=(params.encap[0], port) if params.encap else None)
 
 
 def memory_socket(settings: UserspaceSettings) -> socket.socket:

@@ -156,7 +156,21 @@ class UserspaceBackend:
             self._ports[address.version] = groups[0][0].getsockname()[1]
             self._datagrams.share(groups[0], df_lost=self._df_lost)
         if settings.ike_port is not None:
-            self._datagrams.open(listen, settings.ike_port, fwmark=settings.fwmark, inherited=settings.inherited)
+            self.open_ike(settings.ike_port)
+
+    def open_ike(self, port: int) -> None:
+        """Open the sockets for IKE: at the start, or later where nobody spoke any then. BackendError."""
+        settings = self._settings
+        if settings.memory is None and not self._datagrams.ports:
+            listen = outside.listen_addresses(settings)
+            self._datagrams.open(listen, port, fwmark=settings.fwmark, inherited=settings.inherited)
+            if self._running:
+                self._datagrams.start()
+
+    def close_ike(self) -> None:
+        """Undo ``open_ike``."""
+        self._datagrams.pause()
+        self._datagrams.close_ike()
 
     async def _configure_device(self, mtu: int, *, path_mtu: int) -> None:
         router, tun = self._router, self._tun
@@ -343,12 +357,12 @@ class UserspaceBackend:
         inbound = self._sas.get(sa)
         if inbound is None:
             return
-        self._remember(sa, _moved(inbound, address, port))
+        self._remember(sa, outside.moved(inbound, address, port))
         for number in list(self._outbound.get(inbound.reqid, ())):
             params = self._sas[number]
             if (params.remote, params.encap) != (inbound.remote, inbound.encap):
                 continue
-            moved = _moved(params, address, port)
+            moved = outside.moved(params, address, port)
             try:
                 self.update_sa(number, local=moved.local, remote=address, encap=moved.encap, path_mtu=moved.path_mtu)
             except SaError as error:
@@ -466,7 +480,7 @@ class UserspaceBackend:
 
     def add_sa(self, params: SaParams) -> int:
         """Install an SA; its id. SaError if it cannot be, also because this daemon has no socket that fits it."""
-        self._check_sockets(params)
+        outside.check_sockets(params, self._settings, self._ports)
         engine = self._need_engine()
         sa = engine.add_sa(params)
         self._sas[sa] = params
@@ -477,17 +491,6 @@ class UserspaceBackend:
             self._outbound.setdefault(params.reqid, set()).add(sa)
             self._release(engine)
         return sa
-
-    def _check_sockets(self, params: SaParams) -> None:
-        version = params.local.version
-        name = f"SA 0x{params.spi:08x}"
-        if version not in self._ports:
-            raise SaError(f"{name}: no socket for IPv{version} (see ipsecd.listen)")
-        if params.encap is None and not self._settings.raw_esp:
-            raise SaError(f"{name}: IP protocol 50 is off (set ipsecd.raw_esp = yes, or encap = yes)")
-        if params.encap is not None and params.encap[0] != self._ports[version]:
-            port = self._ports[version]
-            raise SaError(f"{name}: local UDP port {params.encap[0]} is not the one in use, {port} (ipsecd.port_nat_t)")
 
     def _release(self, engine: CoreEngine) -> None:
         """Packets that wait for an SA are tried once more."""
@@ -503,7 +506,7 @@ class UserspaceBackend:
         if sa not in self._sas:
             raise SaError(f"there is no SA with id {sa}")
         moved = replace(self._sas[sa], local=local, remote=remote, encap=encap, path_mtu=path_mtu)
-        self._check_sockets(moved)
+        outside.check_sockets(moved, self._settings, self._ports)
         engine.update_sa(sa, local=local, remote=remote, encap=encap, path_mtu=path_mtu)
         self._remember(sa, moved)
 
@@ -693,7 +696,3 @@ class UserspaceBackend:
         ports = ", ".join(f"IPv{version} UDP port {port}" for version, port in self._ports.items())
         raw = " and IP protocol 50" if self._settings.raw_esp else ""
         log.info("device %s, %s%s, packets move in %s", self._tun.name, ports, raw, where)
-
-
-def _moved(params: SaParams, address: IpAddress, port: int) -> SaParams:
-    return replace(params, remote=address, encap=(params.encap[0], port) if params.encap else None)

@@ -15,6 +15,7 @@ import pytest
 from ipsec.backend.base import Datagram
 from ipsec.backend.datagrams import BUDGET, TURN_SECONDS, Datagrams
 from ipsec.backend.worker import Worker
+from ipsec.errors import BackendError
 from ipsec.esp import fast
 from ipsec.net import udp
 from ipsec.net.memory import MemoryTun
@@ -225,3 +226,17 @@ def test_without_an_address_nothing_is_delivered() -> None:
             assert a.datagrams.counts["ike_rx_unusable"] == 2
 
     asyncio.run(main())
+
+
+def test_a_port_that_one_family_has_not_is_none() -> None:
+    """Whoever opens sockets later than at the start goes on as before."""
+    datagrams = Datagrams()
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as holder:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind(("::1", 0))
+        port = holder.getsockname()[1]
+        with pytest.raises(BackendError, match=f"port {port}"):
+            datagrams.open([ip_address("127.0.0.1"), ip_address("::1")], port, fwmark=0)
+        assert datagrams.ports == {}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.bind(("127.0.0.1", port))
