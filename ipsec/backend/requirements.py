@@ -79,6 +79,9 @@ def check(
     found += [_sockets(settings, 4), _sockets(settings, 6)]
     if settings.raw_esp or settings.bypass:
         found.append(_raw(settings))
+    elif not settings.prepared:
+        what = "not to be had: connections with mode = pass are refused"
+        found.append(Requirement(_RAW, State.HINT, what, grants.capability("NET_RAW")))
     if state_dir is not None:
         found.append(_state(state_dir, outbound))
     if forwards:
@@ -163,8 +166,10 @@ def _sockets(settings: UserspaceSettings, version: int) -> Requirement:
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
+_RAW = "raw sockets (CAP_NET_RAW)"
+
+
 def _raw(settings: UserspaceSettings) -> Requirement:
-    name = "raw sockets (CAP_NET_RAW)"
     try:
         if settings.raw_esp:
             for sock in udp.open_raw_esp(IPv4Address(0), fwmark=settings.fwmark):
@@ -172,8 +177,8 @@ def _raw(settings: UserspaceSettings) -> Requirement:
         if settings.bypass:
             udp.open_bypass(4, fwmark=settings.fwmark).close()
     except BackendError as error:
-        return missing(name, error)
-    return Requirement(name, State.FOUND, "they can be opened")
+        return missing(_RAW, error)
+    return Requirement(_RAW, State.FOUND, "they can be opened")
 
 
 def _netlink(settings: UserspaceSettings) -> Requirement:
@@ -232,8 +237,8 @@ def _forwarding(settings: UserspaceSettings) -> list[Requirement]:
 
 def _reverse_path(settings: UserspaceSettings) -> list[Requirement]:
     # With a mark the way back of a peer's packets is looked up without it, and leads into the tunnel.
-    strict = settings.fwmark and max(_sysctl(f"ipv4/conf/{c}/rp_filter") or 0 for c in ("all", "default")) == 1
-    if not strict:
+    strict = max(_sysctl(f"ipv4/conf/{c}/rp_filter") or 0 for c in ("all", "default")) == 1
+    if not (settings.fwmark and settings.peer_inside and strict):
         return []
     detail = "net.ipv4.conf.*.rp_filter is 1 (strict): packets of peers inside their own selectors are dropped"
     return [Requirement("rp_filter", State.HINT, detail, "sysctl -w net.ipv4.conf.all.rp_filter=2")]

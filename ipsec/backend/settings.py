@@ -59,6 +59,8 @@ class UserspaceSettings:
     routing_priority: int = 220
     fwmark: int = 0
     "mark of our own packets, which lets them skip the table"
+    peer_inside: bool = False
+    "routes that lead to the device may lead a peer's packets there, from the start on"
     queue_length: int = 1000
     addresses: tuple[IpInterface, ...] = ()
     "for the device"

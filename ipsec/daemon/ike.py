@@ -20,7 +20,7 @@ from ipsec.daemon.collector import Collector
 from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
-from ipsec.daemon.loaded import Loaded
+from ipsec.daemon.loaded import Loaded, Refuse
 from ipsec.daemon.paths import Ends, Paths
 from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
 from ipsec.daemon.settings import ike_settings
@@ -72,7 +72,10 @@ PATIENCE_S = 2.0
 class IkeControl:
     """The IKE engine of one daemon. Everything belongs to the event loop's thread."""
 
-    def __init__(self, config: Config, backend: Backend, *, fwmark: int, qcd_secret: bytes = b"") -> None:
+    def __init__(
+        self, config: Config, backend: Backend, *, fwmark: int, qcd_secret: bytes = b"", refuse: Refuse = lambda _: None
+    ) -> None:
+        """``refuse``: see ``Loaded``."""
         self._config = config
         self._backend = backend
         self._resolver = Resolver()
@@ -112,7 +115,7 @@ class IkeControl:
         "who hears of the engine's events, after they have been acted upon"
         self._keylog = KeyLog(config.settings.keylog) if config.settings.keylog else None
         self.engine = self._make_engine(settings)
-        self.loaded = Loaded(config)
+        self.loaded = Loaded(config, refuse)
         self.children = Children(backend, path_mtu=config.settings.path_mtu, fraction=self.engine.fraction)
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
 

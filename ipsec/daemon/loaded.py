@@ -10,7 +10,7 @@ Sections that come by vici are read by the same code as those of the file.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -47,6 +47,10 @@ _KEY_TYPES: dict[str, type] = {
 }
 
 
+#: see ``Loaded``
+Refuse = Callable[[Connection], None]
+
+
 class _Entry(NamedTuple):
     """A connection as it was read, and where from."""
 
@@ -65,8 +69,10 @@ def _secrets(credentials: Credentials) -> list[SharedSecret | Ppk]:
 class Loaded:
     """See the module's text. ``config`` is the whole; methods raise ConfigError and change nothing then."""
 
-    def __init__(self, file: Config) -> None:
+    def __init__(self, file: Config, refuse: Refuse = lambda _: None) -> None:
+        """``refuse``: ConfigError for a connection that comes later and asks for what is not to be had here."""
         self._file = file
+        self._refuse = refuse
         self._connections: dict[str, _Entry] = {}
         self._pools: dict[str, PoolConfig] = {}
         self._secrets: dict[str, SharedSecret | Ppk] = {}
@@ -186,6 +192,7 @@ class Loaded:
         files = CredentialFiles(None)
         section = section_of(f"connections.{name}", message)
         connection = read_connection(section, name, files, allow_weak=self._file.settings.allow_weak)
+        self._refuse(connection)
         before = self._connections.get(name)
         self._connections[name] = _Entry(connection, section, tuple(files.own))
         self._complete.pop(name, None)

@@ -20,7 +20,7 @@ from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
 from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
-from ipsec.daemon.settings import backend_settings, may_write, say_mark, vici_wanted
+from ipsec.daemon.settings import backend_settings, may_write, say_limits, vici_wanted
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
@@ -35,7 +35,7 @@ def requirements(config: Config) -> list[Requirement]:
     """Everything that the daemon needs with this configuration. ConfigError, BackendError if it asks for the
     impossible."""
     settings = backend_settings(config)
-    say_mark(config, settings)
+    say_limits(config, settings)
     found = check(
         settings,
         state_dir=Path(config.settings.state_dir) if config.sas else None,

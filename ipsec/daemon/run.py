@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from ipsec.daemon.changed import wanted as watch_wanted
 from ipsec.daemon.endpoint import Endpoint
 from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, say_mark, vici_wanted
+from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -52,7 +54,7 @@ class Daemon:
         self._config = config
         self._ends = MemoryEnds(MemoryTun(), MemoryLink(), 0) if config.settings.backend is BackendKind.MEMORY else None
         self._backend_settings = backend_settings(config, self._ends, inherited)
-        say_mark(config, self._backend_settings)
+        say_limits(config, self._backend_settings)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
         self.health = Health(self.backend, config.settings.http.ready)
@@ -123,7 +125,8 @@ class Daemon:
     async def _start_ike(self) -> None:
         secret = qcd_secret(Path(self._config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
-        self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret)
+        refuse = partial(refuse_connection, settings=self._backend_settings)
+        self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret, refuse=refuse)
         self.health.attach(self.ike)
         if self._endpoint is not None:
             self._endpoint.metrics.attach(self.ike)
@@ -161,8 +164,7 @@ class Daemon:
 
     async def _reload(self) -> str:
         try:
-            # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
-            config = await asyncio.to_thread(load_again, self._config)
+            config = await self._read_again()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             return str(error)
@@ -184,9 +186,19 @@ class Daemon:
         log.info("reloaded %s: %s", config.file, amount(len(config.connections), "connection"))
         return ""
 
+    async def _read_again(self) -> Config:
+        """The configuration file as it is now. ConfigError also for what this daemon, as it was started, cannot do."""
+        # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
+        config = await asyncio.to_thread(load_again, self._config)
+        for connection in config.connections:
+            # what has been there since the start was warned of then
+            if connection not in self._config.connections:
+                refuse_connection(connection, self._backend_settings, file=config.file)
+        return config
+
     async def preview(self) -> tuple[Config, Config]:
         """What is in effect, and what would be if a ``reload`` could change all of it. ConfigError, as it would say."""
-        config = await asyncio.to_thread(load_again, self._config)
+        config = await self._read_again()
         if self.ike is None:
             return self._config, config
         loaded = self.ike.loaded

@@ -6,23 +6,24 @@ import contextlib
 import logging
 import os
 from enum import IntEnum
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 
 from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import ANY_ADDRESSES, VICI_SOCKET, BackendKind, DaemonSettings, Setup
 from ipsec.config.values import Switch
+from ipsec.daemon.needs import Need, needs, refuse
 from ipsec.errors import ConfigError
-from ipsec.esp.sa import Action, IpAddress
-from ipsec.ike.config import ChildMode, IkeSettings
+from ipsec.ike.config import IkeSettings
+from ipsec.net import udp
 from ipsec.net.inherited import Inherited
 from ipsec.net.rtnetlink import may_configure
 from ipsec.net.tun import device_exists
 
 log = logging.getLogger(__name__)
 
-#: the mark that is used where one is needed and none is configured
+#: the mark that is used where one is needed at the start and none is configured
 DEFAULT_FWMARK = 220
 #: cgroup v2, as seen from inside a container
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -42,15 +43,18 @@ class ExitCode(IntEnum):
     DEVICE_LOST = 6
 
 
-def say_mark(config: Config, settings: UserspaceSettings) -> None:
-    """Log where the mark is another than the configuration says."""
-    if settings.fwmark == config.settings.fwmark:
-        return
-    if settings.prepared:
+def say_limits(config: Config, settings: UserspaceSettings) -> None:
+    """Log where the mark is another than the configuration says, and what cannot be done here."""
+    if settings.prepared and config.settings.fwmark:
         log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
-    else:
+    elif settings.fwmark != config.settings.fwmark and Need.MARK in needs(config):
         why = "because policies cover the outer addresses, drop or bypass"
         log.info("our own packets bear mark %d, %s", settings.fwmark, why)
+    for connection in config.connections:
+        try:
+            refuse(connection, settings)
+        except ConfigError as error:
+            log.warning("%s", error)
 
 
 def backend_settings(
@@ -63,18 +67,13 @@ def backend_settings(
     if settings.namespace and prepared:
         why = "a device in another namespace cannot be prepared: to go there takes capabilities"
         raise ConfigError(why, file=config.file, key="ipsecd.namespace")
-    policies = config.policies()
-    bypass = any(policy.action is Action.BYPASS for policy in policies) or any(
-        child.mode is ChildMode.PASS for connection in config.connections for child in connection.children
-    )
-    drop = any(policy.action is Action.DISCARD for policy in policies) or any(
-        child.mode is ChildMode.DROP for connection in config.connections for child in connection.children
-    )
+    needed = needs(config)
     # without capabilities there is no mark and no raw socket; what was prepared sees to what they are for
     fwmark = 0 if prepared else settings.fwmark
-    inside = not settings.namespace and _protects_peer(config)
-    if not fwmark and ends is None and not prepared and (bypass or drop or inside):
-        fwmark = DEFAULT_FWMARK
+    bypass = Need.BYPASS in needed and not prepared
+    if ends is None and not prepared:
+        fwmark = fwmark or _default_mark(settings, needed)
+        bypass = bypass or (fwmark != 0 and udp.may_bypass(fwmark))
     port = _port(config)
     ike_port = (settings.port or None) if config.connections or vici_wanted(config) else None
     if ike_port == port:
@@ -90,7 +89,7 @@ def backend_settings(
         port=port,
         ike_port=ike_port,
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
-        bypass=bypass and not prepared,
+        bypass=bypass,
         install_routes=settings.install_routes and not prepared,
         prepared=prepared,
         tun_fd=inherited.tun_fd,
@@ -99,6 +98,7 @@ def backend_settings(
         routing_table=settings.routing_table,
         routing_priority=settings.routing_priority,
         fwmark=fwmark,
+        peer_inside=Need.MARK in needed,
         queue_length=settings.tun_queue_length,
         addresses=device_addresses(config) if prepared else settings.addresses,
         fail_closed=settings.fail_closed,
@@ -110,6 +110,18 @@ def backend_settings(
         },
         memory=ends,
     )
+
+
+def _default_mark(settings: DaemonSettings, needed: Need) -> int:
+    """The mark of our own packets where none is configured. What is loaded later may need one as well, so there is one
+    wherever that may be.
+
+    If nothing asks for it yet, it is one that the rule of another ipsecd, which has another table, does not know: our
+    packets may be meant to go through its tunnel.
+    """
+    if Need.MARK in needed:
+        return DEFAULT_FWMARK
+    return settings.routing_table if not settings.namespace and udp.may_mark() else 0
 
 
 def is_prepared(settings: DaemonSettings, *, there: bool) -> bool:
@@ -186,38 +198,3 @@ _IKE_NAMES = (
     *("cookie_threshold", "cookie_threshold_ip", "half_open_limit", "ike_sa_limit", "keep_alive", "fragment_size"),
     *("delete_rekeyed_delay", "make_before_break", "follow_redirects", "redirect_to"),
 )
-
-
-def _protects_peer(config: Config) -> bool:
-    """Whether a remote selector covers its own peer (host to host, everything), perhaps before there is an SA.
-
-    Either nothing but the peer is in it, so that no throw route can keep the outer packets out of the tunnel, or a trap
-    or guard is in place before anybody knows the peer. Only a mark tells outer packets from inner ones then.
-    """
-    for connection in config.connections:
-        for child in connection.children:
-            if child.shunt and child.mode is not ChildMode.DROP:
-                continue
-            for template in child.remote_ts:
-                # dynamic is the peer's own address, also where there are pools: nobody has to ask for another
-                if template.network is None or (
-                    child.start_action and any(_may_be_in(text, template.network) for text in connection.remote_addrs)
-                ):
-                    return True
-    return any(
-        pair.remote.start == pair.remote.end == sa.remote
-        for sa in config.sas
-        for policy in sa.policies
-        if policy.action is Action.PROTECT
-        for pair in policy.selectors
-    )
-
-
-def _may_be_in(text: str, network: tuple[IpAddress, IpAddress]) -> bool:
-    """Whether an entry of ``remote_addrs`` lies in a network; a name may, if that is everything."""
-    first, last = network
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return first.is_unspecified
-    return address.version == first.version and int(first) <= int(address) <= int(last)

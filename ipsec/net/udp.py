@@ -145,6 +145,25 @@ def open_bypass(version: int, *, fwmark: int) -> socket.socket:
     return sock
 
 
+def may_mark() -> bool:
+    """Whether we may mark what our sockets send (CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17)."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            set_mark(sock, 1)
+    except OSError:
+        return False
+    return True
+
+
+def may_bypass(fwmark: int) -> bool:
+    """Whether ``open_bypass`` is possible."""
+    try:
+        open_bypass(4, fwmark=fwmark).close()
+    except BackendError:
+        return False
+    return True
+
+
 def not_esp_filter(port: int) -> list[bpf.Instruction]:
     """For packet sockets (SOCK_DGRAM): keep what is on the wire and is not ESP, on UDP ``port`` or as protocol 50.
 

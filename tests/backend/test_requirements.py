@@ -94,7 +94,7 @@ def test_sysctls_become_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for path, value in (("ipv4/ip_forward", 0), ("ipv6/conf/all/forwarding", 1), ("ipv4/conf/all/rp_filter", 1)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"{value}\n")
-    found = by_name(check(settings(fwmark=1), forwards=True))
+    found = by_name(check(settings(fwmark=1, peer_inside=True), forwards=True))
     assert found["ip_forward"].state is State.HINT
     assert found["ip_forward"].remedy == "sysctl -w net.ipv4.ip_forward=1"
     assert found["IPv6 forwarding"].state is State.FOUND
@@ -104,3 +104,4 @@ def test_sysctls_become_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert (one.state, one.detail) == (State.FOUND, "net.ipv4.ip_forward is 0, and on for lan0")
     assert "rp_filter=2" in found["rp_filter"].remedy
     assert "rp_filter" not in by_name(check(settings()))
+    assert "rp_filter" not in by_name(check(settings(fwmark=1))), "routes keep peers out"

@@ -23,6 +23,7 @@ from ipsec.config import load_text
 from ipsec.config.settings import WORKERS_MAX
 from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
 from ipsec.errors import BackendError, ConfigError, SequenceError
+from ipsec.net import udp
 from tests.backend import python_core
 
 KEY_IN, KEY_OUT = "00" * 19 + "01", "00" * 19 + "02"
@@ -204,7 +205,8 @@ def test_check_does_not_print_keys(
         assert KEY_OUT not in said.out + said.err
 
 
-def test_settings_pass_through() -> None:
+def test_settings_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "may_mark", lambda: False)
     keys = """
         device = tunnel7
         mtu = 1300

@@ -103,7 +103,7 @@ class IkeWorld(World):
         """Write both configurations."""
         for gateway, tree in zip((self.a, self.b), self.conf, strict=True):
             gateway.config.touch(mode=0o600)
-            gateway.config.write_text("".join(_lines(tree)))
+            gateway.config.write_text(written(tree))
 
     def write_config(self, gateway: Gateway, **changes: str) -> None:
         """What ``conf`` says so far; there is nothing to change by the way."""
@@ -150,6 +150,11 @@ def launch(gateway: Gateway, *options: str, timeout: float = 30) -> None:
 def ups(gateway: Gateway) -> int:
     """How often a CHILD_SA came up."""
     return gateway.log().count("up, SPIs ")
+
+
+def written(tree: Tree) -> str:
+    """Sections and values as in a file."""
+    return "".join(_lines(tree))
 
 
 def _lines(tree: Tree) -> Iterator[str]:

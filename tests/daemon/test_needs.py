@@ -1,0 +1,173 @@
+"""A mark and raw sockets: had wherever that may be, and what needs them is refused where they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ipsec.backend.settings import UserspaceSettings
+from ipsec.config import load, load_text
+from ipsec.config.settings import Setup
+from ipsec.daemon import backend_settings
+from ipsec.daemon.needs import refuse
+from ipsec.daemon.run import Daemon
+from ipsec.daemon.settings import DEFAULT_FWMARK, say_limits
+from ipsec.errors import ConfigError
+from ipsec.net import udp
+from tests.daemon.test_parts import connection
+
+PLAIN = "remote_ts = 10.2.0.0/16\nstart_action = trap"
+HOST = "remote_ts = dynamic"
+ALL = "remote_ts = 0.0.0.0/0\nstart_action = trap"
+PASS = "remote_ts = 10.2.0.0/16\nmode = pass\nstart_action = trap"
+PASS_PORT = "remote_ts = 10.2.0.0/16[tcp/80]\nmode = pass\nstart_action = trap"
+DROP = "remote_ts = 10.2.0.0/16\nmode = drop\nstart_action = trap"
+
+
+@pytest.fixture
+def rights(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, bool], None]:
+    """Have those to mark and to open raw sockets, or not."""
+
+    def give(mark: bool, raw: bool) -> None:
+        monkeypatch.setattr(udp, "may_mark", lambda: mark)
+        monkeypatch.setattr(udp, "may_bypass", lambda fwmark: raw)
+
+    return give
+
+
+def settings(child: str = PLAIN, *, prepared: bool = False, **keys: str) -> UserspaceSettings:
+    values = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    config = load_text(f"ipsecd {{ {values} }}\n" + connection(child))
+    setup = Setup.PREPARED if prepared else Setup.OWN
+    return backend_settings(replace(config, settings=replace(config.settings, setup=setup)))
+
+
+@pytest.mark.parametrize(
+    ("child", "mark", "bypass"),
+    [(PLAIN, False, False), (HOST, True, False), (ALL, True, False), (PASS, True, True), (DROP, True, False)],
+)
+def test_what_is_configured_at_the_start_is_had_or_fails(
+    child: str, mark: bool, bypass: bool, rights: Callable[[bool, bool], None]
+) -> None:
+    rights(False, False)
+    got = settings(child)
+    assert (got.fwmark, got.bypass) == (DEFAULT_FWMARK if mark else 0, bypass)
+    assert got.peer_inside == mark
+    rights(True, True)
+    got = settings(child)
+    assert (got.fwmark, got.bypass) == (DEFAULT_FWMARK, True)
+    assert got.peer_inside == mark
+
+
+def test_what_may_come_later_is_provided_for(rights: Callable[[bool, bool], None]) -> None:
+    rights(True, False)
+    assert (settings().fwmark, settings().bypass) == (220, False)
+    rights(True, True)
+    # the rule of another ipsecd with the table 220 is for what we send, too
+    assert (settings(routing_table="7").fwmark, settings(fwmark="9").fwmark) == (7, 9)
+    assert settings(routing_table="7").bypass
+    elsewhere = settings(HOST, namespace="app")
+    assert (elsewhere.fwmark, elsewhere.bypass) == (0, False), "no route of the tunnel is in the way here"
+    prepared = settings(PASS, prepared=True, fwmark="9")
+    assert (prepared.fwmark, prepared.bypass) == (0, False)
+
+
+def test_rights_are_looked_for_where_they_count() -> None:
+    """Whatever this test may do: both say so without an exception."""
+    assert udp.may_bypass(1) <= udp.may_mark()
+
+
+def refused(child: str, have: UserspaceSettings) -> str:
+    (one,) = load_text(connection(child)).connections
+    try:
+        refuse(one, have)
+    except ConfigError as error:
+        return str(error).removeprefix("connections.c.children.n: ")
+    return ""
+
+
+@pytest.mark.parametrize("child", [PLAIN, HOST, ALL, PASS, PASS_PORT, DROP])
+def test_with_everything_nothing_is_refused(child: str) -> None:
+    assert not refused(child, UserspaceSettings(fwmark=220, bypass=True))
+
+
+@pytest.mark.parametrize(
+    ("have", "child", "words"),
+    [
+        ({}, PLAIN, ""),
+        ({}, HOST, "bear no mark that keeps them out of it: grant CAP_NET_ADMIN"),
+        ({}, ALL, "CAP_NET_ADMIN"),
+        ({}, DROP, "CAP_NET_ADMIN"),
+        ({"fwmark": 1}, DROP, ""),
+        ({"fwmark": 1}, PASS, "needs a raw socket: grant CAP_NET_RAW"),
+        ({"fwmark": 1}, PASS_PORT, "CAP_NET_RAW"),
+        ({"namespace": "app"}, HOST, ""),
+        ({"namespace": "app"}, PASS, "restart ipsecd with it in its file"),
+        ({"prepared": True}, HOST, ""),
+        ({"prepared": True}, DROP, ""),
+        ({"prepared": True}, PASS, ""),
+        ({"prepared": True}, PASS_PORT, "name whole networks, or let ipsecd make device and routes"),
+    ],
+)
+def test_what_is_missing_is_told(have: dict[str, Any], child: str, words: str) -> None:
+    said = refused(child, UserspaceSettings(**have))
+    assert words in said
+    assert bool(words) == bool(said)
+
+
+def test_memory_refuses_nothing() -> None:
+    assert not refused(PASS, UserspaceSettings(memory=cast(Any, object())))
+
+
+def test_what_a_prepared_device_cannot_do_is_a_warning_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_text(connection(PASS_PORT))
+    say_limits(config, UserspaceSettings(prepared=True))
+    assert "connections.c.children.n: mode = pass for some ports or protocols" in caplog.text
+
+
+def test_a_mark_that_nothing_needs_is_not_spoken_of(
+    caplog: pytest.LogCaptureFixture, rights: Callable[[bool, bool], None]
+) -> None:
+    caplog.set_level(logging.INFO)
+    rights(True, True)
+    config = load_text(connection(PLAIN))
+    say_limits(config, backend_settings(config))
+    assert not caplog.records
+
+
+# -- a whole daemon
+
+
+def file(folder: Path, text: str) -> Path:
+    path = folder / "swanctl.conf"
+    path.touch(mode=0o600)
+    path.write_text(f"ipsecd {{ backend = memory\n state_dir = {folder}\n vici_socket = none }}\n{text}")
+    return path
+
+
+def test_a_file_that_asks_for_more_than_there_is_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        path = file(tmp_path, connection(PLAIN))
+        daemon = Daemon(load(str(path)))
+        await daemon.start()
+        daemon._backend_settings = UserspaceSettings(fwmark=1)
+        more = connection(PLAIN) + connection(PASS).replace("c {", "other {", 1)
+        file(tmp_path, more)
+        said = await daemon.reload()
+        assert said.startswith(f"{path}: connections.other.children.n: mode = pass needs a raw socket")
+        assert f"not reloaded: {said}" in caplog.text
+        with pytest.raises(ConfigError, match="raw socket"):
+            await daemon.preview()
+        assert daemon.ike is not None
+        assert list(daemon.ike.engine.table.by_name) == ["c"]
+        await daemon.stop()
+
+    asyncio.run(main())
