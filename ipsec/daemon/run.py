@@ -30,7 +30,7 @@ from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, say_limits, vici_wanted
+from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -98,7 +98,7 @@ class Daemon:
             self.backend.set_policies(config.policies())
             self._manual.install([sa.params() for sa in config.sas])
             if (config.connections or vici_wanted(config)) and not self._stopping.is_set():
-                await self._start_ike()
+                await self._start_ike(config, vici=vici_wanted(config))
             if self.ike is None or self._stopping.is_set():
                 # Else it has said so itself. Also before a stop: what a predecessor left goes only with one that had
                 # routes of its own.
@@ -122,22 +122,39 @@ class Daemon:
         if config.connections:
             log.info("%s", amount(len(config.connections), "connection"))
 
-    async def _start_ike(self) -> None:
-        secret = qcd_secret(Path(self._config.settings.state_dir))
+    async def _start_ike(self, config: Config, *, vici: bool) -> None:
+        """IKE, and ``vici``. BackendError if that cannot be served, and there is neither then."""
+        secret = qcd_secret(Path(config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
         refuse = partial(refuse_connection, settings=self._backend_settings)
-        self.ike = IkeControl(self._config, self.backend, fwmark=fwmark, qcd_secret=secret, refuse=refuse)
-        self.health.attach(self.ike)
-        if self._endpoint is not None:
-            self._endpoint.metrics.attach(self.ike)
-        self.backend.on_datagram(self.ike.on_datagram)
-        if vici_wanted(self._config):
+        ike = IkeControl(config, self.backend, fwmark=fwmark, qcd_secret=secret, refuse=refuse)
+        if vici:
             # before anything is started: another daemon may be there
-            settings = self._config.settings
-            self._vici = await start_vici(
-                self.ike, self.backend, settings, self.health, self, manual=self._manual_stats
-            )
-        await self._until_stopping(self.ike.start())
+            try:
+                self._vici = await start_vici(
+                    ike, self.backend, config.settings, self.health, self, manual=self._manual_stats
+                )
+            except BaseException:
+                await ike.stop()
+                raise
+        self.ike = ike
+        self.health.attach(ike)
+        if self._endpoint is not None:
+            self._endpoint.metrics.attach(ike)
+        self.backend.on_datagram(ike.on_datagram)
+        await self._until_stopping(ike.start())
+
+    async def _begin_ike(self, config: Config) -> None:
+        """IKE where there were manual SAs alone. BackendError, ConfigError, with everything as it was."""
+        port = ike_port(config)
+        if port is not None:
+            self.backend.open_ike(port)
+        try:
+            # what cannot begin is no reason to end: connections come as they do with any other reload
+            await self._start_ike(replace(config, connections=()), vici=vici_wanted(config))
+        except BackendError:
+            self.backend.close_ike()
+            raise
 
     async def _until_stopping(self, work: Coroutine[object, object, None]) -> None:
         """What may have to wait for others, and is broken off when a signal says stop."""
@@ -168,21 +185,27 @@ class Daemon:
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             return str(error)
+        effective = replace(config, settings=self._config.settings, sas=self._config.sas)
+        if self.ike is None and config.connections:
+            try:
+                await self._begin_ike(effective)
+            except (BackendError, ConfigError) as error:
+                why = f"IKE, which there was no connection for at the start, cannot begin: {error}"
+                log.error("not reloaded: %s", why)
+                return why
         for what, old, new in (
             ("ipsecd", self._config.settings, config.settings),
             ("sas", self._config.sas, config.sas),
         ):
             if old != new:
                 log.warning("section %s changed, which takes a restart", what)
-        self._config = replace(config, settings=self._config.settings, sas=self._config.sas)
+        self._config = effective
         if self._sources is not None:
             self._sources.read(config)
         for warning in config.warnings:
             log.warning("%s", warning)
         if self.ike is not None:
             await self.ike.reload(self._config)
-        elif config.connections:
-            await self._start_ike()
         log.info("reloaded %s: %s", config.file, amount(len(config.connections), "connection"))
         return ""
 

@@ -74,11 +74,6 @@ def backend_settings(
     if ends is None and not prepared:
         fwmark = fwmark or _default_mark(settings, needed)
         bypass = bypass or (fwmark != 0 and udp.may_bypass(fwmark))
-    port = _port(config)
-    ike_port = (settings.port or None) if config.connections or vici_wanted(config) else None
-    if ike_port == port:
-        why = f"UDP port {port} is that of ESP (port_nat_t); 0 has IKE use it too, from the first message on"
-        raise ConfigError(why, file=config.file, key="ipsecd.port")
     # 0.0.0.0 and :: together mean whatever this host has; IPv6 alone may be missing without harm
     listen = () if settings.listen == ANY_ADDRESSES else settings.listen
     return UserspaceSettings(
@@ -86,8 +81,8 @@ def backend_settings(
         mtu=settings.mtu,
         workers=auto_workers() if settings.workers is None else settings.workers,
         listen=listen,
-        port=port,
-        ike_port=ike_port,
+        port=_port(config),
+        ike_port=ike_port(config),
         raw_esp=settings.raw_esp is Switch.YES or (settings.raw_esp is Switch.AUTO and config.needs_raw_esp()),
         bypass=bypass,
         install_routes=settings.install_routes and not prepared,
@@ -179,6 +174,15 @@ def _port(config: Config) -> int:
         text = ", ".join(map(str, sorted(ports)))
         raise ConfigError(f"SAs use several local UDP ports ({text}), one is possible", file=config.file, key="sas")
     return ports.pop() if ports else config.settings.port_nat_t
+
+
+def ike_port(config: Config) -> int | None:
+    """The UDP port for IKE, None if there is none of its own. ConfigError if that is the one of ESP."""
+    port = (config.settings.port or None) if config.connections or vici_wanted(config) else None
+    if port == _port(config):
+        why = f"UDP port {port} is that of ESP (port_nat_t); 0 has IKE use it too, from the first message on"
+        raise ConfigError(why, file=config.file, key="ipsecd.port")
+    return port
 
 
 def ike_settings(config: Config, *, port: int, port_nat_t: int, qcd_secret: bytes) -> IkeSettings:

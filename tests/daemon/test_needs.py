@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from ipsec.daemon import backend_settings
 from ipsec.daemon.needs import refuse
 from ipsec.daemon.run import Daemon
 from ipsec.daemon.settings import DEFAULT_FWMARK, say_limits
-from ipsec.errors import ConfigError
+from ipsec.errors import BackendError, ConfigError
 from ipsec.net import udp
-from tests.daemon.test_parts import connection
+from tests.daemon.test_parts import MANUAL, connection
 
 PLAIN = "remote_ts = 10.2.0.0/16\nstart_action = trap"
 HOST = "remote_ts = dynamic"
@@ -168,6 +169,40 @@ def test_a_file_that_asks_for_more_than_there_is_changes_nothing(
             await daemon.preview()
         assert daemon.ike is not None
         assert list(daemon.ike.engine.table.by_name) == ["c"]
+        await daemon.stop()
+
+    asyncio.run(main())
+
+
+def test_ike_that_cannot_begin_leaves_manual_sas_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here because vici has no socket; the next reload finds one."""
+    served: list[object] = []
+
+    async def refuse(*args: object, **more: object) -> None:
+        served.append(args[0])
+        if len(served) == 1:
+            raise BackendError("another daemon listens there")
+
+    run_module = sys.modules[Daemon.__module__]
+    monkeypatch.setattr(run_module, "start_vici", refuse)
+    monkeypatch.setattr(run_module, "vici_wanted", lambda config: bool(config.connections))
+
+    async def main() -> None:
+        manual = MANUAL[MANUAL.index("sas") :]
+        daemon = Daemon(load(str(file(tmp_path, manual))))
+        await daemon.start()
+        closed: list[bool] = []
+        monkeypatch.setattr(daemon.backend, "close_ike", lambda: closed.append(True))
+        file(tmp_path, manual + connection(PLAIN))
+        assert "cannot begin: another daemon listens there" in await daemon.reload()
+        assert daemon.ike is None
+        assert closed
+        assert len(list(daemon._manual.stats())) == 2
+        assert await daemon.reload() == ""
+        assert daemon.ike is not None
+        assert daemon.ike.guards.has("c", "n")
         await daemon.stop()
 
     asyncio.run(main())

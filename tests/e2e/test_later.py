@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ipsec.net import netns
 from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, in_clear, loss, sniffing, ups, written
+from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, loss, sniffing, ups, written
 from tests.e2e.test_ike_operation import hang_up
 from tests.e2e.test_prepared import prepare, start_without
 from tests.e2e.test_why import ctl, socket_of
@@ -160,3 +161,62 @@ def test_prepared(world: IkeWorld) -> None:
     world.conf[0]["connections"]["shunts"]["children"]["around"]["remote_ts"] = f"{NETS[4][1]}[tcp]"
     world.write()
     hang_up(world.a, "not reloaded")
+
+
+# -- a daemon for manual SAs alone
+
+
+def manual(world: IkeWorld) -> dict[str, Any]:
+    """a has a manual SA in place of connections, and no vici; what it would have had."""
+    later = {name: world.conf[0].pop(name) for name in ("connections", "secrets")}
+    keys = {f"integ_key_{way}": f"0x{octet * 32}" for way, octet in (("in", "11"), ("out", "22"))}
+    numbers = {"spi_in": "0x1001", "spi_out": "0x1002"}
+    ends = {"local": OUTER[4][0], "remote": "192.0.2.99", "local_ts": NETS[4][0], "remote_ts": "10.9.0.0/16"}
+    world.conf[0]["sas"] = {"m": {**ends, **numbers, **keys, "esp_proposals": "null-sha256"}}
+    world.set("ipsecd.vici_socket", "none", 0)
+    return later
+
+
+@pytest.mark.parametrize("begins", [0, 1])
+def test_connections_beside_manual_sas(world: IkeWorld, begins: int) -> None:
+    later = manual(world)
+    if begins:
+        world.set(":start_action", "start", 1)
+        world.write()
+        world.a.start()
+    else:
+        later["connections"]["site"]["children"]["net"]["start_action"] = "start"
+        world.start()
+    sockets = world.a.run("ss", "-Huln", "sport = 500").stdout
+    assert not sockets
+    world.conf[0].update(later)
+    world.write()
+    hang_up(world.a, "reloaded")
+    assert ":500" in world.a.run("ss", "-Huln", "sport = 500").stdout
+    if begins:
+        world.b.start()
+    world.wait_up()
+    assert loss(world.a.ping(INNER[4][1])) == 0
+    assert "10.9.0.0/16" in world.a.leftovers()
+    assert world.a.stop()[0] == 0
+
+
+def test_a_reload_is_refused_where_ike_has_no_port(world: IkeWorld) -> None:
+    later = manual(world)
+    later["connections"]["site"]["children"]["net"]["start_action"] = "start"
+    world.start()
+    world.conf[0].update(later)
+    world.write()
+    with netns.inside(world.a.namespace):
+        holder = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with holder:
+        holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind(("::", 500))
+        hang_up(world.a, "not reloaded")
+        assert "cannot begin" in world.a.log()
+        assert "port 500" in world.a.log()
+        assert not world.a.run("ss", "-Huln4", "sport = 500").stdout, "none of one family alone"
+        assert "10.9.0.0/16" in world.a.leftovers()
+    hang_up(world.a, "reloaded")
+    world.wait_up()
+    assert eventually(lambda: loss(world.a.ping(INNER[4][1])) == 0)
