@@ -181,6 +181,8 @@ class IkeControl:
         Who waits for a name keeps nobody else from beginning, and after PATIENCE_S goes on by himself.
         """
         self._give(config)
+        if unless is None:  # not before: a peer that hears that no connection is for it may give up
+            self._backend.on_datagram(self.on_datagram)
         jobs = [
             self._task(self._begin_each(connection))
             for connection in config.connections
@@ -366,7 +368,7 @@ class IkeControl:
 
     def _acquire(self, event: Acquire) -> None:
         found = self.guards.wanted(event.policy)
-        if found is not None:
+        if found is not None and not self._stopping:
             connection, child = found
             log.info("%s: traffic for %s", connection.name, child.name)
             self._spawn(self.connect(connection, child))

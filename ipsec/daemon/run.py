@@ -141,7 +141,6 @@ class Daemon:
         self.health.attach(ike)
         if self._endpoint is not None:
             self._endpoint.metrics.attach(ike)
-        self.backend.on_datagram(ike.on_datagram)
         await self._until_stopping(ike.start())
 
     async def _begin_ike(self, config: Config) -> None:

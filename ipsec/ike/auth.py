@@ -398,6 +398,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
         core.note_token(sa, payloads)
         if wants_child:
             reply += _first_child(sa, nonces, payloads, now)
+            _give_way(sa, now)
         elif connection.childless is Childless.NEVER:
             raise PeerError(NotifyType.INVALID_SYNTAX, "childless = never, and the peer asks for no CHILD_SA")
     except PeerError as error:
@@ -449,6 +450,23 @@ def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: 
     log_up(sa, child)
     sa.core.emit(ChildUp(child))
     return out
+
+
+def _give_way(sa: IkeSa, now: float) -> None:
+    """The peer was first: what we have begun for the same children need not go on, or there are two of each for ever.
+
+    Only while the peer has no IKE_SA of it that it could take to be up: where both have sent IKE_AUTH, both stay, since
+    either end could give way for the one that the other gives up.
+    """
+    up = {child.name for child in sa.children_up()}
+    for other in sa.core.named(sa.name):
+        asking = other.pending is not None and other.pending.exchange == ExchangeType.IKE_SA_INIT
+        wanted = {config.name for config, _ in other.auth.configs} if other.auth is not None else set()
+        alike = other.connection.is_alike(sa.connection)
+        if asking and alike and wanted and wanted <= up and not other.replaces:
+            log.info("%s: not needed any more, %s is up", other, sa)
+            other.quiet = True
+            other.destroy("the peer was first", now)
 
 
 def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:

@@ -43,12 +43,19 @@ class FakeBackend:
         self.spis: set[int] = set()
         self.awaited: list[set[str]] = []
         "what was said to be awaited, each time"
+        self.handler: Callable[[Datagram], None] | None = None
+        self.heard_by = -1
+        "connections that were known when IKE was first heard"
         self.left = 1
         "networks that a predecessor closed, if something is awaited"
 
     def _next(self) -> int:
         self._number += 1
         return self._number
+
+    def on_datagram(self, handler: Callable[[Datagram], None]) -> None:
+        self.handler = handler
+        self.heard_by = len(handler.__self__.engine.table.by_name)  # type: ignore[attr-defined]
 
     def get_spi(self) -> int:
         self.spis.add(self._next())
@@ -436,6 +443,42 @@ def test_stop_does_not_wait_for_a_dead_peer() -> None:
         await pair.ends[0].stop()
         assert loop.time() - begin <= ike_module.STOP_S + 1
         assert not pair.backends[0].sas
+        await pair.ends[1].stop()
+
+    run(main())
+
+
+def test_nobody_is_heard_before_there_are_connections() -> None:
+    """A peer that is told that none is for it may give up: charon does."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        assert pair.backends[0].handler is None
+        await pair.start()
+        assert [backend.heard_by for backend in pair.backends] == [1, 1]
+        await pair.stop()
+
+    run(main())
+
+
+def test_a_stop_is_not_stopped_by_traffic(caplog: pytest.LogCaptureFixture) -> None:
+    """A packet that meets a trap while everything is closed makes no new tunnel."""
+
+    async def main() -> None:
+        pair = Pair(A.replace("start_action = start", "start_action = trap|start"), B)
+        await pair.start()
+        (a, b), (one, _) = pair.backends, pair.ends
+        await until(lambda: len(a.sas) == 2)
+        policy = min(a.policies)  # the trap came first
+        caplog.set_level("INFO")
+        stop = asyncio.ensure_future(one.stop())
+        await asyncio.sleep(0)
+        one.on_event(Acquire(policy, a.policies[policy].reqid))
+        await stop
+        await asyncio.sleep(0.3)
+        assert not b.sas
+        assert not one.engine.sas
+        assert "traffic for" not in caplog.text
         await pair.ends[1].stop()
 
     run(main())

@@ -19,6 +19,7 @@ from ipsec.wire.payloads import NotifyPayload
 from tests.pair import Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.invariants import agree
+from tests.sim.link import Link
 
 C = ip_address("192.0.2.3")
 
@@ -277,3 +278,41 @@ def test_who_is_the_peer_now_is_not_asked_for_what_the_old_one_had() -> None:
     assert new.auth is not None
     assert [config.name for config, _ in new.auth.configs] == ["other"]
     assert new.auth.configs[0][0] is pair.a.connections["c"].child("other")
+
+
+# -- both ends begin
+
+
+def test_who_still_knocks_gives_way() -> None:
+    """The peer was not there when we began, and has brought the same children up by the time it hears us."""
+    pair = Pair()
+    pair.world.link = replace(pair.world.link, loss=1.0)
+    first = pair.a.initiate()
+    pair.world.run(1)
+    pair.world.link = Link()
+    pair.b.initiate()
+    pair.world.settle()
+    assert [sa.uid for sa in pair.a.ikes] != [first.uid]
+    pair.world.run(60)
+    pair.finish()
+
+
+def test_who_wants_more_goes_on() -> None:
+    """What the peer has brought up is not all that we want."""
+    pair = Pair(children=("net", "two"))
+    pair.world.link = replace(pair.world.link, loss=1.0)
+    pair.a.initiate()
+    pair.world.run(1)
+    pair.world.link = Link()
+    pair.b.initiate(children=("net",))
+    pair.world.run(60)
+    assert {child.name for child in pair.a.children} == {"net", "two"}
+
+
+def test_both_at_once_stay() -> None:
+    """Neither can know which of the two the other will keep."""
+    pair = Pair()
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(60)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
