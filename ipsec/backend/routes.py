@@ -136,6 +136,7 @@ class Routes:
             elif policy.action is Action.BYPASS and not pair.protocol:
                 # one for some ports only must not take the whole network out of the tunnel
                 self._book.exclude((pair.remote.start, pair.remote.end))
+                self._book.let_pass((pair.remote.start, pair.remote.end))
             elif policy.action is Action.DISCARD and drops_all(pair):
                 if self._may_drop:
                     self._book.protect(None, (pair.remote.start, pair.remote.end))

@@ -7,6 +7,7 @@ it is not; shunts pass or drop.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -58,6 +59,8 @@ class Guards:
         "policies of guards that are gone, by connection: they stay until their successors are there"
         self._expected: dict[tuple[str, str], Guard] = {}
         "guards that cannot be put in place before somebody says where their peer is"
+        self._expecting: Counter[str] = Counter()
+        "how many of a connection are expected"
         self._awaited: dict[str, set[TrafficSelector | None]] = {}
         "remote ends of those, None for a peer's address, by connection: until ``release``"
         self._loading = True
@@ -96,7 +99,7 @@ class Guards:
             self._engine.untrap(*key)
             raise
         self._guards[key] = guard
-        self._expected.pop(key, None)
+        self._expect_no_more(key)
 
     def _wants(self, child: ChildConfig, *, trap: bool) -> bool:
         """Whether there is anything to put in place for a child."""
@@ -111,7 +114,18 @@ class Guards:
     def expect(self, connection: Connection, child: ChildConfig) -> Guard:
         """``add`` will follow as soon as the peer's address is known, unless ``remove`` comes before it."""
         self._awaited.setdefault(connection.name, set()).update(_remote_ends(child))
-        guard = self._expected[connection.name, child.name] = Guard(connection, child, [], (), 0, False)
+        key = connection.name, child.name
+        self._expect_no_more(key)
+        guard = self._expected[key] = Guard(connection, child, [], (), 0, False)
+        self._expecting[connection.name] += 1
+        return guard
+
+    def _expect_no_more(self, key: tuple[str, str]) -> Guard | None:
+        guard = self._expected.pop(key, None)
+        if guard is not None:
+            self._expecting[key[0]] -= 1
+            if not self._expecting[key[0]]:
+                del self._expecting[key[0]]
         return guard
 
     def is_expected(self, guard: Guard) -> bool:
@@ -121,7 +135,7 @@ class Guards:
     def forget(self, guard: Guard) -> None:
         """It will not come."""
         if self.is_expected(guard):
-            del self._expected[guard.connection.name, guard.child.name]
+            self._expect_no_more((guard.connection.name, guard.child.name))
 
     def _put(self, guard: Guard) -> None:
         """All policies of a guard, or none."""
@@ -192,8 +206,8 @@ class Guards:
         ``hold``: another guard is about to come, perhaps only after a name has been looked up. Until ``release`` what
         this one stopped stays stopped: it would leave in clear.
         """
-        expected = self._expected.pop((connection, child), None)
-        if expected is not None and not hold:
+        expected = self._expect_no_more((connection, child))
+        if not hold and (expected is not None or connection not in self._held):
             self.release(connection)
         guard = self._guards.pop((connection, child), None)
         if guard is None:
@@ -214,7 +228,7 @@ class Guards:
         """
         if connection not in self._held and connection not in self._awaited:
             return
-        if any(name == connection for name, _ in self._expected):
+        if connection in self._expecting:
             return
         for policy in self._held.pop(connection, ()):
             self._backend.del_policy(policy)

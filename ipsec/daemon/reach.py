@@ -137,29 +137,30 @@ def names_of(texts: Iterable[str]) -> list[str]:
 def source_address(remote: IpAddress, fwmark: int) -> IpAddress | None:
     """The address that the kernel would send from to ``remote``, outside of the tunnel; None if there is no route."""
     family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        # also this may fail: without IPv6, or when too many files are open
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
             if fwmark:
                 udp.set_mark(sock, fwmark)
             # connecting a UDP socket sends nothing
             sock.connect((str(remote), 9))
             found: IpAddress = ip_address(sock.getsockname()[0].partition("%")[0])
-        except OSError:
-            return None
+    except OSError:
+        return None
     return found
 
 
 def usable(local: IpAddress, remote: IpAddress, fwmark: int) -> bool:
     """Whether ``local`` is an address of this host, and a route leads from it to ``remote``."""
     family = socket.AF_INET if remote.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
             if fwmark:
                 udp.set_mark(sock, fwmark)
             sock.bind((str(local), 0))
             sock.connect((str(remote), 9))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

@@ -226,12 +226,21 @@ class RouteBook:
         stay = _meeting(self._kept, (range_ for range_ in awaited if range_ is not None))
         if None in awaited:
             stay.update(prefix for prefix in self._kept if prefix.length == _BITS[prefix.version])
-        for prefix in self._kept - stay:
+        self._stop_keeping(self._kept - stay)
+        return len(stay)
+
+    def let_pass(self, remote: Range) -> None:
+        """What was kept within ``remote`` opens: it is to go around the tunnel, whoever is awaited."""
+        around = set(prefixes(*remote))
+        lengths = {prefix.length for prefix in around}
+        self._stop_keeping({one for one in self._kept if not around.isdisjoint(_around(one, lengths))})
+
+    def _stop_keeping(self, networks: Set[Prefix]) -> None:
+        for prefix in networks:
             self._kept.remove(prefix)
             self._touch_inside(prefix)
             self._count_length(prefix, -1)
             self._dirty[prefix] = None
-        return len(stay)
 
     def uses(self, addresses: Set[bytes]) -> bool:
         """Whether one of these, packed, is the source of a route that was installed."""
@@ -329,6 +338,13 @@ def _meeting(networks: Iterable[Prefix], ranges: Iterable[Range]) -> set[Prefix]
         if at and ends[at - 1] >= (prefix.version, prefix.value):
             found.add(prefix)
     return found
+
+
+def _around(prefix: Prefix, lengths: Iterable[int]) -> Iterator[Prefix]:
+    """The networks of these lengths that it lies in."""
+    for length in lengths:
+        if length <= prefix.length:
+            yield Prefix(prefix.version, length, _cut(prefix, length))
 
 
 def _cut(prefix: Prefix, length: int) -> int:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -398,6 +399,44 @@ def test_a_guard_that_somebody_else_has_installed_is_not_waited_for(names: Names
         await end.add_guard(connection, connection.children[0], trap=True)
         assert end.guards.has("one", "host")
         await until(lambda: backend.awaited[-1] == set())
+        await end.stop()
+
+    run(main())
+
+
+def test_nor_is_one_that_somebody_has_installed_and_taken_away_again(names: Names) -> None:
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", "start_action = start")), backend)
+        await end.start()
+        (connection,) = end.engine.table.by_name.values()
+        names.know("one.example")
+        await end.add_guard(connection, connection.children[0], trap=True)
+        assert end.guards.remove("one", "host")
+        assert backend.awaited[-1] == set()
+        await end.stop()
+
+    run(main())
+
+
+def test_what_is_expected_is_not_searched_for_each(names: Names) -> None:
+    """Thousands of connections whose names come late would take each other's time."""
+
+    class Keys(dict[tuple[str, str], Any]):
+        def __iter__(self) -> Iterator[tuple[str, str]]:
+            raise AssertionError("all of them are looked at for one")
+
+    async def main() -> None:
+        end = control(connections(one=child("host", "start_action = start")), FakeBackend())
+        (one,) = end.loaded.config().connections
+        guards = end.guards
+        guards._expected = Keys()
+        expected = [guards.expect(replace(one, name=f"c{n % 50}"), replace(one.children[0], name=f"n{n}"))
+                    for n in range(100)]  # fmt: skip
+        for guard in expected:
+            guards.forget(guard)
+            guards.release(guard.connection.name)
+        assert not guards._expecting
         await end.stop()
 
     run(main())

@@ -181,6 +181,20 @@ def test_what_is_excluded_is_so_from_what_stays_closed() -> None:
     assert table.follow(book) == {}
 
 
+def test_what_is_to_pass_is_kept_no_longer() -> None:
+    """``pass`` for the very network, or around it, that a predecessor closed: no name may ever be known otherwise."""
+    book, table = RouteBook(fail_closed=True), Table()
+    left = closed("10.2.0.0/16", "10.3.0.1/32", "0.0.0.0/1", "fd02::/16")
+    table.entries = {Entry("unreachable", prefix): None for prefix in left}
+    book.keep(left)
+    book.adopt(table.entries)
+    book.let_pass(between("10.2.0.0/16"))
+    book.let_pass((ip_address("10.3.0.1"), ip_address("10.3.0.9")))
+    assert table.follow(book) == {"unreachable 0.0.0.0/1": None, "unreachable fd02::/16": None}
+    book.let_pass(between("0.0.0.0/0"))
+    assert table.follow(book) == {"unreachable fd02::/16": None}
+
+
 ADDRESSES = st.integers(0, 31).map(lambda n: IPv4Address(0x0A000000 + n))
 RANGES = st.tuples(ADDRESSES, ADDRESSES).map(lambda pair: (min(pair), max(pair)))
 
