@@ -6,7 +6,6 @@ error: it is there to be used.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -111,16 +110,16 @@ class _Loader:
         places = {path: name for name in KEY_DIRECTORIES for path in self.files.scan(name)}
         places |= {path: passphrase.directory for path, passphrase in secrets.items()}
         for path, directory in places.items():
-            data, mode = self._read_key(path, secrets.get(path))
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                self.warnings.append(f"{path} is open to group or others, run: chmod 600 {path}")
+            data, open_to = self._read_key(path, secrets.get(path))
+            if open_to:
+                self.warnings.append(open_to)
             try:
                 take(_load_key(data, directory, secrets.get(path)), path)
             except ConfigError as error:
                 raise _key_error(path, secrets.get(path), error.message) from None
         return keys, ends, authorities
 
-    def _read_key(self, path: str, passphrase: Passphrase | None) -> tuple[bytes, int]:
+    def _read_key(self, path: str, passphrase: Passphrase | None) -> tuple[bytes, str]:
         try:
             return read_file(path)
         except ConfigError as error:

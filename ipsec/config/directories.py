@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ipsec.config.sources import note
+from ipsec.config.sources import note, why_unread
 from ipsec.config.values import read_regular
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.keyfiles import load_public_key
@@ -80,7 +80,7 @@ class CredentialFiles:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise ConfigError(f"cannot read the directory: {error.strerror}", file=path) from None
+            raise ConfigError(f"cannot read the directory: {why_unread(error)}", file=path) from None
         if len(names) > FILES_MAX:
             raise ConfigError(f"more than {FILES_MAX} files", file=path)
         return [os.path.join(path, name) for name in sorted(names)]
@@ -116,8 +116,8 @@ class CredentialFiles:
         return f"certificate {certificate.subject}"
 
 
-def read_file(path: str) -> tuple[bytes, int]:
-    """Contents and permissions of a regular file. ConfigError says which file."""
+def read_file(path: str) -> tuple[bytes, str]:
+    """Contents of a regular file, and who else can read it, see ``read_regular``. ConfigError says which file."""
     return read_regular(path, FILE_SIZE_MAX)
 
 

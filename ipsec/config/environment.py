@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from ipsec.config import DEFAULT_FILE
 from ipsec.config.grammar import Section, Value, parse_file
 from ipsec.config.settings import DaemonSettings
-from ipsec.config.sources import note
+from ipsec.config.sources import note, why_unread
 from ipsec.config.values import read_regular, suggestion
 from ipsec.errors import ConfigError
 
@@ -163,7 +163,7 @@ class Environment:
             why = "there is no such file, and no variable describes a connection: IPSEC_REMOTE_ADDRS and others"
             raise ConfigError(why, file=DEFAULT_FILE) from None
         except OSError as error:
-            raise ConfigError(error.strerror or "cannot be read", file=DEFAULT_FILE) from None
+            raise ConfigError(why_unread(error), file=DEFAULT_FILE) from None
         return parse_file(DEFAULT_FILE)
 
     def add_connection(self, root: Section) -> list[str]:
@@ -322,11 +322,11 @@ def _inline(text: str) -> str:
 
 def _read_secret(path: str, name: str, warnings: list[str]) -> str:
     try:
-        data, mode = read_regular(path, SECRET_SIZE_MAX)
+        data, open_to = read_regular(path, SECRET_SIZE_MAX)
     except ConfigError as error:
         raise ConfigError(error.message, file=name) from None
-    if mode & 0o077:
-        warnings.append(f"{name}: {path} is open to group or others, run: chmod 600 {path}")
+    if open_to:
+        warnings.append(f"{name}: {open_to}")
     try:
         # the newline that editors and echo leave at the end
         text = data.decode().rstrip("\r\n")

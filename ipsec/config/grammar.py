@@ -25,7 +25,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ipsec.config.sources import note
+from ipsec.config.sources import note, why_unread
 from ipsec.errors import ConfigError
 
 FILE_SIZE_MAX = 16 << 20
@@ -127,7 +127,7 @@ def _read_file(path: str, origin: _Cursor | None) -> str:
                 raise fail("not a regular file")
             data = file.read(FILE_SIZE_MAX + 1)
     except (OSError, ValueError) as error:
-        raise fail(getattr(error, "strerror", None) or "not a file name") from None
+        raise fail(why_unread(error)) from None
     if len(data) > FILE_SIZE_MAX:
         raise fail(f"larger than {FILE_SIZE_MAX >> 20} MiB")
     try:

@@ -31,6 +31,15 @@ def note(path: str) -> None:
         found[path] = look(path)
 
 
+def why_unread(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, and who would have to be able to."""
+    why = getattr(error, "strerror", None) or "not a file name"
+    if isinstance(error, PermissionError):
+        groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
+        why += f"; it has to be readable by uid {os.geteuid()} or group {groups}"
+    return why
+
+
 def look(path: str) -> Look:
     """What a file looks like now. Symbolic links are followed: Kubernetes changes those."""
     try:

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip
 from typing import Any, TypeVar
 
 from ipsec.config.grammar import Section, Value, shown
-from ipsec.config.sources import note
+from ipsec.config.sources import note, why_unread
 from ipsec.errors import ConfigError
 
 T = TypeVar("T")
@@ -184,9 +184,9 @@ def parse_secret(text: str) -> bytes:
 def read_secret_file(path: str, origin: str) -> bytes:
     """The key in a file, relative to the directory of ``origin``; whoever else may read the file has the key too."""
     path = os.path.join(os.path.dirname(origin), path)
-    data, mode = read_regular(path, KEY_FILE_SIZE_MAX)
-    if mode & 0o077:
-        raise ConfigError(f"{path} is open to group or others, run: chmod 600 {path}")
+    data, open_to = read_regular(path, KEY_FILE_SIZE_MAX)
+    if open_to:
+        raise ConfigError(open_to)
     try:
         return parse_secret(data.decode("ascii").strip())
     except UnicodeDecodeError:
@@ -195,10 +195,10 @@ def read_secret_file(path: str, origin: str) -> bytes:
         raise ConfigError(f"{path}: {error.message}") from None
 
 
-def read_regular(path: str, limit: int) -> tuple[bytes, int]:
-    """Contents and permissions of a regular file of at most ``limit`` octets. ConfigError says which file and why.
+def read_regular(path: str, limit: int) -> tuple[bytes, str]:
+    """Contents of a regular file of at most ``limit`` octets, and who else can read it, with what mends that, or nothing.
 
-    Permissions of group and others are left out where they mean nothing, see ``is_mounted``.
+    ConfigError says which file and why.
     """
     note(path)
     try:
@@ -207,17 +207,22 @@ def read_regular(path: str, limit: int) -> tuple[bytes, int]:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"cannot read {path}: not a regular file")
-            mode = stat.S_IMODE(status.st_mode)
-            if is_mounted(file.fileno()):
-                mode &= ~0o077
+            open_to = "" if is_mounted(file.fileno()) else _open_to(path, status)
             data = file.read(limit + 1)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "not a file name"
-        raise ConfigError(f"cannot read {path}: {why}") from None
+        raise ConfigError(f"cannot read {path}: {why_unread(error)}") from None
     if len(data) > limit:
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} octets"
         raise ConfigError(f"cannot read {path}: larger than {size}")
-    return data, mode
+    return data, open_to
+
+
+def _open_to(path: str, status: os.stat_result) -> str:
+    """Who but the owner can read a file with a key."""
+    if status.st_uid:
+        return f"{path} is open to group or others, run: chmod 600 {path}" if status.st_mode & 0o077 else ""
+    # root's group is how a daemon without privileges, whose user may be another at each start, gets to read a file
+    return f"{path} is open to others, run: chmod o= {path}" if status.st_mode & 0o007 else ""
 
 
 def is_mounted(file: int | str) -> bool:

@@ -11,6 +11,7 @@ from ipsec.config import Config, load, load_text
 from ipsec.config.directories import CredentialFiles, base_directory
 from ipsec.errors import ConfigError
 from tests.config import pki
+from tests.config.owner import owned_by
 
 CONF = b"ipsecd {\n}\n"
 
@@ -135,10 +136,16 @@ def test_fifo_does_not_hang(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
-def test_open_key_is_a_warning(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_open_key_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int) -> None:
     path = pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon"), mode)
+    owned_by(monkeypatch, owner)
     config = read(tmp_path)
-    assert config.warnings == (f"{path} is open to group or others, run: chmod 600 {path}",)
+    if owner:
+        assert config.warnings == (f"{path} is open to group or others, run: chmod 600 {path}",)
+    else:
+        # what the group of root's files is for
+        assert config.warnings == (() if mode == 0o640 else (f"{path} is open to others, run: chmod o= {path}",))
     assert len(config.credentials.private_keys) == 1
 
 

@@ -28,6 +28,7 @@ from ipsec.errors import ConfigError
 from ipsec.ike.config import Action, AuthClass
 from ipsec.ike.credentials import Ppk
 from tests.config import pki
+from tests.config.owner import owned_by
 
 PSK = "correct horse battery"
 PEER = {"IPSEC_REMOTE_ADDRS": "192.0.2.2", "IPSEC_PSK": PSK}
@@ -232,7 +233,7 @@ def test_services_of_kubernetes_are_not_ours(read: Read) -> None:
 
 
 @pytest.mark.parametrize("data", [b"0123456789", b"0123456789\n", b"0123456789\r\n"])
-def test_secret_file(read: Read, tmp_path: Path, data: bytes) -> None:
+def test_secret_file(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     path = tmp_path / "psk"
     path.touch(0o600)
     path.write_bytes(data)
@@ -240,6 +241,7 @@ def test_secret_file(read: Read, tmp_path: Path, data: bytes) -> None:
     assert config.credentials.secrets[0].secret == b"0123456789"
     assert config.warnings == ()
     path.chmod(0o644)
+    owned_by(monkeypatch, 1000)
     path.write_bytes(b"abcdefghij\n")
     config = load_again(config)
     assert config.credentials.secrets[0].secret == b"abcdefghij"

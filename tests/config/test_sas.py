@@ -18,6 +18,7 @@ from ipsec.crypto.suites import Encr, EspSuite, all_esp_suites, esp_suite
 from ipsec.errors import ConfigError
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
 from ipsec.wire.selector import TCP
+from tests.config.owner import owned_by
 
 IN, OUT = bytes(range(20)), bytes(range(100, 120))
 
@@ -340,13 +341,37 @@ def test_key_files(tmp_path: Path) -> None:
     assert config.warnings == ()
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
-def test_key_file_open_to_others(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o604, 0o620, 0o644, 0o666])
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_key_file_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int) -> None:
+    """Of root's files a group may read: that is how a daemon without privileges gets at them."""
+    owned_by(monkeypatch, owner)
     name = key_file(tmp_path / "in", f"0x{IN.hex()}", mode)
     text = document(section("gw", key_in=None, key_in_file=name))
-    with pytest.raises(ConfigError, match="is open to group or others, run: chmod 600") as caught:
+    if not mode & (0o077 if owner else 0o007):
+        assert load_text(text, str(tmp_path / "main.conf")).sas[0].key_in == IN
+        return
+    with pytest.raises(ConfigError) as caught:
         load_text(text, str(tmp_path / "main.conf"))
+    to, remedy = ("group or others", "chmod 600") if owner else ("others", "chmod o=")
+    assert caught.value.message == f"{tmp_path}/in is open to {to}, run: {remedy} {tmp_path}/in"
     assert caught.value.key == "sas.gw.key_in_file"
+
+
+def test_key_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has to mend it is told who we are: in a container, or with DynamicUser=, that is not plain to see."""
+
+    def refuse(path: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("ipsec.config.values.os.open", refuse)
+    monkeypatch.setattr("ipsec.config.sources.os.geteuid", lambda: 65532)
+    monkeypatch.setattr("ipsec.config.sources.os.getegid", lambda: 65532)
+    monkeypatch.setattr("ipsec.config.sources.os.getgroups", lambda: [987])
+    with pytest.raises(ConfigError) as caught:
+        load_text(document(section("gw", key_in=None, key_in_file="in")), str(tmp_path / "main.conf"))
+    why = "Permission denied; it has to be readable by uid 65532 or group 987, 65532"
+    assert caught.value.message == f"cannot read {tmp_path}/in: {why}"
 
 
 @pytest.mark.parametrize("content", ["", "swordfish", "0x" + "zz" * 20, "0x" + "0" * 5000, "s\u00e4sam"])
