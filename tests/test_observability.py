@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,16 +73,42 @@ def test_rules_fire_when_they_should() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_unit_file_fits_the_daemon() -> None:
+def unit_file() -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for line in UNIT.read_text().splitlines():
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
             keys.setdefault(name, []).append(value)
+    return keys
+
+
+def test_unit_file_is_installed_as_documented(tmp_path: Path) -> None:
+    """The unit's group is made, and what it reads is not refused for being open to that group."""
+    text = (ROOT / "docs" / "operations.md").read_text().partition("\n## systemd\n")[2]
+    commands = text.split("```")[1].strip().splitlines()
+    (group,) = unit_file()["SupplementaryGroups"]
+    assert commands[:2] == [f"groupadd --force --system {group}", f"chgrp -R {group} /etc/swanctl"]
+    assert commands[-2:] == ["systemctl daemon-reload", "systemctl enable --now ipsecd"]
+    (unit,) = re.findall(r"install -m 644 (\S+) /etc/systemd/system/", text)
+    assert ROOT / unit == UNIT
+    key, home = tmp_path / "private" / "key", tmp_path
+    key.parent.mkdir(mode=0o700)
+    key.touch(mode=0o600)
+    subprocess.run(commands[2].replace("/etc/swanctl", str(home)).split(), check=True)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (home, key.parent, key)] == [0o750, 0o750, 0o640]
+
+
+def test_unit_file_fits_the_daemon() -> None:
+    keys = unit_file()
     assert keys["Type"] == ["notify"]
     # what a restart does not mend
     useless = {ExitCode.USAGE, ExitCode.CONFIG, ExitCode.SA}
     assert {int(status) for status in keys["RestartPreventExitStatus"][0].split()} == useless
+    # where README.md installs it
+    assert keys["ExecStart"] == ["/opt/ipsec/bin/ipsecd"]
+    assert "python3 -m venv /opt/ipsec " in (ROOT / "README.md").read_text()
+    # whoever is in vici_group has to get as far as the socket
+    assert keys["RuntimeDirectoryMode"] == ["0755"]
     assert keys["AmbientCapabilities"] == keys["CapabilityBoundingSet"]
     assert "@system-service" in keys["SystemCallFilter"]
     if shutil.which("systemd-analyze"):

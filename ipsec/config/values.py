@@ -196,7 +196,7 @@ def read_secret_file(path: str, origin: str) -> bytes:
 
 
 def read_regular(path: str, limit: int) -> tuple[bytes, str]:
-    """Contents of a regular file of at most ``limit`` octets, and who else can read it, with what mends that, or nothing.
+    """Contents of a regular file of at most ``limit`` octets; who else can read it and what mends that, or nothing.
 
     ConfigError says which file and why.
     """
