@@ -140,16 +140,22 @@ class Environment:
             if name != "IPSEC_CONFIG"
         )
 
-    def parse(self, path: str | None) -> Section:
+    def parse(self, path: str | None, overridden: list[str] | None = None) -> Section:
         """What the file says, with what concerns the daemon out of variables. ConfigError.
 
-        None is the default file, which need not be there if variables describe a connection.
+        None is the default file, which need not be there if variables describe a connection. ``overridden`` gets a line
+        for each key of the file that a variable replaces.
         """
         root = parse_file(path) if path is not None else self._parse_default()
         for name, text in self.values.items():
             place = VARIABLES.get(name)
             if place is not None and place.section.startswith("ipsecd"):
-                _section(root, place.section).values[place.key] = Value(text.strip(), name, None)
+                section = _section(root, place.section)
+                old = section.values.get(place.key)
+                if overridden is not None and old is not None and (old.text or "").strip() != text.strip():
+                    key = section.child_path(place.key)
+                    overridden.append(f"{old.file}:{old.line}: {key} is not used: {name} is set")
+                section.values[place.key] = Value(text.strip(), name, None)
         return root
 
     def _parse_default(self) -> Section:

@@ -46,6 +46,8 @@ class Config:
     "section sas, in order of appearance"
     warnings: tuple[str, ...] = ()
     "what is allowed but questionable, with file and line; to be logged at start"
+    overridden: tuple[str, ...] = ()
+    "keys that the file sets and variables replace, with file and line; to be logged at start"
     connections: tuple[Connection, ...] = ()
     "section connections, in order of appearance; one that did not change equals what it was"
     credentials: Credentials = field(default_factory=Credentials)
@@ -84,10 +86,11 @@ def load(path: str | None = DEFAULT_FILE, environment: Environment | None = None
     """
     environment = environment or Environment()
     try:
+        overridden: list[str] = []
         with recorded() as sources:
-            root = environment.parse(path)
+            root = environment.parse(path, overridden)
             config = _read(root, base_directory(path or DEFAULT_FILE), environment)
-        return replace(config, path=path, environment=environment, sources=sources)
+        return replace(config, path=path, environment=environment, sources=sources, overridden=tuple(overridden))
     except ConfigError as error:
         raise environment.explain(error) from None
 

@@ -82,6 +82,8 @@ class Daemon:
     async def _start(self) -> None:
         config = self._config
         log.info("configuration %s", config.file)
+        for line in config.overridden:
+            log.info("%s", line)
         for warning in config.warnings:
             log.warning("%s", warning)
         if not config.sas and not config.connections:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,9 @@ def test_a_configuration_without_sas_is_not_silent(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Daemon, "start", start_and_stop)
+    caplog.set_level(logging.INFO)
     config = load_text(f"ipsecd {{\nbackend = memory\nstate_dir = {tmp_path}\n}}", "empty.conf")
+    config = replace(config, overridden=("ipsecd.mtu is not used: IPSEC_MTU is set",))
     assert daemon.run(config, core=python_core) == ExitCode.OK
+    assert [one.levelname for one in caplog.records if "ipsecd.mtu is not used" in one.message] == ["INFO"]
     assert "empty.conf configures neither connections nor SAs" in caplog.text

@@ -214,6 +214,20 @@ def test_errors_name_the_variable(read: Read, variables: dict[str, str], said: s
     assert said in refused(read, variables)
 
 
+def test_what_a_variable_replaces_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "swanctl.conf"
+    path.touch(0o600)
+    text = "ipsecd {\n vici_socket = /run/mine\n mtu = 1400\n http {\n listen = none\n }\n}\nconnections { }\n"
+    path.write_text(text)
+    variables = {"IPSEC_VICI_SOCKET": "/run/ipsecd/vici", "IPSEC_MTU": "1400", "IPSEC_HTTP_LISTEN": "9903"}
+    config = load(str(path), read_environment({**variables, "IPSEC_PORT": "501"}))
+    # not what says the same, or is in no file
+    assert config.overridden == (
+        f"{path}:2: ipsecd.vici_socket is not used: IPSEC_VICI_SOCKET is set",
+        f"{path}:5: ipsecd.http.listen is not used: IPSEC_HTTP_LISTEN is set",
+    )
+
+
 def test_services_of_kubernetes_are_not_ours(read: Read) -> None:
     links = {
         "IPSEC_SERVICE_HOST": "10.96.0.7",
