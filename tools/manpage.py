@@ -13,10 +13,9 @@ from pathlib import Path
 
 import click
 
-from ipsec.ctl.app import SOCKET_VARIABLE, common_options
+from ipsec.ctl.app import SOCKET_VARIABLE, SOCKETS, common_options
 from ipsec.ctl.errors import MEANINGS
 from ipsec.ctl.main import VERBS, cli
-from ipsec.vici.client import DEFAULT_SOCKET
 
 FILE = Path(__file__).parent.parent / "docs" / "man" / "ipsecctl.1"
 
@@ -51,7 +50,8 @@ def text() -> str:
         lines += [".TP", f".B {code:d}", roff(meaning)]
     lines += [".SH ENVIRONMENT", ".TP", f".B {SOCKET_VARIABLE}", "The daemon's socket, instead of \\-\\-socket."]
     lines += [".TP", ".B NO_COLOR", "No colour, if it is set."]
-    lines += [".SH FILES", ".TP", f".I {roff(DEFAULT_SOCKET)}", "Where ipsecd and charon listen, if they are not told."]
+    lines += [".SH FILES", ".TP", f".I {roff(SOCKETS[0])}", "Where ipsecd and charon listen, if they are not told."]
+    lines += [".TP", f".I {roff(SOCKETS[1])}", "Where ipsecd listens as a unit of systemd; looked at second."]
     lines += [".SH SEE ALSO", r".BR swanctl (8),", r".BR swanctl.conf (5)"]
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,8 @@ from ipsec.errors import ParseError
 from ipsec.vici.client import DEFAULT_SOCKET, HungUp, Session, UnknownToDaemon, ViciError, connect
 
 SOCKET_VARIABLE = "IPSECCTL_SOCKET"
+#: where a daemon is looked for, in this order: by default, and as systemd/ipsecd.service has it
+SOCKETS = (DEFAULT_SOCKET, "/run/ipsecd/vici")
 #: of the documents that --json prints; a change that programs could trip over makes it one higher
 SCHEMA = 1
 #: the width of what does not go to a terminal: nothing is cut or wrapped
@@ -48,7 +50,8 @@ class Terminal(Console):
 class App:
     """What the options that all verbs have say, and what goes with them."""
 
-    socket: str = field(default_factory=lambda: os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+    socket: str = field(default_factory=lambda: os.environ.get(SOCKET_VARIABLE, ""))
+    "the daemon's; empty: the first of SOCKETS that somebody answers on, and that one from then on"
     json: bool = False
     color: str = "auto"
 
@@ -89,14 +92,29 @@ class App:
         except ViciError as error:
             raise explained(error) from error
 
+    async def connect(self) -> Session:
+        """Connect to the daemon. CtlError that says what to do if there is none."""
+        sockets = (self.socket,) if self.socket else SOCKETS
+        failed: dict[str, ViciError] = {}
+        for socket in sockets:
+            try:
+                session = await connect(socket)
+            except ViciError as error:
+                failed[socket] = error
+            else:
+                self.socket = socket
+                return session
+        # one that is there and does not work is more to the point than one that is not
+        for socket, why in failed.items():
+            if not isinstance(why.__cause__, FileNotFoundError):
+                raise unreachable(socket, why) from why
+        why = failed[sockets[0]]
+        raise unreachable(" or ".join(sockets), why) from why
+
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """A connection to the daemon. CtlError that says what to do if there is none."""
-        try:
-            session = await connect(self.socket)
-        except ViciError as error:
-            raise unreachable(self.socket, error) from error
-        async with session:
+        """A connection to the daemon, for as long as the body runs. CtlError that says what to do if there is none."""
+        async with await self.connect() as session:
             yield session
 
 
@@ -164,7 +182,8 @@ def common_options() -> list[click.Parameter]:
             expose_value=False,
             is_eager=True,
             callback=_set,
-            help=f"The daemon's vici socket, also a charon's. Default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET}.",
+            help=f"The daemon's vici socket, also a charon's. Default: ${SOCKET_VARIABLE}, else the first of "
+            f"{' and '.join(SOCKETS)} that a daemon answers on.",
         ),
         click.Option(
             ["--color"],

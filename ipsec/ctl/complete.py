@@ -10,7 +10,6 @@ from click.shell_completion import CompletionItem
 from ipsec.ctl.app import App
 from ipsec.ctl.names import Known, known
 from ipsec.errors import IpsecError
-from ipsec.vici.client import connect
 
 PATIENCE_S = 1.0
 
@@ -55,10 +54,10 @@ def _manual(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 
 def _ask(context: click.Context) -> Known | None:
-    socket = context.ensure_object(App).socket
+    app = context.ensure_object(App)
 
     async def ask() -> Known:
-        async with asyncio.timeout(PATIENCE_S), await connect(socket) as session:
+        async with asyncio.timeout(PATIENCE_S), await app.connect() as session:
             return await known(session)
 
     try:

@@ -11,14 +11,14 @@ from rich.text import Text
 
 from ipsec.backend.requirements import Requirement, State
 from ipsec.ctl.advice import ADVICE
-from ipsec.ctl.app import FILE, App, Verb, current, unreachable
+from ipsec.ctl.app import FILE, App, Verb, current
 from ipsec.ctl.check import contents, fetch_changes, read
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table, plural
 from ipsec.ctl.view import fetch_problems, number, section, sections, text, texts
 from ipsec.daemon.ready import requirements
 from ipsec.errors import BackendError, ConfigError
-from ipsec.vici.client import Session, UnknownToDaemon, ViciError, connect
+from ipsec.vici.client import Session, UnknownToDaemon, ViciError
 
 STYLES = {State.FOUND: GOOD, State.HINT: WARN, State.MISSING: BAD}
 #: what a running daemon holds, so that nobody else can try it
@@ -117,9 +117,8 @@ class _Findings:
 async def _look(app: App) -> _Findings:
     seen = _Findings()
     try:
-        session = await connect(app.socket)
-    except ViciError as error:
-        problem = unreachable(app.socket, error)
+        session = await app.connect()
+    except CtlError as problem:
         seen.add("daemon", problem.message, problem.remedy)
         return seen
     seen.running = True

@@ -113,6 +113,31 @@ def test_wrong_usage_is_a_document_too(ctl: Ctl) -> None:
         assert done.document["error"] == "usage"
 
 
+def test_a_daemon_is_found_where_the_unit_has_it(
+    ctl: Ctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default, unit = str(tmp_path / "default"), str(tmp_path / "unit")
+    monkeypatch.setattr("ipsec.ctl.app.SOCKETS", (default, unit))
+    assert main(["list", "conns"]) == ExitCode.UNREACHABLE
+    assert f"no daemon: there is no socket {default} or {unit}\n" in capsys.readouterr().err
+    with FakeDaemon(Path(unit)):
+        assert main(["list", "conns"]) == ExitCode.OK
+        main(["doctor", "--json"])
+        assert f"answers on {unit}" in capsys.readouterr().out
+        # a path that is given is the only one
+        assert main(["list", "conns", "--socket", default]) == ExitCode.UNREACHABLE
+        monkeypatch.setenv("IPSECCTL_SOCKET", default)
+        assert main(["list", "conns"]) == ExitCode.UNREACHABLE
+        monkeypatch.delenv("IPSECCTL_SOCKET")
+        with FakeDaemon(tmp_path / "killed"):
+            os.rename(tmp_path / "killed", default)
+        capsys.readouterr()
+        # what a daemon that was killed left behind is in nobody's way
+        assert main(["list", "conns"]) == ExitCode.OK
+    assert main(["list", "conns"]) == ExitCode.UNREACHABLE
+    assert f"no daemon listens on {default}\n" in capsys.readouterr().err
+
+
 def test_no_permission(ctl: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(path: str) -> None:
         raise PermissionError(13, "Permission denied")
@@ -181,7 +206,7 @@ def test_socket_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPSECCTL_SOCKET", "/x/y")
     assert App().socket == "/x/y"
     monkeypatch.setenv("IPSECCTL_SOCKET", "")
-    assert App().socket == "/var/run/charon.vici"
+    assert App().socket == ""
 
 
 def test_who_reads_has_gone(daemon: FakeDaemon) -> None:
