@@ -20,7 +20,7 @@ from ipsec.backend.place import explain
 from ipsec.backend.prepared import take_prepared
 from ipsec.backend.seqstore import SequenceStore
 from ipsec.backend.settings import UserspaceSettings
-from ipsec.errors import BackendError
+from ipsec.errors import BackendError, SuiteError
 from ipsec.esp.sa import SaParams
 from ipsec.net import grants, link, netns, udp
 from ipsec.net.route import Router
@@ -97,7 +97,7 @@ def _core(settings: UserspaceSettings) -> Requirement:
         providers = core.Engine(provider=settings.crypto_provider).providers()
     except BackendError as error:
         return missing("data path", error)
-    except (ValueError, RuntimeError) as error:
+    except (SuiteError, ValueError, RuntimeError) as error:
         return Requirement("data path", State.MISSING, str(error), "set ipsecd.crypto_provider to auto")
     return Requirement("data path", State.FOUND, "crypto by " + ", ".join(sorted(set(providers.values()))))
 

@@ -107,14 +107,14 @@ def number_in(low: int, high: int, *, also: Collection[int] = (), hexadecimal: b
     return parse
 
 
-def one_of(kind: type[E]) -> Callable[[str], E]:
-    """A parser for the values of an enumeration of words."""
+def one_of(kind: type[E], *, unnamed: Collection[E] = ()) -> Callable[[str], E]:
+    """A parser for the values of an enumeration of words. Errors do not name those that are ``unnamed``."""
 
     def parse(text: str) -> E:
         for member in kind:
             if member.value == text.lower():
                 return member
-        words = [str(member.value) for member in kind]
+        words = [str(member.value) for member in kind if member not in unnamed]
         raise ConfigError(f"{quoted(text)} is not one of {', '.join(words)}{suggestion(text, words)}")
 
     return parse

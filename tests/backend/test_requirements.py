@@ -89,6 +89,14 @@ def test_a_data_path_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install" in found.remedy
 
 
+def test_a_provider_that_leaves_packets_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "compiled_core", core.compiled_core)
+    monkeypatch.delenv("IPSEC_BENCH_NULL_CIPHER", raising=False)
+    found = by_name(check(settings(crypto_provider="copy")))["data path"]
+    assert (found.state, found.remedy) == (State.MISSING, "set ipsecd.crypto_provider to auto")
+    assert "leaves packets in clear" in found.detail
+
+
 def test_sysctls_become_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(requirements, "_SYSCTL", tmp_path)
     for path, value in (("ipv4/ip_forward", 0), ("ipv6/conf/all/forwarding", 1), ("ipv4/conf/all/rp_filter", 1)):

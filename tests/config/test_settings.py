@@ -93,6 +93,7 @@ def test_keys(line: str, value: Any) -> None:
     ("line", "message"),
     [
         ("backend = kernle", "'kernle' is not one of userspace, memory"),
+        ("crypto_provider = cpy", "'cpy' is not one of auto, ipsec-mb, libcrypto, avx512, vaes"),
         ("event_loop = uvlop", "'uvlop' is not one of auto, uvloop, asyncio, did you mean 'uvloop'?"),
         (
             "device = averyverylongname",
