@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
@@ -197,11 +197,8 @@ def _netlink(settings: UserspaceSettings) -> Requirement:
 
 def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
     name = "state directory"
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing, buffering=0) as trial:
-            # a full disk lets empty files be made
-            trial.write(bytes(_TRIAL_LEN))
+        there = try_directory(directory, _TRIAL_LEN)
     except OSError as error:
         remedy = "set ipsecd.state_dir to a directory that this user can write and that outlives a restart"
         return Requirement(name, State.MISSING, f"{directory}: {error.strerror}", remedy)
@@ -211,7 +208,7 @@ def _state(directory: Path, outbound: Sequence[SaParams]) -> Requirement:
             store.check(params.encr_key, params.integ_key, esn=params.esn)
     except BackendError as error:
         return missing(name, error)
-    return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
+    return Requirement(name, State.FOUND, f"{directory} {there}")
 
 
 def _forwarding(settings: UserspaceSettings) -> list[Requirement]:
@@ -256,6 +253,28 @@ def _sysctl(path: str) -> int | None:
         return int((_SYSCTL / path).read_text())
     except (OSError, ValueError):
         return None
+
+
+def try_directory(directory: Path, octets: int = 0) -> str:
+    """Make a directory with its parents and a file of so many octets in it, and remove what was made; what that tells.
+
+    Permissions alone tell less: nobody can make anything below /proc, or on a disk that is full. OSError.
+    """
+    made: list[Path] = []
+    try:
+        for path in (*reversed(directory.parents), directory):
+            if not path.exists():
+                path.mkdir(mode=0o700)
+                made.append(path)
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as trial:
+            # a full disk lets empty files be made
+            trial.write(bytes(octets))
+    finally:
+        for path in reversed(made):
+            # somebody else may use it by now
+            with suppress(OSError):
+                path.rmdir()
+    return "can be made" if made else "is writable"
 
 
 def missing(name: str, error: BackendError) -> Requirement:

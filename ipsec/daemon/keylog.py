@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
 from pathlib import Path as FilePath
 
+from ipsec.backend.requirements import try_directory
 from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.sk import SkSuite
 from ipsec.crypto.suites import EspSuite
@@ -68,17 +70,26 @@ _ESP_INTEG = {
 }
 
 
-def _open(path: FilePath) -> int:
+def try_key_files(directory: FilePath) -> None:
+    """Whether both files could be made or appended to, with nothing changed. OSError."""
+    try_directory(directory)
+    for name in (_IKE_FILE, _ESP_FILE):
+        with contextlib.suppress(FileNotFoundError):
+            os.close(_open(directory / name, make=False))
+
+
+def _open(path: FilePath, *, make: bool = True) -> int:
     """A file of ours that nobody else reads, made if it is not there. OSError, also if it is another's."""
     # no symlink leads elsewhere, and a FIFO keeps us from nothing
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(path, flags, 0o600)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags | (os.O_CREAT if make else 0), 0o600)
     try:
         # it may have been there, and for root fchmod would not fail
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
             raise PermissionError(errno.EPERM, f"{path.name} is somebody else's, has a second name, or is no file")
-        os.fchmod(fd, 0o600)
+        if make:
+            os.fchmod(fd, 0o600)
     except OSError:
         os.close(fd)
         raise

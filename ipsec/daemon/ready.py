@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import grp
-import os
 import socket
-import tempfile
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from ipsec.backend.requirements import Requirement, State, check, missing
+from ipsec.backend.requirements import Requirement, State, check, missing, try_directory
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
+from ipsec.daemon.keylog import try_key_files
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
 from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
 from ipsec.daemon.settings import backend_settings, may_write, say_limits, vici_wanted
@@ -78,6 +77,7 @@ def _vici(settings: DaemonSettings) -> Requirement:
         state = State.HINT if settings.vici_socket == VICI_SOCKET else State.MISSING
         return Requirement(name, state, f"{path} cannot be made", "set ipsecd.vici_socket to another path")
     try:
+        try_directory(path.parent)
         stale = asyncio.run(is_stale(path))
         if settings.vici_group:
             grp.getgrnam(settings.vici_group)
@@ -106,9 +106,11 @@ def _tcp(name: str, where: Listen, remedy: str) -> Requirement:
 
 def _key_files(directory: str) -> Requirement:
     name = "key files"
-    if not may_write(Path(directory)):
+    try:
+        try_key_files(Path(directory))
+    except OSError as error:
         remedy = "name another directory in ipsecd.keylog, or leave it out"
-        return Requirement(name, State.MISSING, f"{directory} cannot be written", remedy)
+        return Requirement(name, State.MISSING, f"{directory} cannot be written: {error.strerror}", remedy)
     detail = f"all keys are written to {directory}: whoever reads them reads all traffic"
     return Requirement(name, State.HINT, detail, "remove ipsecd.keylog")
 
@@ -132,19 +134,13 @@ def _port(settings: UserspaceSettings, port: int, version: int) -> Requirement:
 def _state(directory: Path) -> Requirement:
     """A secret that outlives the daemon (RFC 6290): tunnels work without."""
     name = "state of IKE"
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
     try:
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryFile(dir=existing, buffering=0) as trial:
-            if not (directory / SECRET_FILE).exists():
-                # a full disk lets empty files be made
-                trial.write(bytes(SECRET_LEN))
+        there = try_directory(directory, 0 if (directory / SECRET_FILE).exists() else SECRET_LEN)
     except OSError as error:
         remedy = "set ipsecd.state_dir to a directory that this user can write"
         detail = f"{directory}: {error.strerror}; peers will take longer to notice a restart"
         return Requirement(name, State.HINT, detail, remedy)
-    return Requirement(name, State.FOUND, f"{directory} " + ("is writable" if existing == directory else "can be made"))
+    return Requirement(name, State.FOUND, f"{directory} {there}")
 
 
 async def _peers(config: Config, fwmark: int) -> list[Requirement]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from ipsec.backend.requirements import Requirement
 from ipsec.config import load_text
 from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
@@ -516,3 +517,21 @@ def test_check_of_a_place_below_a_file(tmp_path: Path) -> None:
     config = load_text(f"ipsecd {{ vici_socket = {place}\nkeylog = {place}\nport = 0 }}")
     assert [one.state.value for one in check_control(config)] == ["missing"]
     assert [one.state.value for one in check_ike(config, backend_settings(config))] == ["missing"]
+
+
+def test_check_makes_what_a_start_would_make_and_leaves_nothing(tmp_path: Path) -> None:
+    def checked(place: Path) -> tuple[Requirement, ...]:
+        keys = f"vici_socket = {place}/run/vici\nkeylog = {place}/keys\nstate_dir = {place}/state\nport = 0"
+        config = load_text(f"ipsecd {{ {keys} }}\n" + connection("remote_ts = 10.2.0.0/16"))
+        found = {one.name: one for one in (*check_control(config), *check_ike(config, backend_settings(config)))}
+        return found["vici socket"], found["key files"], found["state of IKE"]
+
+    # even root makes nothing there, whatever the permissions are
+    assert [one.state.value for one in checked(Path("/proc"))] == ["missing", "missing", "hint"]
+    assert [one.state.value for one in checked(Path("/proc/x"))] == ["missing", "missing", "hint"]
+    assert [one.state.value for one in checked(tmp_path / "a" / "b")] == ["found", "hint", "found"]
+    assert list(tmp_path.iterdir()) == []
+    # what is in the way of a key file
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "esp_sa").symlink_to("/dev/null")
+    assert [one.state.value for one in checked(tmp_path)] == ["found", "missing", "found"]
