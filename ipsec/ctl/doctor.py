@@ -211,7 +211,7 @@ def _document(group: Group) -> dict[str, object]:
 
 def _print(app: App, groups: list[Group], complete: bool) -> None:
     for group in groups:
-        table = Table(Column(""), Column("", least=12), Column("", least=20), heads=False)
+        table = Table(Column(""), Column("", least=12), Column("", least=30, wrap=True), heads=False)
         for one in group.found:
             table.add(Text(f"  {one.state.value}", style=STYLES[one.state]), one.name, one.detail)
             if one.state is not State.FOUND:

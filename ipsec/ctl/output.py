@@ -11,6 +11,8 @@ from rich.text import Text
 
 GAP = 2
 "columns between two columns"
+HANG = 3
+"columns that what goes on in the next line is indented by: as much as an arrow takes"
 
 GOOD, BAD, WARN, DIM = "green", "bold red", "yellow", "dim"
 
@@ -27,6 +29,8 @@ class Column:
     "characters that are left of it if it has to be cut"
     enough: int = 999
     "characters that it is cut to before other columns go"
+    wrap: bool = False
+    "what has no room goes on in the next line: for the last column alone"
 
 
 class Table:
@@ -64,11 +68,27 @@ class Table:
         heads = [[Text(column.title, style="bold") for column in self.columns]] if self.heads else []
         found = []
         for row in [*heads, *self.rows]:
-            line = row if isinstance(row, Text) else self._line(row, shown, natural)
-            if width is not None and line.cell_len > width:
-                line.truncate(width, overflow="ellipsis")
-            found.append(line)
+            for line in [row] if isinstance(row, Text) else self._wrapped(row, shown, natural):
+                if width is not None and line.cell_len > width:
+                    line.truncate(width, overflow="ellipsis")
+                found.append(line)
         return found
+
+    def _wrapped(self, row: list[Text], shown: list[int], widths: list[int]) -> list[Text]:
+        """The lines of a row; those after the first are indented a little more than the column that they belong to."""
+        last = shown[-1]
+        if not self.columns[last].wrap or row[last].cell_len <= widths[last]:
+            return [self._line(row, shown, widths)]
+        cell, room, console = row[last], max(widths[last], HANG + 1), Console()
+        lines = [cell.wrap(console, room)[0]]
+        indent = " " * (sum(widths[i] + GAP for i in shown[:-1]) + HANG)
+        # the space between the two may be in the first or not
+        start = len(cell) - len(cell.plain[len(lines[0]) :].lstrip())
+        for line in cell[start:].wrap(console, room - HANG):
+            lines.append(Text(indent).append_text(line))
+        for line in lines:
+            line.rstrip()
+        return [self._line([*row[:last], lines[0]], shown, widths), *lines[1:]]
 
     def _line(self, row: list[Text], shown: list[int], widths: list[int]) -> Text:
         line = Text()
@@ -100,11 +120,12 @@ class Table:
         return kept
 
     def _narrowed(self, shown: list[int], natural: list[int], width: int) -> list[int]:
-        """Widths that fit; the columns that can spare most give way."""
+        """Widths that fit; one that is wrapped gives way first, since it loses nothing, then what can spare most."""
         widths = list(natural)
         over = sum(widths[i] + GAP for i in shown) - GAP - width
         while over > 0:
-            widest = max(shown, key=lambda i: widths[i] - self.columns[i].least)
+            spare = [i for i in shown if self.columns[i].wrap and widths[i] > self.columns[i].least]
+            widest = max(spare or shown, key=lambda i: widths[i] - self.columns[i].least)
             if widths[widest] <= self.columns[widest].least:
                 break
             widths[widest] -= 1

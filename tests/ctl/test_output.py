@@ -88,6 +88,37 @@ def test_tables_fit(width: int, row: str) -> None:
     assert all(len(line) <= width for line in lines)
 
 
+@pytest.mark.parametrize("width", [*range(36, 90), 10])
+def test_the_last_column_goes_on_in_the_next_line(width: int) -> None:
+    """What mends a thing is of no use if its end is cut."""
+    found = Table(Column(""), Column("", least=4), Column("", least=20, wrap=True), heads=False)
+    detail = "/var/lib/ipsecd: Permission denied"
+    remedy = "set ipsecd.state_dir to a directory that this user can write"
+    found.add("  missing", "state directory", detail)
+    found.add("", "", Text(f"-> {remedy}", style="bold"))
+    lines = found.lines(width)
+    assert all(line.cell_len <= width for line in lines)
+    if width == 60:
+        assert [line.plain for line in lines] == [
+            "  missing  state directory  /var/lib/ipsecd: Permission",
+            "                               denied",
+            "                            -> set ipsecd.state_dir to a",
+            "                               directory that this user can",
+            "                               write",
+        ]
+    if width >= 36:
+        arrow = next(i for i, line in enumerate(lines) if "->" in line.plain)
+        start = lines[arrow].plain.index("->") + 3
+        # nothing is lost, and all of it begins in one place
+        assert " ".join(line.plain[start:] for line in lines[arrow:]) == remedy
+        assert all(not line.plain[:start].strip() and line.plain[start] != " " for line in lines[arrow + 1 :])
+        assert "bold" in {str(lines[-1].style), *(str(span.style) for span in lines[-1].spans)}
+    assert [line.plain for line in found.lines(200)] == [
+        f"  missing  state directory  {detail}",
+        f"                            -> {remedy}",
+    ]
+
+
 @given(st.binary(max_size=40))
 def test_all_bytes_can_be_printed(data: bytes) -> None:
     assert printable(data).isprintable()
