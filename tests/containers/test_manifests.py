@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ def test_monitor_finds_the_metrics_service() -> None:
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     found = [one for one in documents if one["kind"] == "Service" and wanted <= one["metadata"]["labels"].items()]
     assert [port["name"] for one in found for port in one["spec"]["ports"]] == [monitor["spec"]["endpoints"][0]["port"]]
+
+
+def test_alerts_ask_for_the_job_that_is_scraped() -> None:
+    monitor = yaml.safe_load((DOCKER / "k8s/gateway-monitor.yaml").read_text())
+    (endpoint,) = monitor["spec"]["endpoints"]
+    jobs = {one["replacement"] for one in endpoint.get("relabelings", ()) if one["targetLabel"] == "job"}
+    scraped = yaml.safe_load((DOCKER / "observability/prometheus.yml").read_text())["scrape_configs"]
+    asked = re.findall(r'job="([^"]+)"', (DOCKER / "observability/alerts.yml").read_text())
+    assert asked
+    assert jobs == {one["job_name"] for one in scraped} == set(asked)
 
 
 def test_compose_file_fits_the_specification() -> None:
