@@ -6,8 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import compare, run
-from bench.report import command as report
+from bench import installed
+
+with installed():
+    from bench import compare, run
+    from bench.report import command as report
 
 COMMANDS = ("run", "compare", "report")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from bench.run import alias
+from bench import installed
+
+with installed():
+    from bench.run import alias
 
 if __name__ == "__main__":
     sys.exit(alias("e2e"))
