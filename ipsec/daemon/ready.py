@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import grp
 import socket
+import tempfile
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
 from ipsec.net import http, ike
-from ipsec.vici.server import is_stale, no_group
+from ipsec.vici.server import give_to, is_stale
 
 #: names are looked up for that long, all together
 PATIENCE_S = 5.0
@@ -80,9 +80,8 @@ def _vici(settings: DaemonSettings) -> Requirement:
         try_directory(path.parent)
         stale = asyncio.run(is_stale(path))
         if settings.vici_group:
-            grp.getgrnam(settings.vici_group)
-    except KeyError:
-        return missing(name, no_group(settings.vici_group))
+            with tempfile.TemporaryFile(dir=path.parent if path.parent.exists() else None) as trial:
+                give_to(settings.vici_group, trial.fileno())
     except BackendError as error:
         return missing(name, error)
     except OSError as error:

@@ -134,15 +134,13 @@ class ViciServer:
                 os.umask(old)
             try:
                 if group:
-                    os.chown(path, -1, grp.getgrnam(group).gr_gid)
+                    give_to(group, path)
                 os.chmod(path, mode)
                 self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock))
             except BaseException:
                 sock.close()
                 target.unlink(missing_ok=True)
                 raise
-        except KeyError:
-            raise no_group(group) from None
         except OSError as error:
             raise BackendError(
                 f"cannot listen on {path}: {error.strerror}", remedy="set ipsecd.vici_socket to another path"
@@ -277,10 +275,16 @@ async def _call(handler: Handler, client: Client, message: Message) -> Mapping[s
     return await handler(client, message)
 
 
-def no_group(name: str) -> BackendError:
-    """The socket cannot be given to a group that is not there."""
-    remedy = f"make it (groupadd {name}), or correct ipsecd.vici_group"
-    return BackendError(f"there is no group {name!r} for the vici socket", remedy=remedy)
+def give_to(group: str, file: int | str) -> None:
+    """Let a group have the socket, or a file that stands for it. BackendError."""
+    try:
+        os.chown(file, -1, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        remedy = f"make it (groupadd {group}), or correct ipsecd.vici_group"
+        raise BackendError(f"there is no group {group!r} for the vici socket", remedy=remedy) from None
+    except PermissionError:
+        remedy = "have ipsecd run as a member of it (systemd: SupplementaryGroups=), or correct ipsecd.vici_group"
+        raise BackendError(f"the vici socket cannot be given to the group {group!r}", remedy=remedy) from None
 
 
 async def is_stale(path: Path) -> bool:

@@ -486,12 +486,19 @@ def test_check_looks_at_the_ports_of_ike_where_vici_can_load_connections() -> No
 def test_check_sees_what_steering_needs(tmp_path: Path) -> None:
     path = tmp_path / "s"
 
+    def refuse(file: int, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
     def checked(keys: str = "") -> dict[str, tuple[str, str]]:
         config = load_text(f"ipsecd {{ vici_socket = {path}\n{keys} }}")
         return {one.name: (one.state.value, one.detail) for one in check_control(config)}
 
     assert checked() == {"vici socket": ("found", f"{path} can be made")}
     assert checked("vici_group = no-such-group")["vici socket"][0] == "missing"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.chown", refuse)
+        why = "the vici socket cannot be given to the group 'daemon'"
+        assert checked("vici_group = daemon")["vici socket"] == ("missing", why)
     with socket.socket() as taken, socket.socket(socket.AF_UNIX) as other:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -222,7 +222,10 @@ def test_the_largest_request(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_may_use_the_socket(tmp_path: Path) -> None:
+def test_who_may_use_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, uid: int, gid: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
     async def main() -> None:
         path = tmp_path / "s"
         server = ViciServer({}, [])
@@ -232,6 +235,11 @@ def test_who_may_use_the_socket(tmp_path: Path) -> None:
         assert not path.exists()
         with pytest.raises(BackendError, match="no group"):
             await ViciServer({}, []).start(str(path), group="no-such-group")
+        assert not path.exists()
+        monkeypatch.setattr("os.chown", refuse)
+        with pytest.raises(BackendError, match="SupplementaryGroups=") as caught:
+            await ViciServer({}, []).start(str(path), group=grp.getgrgid(os.getgid()).gr_name)
+        assert "cannot be given to the group" in caught.value.message
         assert not path.exists()
 
     asyncio.run(main())
