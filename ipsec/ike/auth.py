@@ -24,6 +24,7 @@ from ipsec.ike.delete import DeleteIke, close_unused
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
+from ipsec.ike.giveway import GIVE_WAY_S, knocks_of
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
@@ -398,7 +399,8 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
         core.note_token(sa, payloads)
         if wants_child:
             reply += _first_child(sa, nonces, payloads, now)
-            _give_way(sa, now)
+            if knocks_of(sa):
+                core.timers.set((Timer.GIVE_WAY, sa.uid), now + GIVE_WAY_S)
         elif connection.childless is Childless.NEVER:
             raise PeerError(NotifyType.INVALID_SYNTAX, "childless = never, and the peer asks for no CHILD_SA")
     except PeerError as error:
@@ -450,23 +452,6 @@ def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: 
     log_up(sa, child)
     sa.core.emit(ChildUp(child))
     return out
-
-
-def _give_way(sa: IkeSa, now: float) -> None:
-    """The peer was first: what we have begun for the same children need not go on, or there are two of each for ever.
-
-    Only while the peer has no IKE_SA of it that it could take to be up: where both have sent IKE_AUTH, both stay, since
-    either end could give way for the one that the other gives up.
-    """
-    up = {child.name for child in sa.children_up()}
-    for other in sa.core.named(sa.name):
-        asking = other.pending is not None and other.pending.exchange == ExchangeType.IKE_SA_INIT
-        wanted = {config.name for config, _ in other.auth.configs} if other.auth is not None else set()
-        alike = other.connection.is_alike(sa.connection)
-        if asking and alike and wanted and wanted <= up and not other.replaces:
-            log.info("%s: not needed any more, %s is up", other, sa)
-            other.quiet = True
-            other.destroy("the peer was first", now)
 
 
 def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum, Flag, auto
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from ipsec.crypto.auth import ANY_SCHEME, Constraints
@@ -242,9 +243,11 @@ class Connection:
     def is_alike(self, other: Connection) -> bool:
         """Whether an IKE_SA of one serves the other: nothing differs but children and our own certificates, and for
         the peer we are who we were."""
-        return self._without_parts() == other._without_parts()
+        return self is other or self._without_parts == other._without_parts
 
+    @cached_property
     def _without_parts(self) -> Connection:
+        # kept: thousands of IKE_SAs are held against what is loaded
         return replace(self, children=(), local=replace(self.local, certs=()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -23,6 +24,7 @@ from ipsec.wire.iana import IdType
 
 PPK_ID_MAX = 1023
 "octets"
+_PPK_TEXT_MAX = 255
 ISSUERS_MAX = 9
 "certificates above our own that are looked at and sent"
 PSKS_MAX = 8
@@ -63,12 +65,21 @@ def matches_ppk(pattern: IdentityPattern, ppk_id: bytes) -> bool:
     """Whether the octets of a PPK_ID, which has no type, are what ``pattern`` means."""
     if pattern.exact is not None and pattern.exact.data == ppk_id:
         return True
+    return pattern.matches(_identity_of(ppk_id)) > MATCH_NONE
+
+
+@lru_cache(maxsize=16)
+def _identity_of(ppk_id: bytes) -> Identity:
+    """A PPK_ID as charon reads it: a text may be an identity of any type.
+
+    But a distinguished name, which takes milliseconds to read, and nobody has authenticated himself yet.
+    """
     try:
-        # as charon reads them: a text may be any type of identity
-        identity = parse_identity(ppk_id.decode("ascii"))
+        if len(ppk_id) <= _PPK_TEXT_MAX and b"=" not in ppk_id:
+            return parse_identity(ppk_id.decode("ascii"))
     except (UnicodeDecodeError, ConfigError):
-        identity = Identity(IdType.KEY_ID, ppk_id)
-    return pattern.matches(identity) > MATCH_NONE
+        pass
+    return Identity(IdType.KEY_ID, ppk_id)
 
 
 class PrivateKey:

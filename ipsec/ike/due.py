@@ -9,6 +9,7 @@ from ipsec.ike.child import superseded
 from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.giveway import Confirm
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.mobike import detection, tell
 from ipsec.ike.rekey import closed_by_peer
@@ -56,6 +57,9 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
             core.terminate_ike(sa, now, "replaced")
         case Timer.TELL:
             tell(sa, now)
+        case Timer.GIVE_WAY:
+            if sa.established:
+                sa.ask(Confirm(), now)
         case Timer.RETRY:
             for request in core.retries(sa):
                 sa.ask(request, now)

@@ -272,6 +272,7 @@ class IkeEngine(Registry):
         sa = self.new_sa(connection, initiator=True, path=path)
         sa.spi_i = self.new_spi()
         self.by_spi[sa.spi_i] = sa
+        self.initiating[sa.uid] = sa
         sa.replaces = old.uid if old is not None else 0
         sa.auth = AuthProgress()
         sa.auth.configs = wanted
@@ -524,6 +525,7 @@ class IkeEngine(Registry):
         if sa.established_at:
             return
         sa.change(IkeState.ESTABLISHED)
+        self.initiating.pop(sa.uid, None)
         sa.established_at = now
         more = sa.auth is not None and sa.auth.configs
         sa.init = None

@@ -51,12 +51,14 @@ class Timer(IntEnum):
     "ask for a CHILD_SA again"
     TELL = 11
     "our other addresses may have changed (RFC 4555 section 3.6)"
-    CHILD_REKEY = 12
-    CHILD_LIFE = 13
+    GIVE_WAY = 12
+    "responder: if the peer has this one, what we have begun for the same is not needed"
+    CHILD_REKEY = 13
+    CHILD_LIFE = 14
     "hard lifetime of a CHILD_SA"
-    CHILD_IDLE = 14
+    CHILD_IDLE = 15
     "inactivity"
-    CHILD_GONE = 15
+    CHILD_GONE = 16
     "packets that were on their way have come"
 
 

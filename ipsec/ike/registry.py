@@ -63,6 +63,8 @@ class Registry:
         self.problems = Problems()
         self.status = StatusCache()
         self.cookies = CookieJar(rng)
+        self.initiating: dict[int, IkeSa] = {}
+        "that we have begun and that are not up"
         self.half_open = HalfOpenLimiter(
             settings.cookie_threshold, settings.cookie_threshold_ip, settings.half_open_limit
         )
@@ -248,6 +250,7 @@ class Registry:
 
     def forget(self, sa: IkeSa, now: float) -> None:
         """An IKE_SA is no more; its last response stays for a while."""
+        self.initiating.pop(sa.uid, None)
         self.close_half_open(sa)
         self.collecting.pop(sa.uid, None)
         self.free_first_child(sa)

@@ -16,7 +16,7 @@ from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
 from ipsec.wire.payloads import NotifyPayload
-from tests.pair import Pair, connection
+from tests.pair import A, Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.invariants import agree
 from tests.sim.link import Link
@@ -316,3 +316,48 @@ def test_both_at_once_stay() -> None:
     pair.b.initiate()
     pair.world.run(60)
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+
+
+def test_an_answer_that_is_lost_gives_nothing_up() -> None:
+    """The peer has given up what we take to be up: what we knock for is all there is."""
+    pair = Pair(1, a={"keyingtries": 0})
+    world = pair.world
+    world.link = replace(world.link, loss=1.0)
+    pair.a.initiate()
+    world.run(1)
+    world.link = Link()
+    pair.b.initiate()
+    world.filter = lambda host, data: None if host is pair.a and any(sa.established for sa in host.ikes) else data
+    world.run(200)
+    world.filter = None
+    world.run(600)
+    assert [sa.established for sa in pair.a.ikes] == [sa.established for sa in pair.b.ikes] == [True]
+    pair.finish()
+
+
+def test_who_knocks_at_another_peer_of_the_connection_goes_on() -> None:
+    pair = Pair()
+    hub = connection(A, C, "moon", "%any", remote_addrs=(str(C), "%any"), keyingtries=0)
+    pair.a.load(hub)
+    pair.a.initiate()
+    pair.world.run(1)
+    pair.b.initiate()
+    pair.world.run(3)
+    carol = pair.world.host("carol", C)
+    carol.load(connection(C, A, "carol", "moon"))
+    pair.world.run(300)
+    assert {str(sa.peer_id) for sa in pair.a.ikes if sa.established} == {"sun", "carol"}
+
+
+def test_only_what_we_have_begun_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of peers of one connection cost each other nothing."""
+    pair = Pair()
+    pair.up()
+    assert not pair.a.engine.initiating
+    assert not pair.b.engine.initiating
+    pair.b.initiate(replaces=0)
+    (one,) = pair.a.connections.values()
+    assert one.is_alike(replace(one, children=()))
+    assert one._without_parts is one._without_parts
+    pair.world.settle()
+    assert not pair.b.engine.initiating

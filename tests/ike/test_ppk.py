@@ -12,6 +12,7 @@ import pytest
 from ipsec.crypto.identity import Identity, IdentityPattern, parse_pattern
 from ipsec.crypto.prf import prf_algorithm, supported_prfs
 from ipsec.ike import auth, ppk
+from ipsec.ike import credentials as ike_credentials
 from ipsec.ike.credentials import PPK_ID_MAX, Credentials, Ppk, matches_ppk
 from ipsec.ike.failure import Cause
 from ipsec.ike.keymat import IkeKeys, with_ppk
@@ -78,6 +79,20 @@ def test_which() -> None:
         assert matches_ppk(parse_pattern(text), octets)
     assert "a5" not in repr(HAS[0])
     assert "\\xa5" not in repr(HAS[0])
+
+
+def test_an_identity_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends it is not authenticated yet, and may send what takes long to read."""
+    read: list[str] = []
+    parse = ike_credentials.parse_identity
+    monkeypatch.setattr(ike_credentials, "parse_identity", lambda text: read.append(text) or parse(text))
+    many = Credentials(ppks=[Ppk(b"k", (parse_pattern(f"*.{n}.example.org"),)) for n in range(50)])
+    assert many.find_ppk(b"read.once.example.org") is None
+    assert many.find_ppk(b"x.7.example.org") is many.ppks[7]
+    for _ in range(8):
+        assert many.find_ppk((b"CN=a," * 250)[:1020]) is None
+        assert many.find_ppk(b"a" * 1020) is None
+    assert read == ["read.once.example.org", "x.7.example.org"]
 
 
 # -- the table of section 3
