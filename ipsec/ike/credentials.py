@@ -185,11 +185,12 @@ class Credentials:
         return next(iter(self.find_psks(local, remote)), None)
 
     def find_psks(self, local: Identity, remote: Identity | None) -> tuple[bytes, ...]:
-        """The shared keys between two identities, best first, at most PSKS_MAX.
+        """The shared keys between two identities, best first, at most PSKS_MAX: the best one and what is as good.
 
         One that names both is better than one that names one, and that better than one for anybody; among equals the
-        peer's identity decides, then how exact the matches are, then the order in which they were loaded. One that
-        names us and others serves nobody but these.
+        peer's identity decides. Those that are worse do not count: a group's key, which many have, must not pass for
+        the key that two have of their own. What is left is in the order of how exactly they name us, then of loading.
+        One that names us and others serves nobody but these.
         """
         if remote is None:
             candidates = [*self._secrets_of.get(local, []), *self._loose_secrets]
@@ -205,7 +206,8 @@ class Credentials:
                 continue
             found.append((((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours, -place), secret.secret))
         found.sort(reverse=True)
-        return tuple(dict.fromkeys(secret for _, secret in found))[:PSKS_MAX]
+        as_good = (secret for score, secret in found if score[:2] == found[0][0][:2])
+        return tuple(dict.fromkeys(as_good))[:PSKS_MAX]
 
     def find_ppk(self, ppk_id: bytes) -> Ppk | None:
         """The postquantum preshared key that ``ppk_id`` means: one that names it before a pattern, that before all."""

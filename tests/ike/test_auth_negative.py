@@ -212,11 +212,10 @@ PAIR = (parse_pattern("moon"), parse_pattern("sun"))
 STARS = (parse_pattern("%any"),)
 
 
-@pytest.mark.parametrize("old", [PAIR, (parse_pattern("moon"),), (), STARS], ids=["pair", "peer", "nobody", "any"])
-def test_a_key_that_is_being_changed(old: tuple[Any, ...]) -> None:
+def test_a_key_that_is_being_changed() -> None:
     """The responder has the new key as well; it answers with the one that the initiator has."""
     lab = Lab()
-    keys = [SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, old), SharedSecret(b"another", STARS)]
+    keys = [SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, PAIR), SharedSecret(b"another", STARS)]
     lab.b.credentials = Credentials(secrets=keys)
     lab.initiate()
     assert lab.sa(lab.a).established
@@ -226,6 +225,19 @@ def test_a_key_that_is_being_changed(old: tuple[Any, ...]) -> None:
 def test_a_responder_that_shows_another_of_our_keys() -> None:
     stage = Stage(response=True)
     stage.engine.credentials = Credentials(secrets=[SharedSecret(b"the new key", PAIR), SharedSecret(SECRET, PAIR)])
+    assert stage.give(stage.payloads)[0]
+
+
+@SIDES
+@pytest.mark.parametrize("whose", ["nobody", "%any", "*", "ours", "theirs", "fqdn:^.*$"])
+def test_a_key_of_a_group_is_none_of_two_that_have_their_own(whose: str, response: bool) -> None:
+    """Everybody in the group has it, and could show it as any of the others."""
+    stage = Stage(response=response)
+    names = {"ours": "moon" if response else "sun", "theirs": "sun" if response else "moon"}
+    owners = () if whose == "nobody" else (parse_pattern(names.get(whose, whose)),)
+    stage.engine.credentials = Credentials(secrets=[SharedSecret(SECRET, owners), SharedSecret(b"their own", PAIR)])
+    stage.refused(stage.payloads)
+    stage.engine.credentials = Credentials(secrets=[SharedSecret(SECRET, owners)])
     assert stage.give(stage.payloads)[0]
 
 
