@@ -372,7 +372,7 @@ def _parse_addresses(text: str) -> IdentityPattern | None:
     """
     head, colon, rest = text.partition(":")
     version = _ADDRESSES_PREFIXES.get(head.lower()) if colon else None
-    if version is None and not _begins_with_address(text):
+    if version is None and not _means_addresses(text):
         return None
     found = _read_addresses(rest if version else text)
     if found is None or version not in (None, found[0].version):
@@ -385,15 +385,20 @@ def _parse_addresses(text: str) -> IdentityPattern | None:
     return IdentityPattern(name, None, _Kind.ADDRESSES, kind, _first=int(first), _last=int(last))
 
 
-def _begins_with_address(text: str) -> bool:
-    """Whether an address with ``/`` or ``-`` after it, and no name or e-mail address that looks like one."""
-    if "=" in text or "@" in text:
-        return False
-    low, separator, _ = text.partition("/" if "/" in text else "-")
+def _means_addresses(text: str) -> bool:
+    """Whether it is an address, ``/`` or ``-``, and a number or an address; or nothing, which is a slip. What else
+    follows makes it a name such as ``10.1.2.3-gw``."""
+    low, separator, high = text.partition("/" if "/" in text else "-")
+    high = high.strip()
+    return bool(separator) and _is_address(low.strip()) and (not high or high.isdecimal() or _is_address(high))
+
+
+def _is_address(text: str) -> bool:
     try:
-        return bool(separator and ip_address(low.strip()))
+        ip_address(text)
     except ValueError:
         return False
+    return True
 
 
 def _read_addresses(text: str) -> tuple[IpAddress, IpAddress, str] | None:

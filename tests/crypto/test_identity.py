@@ -280,12 +280,31 @@ def test_bad_regular_expression(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.1-gw", "::/129",
+    ["10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.1-", "::/129",
      "ipv4net:::/8", "ipv6range:10.0.0.1-10.0.0.9", "ipv4net:10.0.0.1", "ipv4net:x/8", "ipv4net:#0a000000ff000000"],
 )  # fmt: skip
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(ConfigError, match="subnet such as"):
         parse_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("10.1.2.3-gw", IdType.FQDN),
+        ("192.0.2.1/gw", IdType.FQDN),
+        ("10.0.0.1-10.0.0.9x", IdType.FQDN),
+        ("10.0.0.1-a-10.0.0.9", IdType.FQDN),
+        ("10.0.0.1/24/x", IdType.FQDN),
+        ("::1-x", IdType.KEY_ID),
+        ("10.0.0.1-CN=a", IdType.KEY_ID),
+        ("10.0.0.1/24@x", IdType.RFC822_ADDR),
+    ],
+)
+def test_names_that_begin_like_addresses(text: str, kind: int) -> None:
+    identity = Identity(kind, text.encode())
+    assert parse_identity(text) == identity
+    assert parse_pattern(text) == IdentityPattern.exactly(identity)
 
 
 def test_many_addresses_are_nobodys_own() -> None:
