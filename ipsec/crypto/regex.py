@@ -10,10 +10,13 @@ in either case.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem, or_
 from typing import NamedTuple
 
-POSITIONS_MAX = 512
+POSITIONS_MAX = 2048
 "characters of a pattern once its repetitions are written out: bounds what one character of a text costs"
 DEPTH_MAX = 32
 REPEAT_MAX = 255
@@ -73,6 +76,9 @@ class _Part(NamedTuple):
     first: int
     last: int
     empty: bool
+
+
+_NOTHING = _Part(0, 0, True)
 
 
 class _Builder:
@@ -147,13 +153,20 @@ def _repeat(node: _Node, least: int, most: int | None) -> _Node:
 
     def build(builder: _Builder) -> _Part:
         copies = max(least, 1) if most is None else most
-        parts = [node(builder) for _ in range(copies)]
+        if not copies:
+            return _NOTHING
+        parts = [node(builder)]
+        if not parts[0].first:
+            # a{0} again and again: no positions, and so no bound
+            return parts[0]
+        parts += [node(builder) for _ in range(copies - 1)]
         if most is None:
             parts[-1] = builder.loop(parts[-1])
-        parts = [part if number < least else part._replace(empty=True) for number, part in enumerate(parts)]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = builder.join(whole, part)
+        whole = _NOTHING
+        for number in reversed(range(copies)):
+            # a(a(a)?)? and not a?a?a?, which has a link from each to all that follow
+            whole = builder.join(parts[number], whole)
+            whole = whole if number < least else whole._replace(empty=True)
         return whole
 
     return build
@@ -227,8 +240,8 @@ class _Parser:
             raise RegexError("{ does not begin an interval such as {1,3}: write \\{ for the character")
         self.at += len(inside) + 1
         low, high = int(least), int(most) if most else None if comma else int(least)
-        if max(low, high or 0) > REPEAT_MAX or (high is not None and (high < low or not high)):
-            raise RegexError(f"the interval {{{inside}}} is not within 1 to {REPEAT_MAX}, or ends before it begins")
+        if max(low, high or 0) > REPEAT_MAX or (high is not None and high < low):
+            raise RegexError(f"the interval {{{inside}}} is not within 0 to {REPEAT_MAX}, or ends before it begins")
         return low, high
 
     def _atom(self) -> _Node:
@@ -297,44 +310,62 @@ class _Parser:
         char, following = self._next("[ without ]"), self._peek()
         if char == "[" and following in ("=", ".", ":"):
             raise RegexError(f"[{following} is not taken here")
+        if char == "\\" and self._take("\\"):
+            # two are one, whether a backslash stands for itself, as in POSIX, or for the next
+            return char
         if char == "\\" and (following.isalnum() or following == "]"):
-            # in POSIX a backslash stands for itself here, and hardly anybody means that
+            # in POSIX it stands for itself here, and hardly anybody means that
             raise RegexError(f"\\{following} within [] is not POSIX: write [[:alnum:]_] for [\\w], []a] for [\\]a]")
         return char
+
+
+def _tables(follow: list[int]) -> tuple[dict[str, int], ...]:
+    """What follows each set of four positions, by its hexadecimal digit: a step for each is what would cost most."""
+    tables = []
+    for at in range(0, len(follow), 4):
+        reach = [0]
+        for one in (*follow[at : at + 4], 0, 0, 0)[:4]:
+            reach += [one | other for other in reach]
+        tables.append(dict(zip("0123456789abcdef", reach, strict=True)))
+    return tuple(tables)
 
 
 class Regex:
     """A pattern."""
 
-    __slots__ = ("_chars", "_follow", "_whole")
+    __slots__ = ("_bounds", "_chars", "_masks", "_tables", "_whole")
 
     def __init__(self, text: str) -> None:
         """RegexError."""
         builder = _Builder()
         self._whole = _Parser(text).whole()(builder)
         self._chars = tuple(builder.chars.items())
-        self._follow = tuple(builder.follow)
+        self._tables = _tables(builder.follow)
+        ranges = [one for chars in builder.chars for one in chars.ranges]
+        self._bounds = sorted({128, *(edge for low, high in ranges for edge in (low, high + 1) if edge > 128)})
+        self._masks: dict[int, int] = {}
+        "of characters that were met; beyond ASCII one for all that no range tells apart, so that they stay few"
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole text matches. Each character costs at most a step for each position of the pattern."""
+        """Whether the whole text matches. Each character costs at most a step for four positions of the pattern."""
         if not text:
             return self._whole.empty
-        masks: dict[str, int] = {}
         beyond: dict[int, int] = {}
         reach, states = self._whole.first, 0
         for char in text:
-            if char not in masks:
-                masks[char] = sum(mask for chars, mask in self._chars if chars.has(char))
-            states = reach & masks[char]
+            states = reach & self._mask(ord(char))
             if not states:
                 return False
             if states not in beyond:
-                beyond[states] = self._beyond(states)
+                beyond[states] = reduce(or_, map(getitem, self._tables, f"{states:x}"[::-1]))
             reach = beyond[states]
         return bool(states & self._whole.last)
 
-    def _beyond(self, states: int) -> int:
-        reach = 0
-        for number in _bits(states):
-            reach |= self._follow[number]
-        return reach
+    def _mask(self, code: int) -> int:
+        """The positions that match a character."""
+        code = code if code < 128 else self._bounds[bisect_right(self._bounds, code) - 1]
+        found = self._masks.get(code)
+        if found is None:
+            found = sum(mask for chars, mask in self._chars if chars.has(chr(code)))
+            self._masks[code] = found
+        return found
