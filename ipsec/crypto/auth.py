@@ -30,6 +30,8 @@ RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 16384
 RSA_EXPONENT_BITS_MAX = 33
 "bounds the cost of one verification"
+RSA_SMALL_BITS, RSA_SMALL_EXPONENT_BITS_MAX = 4096, 64
+"up to so many bits an exponent may be larger"
 SIGNATURE_OCTETS_MAX = RSA_BITS_MAX // 8
 
 #: what our SIGNATURE_HASH_ALGORITHMS announces, best first
@@ -318,7 +320,8 @@ def _check_rsa(key: rsa.RSAPublicKey) -> None:
     numbers = key.public_numbers()
     if numbers.n % 2 == 0 or numbers.e % 2 == 0 or numbers.e < 3:
         raise ParseError("RSA key with an even modulus or a bad exponent")
-    if not 512 <= key.key_size <= RSA_BITS_MAX or numbers.e.bit_length() > RSA_EXPONENT_BITS_MAX:
+    exponent_bits_max = RSA_SMALL_EXPONENT_BITS_MAX if key.key_size <= RSA_SMALL_BITS else RSA_EXPONENT_BITS_MAX
+    if not 512 <= key.key_size <= RSA_BITS_MAX or numbers.e.bit_length() > exponent_bits_max:
         raise ParseError(f"RSA key of {key.key_size} bits, exponent of {numbers.e.bit_length()}")
 
 

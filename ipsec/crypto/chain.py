@@ -19,7 +19,14 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ipsec.crypto import x509
-from ipsec.crypto.auth import ANY_SCHEME, AuthenticationError, Constraints, load_spki, parse_scheme
+from ipsec.crypto.auth import (
+    ANY_SCHEME,
+    RSA_SMALL_BITS,
+    AuthenticationError,
+    Constraints,
+    load_spki,
+    parse_scheme,
+)
 from ipsec.crypto.name_constraints import check_names
 from ipsec.crypto.policy import check_policies
 from ipsec.crypto.x509 import Certificate
@@ -32,9 +39,11 @@ INTERMEDIATES_MAX = 32
 STEPS_MAX = 64
 "from a certificate to one that may have signed it, in one verification"
 SIGNATURES_MAX = 2 * CHAIN_MAX
-"of certificates that a peer sent, checked for one message"
+"checked for one message with the keys of certificates that a peer sent"
+LOADED_SIGNATURES_MAX = 64
+"of certificates that a peer sent, checked for one message with the keys of those that are loaded"
 RSA_BITS_MAX, RSA_EXPONENT_BITS_MAX = 8192, 17
-"of keys that a peer sent: a signature costs 0.4 ms at most; what is loaded may be as large as ``auth`` takes"
+"of keys that a peer sent (small ones: ``auth``): a signature costs 0.7 ms at most; what is loaded may be larger"
 
 #: purposes that a certificate with ExtKeyUsage must have one of (RFC 4945 section 5.1.3.12, and what is in use)
 IKE_PURPOSES = frozenset(
@@ -102,19 +111,26 @@ class Chain:
 
 class Signatures:
     """Checks signatures of certificates for one message of a peer, however many connections are tried with it: not more
-    than SIGNATURES_MAX, and none twice."""
+    than SIGNATURES_MAX and LOADED_SIGNATURES_MAX, and none twice.
+
+    The peer decides how many issuers it sends. How many are loaded, of one name too, it does not: these have a bound of
+    their own, or a CA that often changed its key could use up the other.
+    """
 
     def __init__(self) -> None:
-        self._left = SIGNATURES_MAX
+        self._left = {False: SIGNATURES_MAX, True: LOADED_SIGNATURES_MAX}
+        "by whether the issuer is loaded"
         self._wrong: dict[tuple[bytes, bytes], bool] = {}
 
-    def check(self, certificate: Certificate, issuer: Certificate, *, free: bool) -> None:
-        """``free``: both are our own, and nobody can bring more of them. CertificateError, ParseError."""
+    def check(self, certificate: Certificate, issuer: Certificate, *, loaded: bool, issuer_loaded: bool) -> None:
+        """``loaded``: the certificate is. CertificateError, ParseError."""
         pair = certificate.der, issuer.spki
         if pair not in self._wrong:
-            if not free and self._left <= 0:
-                raise _TooMuchError("too many signatures to check")
-            self._left -= not free
+            # of two that are our own nobody can bring more
+            if not (loaded and issuer_loaded):
+                if self._left[issuer_loaded] <= 0:
+                    raise _TooMuchError("too many signatures to check")
+                self._left[issuer_loaded] -= 1
             self._wrong[pair] = True
             with suppress(AuthenticationError):
                 _verified(certificate.tbs, certificate.algorithm, certificate.signature, issuer.spki)
@@ -259,7 +275,8 @@ def _signed(search: _Search, certificate: Certificate, issuer: Certificate, *, a
         else:
             search.constraints.check_certificate(parse_scheme(certificate.algorithm), issuer.public_key)
         _check_cost(search, issuer)
-        search.signatures.check(certificate, issuer, free=search.is_loaded(certificate) and search.is_loaded(issuer))
+        loaded, issuer_loaded = search.is_loaded(certificate), search.is_loaded(issuer)
+        search.signatures.check(certificate, issuer, loaded=loaded, issuer_loaded=issuer_loaded)
     except _TooMuchError:
         raise
     except (ParseError, AuthenticationError) as error:
@@ -273,7 +290,8 @@ def _check_cost(search: _Search, certificate: Certificate) -> None:
     key = None if search.is_loaded(certificate) else certificate.public_key
     if isinstance(key, rsa.RSAPublicKey):
         bits, exponent_bits = key.key_size, key.public_numbers().e.bit_length()
-        if bits > RSA_BITS_MAX or exponent_bits > RSA_EXPONENT_BITS_MAX:
+        # ``auth`` has bounded the exponents of small ones
+        if bits > RSA_BITS_MAX or (bits > RSA_SMALL_BITS and exponent_bits > RSA_EXPONENT_BITS_MAX):
             raise CertificateError(f"{certificate.subject} has an RSA key of {bits} bits, exponent of {exponent_bits}")
 
 

@@ -18,6 +18,7 @@ from ipsec.crypto.auth import AuthenticationError, Scheme, parse_constraints
 from ipsec.crypto.chain import (
     CHAIN_MAX,
     INTERMEDIATES_MAX,
+    LOADED_SIGNATURES_MAX,
     SIGNATURES_MAX,
     CertificateError,
     Chain,
@@ -571,7 +572,14 @@ class Holder:
 
 @pytest.mark.parametrize(
     ("exponent", "bits", "ok"),
-    [(65537, 8192, True), (65537, 8200, False), (65537, 16384, False), ((1 << 17) + 1, 2048, False)],
+    [
+        (65537, 8192, True),
+        (65537, 8200, False),
+        (65537, 16384, False),
+        ((1 << 31) + 11, 2048, True),
+        ((1 << 63) + 1, 4096, True),
+        ((1 << 17) + 1, 4104, False),
+    ],
 )
 def test_costly_keys_of_strangers(exponent: int, bits: int, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is loaded may have them."""
@@ -622,6 +630,32 @@ def test_our_own_certificates_are_no_work_of_a_stranger() -> None:
     for root in roots:
         end = root.issue()
         assert verify_chain(end, [], [end, root.certificate], wall=WALL, signatures=signatures)
+
+
+@pytest.mark.parametrize("peers", [0, 9])
+def test_a_ca_that_often_changed_its_key(peers: int) -> None:
+    """Under one name and without key ids: each that is loaded is tried, whatever else comes."""
+    roots = [Ca() for _ in range(50)]
+    junk = tuple(Ca().certificate for _ in range(peers))
+    for root in (roots[0], roots[-1]):
+        sub = Ca("Sub", root)
+        chain = verify(sub.issue(), roots, (*junk, sub.certificate))
+        assert chain.anchor == root.certificate
+
+
+def test_loaded_issuers_have_a_bound_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger sends many certificates, each of which any of them may have signed."""
+    roots = [Ca().certificate for _ in range(20)]
+    checked: list[object] = []
+    real = Scheme._verify
+    monkeypatch.setattr(Scheme, "_verify", lambda self, *args: (checked.append(args), real(self, *args)))
+    signatures = Signatures()
+    for _ in range(3):
+        with pytest.raises(CertificateError, match="was not signed by"):
+            verify_chain(Ca().issue(), [], roots, wall=WALL, signatures=signatures)
+    with pytest.raises(CertificateError, match="too many signatures"):
+        verify_chain(Ca().issue(), [], roots, wall=WALL, signatures=signatures)
+    assert len(checked) == LOADED_SIGNATURES_MAX
 
 
 def test_several_issuers_of_one_name() -> None:
