@@ -175,7 +175,7 @@ class DaemonSettings:
     routing_priority: int = 220
     "priority of the rule that leads to the table, 1..2^32-1"
     fwmark: int = 0
-    "mark on our own packets, which keeps them out of the tunnel; 0: 220, or the table's number while nothing needs one"
+    "mark on our own packets, which keeps them out of the tunnel; 0: 0x69700000 + routing_table, unless a rule knows it"
     tun_queue_length: int = 1000
     "packets the kernel queues for us on the device, 1..1000000"
     crypto_provider: ProviderKind = ProviderKind.AUTO

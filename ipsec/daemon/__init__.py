@@ -12,7 +12,7 @@ Start-up works in full, or fails with one text and leaves nothing behind. Exit c
     130, 143  forced to stop at once by a second SIGINT or SIGTERM
 """
 
-from ipsec.daemon.run import DEFAULT_FWMARK, Daemon, run
+from ipsec.daemon.run import Daemon, run
 from ipsec.daemon.settings import ExitCode, auto_workers, backend_settings, ike_settings
 
-__all__ = ["DEFAULT_FWMARK", "Daemon", "ExitCode", "auto_workers", "backend_settings", "ike_settings", "run"]
+__all__ = ["Daemon", "ExitCode", "auto_workers", "backend_settings", "ike_settings", "run"]

@@ -34,7 +34,7 @@ def requirements(config: Config) -> list[Requirement]:
     """Everything that the daemon needs with this configuration. ConfigError, BackendError if it asks for the
     impossible."""
     settings = backend_settings(config)
-    say_limits(config, settings)
+    say_limits(config, settings, trial=True)
     found = check(
         settings,
         state_dir=Path(config.settings.state_dir) if config.sas else None,

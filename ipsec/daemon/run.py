@@ -30,7 +30,7 @@ from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, ExitCode, amount, backend_settings, ike_port, say_limits, vici_wanted
+from ipsec.daemon.settings import ExitCode, amount, backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -43,7 +43,7 @@ from ipsec.vici.commands import ViciService
 
 log = logging.getLogger(__name__)
 
-__all__ = ["DEFAULT_FWMARK", "Daemon", "run"]
+__all__ = ["Daemon", "run"]
 
 
 class Daemon:

@@ -16,15 +16,13 @@ from ipsec.config.values import Switch
 from ipsec.daemon.needs import Need, needs, refuse
 from ipsec.errors import ConfigError
 from ipsec.ike.config import IkeSettings
-from ipsec.net import udp
+from ipsec.net import marks, udp
 from ipsec.net.inherited import Inherited
 from ipsec.net.rtnetlink import may_configure
 from ipsec.net.tun import device_exists
 
 log = logging.getLogger(__name__)
 
-#: the mark that is used where one is needed at the start and none is configured
-DEFAULT_FWMARK = 220
 #: cgroup v2, as seen from inside a container
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 #: more have not been measured
@@ -43,18 +41,34 @@ class ExitCode(IntEnum):
     DEVICE_LOST = 6
 
 
-def say_limits(config: Config, settings: UserspaceSettings) -> None:
-    """Log where the mark is another than the configuration says, and what cannot be done here."""
+def say_limits(config: Config, settings: UserspaceSettings, *, trial: bool = False) -> None:
+    """Log where the mark is another than the configuration says, and what cannot be done here.
+
+    ``trial``: nothing begins, so that a mark that nothing needs yet is not used.
+    """
+    needed = Need.MARK in needs(config)
     if settings.prepared and config.settings.fwmark:
         log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
-    elif settings.fwmark != config.settings.fwmark and Need.MARK in needs(config):
-        why = "because policies cover the outer addresses, drop or bypass"
-        log.info("our own packets bear mark %d, %s", settings.fwmark, why)
+    elif settings.fwmark != config.settings.fwmark and (needed or not trial):
+        _say_mark(settings, needed=needed)
     for connection in config.connections:
         try:
             refuse(connection, settings)
         except ConfigError as error:
             log.warning("%s", error)
+
+
+def _say_mark(settings: UserspaceSettings, *, needed: bool) -> None:
+    """Whoever writes rules of his own has to know: what bears the mark goes around the tunnels."""
+    usual = marks.default_mark(settings.routing_table)
+    why = "policies cover the outer addresses, drop or bypass" if needed else "what is loaded later may need it"
+    log.info("our own packets bear mark %#x, because %s", settings.fwmark, why)
+    if settings.fwmark != usual:
+        log.warning(
+            "there is a routing rule for mark %#x: ours is %#x; ipsecd.fwmark chooses one for good",
+            usual,
+            settings.fwmark,
+        )
 
 
 def backend_settings(
@@ -109,14 +123,10 @@ def backend_settings(
 
 def _default_mark(settings: DaemonSettings, needed: Need) -> int:
     """The mark of our own packets where none is configured. What is loaded later may need one as well, so there is one
-    wherever that may be.
-
-    If nothing asks for it yet, it is one that the rule of another ipsecd, which has another table, does not know: our
-    packets may be meant to go through its tunnel.
-    """
-    if Need.MARK in needed:
-        return DEFAULT_FWMARK
-    return settings.routing_table if not settings.namespace and udp.may_mark() else 0
+    wherever that may be."""
+    if Need.MARK not in needed and (settings.namespace or not udp.may_mark()):
+        return 0
+    return marks.free_mark(settings.routing_table)
 
 
 def is_prepared(settings: DaemonSettings, *, there: bool) -> bool:

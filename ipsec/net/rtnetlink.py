@@ -192,6 +192,31 @@ class RouteWriter:
         return Message(kind, flags, body)
 
 
+class MarkRule(NamedTuple):
+    """A rule, whoever made it, that looks at a packet's mark."""
+
+    table: int
+    protocol: int
+    mark: int
+    mask: int
+
+
+def mark_rules(netlink: Netlink) -> list[MarkRule]:
+    """The rules of both IP versions that look at marks. OSError if the kernel does not answer."""
+    found: list[MarkRule] = []
+    for family in _FAMILIES.values():
+        body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+        for answer in netlink.dump(_RTM_GETRULE, body, answer=_RTM_NEWRULE):
+            known = attributes(answer, _RULE.size)
+            table = _number(known.get(_FRA_TABLE), _RULE.unpack_from(answer)[4])
+            mark = _number(known.get(_FRA_FWMARK), 0)
+            # the kernel tells the mask of every rule that has one; all bits where an old one does not
+            mask = _number(known.get(_FRA_FWMASK), 0xFFFFFFFF if mark else 0)
+            if mask:
+                found.append(MarkRule(table, (known.get(_FRA_PROTOCOL) or b"\0")[0], mark, mask))
+    return found
+
+
 def may_configure() -> bool:
     """Whether we may change addresses and routes of this network namespace (CAP_NET_ADMIN). Changes nothing."""
     try:

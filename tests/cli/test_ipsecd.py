@@ -22,9 +22,10 @@ from ipsec.cli import ipsecd
 from ipsec.cli.main import main as begin
 from ipsec.config import load_text
 from ipsec.config.settings import WORKERS_MAX
-from ipsec.daemon import DEFAULT_FWMARK, Daemon, ExitCode, backend_settings
+from ipsec.daemon import Daemon, ExitCode, backend_settings
 from ipsec.errors import BackendError, ConfigError, SequenceError
 from ipsec.net import udp
+from ipsec.net.marks import default_mark
 from tests.backend import python_core
 
 KEY_IN, KEY_OUT = "00" * 19 + "01", "00" * 19 + "02"
@@ -258,7 +259,7 @@ def test_raw_esp_and_mark_follow_from_the_sas() -> None:
     got = backend_settings(load_text(text))
     assert got.raw_esp
     # host to host: only a mark tells outer packets from inner ones
-    assert got.fwmark == DEFAULT_FWMARK
+    assert got.fwmark == default_mark(220)
     assert backend_settings(load_text(text.replace("ipsecd {", "ipsecd {\nfwmark = 7"))).fwmark == 7
 
 
@@ -268,7 +269,7 @@ def test_bypass_asks_for_a_mark() -> None:
     )
     got = backend_settings(load_text(sas(sa=policy)))
     assert got.bypass
-    assert got.fwmark == DEFAULT_FWMARK
+    assert got.fwmark == default_mark(220)
 
 
 def test_one_local_port_follows_the_sas() -> None:

@@ -18,9 +18,11 @@ from ipsec.config.settings import Setup
 from ipsec.daemon import backend_settings
 from ipsec.daemon.needs import refuse
 from ipsec.daemon.run import Daemon
-from ipsec.daemon.settings import DEFAULT_FWMARK, say_limits
+from ipsec.daemon.settings import say_limits
 from ipsec.errors import BackendError, ConfigError
-from ipsec.net import udp
+from ipsec.net import marks, udp
+from ipsec.net.marks import default_mark
+from ipsec.net.rtnetlink import MarkRule
 from tests.daemon.test_parts import MANUAL, connection
 
 PLAIN = "remote_ts = 10.2.0.0/16\nstart_action = trap"
@@ -58,25 +60,31 @@ def test_what_is_configured_at_the_start_is_had_or_fails(
 ) -> None:
     rights(False, False)
     got = settings(child)
-    assert (got.fwmark, got.bypass) == (DEFAULT_FWMARK if mark else 0, bypass)
+    assert (got.fwmark, got.bypass) == (default_mark(220) if mark else 0, bypass)
     assert got.peer_inside == mark
     rights(True, True)
     got = settings(child)
-    assert (got.fwmark, got.bypass) == (DEFAULT_FWMARK, True)
+    assert (got.fwmark, got.bypass) == (default_mark(220), True)
     assert got.peer_inside == mark
 
 
 def test_what_may_come_later_is_provided_for(rights: Callable[[bool, bool], None]) -> None:
     rights(True, False)
-    assert (settings().fwmark, settings().bypass) == (220, False)
+    assert (settings().fwmark, settings().bypass) == (default_mark(220), False)
     rights(True, True)
-    # the rule of another ipsecd with the table 220 is for what we send, too
-    assert (settings(routing_table="7").fwmark, settings(fwmark="9").fwmark) == (7, 9)
+    assert settings(fwmark="9").fwmark == 9
     assert settings(routing_table="7").bypass
     elsewhere = settings(HOST, namespace="app")
     assert (elsewhere.fwmark, elsewhere.bypass) == (0, False), "no route of the tunnel is in the way here"
     prepared = settings(PASS, prepared=True, fwmark="9")
     assert (prepared.fwmark, prepared.bypass) == (0, False)
+
+
+@pytest.mark.parametrize("child", [PLAIN, ALL])
+def test_each_table_has_an_unusual_mark_of_its_own(child: str, rights: Callable[[bool, bool], None]) -> None:
+    """The rule of another ipsecd, which has another table, is for what we send, too."""
+    rights(True, True)
+    assert [settings(child, routing_table=table).fwmark for table in ("7", "220")] == [0x69700007, 0x697000DC]
 
 
 def test_rights_are_looked_for_where_they_count() -> None:
@@ -132,14 +140,28 @@ def test_what_a_prepared_device_cannot_do_is_a_warning_at_the_start(caplog: pyte
     assert "connections.c.children.n: mode = pass for some ports or protocols" in caplog.text
 
 
-def test_a_mark_that_nothing_needs_is_not_spoken_of(
-    caplog: pytest.LogCaptureFixture, rights: Callable[[bool, bool], None]
-) -> None:
+def test_the_mark_is_told(caplog: pytest.LogCaptureFixture, rights: Callable[[bool, bool], None]) -> None:
     caplog.set_level(logging.INFO)
     rights(True, True)
+    for child in (PLAIN, ALL):
+        config = load_text(connection(child))
+        say_limits(config, backend_settings(config))
+    assert caplog.messages == [
+        "our own packets bear mark 0x697000dc, because what is loaded later may need it",
+        "our own packets bear mark 0x697000dc, because policies cover the outer addresses, drop or bypass",
+    ]
+
+
+def test_another_mark_is_chosen_where_a_rule_knows_the_usual_one(
+    caplog: pytest.LogCaptureFixture, rights: Callable[[bool, bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rights(True, True)
+    monkeypatch.setattr(marks, "mark_rules", lambda netlink: [MarkRule(100, 0, default_mark(220), 0xFFFFFFFF)])
     config = load_text(connection(PLAIN))
-    say_limits(config, backend_settings(config))
-    assert not caplog.records
+    have = backend_settings(config)
+    assert have.fwmark not in (0, default_mark(220))
+    say_limits(config, have)
+    assert f"there is a routing rule for mark 0x697000dc: ours is {have.fwmark:#x}" in caplog.text
 
 
 # -- a whole daemon

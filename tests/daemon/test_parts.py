@@ -29,11 +29,12 @@ from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, format
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
 from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
-from ipsec.daemon.settings import DEFAULT_FWMARK, amount
+from ipsec.daemon.settings import amount
 from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
 from ipsec.ike.keymat import IkeKeys
 from ipsec.net import udp
+from ipsec.net.marks import default_mark
 from ipsec.vici.logs import LogRelay
 from ipsec.wire.iana import Encr, Integ
 from tests.backend.disk import no_room
@@ -456,7 +457,7 @@ def test_our_packets_are_marked_where_the_tunnel_would_swallow_them(
     """Even if that may fail; elsewhere only if it may be done."""
     monkeypatch.setattr(udp, "may_mark", lambda: False)
     settings = backend_settings(load_text(text))
-    assert settings.fwmark == (DEFAULT_FWMARK if marked else 0)
+    assert settings.fwmark == (default_mark(220) if marked else 0)
 
 
 def test_check_names_the_ways_to_peers(tmp_path: Path) -> None:
