@@ -80,8 +80,7 @@ def check(
     if settings.raw_esp or settings.bypass:
         found.append(_raw(settings))
     elif not settings.prepared:
-        what = "not to be had: connections with mode = pass are refused"
-        found.append(Requirement(_RAW, State.HINT, what, grants.capability("NET_RAW")))
+        found.append(_without_raw(settings))
     if state_dir is not None:
         found.append(_state(state_dir, outbound))
     if forwards:
@@ -179,6 +178,15 @@ def _raw(settings: UserspaceSettings) -> Requirement:
     except BackendError as error:
         return missing(_RAW, error)
     return Requirement(_RAW, State.FOUND, "they can be opened")
+
+
+def _without_raw(settings: UserspaceSettings) -> Requirement:
+    if not (settings.namespace and udp.may_bypass(1)):
+        what = "not to be had: connections with mode = pass are refused"
+        return Requirement(_RAW, State.HINT, what, grants.capability("NET_RAW"))
+    # they bear a mark, which nothing else needs where the tunnel's routes are elsewhere
+    what = "not asked for, with ipsecd.namespace: connections with mode = pass that are loaded later are refused"
+    return Requirement(_RAW, State.HINT, what, "have one in the file at the start, or set ipsecd.fwmark")
 
 
 def _netlink(settings: UserspaceSettings) -> Requirement:

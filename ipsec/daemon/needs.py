@@ -6,15 +6,18 @@ missing is refused, since its packets would go in circles, or nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Flag, auto
 from ipaddress import ip_address
 
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
-from ipsec.errors import ConfigError
+from ipsec.errors import BackendError, ConfigError
 from ipsec.esp.sa import Action, IpAddress
 from ipsec.ike.config import ChildConfig, ChildMode, Connection
 from ipsec.net import grants
+from ipsec.net.route import Router
+from ipsec.net.routebook import Entry, Prefix, prefixes
 
 
 class Need(Flag):
@@ -50,7 +53,8 @@ def needs(config: Config) -> Need:
 
 def refuse(connection: Connection, settings: UserspaceSettings, *, file: str | None = None) -> None:
     """ConfigError if a connection needs what a daemon with these settings has not, and cannot come to have."""
-    if settings.memory is not None:
+    if settings.memory is not None or not (settings.install_routes or settings.prepared):
+        # who makes the routes sees to what comes to the device, and to what must not
         return
     for child in connection.children:
         needed = _needs_of(connection, child)
@@ -73,17 +77,54 @@ def _without_bypass(child: ChildConfig, settings: UserspaceSettings) -> str:
     """Why ``mode = pass`` cannot be without a socket for it; empty where routes do it."""
     if settings.prepared:
         if not any(template.protocol for template in (*child.local_ts, *child.remote_ts)):
-            return ""
+            return _led_astray(child, settings)
         return (
             "mode = pass for some ports or protocols needs a raw socket, and what was prepared is used without "
             "capabilities: name whole networks, or let ipsecd make device and routes (ipsecd.setup = own)"
         )
     if settings.namespace:
-        return "mode = pass needs a raw socket, which is opened at the start: restart ipsecd with it in its file"
+        return (
+            "mode = pass needs a raw socket, which is opened at the start: restart ipsecd with it in its file, or set "
+            "ipsecd.fwmark"
+        )
     return f"mode = pass needs a raw socket: {grants.capability('NET_RAW')}, and restart ipsecd"
 
 
+def _led_astray(child: ChildConfig, settings: UserspaceSettings) -> str:
+    """Why ``mode = pass`` for whole networks passes nothing: routes that were made beforehand lead to the device."""
+    try:
+        with Router(table=settings.routing_table) as router:
+            present = router.present()
+    except BackendError:
+        return ""
+    for template in child.remote_ts:
+        if template.network is not None and any(_leads_in(one, present) for one in prefixes(*template.network)):
+            return (
+                f"mode = pass passes nothing to {template}: what was prepared leads that to the device; put it into "
+                "the file, stop ipsecd, and run ipsecd --prepare again"
+            )
+    return ""
+
+
+def _leads_in(network: Prefix, present: Iterable[Entry]) -> bool:
+    """Whether the narrowest route around a network is one to the device. What is narrower is for narrower policies."""
+    bits = 32 if network.version == 4 else 128
+    around = [
+        entry
+        for entry in present
+        if entry.prefix.version == network.version
+        and entry.prefix.length <= network.length
+        and (entry.prefix.value ^ network.value) >> (bits - entry.prefix.length) == 0
+    ]
+    # with IPv6 both may be there, and then what is excluded goes first
+    narrowest = max(around, key=lambda entry: (entry.prefix.length, entry.kind == "throw"), default=None)
+    return narrowest is not None and narrowest.kind != "throw"
+
+
 def _needs_of(connection: Connection, child: ChildConfig) -> Need:
+    if not child.policies:
+        # nothing is protected, and so nothing routed, by what others see to
+        return Need.NONE
     if child.mode is ChildMode.PASS:
         return Need.BYPASS | Need.MARK
     if child.mode is ChildMode.DROP:
@@ -98,10 +139,11 @@ def _may_cover_peer(connection: Connection, child: ChildConfig) -> bool:
     or guard is in place before anybody knows the peer. Only a mark tells outer packets from inner ones then.
     """
     for template in child.remote_ts:
-        # dynamic is the peer's own address, also where there are pools: nobody has to ask for another
-        if template.network is None or (
-            child.start_action and any(_may_be_in(text, template.network) for text in connection.remote_addrs)
-        ):
+        if template.network is None:
+            # the peer's own address, but where it comes for one of ours, before which nothing is in place
+            if child.start_action or not connection.pools:
+                return True
+        elif child.start_action and any(_may_be_in(text, template.network) for text in connection.remote_addrs):
             return True
     return False
 

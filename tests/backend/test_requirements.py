@@ -97,6 +97,16 @@ def test_a_provider_that_leaves_packets_in_clear(monkeypatch: pytest.MonkeyPatch
     assert "leaves packets in clear" in found.detail
 
 
+@pytest.mark.parametrize(
+    ("namespace", "may", "remedy"), [("", True, "CAP_NET_RAW"), ("app", False, "CAP_NET_RAW"), ("app", True, "fwmark")]
+)
+def test_why_there_is_no_raw_socket(namespace: str, may: bool, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements.udp, "may_bypass", lambda fwmark: may)
+    found = by_name(check(settings(namespace=namespace)))["raw sockets (CAP_NET_RAW)"]
+    assert found.state is State.HINT
+    assert remedy in found.remedy
+
+
 def test_sysctls_become_hints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(requirements, "_SYSCTL", tmp_path)
     for path, value in (("ipv4/ip_forward", 0), ("ipv6/conf/all/forwarding", 1), ("ipv4/conf/all/rp_filter", 1)):

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ from ipsec.daemon.settings import say_limits
 from ipsec.errors import BackendError, ConfigError
 from ipsec.net import marks, udp
 from ipsec.net.marks import default_mark
+from ipsec.net.route import Router
+from ipsec.net.routebook import Entry, prefixes
 from ipsec.net.rtnetlink import MarkRule
 from tests.daemon.test_parts import MANUAL, connection
 
@@ -128,6 +131,61 @@ def test_what_is_missing_is_told(have: dict[str, Any], child: str, words: str) -
     said = refused(child, UserspaceSettings(**have))
     assert words in said
     assert bool(words) == bool(said)
+
+
+@pytest.mark.parametrize("child", [HOST, ALL, DROP, PASS, PASS_PORT])
+def test_who_makes_the_routes_himself_is_refused_nothing(child: str) -> None:
+    assert not refused(child, UserspaceSettings(install_routes=False))
+
+
+@pytest.mark.parametrize("child", [HOST, ALL, DROP, PASS, PASS_PORT])
+def test_without_policies_nothing_is_needed(child: str, rights: Callable[[bool, bool], None]) -> None:
+    assert not refused(f"{child}\npolicies = no", UserspaceSettings())
+    rights(False, False)
+    assert settings(f"{child}\npolicies = no").fwmark == 0
+
+
+@pytest.mark.parametrize(
+    ("pools", "start", "covers"), [("", "", True), ("pools = p", "", False), ("pools = p", "start_action = trap", True)]
+)
+def test_who_gets_an_address_of_ours_is_not_inside_before(pools: str, start: str, covers: bool) -> None:
+    text = connection(f"{HOST}\n{start}").replace("remote_addrs", f"{pools}\nremote_addrs", 1)
+    (one,) = load_text(text + "pools { p { addrs = 10.99.0.0/24 } }").connections
+    if covers:
+        with pytest.raises(ConfigError, match="bear no mark"):
+            refuse(one, UserspaceSettings())
+    else:
+        refuse(one, UserspaceSettings())
+
+
+@pytest.mark.parametrize(
+    ("remote", "routes", "astray"),
+    [
+        ("10.9.1.0/24", "", False),
+        ("10.9.1.0/24", "unicast 10.8.0.0/16", False),
+        ("10.9.1.0/24", "unicast 10.9.0.0/16", True),
+        ("10.9.1.0/24", "unreachable 10.9.1.0/24", True),
+        ("10.9.1.0/24", "unicast 0.0.0.0/0", True),
+        ("10.9.1.0/24", "unicast 10.9.0.0/16, throw 10.9.1.0/24", False),
+        ("10.9.1.0/24", "throw 10.9.0.0/16, unicast 10.9.1.0/25", False),
+        ("10.9.1.0-10.9.2.255", "unicast 10.9.2.0/24", True),
+        ("fd09:1::/32", "unicast ::/0", True),
+        ("fd09:1::/32", "unicast fd09:1::/32, throw fd09:1::/32", False),
+        ("10.9.1.0/24", "unicast ::/0", False),
+    ],
+)
+def test_what_was_prepared_may_lead_elsewhere(
+    remote: str, routes: str, astray: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = set()
+    for text in filter(None, routes.split(", ")):
+        kind, network = text.split()
+        (prefix,) = prefixes(ip_network(network)[0], ip_network(network)[-1])
+        present.add(Entry(cast(Any, kind), prefix))
+    monkeypatch.setattr(Router, "present", lambda self: present)
+    said = refused(f"remote_ts = {remote}\nmode = pass\nstart_action = trap", UserspaceSettings(prepared=True))
+    assert ("what was prepared leads that to the device" in said) == astray
+    assert ("ipsecd --prepare" in said) == bool(said) == astray
 
 
 def test_memory_refuses_nothing() -> None:
