@@ -16,7 +16,7 @@ from ipsec.errors import BackendError, PolicyError, SaError, SuiteError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import ChildConfig, ChildMode
+from ipsec.ike.config import ChildConfig, ChildMode, Connection
 from ipsec.ike.events import ChildKeys, InstallChild, MoveChild, Path, RemoveChild
 from ipsec.wire.selector import SelectorPair
 
@@ -52,11 +52,20 @@ class _Shared:
 class Children:
     """All CHILD_SAs that are installed. Everything belongs to the event loop's thread."""
 
-    def __init__(self, backend: Backend, *, path_mtu: int, fraction: Callable[[], float]) -> None:
-        """``fraction`` is a random number in 0..1, for limits by volume that are not all reached at once."""
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        path_mtu: int,
+        fraction: Callable[[], float],
+        loaded: Callable[[str], Connection | None] = lambda _: None,
+    ) -> None:
+        """``fraction`` is a random number in 0..1, for limits by volume that are not all reached at once; ``loaded`` is
+        the connection of a name as it is now."""
         self._backend = backend
         self._path_mtu = path_mtu
         self._fraction = fraction
+        self._loaded = loaded
         self._installed: dict[int, _Installed] = {}
         self._by_sa: dict[int, ChildSa] = {}
         self._policies: dict[SelectorPair, dict[int, _Shared]] = {}
@@ -219,11 +228,20 @@ class Children:
             policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
             number = self._backend.add_policy(policy)
             same = self._policies.setdefault(pair, {})
-            older = [shared for shared in same.values() if _is_replaced(shared.child, child)]
+            # of one that is replaced itself nothing has to go behind: what comes last counts last
+            older = [] if self.is_replaced(child) else [one for one in same.values() if self.is_replaced(one.child)]
             same[child.reqid] = _Shared(policy, number, child)
             known.policies.append((pair, child.reqid))
             self.new_policies = True
             self._put_behind(older)
+
+    def is_replaced(self, child: ChildSa) -> bool:
+        """Whether the connection has another peer now, to which the traffic is to go.
+
+        Where it is the same, re-authentication makes both, and the peer may not have the new one yet.
+        """
+        loaded = self._loaded(child.ike.name)
+        return loaded is not None and not loaded.is_alike(child.ike.connection)
 
     def _put_behind(self, older: Iterable[_Shared]) -> None:
         """Let policies of the same selectors come after one that was just added (RFC 4301 section 4.4.1: the first that
@@ -256,15 +274,6 @@ class Children:
     def _del(self, sa: int) -> None:
         self._by_sa.pop(sa, None)
         self._backend.del_sa(sa)
-
-
-def _is_replaced(old: ChildSa, new: ChildSa) -> bool:
-    """Whether the connection has another peer now, to which the traffic is to go.
-
-    Where it is the same, re-authentication makes both, and the peer may not have the new one yet.
-    """
-    before, now = old.ike.connection, new.ike.connection
-    return before.name == now.name and not before.is_alike(now)
 
 
 def _name(child: ChildSa) -> ChildName:

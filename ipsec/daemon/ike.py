@@ -116,7 +116,10 @@ class IkeControl:
         self._keylog = KeyLog(config.settings.keylog) if config.settings.keylog else None
         self.engine = self._make_engine(settings)
         self.loaded = Loaded(config, refuse)
-        self.children = Children(backend, path_mtu=config.settings.path_mtu, fraction=self.engine.fraction)
+        engine, path_mtu = self.engine, config.settings.path_mtu
+        self.children = Children(
+            backend, path_mtu=path_mtu, fraction=engine.fraction, loaded=lambda name: engine.table.by_name.get(name)
+        )
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
@@ -457,7 +460,7 @@ class IkeControl:
                 refused = self.children.install(event)
                 if refused is not None:
                     self.engine.child_failed(event.child, refused, self._loop.time())
-                else:
+                elif not self.children.is_replaced(event.child):  # else what waits for traffic wants another peer
                     self._retries.pop((event.child.ike.name, event.child.name), None)
                     self.guards.narrow(event.child.ike.name, event.child.name, event.path)
                     self.guards.put_last(event.child.ike.name, event.child.name)
@@ -557,12 +560,8 @@ class IkeControl:
         return max(at - self._loop.time(), 0.0) if at is not None else None
 
     def _is_up(self, connection: Connection, child: ChildConfig) -> bool:
-        return any(
-            other.name == child.name
-            for sa in self.engine.sas.values()
-            if sa.connection == connection
-            for other in sa.children_up()
-        )
+        own = (sa for sa in self.engine.sas.values() if sa.connection == connection)
+        return any(other.name == child.name for sa in own for other in sa.children_up())
 
     async def connect(
         self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None

@@ -184,7 +184,12 @@ class Registry:
 
     def reqid_for(self, connection: Connection, config: ChildConfig) -> int:
         """What ties a new CHILD_SA to its policies."""
-        return config.reqid or self._reqids.get((connection.name, config.name)) or self._next_reqid()
+        trap = self._reqids.get((connection.name, config.name))
+        loaded = self.table.by_name.get(connection.name)
+        if loaded is not None and not loaded.is_alike(connection):
+            # what waits for traffic by that name wants another peer
+            trap = None
+        return config.reqid or trap or self._next_reqid()
 
     def new_spi(self) -> bytes:
         """An SPI for an IKE_SA, unpredictable and not zero."""

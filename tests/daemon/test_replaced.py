@@ -11,6 +11,7 @@ from ipsec.daemon.health import Health
 from ipsec.daemon.vici import ViciControl
 from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection
+from ipsec.ike.create_child import CreateChild
 from ipsec.vici.actions import _Attempt
 from tests.daemon.test_health import observe
 from tests.daemon.test_ike import A, B, Pair, run, until
@@ -144,5 +145,40 @@ def test_of_the_same_peer_the_older_child_has_the_traffic_until_it_goes() -> Non
         await until(lambda: pair.ends[0].established() not in ([sa], []) and len(pair.backends[1].policies) == 1)
         assert len(added) == len({policy.reqid for policy in added}) == 2, "none again, behind the new one"
         await pair.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_old_peer_cannot_pull_the_traffic_back(waits: bool) -> None:
+    """By one more CHILD_SA of an IKE_SA that vici leaves up."""
+
+    async def main() -> None:
+        lab = Lab()
+        backend, engine = lab.pair.backends[0], lab.end.engine
+        await old_and_new(lab, "none", child=True)
+        (old,) = lab.end.established()
+        await lab.vici.load_connection("c", message("b", "trap" if waits else "none", dpd_delay="7s"))
+        connection = lab.connection()
+        trap = lab.end.guards.reqid("c", "n")
+        assert bool(trap) == waits
+        if not waits:
+            await lab.vici.connect(connection, connection.children[0])
+            await until(lambda: len(backend.sas) == 4)
+        (new,) = [sa for sa in lab.end.established() if sa is not old] or [None]
+        other = lab.pair.ends[1]
+        (theirs,) = (sa for sa in other.established() if sa.spi_i == old.spi_i)
+        before = len(backend.sas)
+        theirs.ask(CreateChild(theirs.connection.children[0]), asyncio.get_running_loop().time())
+        other.turn()
+        await until(lambda: len(backend.sas) == before + 2)
+        newest = max(engine.children.values(), key=lambda one: one.uid)
+        assert newest.ike is old
+        order = [backend.policies[number].reqid for number in sorted(backend.policies)]
+        assert newest.reqid not in (0, trap)
+        assert order[-1] == newest.reqid
+        if new is not None:
+            assert order[0] == next(iter(new.children.values())).reqid
+        await lab.pair.stop()
 
     run(main())
