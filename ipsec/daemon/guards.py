@@ -83,7 +83,7 @@ class Guards:
             return
         pairs = _pairs(connection, child, ends, tuple(self._backend.ports))
         if not pairs:
-            if trap:
+            if trap and key not in self._expected:
                 log.warning(
                     "%s: child %s cannot wait for traffic: its selectors are not known before it is up",
                     connection.name,

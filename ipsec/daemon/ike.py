@@ -268,13 +268,12 @@ class IkeControl:
         if not expected:
             return failed
         try:
-            path = await self._paths.to(connection)
+            ends = await self._paths.ends(connection)
         except Exception as error:
             for guard in expected:
                 self.guards.forget(guard)
             return [*failed, *((guard.child, error) for guard in expected)]
         later = []
-        ends = path or self._paths.without_route(connection)
         for guard in filter(self.guards.is_expected, expected):
             if ends is None and names_of(connection.remote_addrs):
                 later.append(guard)
@@ -298,21 +297,21 @@ class IkeControl:
 
     async def _guard_later(self, connection: Connection, expected: Iterable[Guard]) -> None:
         """Nobody knew where the peer is: keep its traffic in as soon as somebody does."""
-        path = None
-        while path is None:
-            await asyncio.sleep(RETRY_S)
+        ends = None
+        while ends is None:
+            await self._paths.changed(RETRY_S)
             if not any(map(self.guards.is_expected, expected)):
                 if all(self.guards.has(one.connection.name, one.child.name) for one in expected):
                     # somebody has installed them by vici
                     self._release(connection)
                 return
-            path = await self._paths.to(connection)
+            ends = await self._paths.ends(connection)
         for guard in filter(self.guards.is_expected, expected):
+            self.guards.forget(guard)
             try:
-                self.guards.add(guard.connection, guard.child, path)
+                self.guards.add(guard.connection, guard.child, ends)
             except Exception as error:
                 self._failed_to_begin(guard.connection, guard.child, error)
-            self.guards.forget(guard)
         self._release(connection)
 
     async def stop(self) -> None:
@@ -384,6 +383,7 @@ class IkeControl:
         if self._stopping:
             return
         now = self._loop.time()
+        self._paths.host_changed()
         self._own.read()
         for sa in self.established():
             local = self._paths.best_local(sa)

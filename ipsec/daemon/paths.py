@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -30,6 +33,7 @@ class Paths:
         self._resolver = resolver
         self._fwmark = fwmark
         self._outside = outside
+        self._host_changed = asyncio.Event()
 
     async def to(self, connection: Connection) -> Path | None:
         """The way to a connection's peer; None if it has no fixed address or there is no route."""
@@ -49,17 +53,37 @@ class Paths:
         return Path(local, ports[remote.version], remote, connection.remote_port)
 
     def without_route(self, connection: Connection) -> Ends | None:
-        """The ends of a connection whose peer is no name, though nothing leads there; None if no single one is told.
+        """The ends of a connection, though nothing leads to its peer; None if no single one is told, or it has a name
+        without an address.
 
         Traffic for it is to be kept in before there is a route as well: with the route it would leave in clear.
         """
-        if names_of(connection.remote_addrs):
-            return None
-        single = [address for address in map(_single, connection.remote_addrs) if address is not None]
-        remote = single[0] if single else None
+        remote = next((found for text in connection.remote_addrs for found in self._known(text)), None)
         if remote is None or remote.version not in self._backend.ports:
             return None
         return Ends(specific(connection.local_addrs, remote.version), remote)
+
+    def _known(self, text: str) -> Iterable[IpAddress]:
+        """What one entry of ``remote_addrs`` stands for, as far as that is known without asking anybody."""
+        if names_of((text,)):
+            return self._resolver.known(text)
+        address = _single(text)
+        return () if address is None else (address,)
+
+    async def ends(self, connection: Connection) -> Path | Ends | None:
+        """The way to a connection's peer; as much of it as is known where there is none."""
+        return await self.to(connection) or self.without_route(connection)
+
+    def host_changed(self) -> None:
+        """Addresses or routes of this host are others."""
+        self._host_changed.set()
+        # whoever waits goes on, the next one waits for the next change
+        self._host_changed = asyncio.Event()
+
+    async def changed(self, seconds: float) -> None:
+        """Wait until a way may lead where none led before; ``seconds`` at most, since names change unheard."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._host_changed.wait(), seconds)
 
     def can_send(self, path: Path) -> bool:
         """Whether it begins at an address of this host, and a route leads from there."""

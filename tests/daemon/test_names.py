@@ -751,3 +751,45 @@ def test_a_guard_that_cannot_be_narrowed_stays(
         del backend.add_policy  # type: ignore[method-assign]
 
     run(main())
+
+
+def test_a_name_that_nothing_leads_to_is_guarded_all_the_same(
+    names: Names, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its address is known, and the route may come any moment."""
+    monkeypatch.setattr(paths, "source_address", lambda remote, mark: None)
+    names.know("one.example")
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", TRAP)).replace("local_addrs = 127.0.0.1", ""), backend)
+        await end.start()
+        assert selectors(backend) == [("0.0.0.0/0", "127.0.0.1/32")]
+        assert end.guards.has("one", "host")
+        assert "cannot wait for traffic" not in caplog.text
+        await end.stop()
+
+    run(main())
+
+
+def test_a_route_is_reason_to_ask_again_at_once(
+    names: Names, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be the one to the name server. Until then the guard is expected, which is nothing to warn of."""
+    monkeypatch.setattr(ike_module, "RETRY_S", 60.0)
+    names.refuse("one.example")
+
+    async def main() -> None:
+        backend = FakeBackend()
+        end = control(connections(one=child("host", TRAP)), backend)
+        await end.start()
+        await asyncio.sleep(0.05)
+        assert not backend.policies
+        assert "cannot wait for traffic" not in caplog.text
+        names.know("one.example")
+        end._host_changed()
+        await until(lambda: remotes(backend) == ["127.0.0.1/32"])
+        assert end.guards.has("one", "host")
+        await end.stop()
+
+    run(main())
