@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ipsec.net import netns
+from ipsec.net.marks import default_mark
 from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, Gateway
 from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, loss, sniffing, ups, written
 from tests.e2e.test_ike_operation import hang_up
@@ -76,6 +77,28 @@ def test_host_to_host(world: IkeWorld, how: str, workers: str) -> None:
         assert loss(world.b.ping(OUTER[4][0])) == 0
         assert not any(packet[9] == socket.IPPROTO_ICMP for packet in wire.packets() if packet[0] >> 4 == 4)
     assert "not from all fwmark" in world.a.leftovers()
+
+
+def test_a_mark_of_others_means_nothing(world: IkeWorld) -> None:
+    """Nothing here needs a mark; what bears one that people choose goes into the tunnel like the rest."""
+    world.set(":start_action", "start", 0)
+    world.start()
+    world.wait_up()
+    with sniffing(world.a) as wire:
+        assert loss(world.a.ping(INNER[4][1], "-m", "220")) == 0
+        assert in_clear(wire.packets()) == []
+
+
+def test_a_rule_of_others_for_our_mark(world: IkeWorld) -> None:
+    """Another one is taken: what they have in mind is not for IKE and ESP."""
+    world.set(":start_action", "start", 0)
+    usual = f"{default_mark(220):#x}"
+    world.a.run("ip", "rule", "add", "fwmark", usual, "prohibit", "priority", "100")
+    world.start()
+    world.wait_up()
+    assert loss(world.a.ping(INNER[4][1])) == 0
+    assert f"there is a routing rule for mark {usual}" in world.a.log()
+    assert f"not from all fwmark {usual}" not in world.a.leftovers()
 
 
 def test_everything(world: IkeWorld) -> None:
