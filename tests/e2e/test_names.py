@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ipsec.daemon.settings import DEFAULT_FWMARK
 from ipsec.net import netns
+from ipsec.net.marks import default_mark
 from tests.e2e.gateways import COMMAND, OUTER, WIRE, Gateway
 from tests.e2e.ike_gateways import IkeWorld, Sniffer, eventually, loss, sniffing, ups
 
@@ -93,7 +93,7 @@ def name_server(world: IkeWorld) -> Iterator[NameServer]:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock:
         # beside the tunnel, which the other end does not give up
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, DEFAULT_FWMARK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, default_mark(220))
         sock.bind((SERVER, 53))
         server = NameServer(sock)
         try:
