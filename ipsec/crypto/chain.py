@@ -10,11 +10,12 @@ What exceeds a bound is refused, never taken for less: else junk would keep us f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -147,7 +148,7 @@ class _TooMuchError(CertificateError):
 class _Search:
     issuers: dict[object, list[Certificate]]
     anchors: frozenset[Certificate]
-    loaded: Container[Certificate]
+    loaded: Mapping[object, Sequence[Certificate]]
     constraints: Constraints
     signatures: Signatures
     steps_left: int = STEPS_MAX
@@ -155,7 +156,12 @@ class _Search:
     "the first thing that was wrong on the way"
 
     def is_loaded(self, certificate: Certificate) -> bool:
-        return certificate in self.anchors or certificate in self.loaded
+        return certificate in self.anchors or certificate in self.loaded.get(certificate.subject_key, ())
+
+    def issuers_of(self, certificate: Certificate) -> list[Certificate]:
+        """Certificates of that name, anchors first. What is loaded is heard whoever stands between it and the peer."""
+        name = certificate.issuer_key
+        return list(dict.fromkeys((*self.issuers.get(name, ()), *self.loaded.get(name, ()))))
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def verify_chain(
     purposes: frozenset[str] = IKE_PURPOSES,
     required_policies: tuple[str, ...] = (),
     accept: Callable[[Chain], None] | None = None,
-    loaded: Container[Certificate] = (),
+    loaded: Mapping[object, Sequence[Certificate]] = MappingProxyType({}),
     signatures: Signatures | None = None,
 ) -> Chain:
     """The first chain from ``end`` to one of ``anchors`` that is valid at ``wall`` (aware, UTC). CertificateError.
@@ -186,8 +192,9 @@ def verify_chain(
     that longer chain which has to be valid, as in charon: who stands above may have revoked it, and says what its
     names and policies may be. The constraints are for what trust comes from: from the lowest anchor down.
 
-    ``accept`` raises CertificateError for a valid chain that will not do, and the search goes on. ``signatures`` is one
-    for all that is verified because of one message. Revocation is not looked at here.
+    ``loaded`` is by ``subject_key``. ``accept`` raises CertificateError for a valid chain that will not do, and the
+    search goes on. ``signatures`` is one for all that is verified because of one message. Revocation is not looked at
+    here.
     """
     trusted = frozenset(anchors)
     search = _Search(_by_subject(anchors, intermediates), trusted, loaded, constraints, signatures or Signatures())
@@ -230,10 +237,10 @@ def _paths(search: _Search, path: tuple[Certificate, ...], trusted: bool = False
     last = path[-1]
     trusted = trusted or last in search.anchors
     may_end = trusted and search.is_loaded(last)
-    if len(path) >= CHAIN_MAX and not trusted:
+    if not trusted and (len(path) >= CHAIN_MAX or not _says_its_issuer(search, last)):
         return
     root = may_end and last.self_issued and _signed(search, last, last, above=True)
-    candidates = [] if root else search.issuers.get(last.issuer_key, [])
+    candidates = [] if root else search.issuers_of(last)
     if len(candidates) > 1:
         candidates = sorted(candidates, key=lambda issuer: not _key_ids_agree(last, issuer))
     goes_on = False
@@ -293,6 +300,16 @@ def _check_cost(search: _Search, certificate: Certificate) -> None:
         # ``auth`` has bounded the exponents of small ones
         if bits > RSA_BITS_MAX or (bits > RSA_SMALL_BITS and exponent_bits > RSA_EXPONENT_BITS_MAX):
             raise CertificateError(f"{certificate.subject} has an RSA key of {bits} bits, exponent of {exponent_bits}")
+
+
+def _says_its_issuer(search: _Search, certificate: Certificate) -> bool:
+    """Whether what says who has issued it can be read (RFC 5280 section 4.2.1.1), though the name alone might lead on."""
+    try:
+        _ = certificate.authority_key_id
+    except ParseError as error:
+        search.reason = search.reason or str(error)
+        return False
+    return True
 
 
 def _key_ids_agree(certificate: Certificate, issuer: Certificate) -> bool:

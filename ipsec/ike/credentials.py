@@ -315,7 +315,7 @@ class Credentials:
             constraints=remote.constraints,
             required_policies=remote.cert_policy,
             accept=accept if remote.cacerts or remote.ca_id else None,
-            loaded=self._trusted,
+            loaded=self._by_subject,
             signatures=signatures,
         )
 

@@ -226,9 +226,8 @@ def _trust(
     if end is None:
         return None
     credentials, wall = sa.core.credentials, sa.core.host.wall()
-    above = [*received[1:], *credentials.issuers_of(end)]
     signatures = sa.auth.signatures if sa.auth is not None else None
-    return credentials.verify_peer(end, above, connection.remote, peer_id, wall, signatures)
+    return credentials.verify_peer(end, received[1:], connection.remote, peer_id, wall, signatures)
 
 
 def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:

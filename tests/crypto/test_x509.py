@@ -36,6 +36,11 @@ from tests.crypto.pki import DAY, EC_KEY, ED448_KEY, ED25519_KEY, PKITS, RSA_KEY
 PKITS_WALL = datetime(2020, 1, 1, tzinfo=UTC)
 
 
+def by_subject(*certificates: Certificate) -> dict[object, list[Certificate]]:
+    """As ``verify_chain`` takes what is loaded."""
+    return {one.subject_key: [one] for one in certificates}
+
+
 @cache
 def pkits() -> tuple[dict[str, Certificate], list[Crl]]:
     """What can be read of PKITS: one CA of DSA keys without parameters, one bad signature and one bad CRL cannot."""
@@ -339,8 +344,15 @@ def test_who_stands_above_an_anchor_is_heard() -> None:
         found = verify_chain(chain[0], between, trusted, wall=WALL)
         assert found.certificates == chain
         assert refused(root, found)
-    found = verify_chain(end, [root.certificate], [end], wall=WALL, loaded=[root.certificate])
+    found = verify_chain(end, [root.certificate], [end], wall=WALL, loaded=by_subject(root.certificate))
     assert found.certificates == (end, root.certificate)
+    # whoever stands between: how the peer gets there must not decide whether those above are heard
+    middle = Ca("Middle", sub)
+    deep = middle.issue()
+    for loaded in (by_subject(root.certificate), by_subject(root.certificate, middle.certificate)):
+        found = verify_chain(deep, [middle.certificate], [sub.certificate], wall=WALL, loaded=loaded)
+        assert found.certificates == (deep, middle.certificate, sub.certificate, root.certificate)
+        assert refused(root, found)
     # nothing above, nobody to hear
     assert verify_chain(end, [root.certificate], [end], wall=WALL).certificates == (end,)
     assert verify_chain(below, [], [sub.certificate], wall=WALL).certificates == (below, sub.certificate)
@@ -428,7 +440,7 @@ def test_nobody_can_get_rid_of_who_stands_above() -> None:
     trusted.reverse()
     assert refused(root, verify(sub.issue(), trusted, junk))
     with pytest.raises(CertificateError, match="too many signatures"):
-        verify_chain(sub.issue(), junk, [sub.certificate], wall=WALL, loaded=[root.certificate])
+        verify_chain(sub.issue(), junk, [sub.certificate], wall=WALL, loaded=by_subject(root.certificate))
     with pytest.raises(CertificateError, match="too many certificates"):
         verify_chain(sub.issue(), (), [sub.certificate, *junk, *same_name(64), root.certificate], wall=WALL)
 
@@ -594,7 +606,7 @@ def test_costly_keys_of_strangers(exponent: int, bits: int, ok: bool, monkeypatc
         with pytest.raises(CertificateError, match="RSA key of"):
             verify(end, [root])
     assert verify_chain(end, [], [end], wall=WALL)
-    for loaded in ((), (middle,)):
+    for loaded in (by_subject(), by_subject(middle)):
         checked.clear()
         with pytest.raises(CertificateError):
             verify_chain(Ca("Middle", key=RSA_KEY).issue(), [middle], [], wall=WALL, loaded=loaded)
