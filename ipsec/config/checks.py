@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ipsec.config.children import child_warnings
+from ipsec.config.connections import single_host
 from ipsec.config.directories import KEY_DIRECTORIES, CredentialFiles, confirms
 from ipsec.config.grammar import Section
 from ipsec.config.refused import numbered, warning_at
@@ -93,7 +94,7 @@ class Checker:
         wanted = connection.ppk_id.exact if connection.ppk_id is not None else None
         if wanted is not None and self._credentials.find_ppk(wanted.data) is None:
             yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
-        if wanted is None and connection.ppk_required and "%any" not in connection.remote_addrs:
+        if wanted is None and connection.ppk_required and any(map(single_host, connection.remote_addrs)):
             why = "this end cannot begin, ppk_id does not say which postquantum preshared key to ask for"
             yield warning_at(section, "ppk_required", why)
 

@@ -61,8 +61,13 @@ def parse_shared_secret(text: str) -> bytes:
 
 
 def parse_ppk_id(text: str) -> IdentityPattern:
-    """A PPK_ID, or a pattern for some, as identities are written; what counts of it are its octets."""
+    """A PPK_ID, or a pattern for some, as identities are written. ConfigError.
+
+    Of a single one its octets count; a pattern is held against what they are as text.
+    """
     pattern = parse_pattern(text)
+    if pattern.of_names:
+        raise ConfigError("a PPK_ID is octets, and no distinguished name that patterns could match")
     if pattern.exact is not None and not 0 < len(pattern.exact.data) <= PPK_ID_MAX:
         raise ConfigError(f"{len(pattern.exact.data)} octets, a PPK_ID has 1 to {PPK_ID_MAX}")
     return pattern

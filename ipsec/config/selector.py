@@ -1,7 +1,5 @@
 """Traffic selectors as swanctl.conf writes them: ``dynamic[tcp/https]``, ``10.0.0.1-10.0.0.9``, ``::/0[icmp/8]``.
 
-``[any/53]`` is a port of whatever protocol has ports.
-
 Names come from the tables of ``ipsec.wire.selector`` and from /etc/protocols and /etc/services.
 """
 
@@ -34,8 +32,6 @@ from ipsec.wire.selector import (
 _FORM = re.compile(r"([^\[\]\s]+)(?:\[([^\[\]\s/]*)(?:/([^\[\]\s]+))?\])?")
 _PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6, "icmp6": ICMPV6, "mh": MH}
 _PROTOCOLS |= {"any": 0, "": 0}
-#: where a service is looked up, anywhere for any protocol
-_SERVICE_PROTOCOLS: dict[int, tuple[str, ...]] = {TCP: ("tcp",), UDP: ("udp",), 0: ()}
 _SERVICES = {name: number for number, name in SERVICE_NAMES.items()}
 
 
@@ -96,8 +92,13 @@ def _parse_protocol(text: str) -> int:
 
 
 def _parse_ports(text: str, protocol: int) -> tuple[int, int]:
-    if protocol and protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
-        # RFC 4301 section 4.4.1.1: only these show ports, types or codes to match; for any protocol these are meant
+    if not protocol:
+        if text.lower() == "any":
+            return ANY_PORT
+        # RFC 7296 section 3.13.1: it could not be told to the peer, though charon does. And it would mean ICMP types
+        raise ConfigError("ports need a protocol: write one selector with tcp and one with udp")
+    if protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
+        # RFC 4301 section 4.4.1.1: only these show ports, types or codes to match
         raise ConfigError(f"protocol {PROTOCOL_NAMES.get(protocol, protocol)} has no ports")
     if text.lower() == "any":
         return ANY_PORT
@@ -136,7 +137,7 @@ def _parse_port(text: str, protocol: int) -> tuple[int, int] | None:
     if text.lower() in _SERVICES:
         return (_SERVICES[text.lower()],) * 2
     try:
-        port = socket.getservbyname(text, *_SERVICE_PROTOCOLS.get(protocol, ("sctp",)))
+        port = socket.getservbyname(text, {TCP: "tcp", UDP: "udp"}.get(protocol, "sctp"))
     except (OSError, ValueError):
         return None
     return port, port

@@ -303,7 +303,7 @@ def _check_cost(search: _Search, certificate: Certificate) -> None:
 
 
 def _says_its_issuer(search: _Search, certificate: Certificate) -> bool:
-    """Whether what says who has issued it can be read (RFC 5280 section 4.2.1.1), though the name alone might lead on."""
+    """Whether what says who has issued it can be read (RFC 5280 section 4.2.1.1): the name alone might lead on."""
     try:
         _ = certificate.authority_key_id
     except ParseError as error:

@@ -242,6 +242,11 @@ class IdentityPattern:
         """Whether every identity matches."""
         return self._kind is _Kind.ANY
 
+    @property
+    def of_names(self) -> bool:
+        """Whether it is a pattern for distinguished names."""
+        return self.exact is None and self._type == IdType.DER_ASN1_DN
+
     def matches(self, identity: Identity) -> int:
         """0 if ``identity`` does not match, else how exactly, as charon counts: 1 for %any to 20 if it is equal."""
         kind = self._kind
@@ -402,11 +407,15 @@ def _is_address(text: str) -> bool:
 
 
 def _read_addresses(text: str) -> tuple[IpAddress, IpAddress, str] | None:
-    """First, last, and the text in its one form."""
+    """First, last, and the text in its one form. A zone names no address (RFC 4007 section 11.2)."""
+    if "%" in text:
+        return None
     try:
         if "/" in text:
-            low, _, bits = text.partition("/")
-            network = ip_network((low.strip(), int(bits)), strict=False)
+            low, bits = (part.strip() for part in text.split("/", 1))
+            if not bits.isdecimal():
+                return None
+            network = ip_network(f"{low}/{bits}", strict=False)
             return network[0], network[-1], str(network)
         low, _, high = text.partition("-")
         first, last = ip_address(low.strip()), ip_address(high.strip())

@@ -16,6 +16,8 @@ from functools import reduce
 from operator import getitem, or_
 from typing import NamedTuple
 
+LENGTH_MAX = 4096
+"characters of a pattern: bounds what building it costs"
 POSITIONS_MAX = 2048
 "characters of a pattern once its repetitions are written out: bounds what one character of a text costs"
 DEPTH_MAX = 32
@@ -337,6 +339,8 @@ class Regex:
 
     def __init__(self, text: str) -> None:
         """RegexError."""
+        if len(text) > LENGTH_MAX:
+            raise RegexError(f"it is longer than {LENGTH_MAX} characters")
         builder = _Builder()
         self._whole = _Parser(text).whole()(builder)
         self._chars = tuple(builder.chars.items())

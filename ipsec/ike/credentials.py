@@ -62,9 +62,9 @@ class Ppk:
 
 
 def matches_ppk(pattern: IdentityPattern, ppk_id: bytes) -> bool:
-    """Whether the octets of a PPK_ID, which has no type, are what ``pattern`` means."""
-    if pattern.exact is not None and pattern.exact.data == ppk_id:
-        return True
+    """Whether the octets of a PPK_ID, which has no type, are what ``pattern`` means: the very same, if it means one."""
+    if pattern.exact is not None:
+        return pattern.exact.data == ppk_id
     return pattern.matches(_identity_of(ppk_id)) > MATCH_NONE
 
 

@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 def announcement(connection: Connection) -> list[Payload]:
     """N(USE_PPK) of an initiator that is to use one."""
-    return [NotifyPayload(NotifyType.USE_PPK)] if connection.ppk_id is not None else []
+    return [NotifyPayload(NotifyType.USE_PPK)] if _named_by(connection) is not None else []
 
 
 def agreement(credentials: Credentials, notifies: dict[int, NotifyPayload]) -> list[Payload]:

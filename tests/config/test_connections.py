@@ -683,3 +683,18 @@ def test_children_of_one_name_in_two_connections() -> None:
     """Usual in swanctl.conf: commands name the connection too."""
     text = f"connections {{\n a {{\n{PSK}{CHILD}}}\n b {{\n{PSK}{CHILD}}}\n}}\n{TAIL}"
     assert [connection.children[0].name for connection in load_text(text).connections] == ["net", "net"]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "ppk_id", "warned"),
+    [
+        ("%any", "", False),
+        ("10.0.0.0/8", "", False),
+        ("b.example", "", True),
+        ("%any, b.example", "*.example", True),
+    ],
+)
+def test_who_begins_has_to_name_its_ppk(addresses: str, ppk_id: str, warned: bool) -> None:
+    text = f"remote_addrs = {addresses}\nppk_required = yes\n" + (f"ppk_id = {ppk_id}" if ppk_id else "")
+    found = [one for one in config(text, PSK + CHILD).warnings if "this end cannot begin" in one]
+    assert bool(found) is warned

@@ -136,6 +136,8 @@ def test_postquantum() -> None:
     assert config.credentials.ppks == (Ppk(b"\xa5" * 32, ids, "ppk-sun"),)
     (anybodys,) = read(f"ppk {{\n secret = 0x{'a5' * 32}\n id-1 = a\n id-2 = %any\n}}").credentials.ppks
     assert anybodys.ids == ()
+    for odd in ("CN=*", "asn1dn:^.*$"):
+        assert "no distinguished name" in refuse(f'ppk {{\n secret = x\n id = "{odd}"\n}}').message
     assert "a PPK_ID has 1 to 1023" in refuse("ppk {\n secret = x\n id = \"@#\"\n}").message
     assert config.credentials.secrets == config.warnings == ()
     assert "a5" * 8 not in repr(config)

@@ -281,7 +281,9 @@ def test_bad_regular_expression(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.1-", "::/129",
-     "ipv4net:::/8", "ipv6range:10.0.0.1-10.0.0.9", "ipv4net:10.0.0.1", "ipv4net:x/8", "ipv4net:#0a000000ff000000"],
+     "ipv4net:::/8", "ipv6range:10.0.0.1-10.0.0.9", "ipv4net:10.0.0.1", "ipv4net:x/8",
+     "ipv4net:10.0.0.0/1_6", "ipv4net:10.0.0.0/+8", "ipv4net:10.0.0.0/255.0.0.0",
+     "fe80::1%eth0-fe80::2%eth0", "fe80::%eth0/64", "ipv4net:#0a000000ff000000"],
 )  # fmt: skip
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(ConfigError, match="subnet such as"):

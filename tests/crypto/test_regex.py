@@ -114,6 +114,8 @@ def test_matches(pattern: str, yes: tuple[str, ...] | str, no: tuple[str, ...] |
         ("^a", "every alternative"),
         (f"^{'(' * 40}a{')' * 40}$", "within one another"),
         ("^((a{30}){30}){30}$", "longer than"),
+        # nothing written out, and yet looked at again and again
+        (f"^({'a{0}|' * 1000}a){{255}}$", "longer than 4096 characters"),
         (f"^{'a' * (POSITIONS_MAX + 1)}$", "longer than"),
     ],
 )

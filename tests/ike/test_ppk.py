@@ -75,8 +75,12 @@ def test_which() -> None:
     assert credentials.find_ppk(b"\xff\0") is everybodys
     assert Credentials(ppks=HAS).find_ppk(ID.upper()) is None
     assert Credentials(ppks=HAS).find_ppk(b"unknown") is None
-    for text, octets in (("192.0.2.1", bytes((192, 0, 2, 1))), ("@#0aff", b"\x0a\xff"), ("192.0.2.1", b"192.0.2.1")):
+    for text, octets in (("192.0.2.1", bytes((192, 0, 2, 1))), ("@#0aff", b"\x0a\xff"), ("Gw", b"Gw")):
         assert matches_ppk(parse_pattern(text), octets)
+    # of one that means a single one nothing but the octets, wherever it is asked
+    for text, octets in (("192.0.2.1", b"192.0.2.1"), ("Gw", b"gw")):
+        assert not matches_ppk(parse_pattern(text), octets)
+        assert Credentials(ppks=[Ppk(b"k", (parse_pattern(text),))]).find_ppk(octets) is None
     assert "a5" not in repr(HAS[0])
     assert "\\xa5" not in repr(HAS[0])
 
@@ -115,6 +119,7 @@ def test_an_identity_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         (WISH, HAS, {}, (Ppk(b"\xa5" * 32),), True),
         (WISH, HAS, {"ppk_id": parse_pattern("*.example.org"), "ppk_required": True}, HAS, True),
         ({"ppk_id": parse_pattern("*.example.org")}, HAS, {}, HAS, False),
+        (WISH, HAS, {"ppk_id": parse_pattern("*.EXAMPLE.org")}, HAS, True),
     ],
 )
 def test_up(a: dict[str, Any], a_has: Sequence[Ppk], b: dict[str, Any], b_has: Sequence[Ppk], ppk: bool) -> None:
@@ -200,6 +205,12 @@ def test_identity_that_we_do_not_know_is_nobodys(monkeypatch: pytest.MonkeyPatch
     pair = make(WISH, HAS, {}, (Ppk(b"\xa5" * 32),)).up()
     assert used(pair.b) == [False]
     pair.finish()
+
+
+@pytest.mark.parametrize(("ppk_id", "said"), [(WHICH, True), (parse_pattern("*.example.org"), False), (None, False)])
+def test_who_can_name_none_does_not_say_that_it_uses_one(ppk_id: IdentityPattern | None, said: bool) -> None:
+    (connection,) = make({"ppk_id": ppk_id}, HAS, {}, HAS).a.connections.values()
+    assert bool(ppk.announcement(connection)) is said
 
 
 def test_refused_before_anything_is_said() -> None:
