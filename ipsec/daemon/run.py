@@ -214,9 +214,10 @@ class Daemon:
         """The configuration file as it is now. ConfigError also for what this daemon, as it was started, cannot do."""
         # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
         config = await asyncio.to_thread(load_again, self._config)
+        before = {connection.name: connection for connection in self._config.connections}
         for connection in config.connections:
             # what has been there since the start was warned of then
-            if connection not in self._config.connections:
+            if before.get(connection.name) != connection:
                 refuse_connection(connection, self._backend_settings, file=config.file)
         return config
 

@@ -21,6 +21,7 @@ from ipsec.daemon.needs import refuse
 from ipsec.daemon.run import Daemon
 from ipsec.daemon.settings import say_limits
 from ipsec.errors import BackendError, ConfigError
+from ipsec.ike.config import Connection
 from ipsec.net import marks, udp
 from ipsec.net.marks import default_mark
 from ipsec.net.route import Router
@@ -249,6 +250,26 @@ def test_a_file_that_asks_for_more_than_there_is_changes_nothing(
             await daemon.preview()
         assert daemon.ike is not None
         assert list(daemon.ike.engine.table.by_name) == ["c"]
+        await daemon.stop()
+
+    asyncio.run(main())
+
+
+def test_what_is_unchanged_is_not_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        names = [f"c{at}" for at in range(20)]
+        path = file(tmp_path, "".join(connection(PLAIN).replace("c {", f"{name} {{", 1) for name in names))
+        daemon = Daemon(load(str(path)))
+        compared = []
+        equal = Connection.__eq__
+
+        def compare(one: Connection, other: object) -> bool:
+            compared.append(one.name)
+            return equal(one, other)
+
+        monkeypatch.setattr(Connection, "__eq__", compare)
+        assert len((await daemon._read_again()).connections) == len(names)
+        assert len(compared) <= len(names)
         await daemon.stop()
 
     asyncio.run(main())
