@@ -58,14 +58,14 @@ class Children:
         *,
         path_mtu: int,
         fraction: Callable[[], float],
-        loaded: Callable[[str], Connection | None] = lambda _: None,
+        is_current: Callable[[Connection], bool] = lambda _: True,
     ) -> None:
-        """``fraction`` is a random number in 0..1, for limits by volume that are not all reached at once; ``loaded`` is
-        the connection of a name as it is now."""
+        """``fraction`` is a random number in 0..1, for limits by volume that are not all reached at once;
+        ``is_current``: see ``Registry``."""
         self._backend = backend
         self._path_mtu = path_mtu
         self._fraction = fraction
-        self._loaded = loaded
+        self._is_current = is_current
         self._installed: dict[int, _Installed] = {}
         self._by_sa: dict[int, ChildSa] = {}
         self._policies: dict[SelectorPair, dict[int, _Shared]] = {}
@@ -240,8 +240,7 @@ class Children:
 
         Where it is the same, re-authentication makes both, and the peer may not have the new one yet.
         """
-        loaded = self._loaded(child.ike.name)
-        return loaded is not None and not loaded.is_alike(child.ike.connection)
+        return not self._is_current(child.ike.connection)
 
     def _put_behind(self, older: Iterable[_Shared]) -> None:
         """Let policies of the same selectors come after one that was just added (RFC 4301 section 4.4.1: the first that

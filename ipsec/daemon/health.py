@@ -145,9 +145,8 @@ class Health:
             wanted = self._wanted.get(connection)
             if not wanted:
                 continue
-            loaded = engine.table.by_name[connection]
             # what was negotiated with another peer of that name, and goes on, is not what is to be up
-            fitting = (sa for sa in engine.named(connection) if sa.connection.is_alike(loaded))
+            fitting = (sa for sa in engine.named(connection) if engine.is_current(sa.connection))
             up = {child.name for sa in fitting for child in sa.children_up()}
             for child in wanted:
                 name = connection, child

@@ -118,7 +118,7 @@ class IkeControl:
         self.loaded = Loaded(config, refuse)
         engine, path_mtu = self.engine, config.settings.path_mtu
         self.children = Children(
-            backend, path_mtu=path_mtu, fraction=engine.fraction, loaded=lambda name: engine.table.by_name.get(name)
+            backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current
         )
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
 
@@ -551,7 +551,7 @@ class IkeControl:
         self._retry_at.pop((connection.name, child.name), None)
         # a reload may have changed it, or the peer may have come by itself
         current = self.engine.table.by_name.get(connection.name)
-        if current is not None and current.child(child.name) == child and not self._is_up(current, child):
+        if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):
             await self.connect(current, child)
 
     def retry_in(self, connection: str, child: str) -> float | None:
@@ -559,8 +559,8 @@ class IkeControl:
         at = self._retry_at.get((connection, child))
         return max(at - self._loop.time(), 0.0) if at is not None else None
 
-    def _is_up(self, connection: Connection, child: ChildConfig) -> bool:
-        own = (sa for sa in self.engine.sas.values() if sa.connection == connection)
+    def _is_up(self, connection: str, child: ChildConfig) -> bool:
+        own = (sa for sa in self.engine.named(connection) if self.engine.is_current(sa.connection))
         return any(other.name == child.name for sa in own for other in sa.children_up())
 
     async def connect(

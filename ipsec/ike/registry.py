@@ -184,11 +184,8 @@ class Registry:
 
     def reqid_for(self, connection: Connection, config: ChildConfig) -> int:
         """What ties a new CHILD_SA to its policies."""
-        trap = self._reqids.get((connection.name, config.name))
-        loaded = self.table.by_name.get(connection.name)
-        if loaded is not None and not loaded.is_alike(connection):
-            # what waits for traffic by that name wants another peer
-            trap = None
+        # else what waits for traffic by that name wants another peer
+        trap = self._reqids.get((connection.name, config.name)) if self.is_current(connection) else None
         return config.reqid or trap or self._next_reqid()
 
     def new_spi(self) -> bytes:
@@ -298,6 +295,14 @@ class Registry:
     def named(self, connection: str) -> list[IkeSa]:
         """IKE_SAs of a connection."""
         return list(self.by_connection.get(connection, {}).values())
+
+    def is_current(self, connection: Connection) -> bool:
+        """Whether what was negotiated for a connection serves what is loaded by its name now, perhaps with another peer.
+
+        Also if nothing is: then nobody else has its place.
+        """
+        loaded = self.table.by_name.get(connection.name)
+        return loaded is None or loaded.is_alike(connection)
 
     def rename(self, sa: IkeSa, connection: Connection) -> None:
         """The peer's identity has shown which connection an IKE_SA belongs to."""

@@ -286,8 +286,8 @@ class _Attempt:
 
     def _is_up(self) -> bool:
         for sa in self._control.engine.named(self._connection.name):
-            # what was negotiated for another peer of that name is not what is asked for
-            if not sa.established or sa.quiet or not sa.connection.is_alike(self._connection):
+            if not sa.established or sa.quiet or not self._control.engine.is_current(sa.connection):
+                # what was negotiated for another peer of that name is not what is asked for
                 continue
             if self._child is None or any(one.name == self._child.name for one in sa.children_up()):
                 return True

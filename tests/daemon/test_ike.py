@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from ipsec.backend.base import Acquire, Datagram
 from ipsec.config import load_text
+from ipsec.crypto.identity import parse_pattern
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, PolicyError
@@ -255,6 +257,35 @@ def test_retries_come_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
     run(main())
     assert waits[:5] == [0.02, 0.04, 0.08, 0.1, 0.1]
+
+
+def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody looks at the IKE_SAs of all the others."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: len(pair.backends[0].sas) == 2)
+        (sa,) = end.established()
+        connection = sa.connection
+        renewed = replace(connection, local=replace(connection.local, certs=(cast(Any, "another"),)))
+        end.engine.load((renewed,), end.loaded.config().credentials, ())
+        connected: list[object] = []
+
+        async def connect(*args: object) -> None:
+            connected.append(args)
+
+        monkeypatch.setattr(end, "connect", connect)
+        await end._connect_later(renewed, renewed.children[0], 0.0)
+        assert not connected, "it is up"
+        other = replace(renewed, remote=replace(renewed.remote, id=parse_pattern("somebody else")))
+        end.engine.load((other,), end.loaded.config().credentials, ())
+        await end._connect_later(other, other.children[0], 0.0)
+        assert connected
+        await pair.stop()
+
+    run(main())
 
 
 def test_reload_puts_everything_as_the_new_file_says() -> None:
