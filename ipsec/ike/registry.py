@@ -297,7 +297,7 @@ class Registry:
         return list(self.by_connection.get(connection, {}).values())
 
     def is_current(self, connection: Connection) -> bool:
-        """Whether what was negotiated for a connection serves what is loaded by its name now, perhaps with another peer.
+        """Whether what was negotiated for a connection serves what is loaded by its name now, maybe with a new peer.
 
         Also if nothing is: then nobody else has its place.
         """

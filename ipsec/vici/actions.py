@@ -286,22 +286,27 @@ class _Attempt:
 
     def _is_up(self) -> bool:
         for sa in self._control.engine.named(self._connection.name):
-            if not sa.established or sa.quiet or not self._control.engine.is_current(sa.connection):
-                # what was negotiated for another peer of that name is not what is asked for
+            if not sa.established or sa.quiet or not self._is_meant(sa):
                 continue
             if self._child is None or any(one.name == self._child.name for one in sa.children_up()):
                 return True
         return False
 
+    def _is_meant(self, sa: IkeSa) -> bool:
+        """Whether an IKE_SA is what is asked for: ours, or one with who is the peer by that name now."""
+        if sa is self._sa:
+            return True
+        return sa.name == self._connection.name and self._control.engine.is_current(sa.connection)
+
     def _see(self, event: Event) -> None:
         match event:
             case ChildUp(child) if self._child is not None:
-                if child.name == self._child.name and child.ike.name == self._connection.name:
+                if child.name == self._child.name and self._is_meant(child.ike):
                     self._end(True)
-            case IkeUp(sa) if self._child is None and sa.name == self._connection.name:
+            case IkeUp(sa) if self._child is None and self._is_meant(sa):
                 self._end(True)
-            case ChildNotMade(sa, config) if self._child is not None and sa.name == self._connection.name:
-                if config.name == self._child.name:
+            case ChildNotMade(sa, config) if self._child is not None:
+                if config.name == self._child.name and self._is_meant(sa):
                     self._end(False)
             case IkeDown(sa):
                 self._early.append(sa)

@@ -12,6 +12,7 @@ from ipsec.daemon.vici import ViciControl
 from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection
 from ipsec.ike.create_child import CreateChild
+from ipsec.ike.events import ChildNotMade, ChildUp, IkeUp
 from ipsec.vici.actions import _Attempt
 from tests.daemon.test_health import observe
 from tests.daemon.test_ike import A, B, Pair, run, until
@@ -89,6 +90,37 @@ def test_the_old_ike_sa_is_not_the_new_connection_s(how: str, child: bool) -> No
         assert not any(sa.established for sa in lab.end.engine.sas.values() if str(sa.connection.remote.id) == "c")
         if how == "start":
             assert lab.health.ready().problems == ("c/n is not up",)
+        await lab.pair.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("what", ["child", "ike", "not made"])
+def test_what_comes_up_with_the_old_peer_is_no_success(what: str) -> None:
+    async def main() -> None:
+        lab = Lab()
+        await old_and_new(lab, "none", child=True)
+        (old,) = lab.end.established()
+        connection = lab.connection()
+        child = connection.children[0]
+        deliver, lab.pair.backends[0].deliver = lab.pair.backends[0].deliver, lambda _: None
+        attempt = _Attempt(cast(Any, lab.vici), connection, child if what != "ike" else None)
+        running = asyncio.ensure_future(attempt.run())
+        await until(lambda: attempt._sa is not None)
+        (theirs,) = old.children.values()
+        events = {"child": ChildUp(theirs, None), "ike": IkeUp(old), "not made": ChildNotMade(old, child, "")}
+        attempt._see(events[what])
+        assert not attempt._done.done()
+        # what was begun for it counts, though the connection is another one by now
+        assert attempt._sa is not None
+        await lab.vici.load_connection("c", message("d", "none"))
+        theirs.ike = attempt._sa
+        events |= {"ike": IkeUp(attempt._sa), "not made": ChildNotMade(attempt._sa, child, "")}
+        attempt._see(events[what])
+        assert await running == (what != "not made")
+        theirs.ike = old
+        attempt.close()
+        lab.pair.backends[0].deliver = deliver
         await lab.pair.stop()
 
     run(main())
