@@ -79,6 +79,7 @@ def _print_ike_sa(app: App, found: Status, sa: IkeSa) -> None:
         ("role", f"{'initiator' if sa.initiator else 'responder'}, IKEv{sa.version}"),
         ("suite", f"{sa.suite}{', postquantum preshared key' if sa.ppk else ''}"),
         ("SPIs", f"{sa.spi_i}_i {sa.spi_r}_r"),
+        ("replaced", "the connection has another peer now" if sa.replaced else ""),
         ("age", duration(sa.age_s)),
         ("rekeying", f"in {duration(sa.rekey_in_s)}" if sa.rekey_in_s is not None else ""),
         ("authenticating anew", f"in {duration(sa.reauth_in_s)}" if sa.reauth_in_s is not None else ""),

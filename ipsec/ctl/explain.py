@@ -129,7 +129,8 @@ async def _explain(session: Session, name: str) -> Explanation:
         raise CtlError(f"{name} means {plural(len(names), 'connection')}", f"explain one: {', '.join(names[:8])}")
     if conn is None:
         raise CtlError(f"{names[0]} is up, and not configured any more", f"ipsecctl status {names[0]}")
-    sas = tuple(sa for sa in there.sas if sa.name == conn.name)
+    # what is up with the old peer explains nothing
+    sas = tuple(sa for sa in there.sas if sa.name == conn.name and not sa.replaced)
     up = {child.name for sa in sas for child in sa.children if child.up}
     policies = [policy for policy in await fetch_policies(session) if policy.conn == conn.name]
     traps = {policy.child for policy in policies if policy.kind == "trap"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from time import monotonic
 from typing import TypeVar
@@ -129,7 +129,7 @@ class Tunnel:
             return True
         if self.passive:
             return False
-        begun = any(sa.initiator and not sa.up and sa.state in ("CREATED", "CONNECTING") for sa in self.sas)
+        begun = any(sa.initiator and not sa.up and sa.state in ("CREATED", "CONNECTING") for sa in _current(self.sas))
         # beside a child that is up, a new IKE_SA is there to replace the old one
         return State.CONNECTING in states or (begun and not self._carries())
 
@@ -141,7 +141,7 @@ class Tunnel:
         return self.state in down and not self._carries()
 
     def _carries(self) -> bool:
-        ike_up = not self.children and any(sa.up for sa in self.sas)
+        ike_up = not self.children and any(sa.up for sa in _current(self.sas))
         return ike_up or any(child.state is State.UP for child in self.children)
 
 
@@ -166,21 +166,30 @@ class Snapshot:
         return [_tunnel(name, configured.get(name), sas.get(name, []), policies) for name in names]
 
 
+def _current(sas: Iterable[IkeSa]) -> list[IkeSa]:
+    """Those with who is the peer now: what is up with the old one does not make the connection up."""
+    return [sa for sa in sas if not sa.replaced]
+
+
 def _tunnel(name: str, conn: Conn | None, sas: list[IkeSa], policies: set[tuple[str, str]]) -> Tunnel:
-    by_child: dict[str, list[ChildSa]] = {}
+    by_child, counting = _by_child(sas), _by_child(_current(sas))
+    passive = conn is not None and conn.passive
+    children = []
+    for one in conn.children if conn else ():
+        found = _child(one, counting.get(one.name, []), (name, one.name) in policies, passive)
+        children.append(replace(found, sas=tuple(by_child.pop(one.name, ()))))
+    for other, them in by_child.items():
+        state = _state_of(counting[other]) if other in counting else State.IDLE
+        children.append(Child(other, state, them[0].mode, them[0].local_ts, them[0].remote_ts, tuple(them)))
+    return Tunnel(name, _together(children, _current(sas), passive), conn, tuple(sas), tuple(children))
+
+
+def _by_child(sas: Iterable[IkeSa]) -> dict[str, list[ChildSa]]:
+    found: dict[str, list[ChildSa]] = {}
     for sa in sas:
         for child in sa.children:
-            by_child.setdefault(child.name, []).append(child)
-    passive = conn is not None and conn.passive
-    children = [
-        _child(one, by_child.pop(one.name, []), (name, one.name) in policies, passive)
-        for one in (conn.children if conn else ())
-    ]
-    children += [
-        Child(one, _state_of(found), found[0].mode, found[0].local_ts, found[0].remote_ts, tuple(found))
-        for one, found in by_child.items()
-    ]
-    return Tunnel(name, _together(children, sas, passive), conn, tuple(sas), tuple(children))
+            found.setdefault(child.name, []).append(child)
+    return found
 
 
 def _child(config: ConnChild, sas: list[ChildSa], policy: bool, passive: bool) -> Child:

@@ -203,7 +203,7 @@ class _Raise:
     def _up(sas: Sequence[IkeSa], target: Target) -> str:
         """What of a target is up, in words; empty if nothing is."""
         for sa in sas:
-            if sa.name != target.conn or not sa.up:
+            if sa.name != target.conn or not sa.up or sa.replaced:
                 continue
             if not target.child:
                 return f"{sa.local_host} [{sa.local_id}] ... {sa.remote_host} [{sa.remote_id}], {sa.suite}"
@@ -227,11 +227,11 @@ class _Raise:
 
     def _begun(self, sas: Sequence[IkeSa], name: str) -> list[dict[str, object]]:
         """What has come since the beginning: whole IKE_SAs, or CHILD_SAs of one that was there."""
-        ikes = {sa.id for sa in self._before.sas if sa.name == name}
+        ikes = {sa.id: sa for sa in self._before.sas if sa.name == name}
         children = {child.id for sa in self._before.sas for child in sa.children}
         wanted = {target.child for target in self._pending if target.conn == name}
-        if not ikes:
-            return [{"ike-id": sa.id} for sa in sas if sa.initiator]
+        if all(sa.replaced for sa in ikes.values()):
+            return [{"ike-id": sa.id} for sa in sas if sa.initiator and sa.id not in ikes]
         return [
             {"child-id": child.id}
             for sa in sas

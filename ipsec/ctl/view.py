@@ -183,6 +183,8 @@ class IkeSa:
     "we make the peer believe in a NAT, so that ESP comes in UDP"
     ppk: bool
     "a postquantum preshared key is in its keys (RFC 8784)"
+    replaced: bool
+    "the connection of that name has another peer now, and this is with the old one"
     suite: Suite
     age_s: int | None
     rekey_in_s: int | None
@@ -213,6 +215,7 @@ class IkeSa:
             nat_remote=text(message, "nat-remote") == "yes",
             nat_fake=text(message, "nat-fake") == "yes",
             ppk=text(message, "ppk") == "yes",
+            replaced=text(message, "replaced") == "yes",
             suite=Suite.of(message),
             age_s=seconds(message, "established"),
             rekey_in_s=seconds(message, "rekey-time"),

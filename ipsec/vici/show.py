@@ -45,6 +45,7 @@ def ike_sa(sa: IkeSa, now: float) -> Message:
         "remote-port": path.remote_port,
         "remote-id": sa.peer_id or "%any",
         "initiator": "yes" if sa.initiator else None,
+        "replaced": None if sa.core.is_current(connection) else "yes",
         "initiator-spi": sa.spi_i.hex(),
         "responder-spi": sa.spi_r.hex(),
         "nat-local": "yes" if sa.nat_local else None,

@@ -40,6 +40,12 @@ def test_up_shows_the_exchange_and_what_came_up(two: FakeDaemon, ctl: Ctl) -> No
     assert len(asked(two, "initiate")) == 1
 
 
+def test_up_minds_no_sa_with_the_old_peer(two: FakeDaemon, ctl: Ctl) -> None:
+    two.sas = [("gw", ike_sa(5, [child_sa("net", 6)], replaced="yes"))]
+    assert re.match(r"gw/net up: .* s\)\n$", ctl("up", "gw/net").out)
+    assert asked(two, "initiate") == [{"ike": "gw", "child": "net", "timeout": "60000"}]
+
+
 def test_up_of_a_connection_is_all_its_children(two: FakeDaemon, ctl: Ctl) -> None:
     document = ctl("up", "gw", "--json", "--timeout", "5").document
     assert [(one["name"], one["result"]) for one in document["results"]] == [("gw/net", "up"), ("gw/voice", "up")]
@@ -121,11 +127,16 @@ def test_up_that_takes_long_says_why_meanwhile(two: FakeDaemon, ctl: Ctl, monkey
     assert "likely" not in ctl("up", "branch", "--timeout", "0.05", "--quiet").err
 
 
-@pytest.mark.parametrize("was_there", [False, True])
-def test_interrupted_up_leaves_things_as_they_were(two: FakeDaemon, ctl: Ctl, was_there: bool) -> None:
+@pytest.mark.parametrize(("was_there", "replaced"), [(False, False), (True, False), (False, True)])
+def test_interrupted_up_leaves_things_as_they_were(
+    two: FakeDaemon, ctl: Ctl, was_there: bool, replaced: bool
+) -> None:
     two.fails = "never"
     if was_there:
         two.sas = [("gw", ike_sa(5, [child_sa("voice", 6)]))]
+    if replaced:
+        # what is there with the old peer is not what was asked for, and stays
+        two.sas = [("gw", ike_sa(5, [child_sa("net", 6)], replaced="yes"))]
     before = list(two.sas)
 
     def interrupt() -> None:

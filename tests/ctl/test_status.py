@@ -44,6 +44,7 @@ MIXED["children"]["y"]["ipsecd-start-action"] = "start"
 TWO = conn(children=("x", "y"))
 SHUNT = conn(children=("x",))
 SHUNT["children"]["x"]["mode"] = "DROP"
+OLD = ike_sa(1, [child_sa()], replaced="yes")
 NEGOTIATING = ike_sa(state="CONNECTING")
 
 
@@ -78,6 +79,13 @@ NEGOTIATING = ike_sa(state="CONNECTING")
         (SHUNT, [], ("x",), (State.SHUNT, State.SHUNT)),
         (None, [ike_sa(1, [child_sa("old")])], (), (State.UP, State.UP)),
         (conn(), [ike_sa(1, [child_sa(), child_sa("old", 2)])], (), (State.UP, State.UP, State.UP)),
+        # with who was the peer before
+        (conn(), [OLD], (), (State.DOWN, State.DOWN)),
+        (conn(), [OLD], ("net",), (State.ON_DEMAND, State.ON_DEMAND)),
+        (conn(), [OLD, NEGOTIATING], (), (State.CONNECTING, State.DOWN)),
+        (conn(), [OLD, ike_sa(2, [child_sa(uid=2)])], (), (State.UP, State.UP)),
+        (on_request("x"), [OLD], (), (State.IDLE, State.IDLE, State.IDLE)),
+        (conn(children=()), [ike_sa(1, replaced="yes")], (), (State.DOWN,)),
     ],
 )
 def test_states(config: Any, sas: list[Any], policies: tuple[str, ...], states: tuple[State, ...]) -> None:
@@ -222,6 +230,11 @@ def negotiating(**more: Any) -> Any:
         (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], ("c/x",), False),
         (on_request("x", "y"), [ike_sa(1, [child_sa("x")])], ("c/y",), True),
         (MIXED, [ike_sa(1, [child_sa("x")])], ("x",), False),
+        # with who was the peer before
+        (conn(), [OLD], (), True),
+        (on_request("net"), [OLD], (), False),
+        (on_request("net"), [OLD], ("c",), True),
+        (conn(children=()), [ike_sa(1, replaced="yes")], (), True),
         # what was closed a moment ago is not down
         (on_request("x", "y"), [ike_sa(1, [child_sa("x"), child_sa("y", 2, state="DELETED")])], (), False),
         (conn("%any"), [ike_sa(1, [child_sa(state="DELETED")])], (), False),
@@ -328,6 +341,13 @@ def test_postquantum(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("status", "--sample", "0", "c").out.count(", postquantum preshared key\n") == 1
     sas = ctl("list", "sas", "--json").document["sas"]
     assert [sa["ppk"] for sa in sas] == [True, False]
+
+
+def test_what_is_with_the_old_peer_is_shown_as_that(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns = {"c": conn()}
+    daemon.sas = [("c", OLD), ("c", ike_sa(2, [child_sa(uid=2)]))]
+    assert ctl("status", "--sample", "0", "c").out.count("replaced  the connection has another peer now\n") == 1
+    assert [sa["replaced"] for sa in ctl("list", "sas", "--json").document["sas"]] == [True, False]
 
 
 def test_names(busy: FakeDaemon, ctl: Ctl) -> None:

@@ -13,6 +13,7 @@ from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.events import ChildNotMade, ChildUp, IkeUp
+from ipsec.vici import show
 from ipsec.vici.actions import _Attempt
 from tests.daemon.test_health import observe
 from tests.daemon.test_ike import A, B, Pair, run, until
@@ -102,6 +103,8 @@ def test_what_comes_up_with_the_old_peer_is_no_success(what: str) -> None:
         await old_and_new(lab, "none", child=True)
         (old,) = lab.end.established()
         connection = lab.connection()
+        assert show.ike_sa(old, 0)["replaced"] == "yes"
+        assert show.ike_sa(lab.pair.ends[1].established()[0], 0)["replaced"] is None
         child = connection.children[0]
         deliver, lab.pair.backends[0].deliver = lab.pair.backends[0].deliver, lambda _: None
         attempt = _Attempt(cast(Any, lab.vici), connection, child if what != "ike" else None)
