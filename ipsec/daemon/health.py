@@ -78,6 +78,12 @@ class Health:
         self._ike = ike
         ike.observers.append(self._on_event)
 
+    def detach(self) -> None:
+        """They do no longer: it could not begin."""
+        self._ike = self._table = None
+        self._wanted = {}
+        self._down.clear()
+
     def _on_event(self, event: Event) -> None:
         match event:
             case ChildUp() | ChildDown() | InstallChild() | RemoveChild():

@@ -102,6 +102,10 @@ class Metrics:
         self.ike = ike
         ike.observers.append(self._on_event)
 
+    def detach(self) -> None:
+        """They are no longer: it could not begin."""
+        self.ike = self._table = None
+
     def _on_event(self, event: Event) -> None:
         if self.ike is not None and self.ike.engine.table is not self._table:
             self._table = self.ike.engine.table

@@ -125,35 +125,46 @@ class Daemon:
             log.info("%s", amount(len(config.connections), "connection"))
 
     async def _start_ike(self, config: Config, *, vici: bool) -> None:
-        """IKE, and ``vici``. BackendError if that cannot be served, and there is neither then."""
+        """IKE, and ``vici``. BackendError if that cannot be served; whatever is raised, there is neither then."""
         secret = qcd_secret(Path(config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
         refuse = partial(refuse_connection, settings=self._backend_settings)
         ike = IkeControl(config, self.backend, fwmark=fwmark, qcd_secret=secret, refuse=refuse)
-        if vici:
-            # before anything is started: another daemon may be there
-            try:
+        try:
+            if vici:
+                # before anything is started: another daemon may be there
                 self._vici = await start_vici(
                     ike, self.backend, config.settings, self.health, self, manual=self._manual_stats
                 )
-            except BaseException:
-                await ike.stop()
-                raise
-        self.ike = ike
-        self.health.attach(ike)
+            self.ike = ike
+            self.health.attach(ike)
+            if self._endpoint is not None:
+                self._endpoint.metrics.attach(ike)
+            await self._until_stopping(ike.start())
+        except BaseException:
+            await self._end_ike(ike)
+            raise
+
+    async def _end_ike(self, ike: IkeControl) -> None:
+        """Undo ``_start_ike``, however far it came."""
+        vici, self._vici, self.ike = self._vici, None, None
+        self.health.detach()
         if self._endpoint is not None:
-            self._endpoint.metrics.attach(ike)
-        await self._until_stopping(ike.start())
+            self._endpoint.metrics.detach()
+        if vici is not None:
+            await vici.stop()
+        await ike.stop()
 
     async def _begin_ike(self, config: Config) -> None:
-        """IKE where there were manual SAs alone. BackendError, ConfigError, with everything as it was."""
+        """IKE where there were manual SAs alone. BackendError, ConfigError; whatever is raised, all is as it was."""
         port = ike_port(config)
         if port is not None:
             self.backend.open_ike(port)
         try:
             # what cannot begin is no reason to end: connections come as they do with any other reload
             await self._start_ike(replace(config, connections=()), vici=vici_wanted(config))
-        except BackendError:
+        except BaseException:
+            self.backend.on_datagram(_ignore)
             self.backend.close_ike()
             raise
 

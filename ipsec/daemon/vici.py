@@ -25,7 +25,7 @@ from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.settings import may_write
-from ipsec.errors import BackendError, ConfigError
+from ipsec.errors import ConfigError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
 from ipsec.ike.child_sa import ChildSa
@@ -380,7 +380,7 @@ async def start(
         if tcp is not None:
             await service.listen_tcp(str(tcp.address), tcp.port)
             log.warning("vici on TCP %s: every user of this host controls the daemon (ipsecd.vici_tcp)", tcp)
-    except BackendError:
+    except BaseException:
         await service.stop()
         raise
     service.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import load, load_text
 from ipsec.config.settings import Setup
 from ipsec.daemon import backend_settings
+from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.needs import refuse
 from ipsec.daemon.run import Daemon
 from ipsec.daemon.settings import say_limits
@@ -270,6 +272,64 @@ def test_what_is_unchanged_is_not_searched_for(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(Connection, "__eq__", compare)
         assert len((await daemon._read_again()).connections) == len(names)
         assert len(compared) <= len(names)
+        await daemon.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["vici", "start"])
+def test_ike_that_fails_in_an_unforeseen_way_leaves_nothing(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next reload begins it."""
+    fails = [True]
+    stopped: list[object] = []
+
+    class Vici:
+        async def stop(self) -> None:
+            stopped.append(self)
+
+    async def serve(*args: object, **more: object) -> Vici:
+        if fails[0] and where == "vici":
+            raise ValueError("unforeseen")
+        return Vici()
+
+    start = IkeControl.start
+
+    async def begin(control: IkeControl) -> None:
+        await start(control)
+        if fails[0]:
+            raise ValueError("unforeseen")
+
+    run_module = sys.modules[Daemon.__module__]
+    monkeypatch.setattr(run_module, "start_vici", serve)
+    monkeypatch.setattr(run_module, "vici_wanted", lambda config: bool(config.connections))
+    monkeypatch.setattr(IkeControl, "start", begin)
+    manual = MANUAL[MANUAL.index("sas") :]
+
+    async def main() -> None:
+        path = file(tmp_path, manual)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            http = f"http {{ listen = 127.0.0.1:{free.getsockname()[1]} }}"
+        path.write_text(path.read_text().replace("backend =", f"{http}\n backend =", 1))
+        daemon = Daemon(load(str(path)))
+        await daemon.start()
+        closed: list[bool] = []
+        monkeypatch.setattr(daemon.backend, "close_ike", lambda: closed.append(True))
+        path.write_text(path.read_text() + connection(PLAIN.replace("trap", "start")))
+        with pytest.raises(ValueError, match="unforeseen"):
+            await daemon.reload()
+        assert closed
+        assert (daemon.ike, daemon._vici) == (None, None)
+        assert len(stopped) == (where == "start")
+        assert daemon._endpoint is not None
+        assert daemon._endpoint.metrics.ike is None
+        assert daemon.health.ready().good
+        assert not daemon.health.wanted()
+        fails[0] = False
+        assert await daemon.reload() == ""
+        assert daemon.ike is not None
+        assert list(daemon.health.wanted()) == ["c"]
         await daemon.stop()
 
     asyncio.run(main())

@@ -30,6 +30,7 @@ from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.state import IkeState
 from ipsec.vici import actions, server
 from ipsec.vici.client import Session, ViciError, connect
+from ipsec.vici.commands import ViciService
 
 FILE = """
 ipsecd {{
@@ -531,6 +532,25 @@ def test_tcp_on_request_and_on_this_host_alone(tmp_path: Path, caplog: pytest.Lo
             assert not (tmp_path / "s").exists()
 
         asyncio.run(main())
+
+
+def test_a_second_socket_that_cannot_be_had_closes_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason is, as a bug."""
+
+    async def fail(service: ViciService, address: str, port: int) -> None:
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr(ViciService, "listen_tcp", fail)
+
+    async def main() -> None:
+        file = tmp_path / "swanctl.conf"
+        file.touch(mode=0o600)
+        file.write_text(FILE.format(folder=tmp_path).replace("  workers", "  vici_tcp = 1\n  workers"))
+        with pytest.raises(ValueError, match="unforeseen"):
+            await Daemon(load(str(file))).start()
+        assert not (tmp_path / "s").exists()
+
+    asyncio.run(main())
 
 
 def free_port() -> int:
