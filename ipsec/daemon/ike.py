@@ -117,9 +117,7 @@ class IkeControl:
         self.engine = self._make_engine(settings)
         self.loaded = Loaded(config, refuse)
         engine, path_mtu = self.engine, config.settings.path_mtu
-        self.children = Children(
-            backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current
-        )
+        self.children = Children(backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current)
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
@@ -267,6 +265,7 @@ class IkeControl:
                 failed.append((child, why))
         if not expected:
             return failed
+        changes = self._paths.changes
         try:
             ends = await self._paths.ends(connection)
         except Exception as error:
@@ -282,7 +281,7 @@ class IkeControl:
             if why := self._begin(guard.connection, guard.child, ends):
                 failed.append((guard.child, why))
         if later:
-            self._spawn(self._guard_later(connection, later))
+            self._spawn(self._guard_later(connection, later, changes))
         return failed
 
     def _begin(self, connection: Connection, child: ChildConfig, ends: Path | Ends | None) -> Exception | None:
@@ -295,16 +294,17 @@ class IkeControl:
             self._spawn(self.connect(connection, child))
         return None
 
-    async def _guard_later(self, connection: Connection, expected: Iterable[Guard]) -> None:
-        """Nobody knew where the peer is: keep its traffic in as soon as somebody does."""
+    async def _guard_later(self, connection: Connection, expected: Iterable[Guard], changes: int) -> None:
+        """Nobody knew, after so many changes, where the peer is: keep its traffic in as soon as somebody does."""
         ends = None
         while ends is None:
-            await self._paths.changed(RETRY_S)
+            await self._paths.changed(changes, RETRY_S)
             if not any(map(self.guards.is_expected, expected)):
                 if all(self.guards.has(one.connection.name, one.child.name) for one in expected):
                     # somebody has installed them by vici
                     self._release(connection)
                 return
+            changes = self._paths.changes
             ends = await self._paths.ends(connection)
         for guard in filter(self.guards.is_expected, expected):
             self.guards.forget(guard)

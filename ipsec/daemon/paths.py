@@ -15,6 +15,9 @@ from ipsec.ike.config import Connection
 from ipsec.ike.events import Path
 from ipsec.ike.sa import IkeSa
 
+#: whoever has found no way looks no sooner again, whatever changes meanwhile
+AGAIN_S = 2.0
+
 
 class Ends(NamedTuple):
     """What ``dynamic`` stands for where there is no way to the peer yet."""
@@ -34,6 +37,8 @@ class Paths:
         self._fwmark = fwmark
         self._outside = outside
         self._host_changed = asyncio.Event()
+        self.changes = 0
+        "how often it has"
 
     async def to(self, connection: Connection) -> Path | None:
         """The way to a connection's peer; None if it has no fixed address or there is no route."""
@@ -76,14 +81,21 @@ class Paths:
 
     def host_changed(self) -> None:
         """Addresses or routes of this host are others."""
+        self.changes += 1
         self._host_changed.set()
         # whoever waits goes on, the next one waits for the next change
         self._host_changed = asyncio.Event()
 
-    async def changed(self, seconds: float) -> None:
-        """Wait until a way may lead where none led before; ``seconds`` at most, since names change unheard."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._host_changed.wait(), seconds)
+    async def changed(self, seen: int, seconds: float) -> None:
+        """Wait until a way may lead where none led before, for who has looked when there were ``seen`` changes.
+
+        ``seconds`` at most, since names change unheard. Routes change in bursts, so it takes AGAIN_S at least.
+        """
+        least = min(AGAIN_S, seconds)
+        await asyncio.sleep(least)
+        if self.changes == seen:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._host_changed.wait(), seconds - least)
 
     def can_send(self, path: Path) -> bool:
         """Whether it begins at an address of this host, and a route leads from there."""

@@ -85,6 +85,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     monkeypatch.setattr(socket, "getaddrinfo", found.ask)
     monkeypatch.setattr(ike_module, "PATIENCE_S", PATIENCE_S)
     monkeypatch.setattr(ike_module, "RETRY_S", 0.05)
+    monkeypatch.setattr(paths, "AGAIN_S", 0.05)
     yield found
     found.end()
 
@@ -790,6 +791,56 @@ def test_a_route_is_reason_to_ask_again_at_once(
         end._host_changed()
         await until(lambda: remotes(backend) == ["127.0.0.1/32"])
         assert end.guards.has("one", "host")
+        await end.stop()
+
+    run(main())
+
+
+def test_many_changes_are_one_reason_to_ask(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a host whose routes come and go, no name server hears each time of all that has no address."""
+    monkeypatch.setattr(ike_module, "RETRY_S", 60.0)
+    names.refuse("one.example")
+    again = 1.0
+
+    async def main() -> None:
+        end = control(connections(one=child("host", TRAP)), FakeBackend())
+        await end.start()
+        monkeypatch.setattr(paths, "AGAIN_S", again)
+        # it has waited long enough since the first time, and asks at once
+        await asyncio.sleep(0.1)
+        before = len(names.asked)
+        end._host_changed()
+        await until(lambda: len(names.asked) == before + 1 and not end._resolver._asked)
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        for _ in range(5):
+            end._host_changed()
+            await asyncio.sleep(0.01)
+        late = loop.time() - asked_at >= again
+        assert late or len(names.asked) == before + 1
+        # nor is any of them lost
+        names.know("one.example")
+        await until(lambda: end.guards.has("one", "host"))
+        assert len(names.asked) == before + 2
+        await end.stop()
+
+    run(main())
+
+
+def test_a_change_while_a_name_is_asked_for_is_not_lost(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer may be one from before."""
+    monkeypatch.setattr(ike_module, "RETRY_S", 60.0)
+
+    async def main() -> None:
+        end = control(connections(one=child("host", TRAP)), FakeBackend())
+        starting = asyncio.ensure_future(end.start())
+        await until(lambda: names.asked)
+        end._host_changed()
+        names.refuse("one.example")
+        await until(lambda: not end._resolver._asked)
+        names.know("one.example")
+        await until(lambda: end.guards.has("one", "host"))
+        await starting
         await end.stop()
 
     run(main())
