@@ -174,7 +174,7 @@ class IkeControl:
         finally:
             for connection in gone:
                 self._release(connection)
-        self.guards.begun()
+            self.guards.begun()
 
     async def _load(self, config: Config, unless: Collection[str] | None = None) -> None:
         """``unless``: connections that are there already; None is the start, which fails if anything does.

@@ -369,6 +369,29 @@ def test_what_waits_stays_closed_during_a_reload(patience: float, monkeypatch: p
     run(main())
 
 
+def test_after_a_reload_that_fails_what_nobody_waits_for_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        end = pair.ends[0]
+
+        def fail(config: object) -> None:
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(end, "_give", fail)
+            with pytest.raises(RuntimeError, match="a bug"):
+                await end.reload(load_text(A.replace("start_action = start", "start_action = none")))
+        opened: list[bool] = []
+        monkeypatch.setattr(end.guards, "_closed", 1)
+        monkeypatch.setattr(pair.backends[0], "begun", lambda awaited: opened.append(True) or 0)
+        end.guards._open()
+        assert opened
+        await pair.stop()
+
+    run(main())
+
+
 THREE = "".join(
     f"""n{number} {{ esp_proposals = aes128gcm16
         local_ts = 10.1.{number}.0/24
