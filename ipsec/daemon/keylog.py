@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import stat
 from pathlib import Path as FilePath
 
-from ipsec.backend.requirements import try_directory
 from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.sk import SkSuite
 from ipsec.crypto.suites import EspSuite
@@ -29,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _IKE_FILE = "ikev2_decryption_table"
 _ESP_FILE = "esp_sa"
+KEY_FILES = (_IKE_FILE, _ESP_FILE)
 
 _IKE_ENCR = {
     Encr.TRIPLE_DES_CBC: "3DES [RFC2451]",
@@ -70,15 +69,7 @@ _ESP_INTEG = {
 }
 
 
-def try_key_files(directory: FilePath) -> None:
-    """Whether both files could be made or appended to, with nothing changed. OSError."""
-    try_directory(directory)
-    for name in (_IKE_FILE, _ESP_FILE):
-        with contextlib.suppress(FileNotFoundError):
-            os.close(_open(directory / name, make=False))
-
-
-def _open(path: FilePath, *, make: bool = True) -> int:
+def open_key_file(path: FilePath, *, make: bool = True) -> int:
     """A file of ours that nobody else reads, made if it is not there. OSError, also if it is another's."""
     # no symlink leads elsewhere, and a FIFO keeps us from nothing
     flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -106,8 +97,8 @@ class KeyLog:
         self._failed = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for name in (_IKE_FILE, _ESP_FILE):
-                self._files[name] = _open(folder / name)
+            for name in KEY_FILES:
+                self._files[name] = open_key_file(folder / name)
         except OSError as error:
             self.close()
             why = f"key files in {directory} cannot be written: {error.strerror}"

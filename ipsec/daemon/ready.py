@@ -6,7 +6,9 @@ Nothing is changed, nobody is spoken to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
 import socket
 import tempfile
 from ipaddress import IPv4Address, IPv6Address
@@ -16,7 +18,7 @@ from ipsec.backend.requirements import Requirement, State, check, missing, try_d
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
-from ipsec.daemon.keylog import try_key_files
+from ipsec.daemon.keylog import KEY_FILES, open_key_file
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
 from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
 from ipsec.daemon.settings import backend_settings, may_write, say_limits, vici_wanted
@@ -106,12 +108,20 @@ def _tcp(name: str, where: Listen, remedy: str) -> Requirement:
 def _key_files(directory: str) -> Requirement:
     name = "key files"
     try:
-        try_key_files(Path(directory))
+        _try_key_files(Path(directory))
     except OSError as error:
         remedy = "name another directory in ipsecd.keylog, or leave it out"
         return Requirement(name, State.MISSING, f"{directory} cannot be written: {error.strerror}", remedy)
     detail = f"all keys are written to {directory}: whoever reads them reads all traffic"
     return Requirement(name, State.HINT, detail, "remove ipsecd.keylog")
+
+
+def _try_key_files(directory: Path) -> None:
+    """Whether both files could be made or appended to, with nothing changed. OSError."""
+    try_directory(directory)
+    for name in KEY_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(open_key_file(directory / name, make=False))
 
 
 def _port(settings: UserspaceSettings, port: int, version: int) -> Requirement:

@@ -11,6 +11,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -543,3 +545,9 @@ def test_check_makes_what_a_start_would_make_and_leaves_nothing(tmp_path: Path) 
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "esp_sa").symlink_to("/dev/null")
     assert [one.state.value for one in checked(tmp_path)] == ["found", "missing", "found"]
+
+
+def test_a_start_does_not_load_what_only_check_needs() -> None:
+    look = "import sys, ipsec.daemon.run; print('ipsec.backend.requirements' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
