@@ -122,12 +122,14 @@ class Loaded:
             return entry.connection
         found = self._complete.get(name)
         if found is None:
-            try:
-                found = self._checks()[1].complete(entry.section, entry.connection)
-            except ConfigError:
-                found = entry.connection
-            self._complete[name] = found
+            found = self._complete[name] = self._with_what_is_loaded(entry.section, entry.connection)
         return found
+
+    def _with_what_is_loaded(self, section: Section, connection: Connection) -> Connection:
+        try:
+            return self._checks()[1].complete(section, connection)
+        except ConfigError:
+            return connection
 
     def _credentials_changed(self) -> None:
         self._checked = None
@@ -192,7 +194,12 @@ class Loaded:
         files = CredentialFiles(None)
         section = section_of(f"connections.{name}", message)
         connection = read_connection(section, name, files, allow_weak=self._file.settings.allow_weak)
-        self._refuse(connection)
+        try:
+            self._refuse(connection)
+        except ConfigError:
+            # what is there already asks for no more
+            if self.connection(name) != self._with_what_is_loaded(section, connection):
+                raise
         before = self._connections.get(name)
         self._connections[name] = _Entry(connection, section, tuple(files.own))
         self._complete.pop(name, None)

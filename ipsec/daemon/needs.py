@@ -6,7 +6,8 @@ missing is refused, since its packets would go in circles, or nowhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Collection, Iterable
 from enum import Flag, auto
 from ipaddress import ip_address
 
@@ -18,6 +19,8 @@ from ipsec.ike.config import ChildConfig, ChildMode, Connection
 from ipsec.net import grants
 from ipsec.net.route import Router
 from ipsec.net.routebook import Entry, Prefix, prefixes
+
+log = logging.getLogger(__name__)
 
 
 class Need(Flag):
@@ -51,14 +54,39 @@ def needs(config: Config) -> Need:
     return found
 
 
-def refuse(connection: Connection, settings: UserspaceSettings, *, file: str | None = None) -> None:
-    """ConfigError if a connection needs what a daemon with these settings has not, and cannot come to have."""
+class Prepared:
+    """The routes that were made beforehand, read when the first asks: for connections that are looked at in one go."""
+
+    def __init__(self, settings: UserspaceSettings) -> None:
+        self._table = settings.routing_table
+        self._present: Collection[Entry] | None = None
+
+    def present(self) -> Collection[Entry]:
+        """All of them; none if they cannot be read, which is logged."""
+        if self._present is None:
+            try:
+                with Router(table=self._table) as router:
+                    self._present = router.present()
+            except BackendError as error:
+                log.warning("whether mode = pass passes anything is not known, routes cannot be read: %s", error)
+                self._present = ()
+        return self._present
+
+
+def refuse(
+    connection: Connection, settings: UserspaceSettings, *, file: str | None = None, prepared: Prepared | None = None
+) -> None:
+    """ConfigError if a connection needs what a daemon with these settings has not, and cannot come to have.
+
+    ``prepared`` is one for all connections of a file.
+    """
     if settings.memory is not None or not (settings.install_routes or settings.prepared):
         # who makes the routes sees to what comes to the device, and to what must not
         return
+    prepared = prepared or Prepared(settings)
     for child in connection.children:
         needed = _needs_of(connection, child)
-        why = _without_bypass(child, settings) if Need.BYPASS in needed and not settings.bypass else ""
+        why = _without_bypass(child, settings, prepared) if Need.BYPASS in needed and not settings.bypass else ""
         if not why and needed & (Need.MARK | Need.INSIDE) and not _tells_ours(settings):
             why = (
                 "it covers its own peer, or drops, and our own packets bear no mark that keeps them out of it: "
@@ -73,11 +101,11 @@ def _tells_ours(settings: UserspaceSettings) -> bool:
     return bool(settings.fwmark) or settings.prepared or bool(settings.namespace)
 
 
-def _without_bypass(child: ChildConfig, settings: UserspaceSettings) -> str:
+def _without_bypass(child: ChildConfig, settings: UserspaceSettings, prepared: Prepared) -> str:
     """Why ``mode = pass`` cannot be without a socket for it; empty where routes do it."""
     if settings.prepared:
         if not any(template.protocol for template in (*child.local_ts, *child.remote_ts)):
-            return _led_astray(child, settings)
+            return _led_astray(child, prepared)
         return (
             "mode = pass for some ports or protocols needs a raw socket, and what was prepared is used without "
             "capabilities: name whole networks, or let ipsecd make device and routes (ipsecd.setup = own)"
@@ -90,13 +118,9 @@ def _without_bypass(child: ChildConfig, settings: UserspaceSettings) -> str:
     return f"mode = pass needs a raw socket: {grants.capability('NET_RAW')}, and restart ipsecd"
 
 
-def _led_astray(child: ChildConfig, settings: UserspaceSettings) -> str:
+def _led_astray(child: ChildConfig, prepared: Prepared) -> str:
     """Why ``mode = pass`` for whole networks passes nothing: routes that were made beforehand lead to the device."""
-    try:
-        with Router(table=settings.routing_table) as router:
-            present = router.present()
-    except BackendError:
-        return ""
+    present = prepared.present()
     for template in child.remote_ts:
         if template.network is not None and any(_leads_in(one, present) for one in prefixes(*template.network)):
             return (

@@ -28,6 +28,7 @@ from ipsec.daemon.changed import wanted as watch_wanted
 from ipsec.daemon.endpoint import Endpoint
 from ipsec.daemon.health import Health, Phase
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.needs import Prepared
 from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
 from ipsec.daemon.settings import ExitCode, amount, backend_settings, ike_port, say_limits, vici_wanted
@@ -226,10 +227,12 @@ class Daemon:
         # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
         config = await asyncio.to_thread(load_again, self._config)
         before = {connection.name: connection for connection in self._config.connections}
+        loaded = self.ike.loaded.connection if self.ike is not None else before.get
+        prepared = Prepared(self._backend_settings)
         for connection in config.connections:
             # what has been there since the start was warned of then
-            if before.get(connection.name) != connection:
-                refuse_connection(connection, self._backend_settings, file=config.file)
+            if connection not in (before.get(connection.name), loaded(connection.name)):
+                refuse_connection(connection, self._backend_settings, file=config.file, prepared=prepared)
         return config
 
     async def preview(self) -> tuple[Config, Config]:

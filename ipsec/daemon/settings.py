@@ -13,7 +13,7 @@ from ipsec.backend.settings import MemoryEnds, UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import ANY_ADDRESSES, VICI_SOCKET, BackendKind, DaemonSettings, Setup
 from ipsec.config.values import Switch
-from ipsec.daemon.needs import Need, needs, refuse
+from ipsec.daemon.needs import Need, Prepared, needs, refuse
 from ipsec.errors import ConfigError
 from ipsec.ike.config import IkeSettings
 from ipsec.net import marks, udp
@@ -51,9 +51,10 @@ def say_limits(config: Config, settings: UserspaceSettings, *, trial: bool = Fal
         log.warning("ipsecd.fwmark is not used: a mark needs a capability, and what was prepared needs no mark")
     elif settings.fwmark != config.settings.fwmark and (needed or not trial):
         _say_mark(settings, needed=needed)
+    prepared = Prepared(settings)
     for connection in config.connections:
         try:
-            refuse(connection, settings)
+            refuse(connection, settings, prepared=prepared)
         except ConfigError as error:
             log.warning("%s", error)
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from ipsec.config import load, load_text
 from ipsec.config.settings import Setup
 from ipsec.daemon import backend_settings
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.loaded import Loaded
 from ipsec.daemon.needs import refuse
 from ipsec.daemon.run import Daemon
 from ipsec.daemon.settings import say_limits
@@ -189,6 +191,41 @@ def test_what_was_prepared_may_lead_elsewhere(
     said = refused(f"remote_ts = {remote}\nmode = pass\nstart_action = trap", UserspaceSettings(prepared=True))
     assert ("what was prepared leads that to the device" in said) == astray
     assert ("ipsecd --prepare" in said) == bool(said) == astray
+
+
+def test_routes_are_read_once_for_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(Router, "present", lambda self: read.append(self) or set())
+    both = connection(PASS + " }\n m { " + PASS) + connection(PASS).replace("c {", "other {", 1)
+    say_limits(load_text(both), UserspaceSettings(prepared=True))
+    assert len(read) == 1
+
+
+def test_routes_that_cannot_be_read_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Router) -> None:
+        raise BackendError("no netlink here")
+
+    monkeypatch.setattr(Router, "present", fail)
+    assert not refused(PASS, UserspaceSettings(prepared=True))
+    assert "routes cannot be read: no netlink here" in caplog.text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_is_there_already_is_not_refused(same: bool) -> None:
+    """By vici, as the very file that the daemon was started with."""
+    loaded = Loaded(load_text(connection(PASS)), partial(refuse, settings=UserspaceSettings()))
+    child = {"remote_ts": b"10.2.0.0/16", "mode": b"pass", "start_action": b"trap" if same else b"none"}
+    psk = {"auth": b"psk"}
+    message = {"remote_addrs": b"192.0.2.2", "local": psk, "remote": psk, "children": {"n": child}}
+    before = loaded.connection("c")
+    if same:
+        loaded.load_connection("c", message)
+    else:
+        with pytest.raises(ConfigError, match="raw socket"):
+            loaded.load_connection("c", message)
+    assert loaded.connection("c") == before
 
 
 def test_memory_refuses_nothing() -> None:
