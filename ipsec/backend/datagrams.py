@@ -19,9 +19,7 @@ log = logging.getLogger(__name__)
 #: datagrams of one socket in one turn of the loop, and after how many seconds no more are begun: one with a signature
 #: to verify takes a millisecond or two, and others wait
 BUDGET = 64
-TURN_SECONDS = 0.005
-#: that are taken out of the data path at once
-_CHUNK = 4
+TURN_SECONDS = 0.002
 #: seconds between two log lines about what could not be sent
 COMPLAIN_SECONDS = 1.0
 
@@ -117,11 +115,11 @@ class Datagrams:
     def drain(self, pump: CorePump) -> bool:
         """Deliver what the data path took for IKE, as far as one turn of the loop goes; whether more may wait."""
         end = self._clock() + TURN_SECONDS
-        for _ in range(BUDGET // _CHUNK):
-            found = pump.datagrams(_CHUNK)
-            self.deliver(found)
-            if len(found) < _CHUNK:
+        for _ in range(BUDGET):
+            found = pump.datagrams(1)
+            if not found:
                 return False
+            self.deliver(found)
             if self._clock() >= end:
                 break
         return True

@@ -89,6 +89,11 @@ class Worker:
         if self._running:
             self._drain(self)
 
+    def _drain_once(self) -> None:
+        """Drain, unless this turn does so anyway: each time may take as long as a turn should."""
+        if not self._drain_soon:
+            self._drain(self)
+
     def _listen(self) -> None:
         self._running = True
         asyncio.get_running_loop().add_reader(self.pump.event_fd, self._on_event_fd)
@@ -96,7 +101,7 @@ class Worker:
     def _on_event_fd(self) -> None:
         with suppress(BlockingIOError):
             os.eventfd_read(self.pump.event_fd)
-        self._drain(self)
+        self._drain_once()
 
     def _run(self, step: Callable[[int], int]) -> None:
         """One call of the pump, and what its answer asks for."""
@@ -112,7 +117,7 @@ class Worker:
         elif result & MORE and not self._again:
             self._again = True
             asyncio.get_running_loop().call_soon(self._run_again, step)
-        self._drain(self)
+        self._drain_once()
 
     def _run_again(self, step: Callable[[int], int]) -> None:
         self._again = False

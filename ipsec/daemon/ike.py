@@ -18,6 +18,7 @@ from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
 from ipsec.daemon.collector import Collector
 from ipsec.daemon.fetch import Fetcher
+from ipsec.daemon.follow import Follower
 from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded, Refuse
@@ -119,6 +120,7 @@ class IkeControl:
         engine, path_mtu = self.engine, config.settings.path_mtu
         self.children = Children(backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current)
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
+        self._follower = Follower(self.engine, self._paths, self.turn)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
         if self._keylog is None:
@@ -135,7 +137,8 @@ class IkeControl:
         if self._backend_is_outside():
             self._own.read()
             try:
-                self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL)
+                device = self._config.settings.device
+                self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL, ignore_device=device)
             except OSError as error:
                 log.warning("changes of our own addresses will not be noticed: %s", error.strerror)
         await self._load(self.loaded.config())
@@ -338,6 +341,7 @@ class IkeControl:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        self._follower.stop()
         if self._keylog is not None:
             self._keylog.close()
         self._resolver.close()
@@ -382,16 +386,9 @@ class IkeControl:
         """Addresses or routes of this host are others: IKE_SAs move to where the way to their peer begins now."""
         if self._stopping:
             return
-        now = self._loop.time()
         self._paths.host_changed()
         self._own.read()
-        for sa in self.established():
-            local = self._paths.best_local(sa)
-            if local != sa.path.local:
-                log.info("%s: our address changes from %s to %s", sa, sa.path.local, local)
-                self.engine.update_address(sa, local, now)
-        self.engine.addresses_changed(now)
-        self.turn()
+        self._follower.host_changed()
 
     def turn(self) -> None:
         """Act on events, send, arm the timer, catch up: in this order (see ``ipsec.ike.engine``)."""

@@ -63,7 +63,7 @@ from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
 log = logging.getLogger(__name__)
 
 #: timers in one call: each may start an exchange, of up to a millisecond
-TIMERS_AT_ONCE = 16
+TIMERS_AT_ONCE = 4
 
 
 class IkeEngine(Registry):
@@ -363,12 +363,11 @@ class IkeEngine(Registry):
             self.move_children(sa, now)
             sa.ask(Liveness(), now)
 
-    def addresses_changed(self, now: float) -> None:
-        """What the host answers about its addresses and ways is different now (RFC 4555)."""
+    def addresses_changed(self, sa: IkeSa, now: float) -> None:
+        """What the host answers about addresses and ways of an IKE_SA may be different now (RFC 4555)."""
         self.now = now
-        for sa in list(self.sas.values()):
-            if sa.mobike and sa.established and not sa.quiet:
-                mobike.review(sa, now)
+        if sa.mobike and sa.established and not sa.quiet:
+            mobike.review(sa, now)
 
     def peer_moved(self, child: ChildSa, path: Path, now: float) -> None:
         """ESP came from another address (RFC 7296 section 2.23); the data path has followed already."""

@@ -41,7 +41,7 @@ from ipsec.vici.logs import LogRelay
 from ipsec.wire.iana import Encr, Integ
 from tests.backend.disk import no_room
 
-OURS = 205
+OURS, OUR_DEVICE = 205, 7
 MANUAL = f"""sas {{ one {{
     local = 192.0.2.1
     remote = 192.0.2.2
@@ -55,8 +55,10 @@ MANUAL = f"""sas {{ one {{
 }} }}"""
 
 
-def netlink(kind: int, protocol: int = 0) -> bytes:
+def netlink(kind: int, protocol: int = 0, index: int = 0) -> bytes:
     body = struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, protocol, 0, 1, 0)
+    if index:
+        body = struct.pack("=BBBBI", 2, 24, 0, 0, index)
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
@@ -68,14 +70,20 @@ def netlink(kind: int, protocol: int = 0) -> bytes:
         (netlink(24, OURS) + netlink(24, 3), True),
         (netlink(20), True),
         (netlink(17), True),
+        (netlink(16, index=3), True),
+        (netlink(16, index=OUR_DEVICE) + netlink(20, index=OUR_DEVICE), False),
+        (netlink(21, index=OUR_DEVICE) + netlink(21, index=3), True),
+        (netlink(16, index=3)[:18], False),
+        (netlink(28), True),
         (b"", False),
         (netlink(24, 3)[:20], False),
         (bytes(64), False),
     ],
-    ids=["ours", "several of ours", "another route", "address", "link", "nothing", "cut", "zeros"],
-)
-def test_our_own_routes_are_no_news(data: bytes, concerned: bool) -> None:
-    assert concerns_us(data, OURS) is concerned
+    ids=["ours", "several of ours", "another route", "address", "link", "another link", "our device",
+         "another address too", "a link, cut", "something else", "nothing", "cut", "zeros"],
+)  # fmt: skip
+def test_our_own_routes_and_device_are_no_news(data: bytes, concerned: bool) -> None:
+    assert concerns_us(data, OURS, OUR_DEVICE) is concerned
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def test_the_first_message_is_not_taken_once_a_cookie_was_asked_for() -> None:
     assert list(notifies(cookie)) == [NotifyType.COOKIE]
     # the five are gone before a copy of the first message comes in
     lab.now += 3.5
-    lab.b.handle_timer(lab.now)
+    for _ in range(5 // TIMERS_AT_ONCE + 1):
+        lab.b.handle_timer(lab.now)
     assert not lab.b.sas
     late = deliver(lab.b, first, A, lab.now)
     assert not lab.b.sas

@@ -52,7 +52,8 @@ def cross(made: Pair) -> None:
 
 def changed(host: SimHost) -> None:
     """The host's addresses or routes are others."""
-    host.do(host.engine.addresses_changed)
+    for sa in list(host.engine.sas.values()):
+        host.do(host.engine.addresses_changed, sa)
 
 
 def told(made: Pair) -> None:

@@ -1,0 +1,98 @@
+"""What the kernel tells of addresses and routes, in a namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from ipsec.daemon import watch
+from ipsec.daemon.watch import HostWatch
+from ipsec.net import netns
+from ipsec.net.tun import Tun, open_tun
+from tests.backend.test_userspace import until
+
+OURS = 205
+
+
+@pytest.fixture
+def tun() -> Iterator[Tun]:
+    """A device in a fresh network namespace; the test's thread is inside."""
+    name = f"daemon-watch-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with netns.inside(name):
+            tun = open_tun("ipsec0")
+            yield tun
+            tun.close()
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True)
+
+
+class Listener:
+    """A watch, and how often it has called."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.watch = HostWatch(self._hear, ignore_protocol=OURS, ignore_device="ipsec0")
+
+    def _hear(self) -> None:
+        self.heard += 1
+
+
+async def quiet() -> None:
+    await asyncio.sleep(2 * watch.SETTLE_S)
+
+
+@pytest.mark.e2e
+def test_our_own_device_and_routes_are_no_news(tun: Tun) -> None:
+    """The MTU follows the tunnels; each time a thousand IKE_SAs would be looked at."""
+
+    async def main() -> None:
+        listener = Listener()
+        ip("link", "set", "ipsec0", "up")
+        await quiet()
+        listener.heard = 0
+        ip("link", "set", "ipsec0", "mtu", "1300")
+        ip("address", "add", "10.9.0.1/32", "dev", "ipsec0")
+        ip("route", "add", "10.8.0.0/16", "dev", "ipsec0", "table", "220", "proto", str(OURS))
+        await quiet()
+        # the kernel's own route to an address of the device comes with it
+        before = listener.heard
+        ip("link", "set", "ipsec0", "mtu", "1400")
+        ip("route", "del", "10.8.0.0/16", "table", "220")
+        await quiet()
+        assert listener.heard == before
+        ip("link", "set", "lo", "up")
+        await until(lambda: listener.heard > before)
+        listener.watch.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.e2e
+def test_a_host_that_is_never_quiet_is_heard(tun: Tun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one is whose containers come and go all the time."""
+    monkeypatch.setattr(watch, "LATEST_S", 0.5)
+
+    async def main() -> None:
+        listener = Listener()
+        loop = asyncio.get_running_loop()
+        ip("link", "set", "lo", "up")
+        end = loop.time() + 5
+        number = 0
+        while not listener.heard and loop.time() < end:
+            number += 1
+            await asyncio.to_thread(ip, "address", "add", f"10.7.{number // 256}.{number % 256}/32", "dev", "lo")
+            await asyncio.sleep(watch.SETTLE_S / 20)
+        assert listener.heard
+        listener.watch.close()
+
+    asyncio.run(main())
