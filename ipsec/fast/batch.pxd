@@ -1,14 +1,14 @@
 # Many packets in one piece of memory, in slots, sealed and opened one after the other. For measuring, and for use as a
 # library without sockets.
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from ipsec.fast.atomic cimport prefetch
+from ipsec.fast.atomic cimport load_ptr, prefetch
 from ipsec.fast.clock cimport monotonic_ns
 from ipsec.fast.drops cimport DROP_NONE, DROP_OUT_HDR_ERROR
 from ipsec.fast.inbound cimport INBOUND_ROOM, inbound, inbound_batched, inbound_job_begin, inbound_job_end
 from ipsec.fast.jobs cimport JOBS, jobs_open_all
-from ipsec.fast.outbound cimport Sink, protect_single, seal_jobs
+from ipsec.fast.outbound cimport Sink, may_be_protected, outbound_reserve, protect_numbered, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be32, parse_packet
 from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, Endpoint, Sa, sa_prefetch, sa_prefetch_rest
 from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_find
@@ -16,6 +16,7 @@ from ipsec.fast.worker cimport SadTable, Worker, drop, sad_entry, sad_find
 cdef enum:
     AHEAD = 4              # packets between one look at a packet and the next
     RING = 16              # packets that are being looked at, and more
+    TOGETHER = 16          # packets that are looked at before they are sealed
     BATCH_HEAD = 128       # in front of each packet: room for what transport mode puts back, and a cache line
 
 # Where the packets of a batch lie. `current` is the slot that is being written.
@@ -42,11 +43,15 @@ cdef inline void batch_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t 
                               bint df) noexcept nogil:
     (<BatchState *>owner).lengths[(<BatchState *>owner).current] = length
 
-# Protects packet i of `a` into slot i of `b`; how many were not dropped.
+# Protects packet i of `a` into slot i of `b`; how many were not dropped. Packets of one length that follow each other take
+# their numbers together: an atomic exchange waits for all that the cipher has written before.
 cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b) noexcept nogil:
+    cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
     cdef Sink sink
-    cdef PacketInfo info
-    cdef uint32_t i
+    cdef PacketInfo infos[TOGETHER]
+    cdef PacketInfo *info
+    cdef uint32_t at, count, first, n, numbered, i
+    cdef uint64_t seq = 0
     cdef uint32_t done = 0
     sink.owner = b
     sink.room = batch_room
@@ -57,13 +62,32 @@ cdef inline uint32_t batch_seal(Worker *w, Sa *sa, BatchState *a, BatchState *b)
     sink.clear = NULL
     b.count = a.count
     w.now_ns = monotonic_ns()
-    for i in range(a.count):
-        b.current = i
-        b.lengths[i] = 0
-        if parse_packet(batch_slot(a, i), a.lengths[i], &info) != 0:
-            drop(w, sa, DROP_OUT_HDR_ERROR, 1)
-        elif protect_single(w, &sink, sa, batch_slot(a, i), &info, False):
-            done += 1
+    at = 0
+    while at < a.count:
+        count = min(a.count - at, <uint32_t>TOGETHER)
+        for i in range(count):
+            info = &infos[i]
+            b.lengths[at + i] = 0
+            if parse_packet(batch_slot(a, at + i), a.lengths[at + i], info) != 0:
+                drop(w, sa, DROP_OUT_HDR_ERROR, 1)
+                info.length = 0
+            elif not may_be_protected(w, sa, endpoint, info):
+                info.length = 0
+        first = 0
+        while first < count:
+            n = 1
+            while first + n < count and infos[first + n].length == infos[first].length:
+                n += 1
+            numbered = 0
+            if infos[first].length:
+                numbered = outbound_reserve(w, sa, n, infos[first].length, <uint64_t>n * infos[first].length, &seq)
+            for i in range(first, first + numbered):
+                b.current = at + i
+                if protect_numbered(w, &sink, sa, endpoint, seq, batch_slot(a, at + i), &infos[i], False):
+                    done += 1
+                seq += 1
+            first += n
+        at += count
     seal_jobs(w)
     if w.spoiled:
         w.spoiled = False

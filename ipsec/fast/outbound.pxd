@@ -174,21 +174,30 @@ cdef inline uint32_t outbound_reserve(Worker *w, Sa *sa, uint32_t n, uint32_t un
     sa.last_use_ns = w.now_ns
     return got
 
-# A single packet under one SA: no policy, no MTU. `whole`: larger than the path, so the outer packet must be allowed to be
-# fragmented. False if it was dropped (and counted).
-cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, const PacketInfo *info,
-                                bint whole) noexcept nogil:
-    cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
-    cdef uint64_t seq = 0
-    cdef uint8_t tos
+# Whether a packet may go under one SA, if it is not longer than the path. False if it was dropped (and counted).
+cdef inline bint may_be_protected(Worker *w, Sa *sa, const Endpoint *endpoint, const PacketInfo *info) noexcept nogil:
     if not transport_fits(sa, endpoint, info):
         drop(w, sa, DROP_OUT_STATE_MODE_ERROR, 1)
         return False
     if not can_be_said(sa, endpoint, info.length - (0 if sa.mode == MODE_TUNNEL else transport_header(info))):
         drop(w, sa, DROP_OUT_TOO_BIG, 1)
         return False
-    if outbound_reserve(w, sa, 1, info.length, info.length, &seq) == 0:
+    return True
+
+# A single packet under one SA: no policy, no MTU. `whole`: larger than the path, so the outer packet must be allowed to be
+# fragmented. False if it was dropped (and counted).
+cdef inline bint protect_single(Worker *w, Sink *sink, Sa *sa, uint8_t *packet, const PacketInfo *info,
+                                bint whole) noexcept nogil:
+    cdef Endpoint *endpoint = <Endpoint *>load_ptr(&sa.endpoint)
+    cdef uint64_t seq = 0
+    if not may_be_protected(w, sa, endpoint, info) or outbound_reserve(w, sa, 1, info.length, info.length, &seq) == 0:
         return False
+    return protect_numbered(w, sink, sa, endpoint, seq, packet, info, whole)
+
+# One that may be protected and has its number.
+cdef inline bint protect_numbered(Worker *w, Sink *sink, Sa *sa, Endpoint *endpoint, uint64_t seq, uint8_t *packet,
+                                  const PacketInfo *info, bint whole) noexcept nogil:
+    cdef uint8_t tos
     if sa.mode == MODE_TRANSPORT:
         return seal_transport(w, sink, sa, endpoint, seq, packet, info.length, info, whole)
     tos = outer_tos(info.tos, (sa.copy_dscp & 1) != 0, sa.copy_ecn)

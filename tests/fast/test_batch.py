@@ -6,10 +6,11 @@ import random
 
 import pytest
 
+from ipsec.esp.drops import DropReason
 from ipsec.esp.fast import Batch, Engine
 from ipsec.esp.reference import ReferenceEngine
-from ipsec.esp.sa import Direction
-from tests.esp.support import NOW, pair, params, udp
+from ipsec.esp.sa import Direction, Lifetime, Mode
+from tests.esp.support import ADDRESSES, INNER, NOW, ipv4_fragment, pair, params, udp
 
 SUITES = ("aes128gcm16", "aes256gcm8", "chacha20poly1305", "aes128ccm12", "aes128-sha1", "null-sha256")
 SAS = 12
@@ -78,3 +79,67 @@ def test_opening_many(seed):
     assert engines[1].drops() == engines[0].drops()
     for one, other in zip(*ids, strict=True):
         assert counters(engines[1].query_sa(other)) == counters(engines[0].query_sa(one))
+
+
+def packets(rng, count):
+    """Runs of one length and lengths in turns, with some among them that are no packets or not whole."""
+    made = []
+    while len(made) < count:
+        length = rng.choice((0, 1, 7, 8, 9, 40, 90, 200))
+        for _ in range(rng.choice((1, 1, 2, 15, 16, 17, 40))):
+            version = rng.choice((4, 4, 4, 6))
+            size = length if version == 4 else max(length - 20, 0)
+            ends = rng.choice((INNER, INNER, ADDRESSES))[version]
+            packet = udp(bytes(size), version, source=ends[0], destination=ends[1], tos=rng.randrange(256))
+            kind = rng.randrange(16)
+            if kind == 0:
+                packet = packet[: rng.randrange(len(packet))]
+            elif kind == 1:
+                packet = bytes((rng.randrange(256),)) + packet[1:]
+            elif kind == 2 and version == 4:
+                packet = ipv4_fragment(packet, 8, True, bytes(length))
+            made.append(packet)
+    return made[:count]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize(
+    ("fields", "stops"),
+    [
+        ({}, False),
+        ({"mode": Mode.TRANSPORT}, False),
+        ({"lifetime": Lifetime(bytes_soft=9000, bytes_hard=20000)}, True),
+        ({"lifetime": Lifetime(packets_soft=100, packets_hard=211)}, True),
+        ({"lifetime": Lifetime(packets_hard=211, bytes_hard=20000)}, True),
+        ({"initial_seq": 2**32 - 150}, True),
+        ({"initial_seq": 2**32 - 150, "esn": True}, False),
+        ({"tfc": 120}, False),
+    ],
+    ids=["plain", "transport", "bytes", "packets", "both", "numbers", "esn", "tfc"],
+)
+def test_sealing_many(suite, fields, stops):
+    """What takes its numbers together is exactly what one by one would have."""
+    rng = random.Random(f"{suite} {fields}")
+    given = packets(rng, 700)
+    engines = [ReferenceEngine(), Engine()]
+    ids = [engine.add_sa(params(Direction.OUT, suite, **fields)) for engine in engines]
+    expected = []
+    for packet in given:
+        sealed = engines[0].encapsulate(ids[0], packet, NOW)
+        expected.append(b"" if isinstance(sealed, DropReason) else sealed.datagram)
+    got, at = [], 0
+    while at < len(given):
+        count = rng.choice((1, 15, 16, 17, 33, 150))
+        source, sealed = Batch(count, 300), Batch(count, 428)
+        source.load(given[at : at + count])
+        good = engines[1].encapsulate_batch(ids[1], source, sealed)
+        got += sealed.packets()
+        assert good == sum(map(bool, sealed.packets()))
+        at += count
+    assert got == expected
+    assert any(expected)
+    assert engines[1].drops() == engines[0].drops()
+    assert counters(engines[1].query_sa(ids[1])) == counters(engines[0].query_sa(ids[0]))
+    told = [[event.kind for event in engine.events()] for engine in engines]
+    assert sorted(told[1]) == sorted(told[0])
+    assert stops == bool({DropReason.OUT_STATE_EXPIRED, DropReason.OUT_STATE_SEQ_ERROR} & engines[0].drops().keys())
