@@ -126,13 +126,15 @@ def test_capture_with_names_and_keys(world: IkeWorld, tmp_path: Path) -> None:
     assert capture.returncode == 0, (out, err)
     said = json.loads(out)
     VALIDATOR.validate(said)
-    assert (said["inside"], said["dropped"]) == (10, 0), err
+    assert said["dropped"] == 0, err
     assert "KEYS ARE COPIED" in err
     assert file.stat().st_mode & 0o777 == 0o600
     assert (keys / "esp_sa").stat().st_mode & 0o777 == 0o600
-    plain = tshark(file, "frame.interface_name", "frame.comment", "esp.spi", "isakmp.exchangetype")
+    plain = tshark(file, "frame.interface_name", "frame.comment", "esp.spi", "isakmp.exchangetype", "icmp.type")
     inside = [row for row in plain if row[0] == "ipsec0"]
-    assert [row[1] for row in inside] == ["site/net outbound", "site/net inbound"] * 5
+    assert said["inside"] == len(inside)
+    # the kernel looks for IPv6 routers on every device
+    assert [row[1] for row in inside if row[4]] == ["site/net outbound", "site/net inbound"] * 5
     esp = [row[1] for row in plain if row[2]]
     assert len(esp) == 10
     assert all(" of site/net" in comment and "ESP SPI 0x" in comment for comment in esp), esp
