@@ -11,7 +11,6 @@ cdef extern from "openssl/bn.h" nogil:
         pass
     ctypedef struct BN_MONT_CTX:
         pass
-    BIGNUM *BN_new()
     BIGNUM *BN_secure_new()
     void BN_free(BIGNUM *)
     void BN_clear_free(BIGNUM *)

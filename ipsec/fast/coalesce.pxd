@@ -24,7 +24,6 @@ from ipsec.fast.packet cimport (
     put16,
 )
 from ipsec.fast.vnet cimport (
-    VNET_GSO_NONE,
     VNET_GSO_TCPV4,
     VNET_GSO_TCPV6,
     VNET_GSO_UDP_L4,

@@ -2,7 +2,7 @@
 #
 # A provider is chosen per suite by _providers.pyx after known-answer tests. Nothing here allocates per packet: contexts are
 # made per SA and worker when the SA is added, because a libcrypto context serves one thread at a time.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from libc.stddef cimport size_t
 

@@ -1,6 +1,6 @@
 # One ESP packet from outside to inside, in the order of RFC 4303 section 3.4 and RFC 4301 section 5.2.
 # The readable twin is ReferenceEngine.inbound in ipsec/esp/reference.py.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32

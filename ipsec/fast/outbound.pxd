@@ -3,7 +3,7 @@
 #
 # The same code serves the pump, which gathers datagrams into trains, and the library, which returns them: both give a
 # Sink that provides room for a datagram and takes it.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from ipsec.fast.atomic cimport add_u64, cas_u64, load_ptr, load_u64, store_u64
@@ -17,8 +17,7 @@ from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
 from ipsec.fast.sa cimport *
 from ipsec.fast.segment cimport (
-    SEGMENT_HEADER_MAX, SEGMENT_SINGLE, SegmentPlan, finish_checksum, plan_segments, segment_header, segment_offset,
-    segment_payload)
+    SEGMENT_HEADER_MAX, SEGMENT_SINGLE, SegmentPlan, finish_checksum, plan_segments, segment_header, segment_offset)
 from ipsec.fast.spd cimport SPD_AMBIGUOUS, SPD_FOUND, SpdPolicy, SpdTable, spd_find
 from ipsec.fast.vnet cimport VnetHdr
 from ipsec.fast.worker cimport *

@@ -2,8 +2,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from ipsec.fast.drops cimport DROP_NONE
-
 cdef enum:
     PROTO_ICMP = 1
     PROTO_IPIP = 4

@@ -20,7 +20,7 @@ from ipsec.fast.jobs cimport JOBS, Jobs, Source, jobs_open_all
 from ipsec.fast.message cimport *
 from ipsec.fast.outbound cimport Sink, outbound_frame, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be16, be32
-from ipsec.fast.sa cimport ESP_HEADER, ESP_SHIFT, TRAILER_ROOM, Endpoint, Sa, sa_inner_mtu
+from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa, sa_inner_mtu
 from ipsec.fast.spd cimport SpdTable
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
 from ipsec.fast.worker cimport *

@@ -4,11 +4,10 @@ from libc.string cimport memcpy, memset
 
 from ipsec.fast.atomic cimport cas_u64, load_ptr, load_u64, pause, prefetch, store_u32, swap_u32
 from ipsec.fast.crypto cimport (
-    CRYPTO_memcmp, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CTRL_AEAD_GET_TAG, EVP_CTRL_AEAD_SET_TAG,
-    EVP_DecryptFinal_ex, EVP_DecryptInit_ex, EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex,
-    EVP_EncryptUpdate, AeadOpen, AeadSeal, Mac, mac_run)
-from ipsec.fast.drops cimport DROP_OUT_STATE_EXPIRED, DROP_OUT_STATE_SEQ_ERROR, DROP_REASONS
-from ipsec.fast.packet cimport be32, put32, put64
+    CRYPTO_memcmp, EVP_CIPHER_CTX, EVP_CIPHER_CTX_ctrl, EVP_CTRL_AEAD_GET_TAG, EVP_DecryptInit_ex,
+    EVP_DecryptUpdate, EVP_EncryptFinal_ex, EVP_EncryptInit_ex, EVP_EncryptUpdate, AeadOpen, AeadSeal, Mac, mac_run)
+from ipsec.fast.drops cimport DROP_REASONS
+from ipsec.fast.packet cimport put32, put64
 from ipsec.fast.replay cimport Replay
 from ipsec.fast.selector cimport SELECT_PAIRS, Ipv4Pair, SelectorPairC
 
