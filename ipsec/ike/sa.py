@@ -34,7 +34,7 @@ from ipsec.wire.ike import (
     Encrypted,
     Header,
     UnsupportedCriticalPayload,
-    emit_header,
+    emit_encrypted_header,
     emit_payloads,
     find_encrypted,
     parse_payloads,
@@ -56,7 +56,6 @@ IpAddress = IPv4Address | IPv6Address
 #: what may wait to be asked; a peer or a user who makes more than that gets the oldest done first and the rest refused
 QUEUE_MAX = 256
 #: RFC 7296 section 2.2: message IDs do not wrap; the IKE_SA is replaced long before
-MESSAGE_ID_MAX = 0xFFFFFFFF
 MESSAGE_ID_SOFT = 0xFFFF0000
 
 #: octets of fragments that one IKE_SA may make us keep before it is authenticated; a datagram holds no more
@@ -101,15 +100,14 @@ class Request:
 class Pending:
     """A request under way."""
 
-    __slots__ = ("datagrams", "exchange", "message_id", "request", "sent_at", "tries", "ways")
+    __slots__ = ("datagrams", "exchange", "message_id", "request", "tries", "ways")
 
-    def __init__(self, request: Request, exchange: int, message_id: int, datagrams: list[bytes], now: float) -> None:
+    def __init__(self, request: Request, exchange: int, message_id: int, datagrams: list[bytes]) -> None:
         self.request = request
         self.exchange = exchange
         self.message_id = message_id
         self.datagrams = datagrams
         self.tries = 0
-        self.sent_at = now
         self.ways: set[Path] = set()
         "on which it has gone besides the one in use"
 
@@ -323,7 +321,7 @@ class IkeSa:
 
     def start(self, request: Request, datagrams: list[bytes], now: float) -> None:
         """Send a request and mind that it is answered."""
-        self.pending = Pending(request, request.exchange, self.message_id_out, datagrams, now)
+        self.pending = Pending(request, request.exchange, self.message_id_out, datagrams)
         self.message_id_out += 1
         self.transmit_request(self.pending, now)
         self.core.counters.message(request.exchange, self.name, incoming=False, response=False)
@@ -347,7 +345,6 @@ class IkeSa:
             return False
         pending.tries += 1
         self.core.counters.add("retransmit", self.name)
-        pending.sent_at = now
         better = "better " if self.unauthenticated_error else ""
         log.info("%s: no %sanswer yet, sending request %d again (%d)", self, better, pending.message_id, pending.tries)
         self.transmit_request(pending, now)
@@ -391,26 +388,31 @@ class IkeSa:
         size = HEADER_LEN + _GENERIC + cipher.overhead(len(content)) + len(content)
         room = self.core.settings.fragment_size - _IP_HEADER[self.path.remote.version] - _UDP_AND_MARKER
         if size <= room or not self.core.may_fragment(self):
-            head = emit_header(self.spi_i, self.spi_r, PayloadType.SK, exchange, flags, message_id, size)
-            aad = head + bytes((first, 0)) + (size - HEADER_LEN).to_bytes(2, "big")
-            return [aad + self._seal(aad, content)]
+            return [self._seal(exchange, flags, message_id, first, content)]
         fixed = HEADER_LEN + _GENERIC + _SKF_FIELDS
         # padding up to a block and its length octet can only be less than overhead() says for the whole room
         parts = split(content, room - fixed - cipher.overhead(0) - cipher.suite.block)
-        datagrams = []
-        for number, part in enumerate(parts, 1):
-            size = fixed + cipher.overhead(len(part)) + len(part)
-            head = emit_header(self.spi_i, self.spi_r, PayloadType.SKF, exchange, flags, message_id, size)
+        return [
             # RFC 7383 section 2.5: the first fragment alone says which payload comes first
-            generic = bytes((first if number == 1 else 0, 0)) + (size - HEADER_LEN).to_bytes(2, "big")
-            aad = head + generic + number.to_bytes(2, "big") + len(parts).to_bytes(2, "big")
-            datagrams.append(aad + self._seal(aad, part))
-        return datagrams
+            self._seal(exchange, flags, message_id, first if number == 1 else 0, part, (number, len(parts)))
+            for number, part in enumerate(parts, 1)
+        ]
 
-    def _seal(self, aad: bytes, content: bytes) -> bytes:
-        assert self.out_cipher is not None
+    def _seal(
+        self,
+        exchange: int,
+        flags: int,
+        message_id: int,
+        first: int,
+        content: bytes,
+        fragment: tuple[int, int] | None = None,
+    ) -> bytes:
+        cipher = self.out_cipher
+        assert cipher is not None
+        length = cipher.overhead(len(content)) + len(content)
+        aad = emit_encrypted_header(self.spi_i, self.spi_r, exchange, flags, message_id, first, length, fragment)
         self.sealed += 1
-        return self.out_cipher.seal(aad, content, self.sealed, self.core.rng)
+        return aad + cipher.seal(aad, content, self.sealed, self.core.rng)
 
     # -- receiving
 
