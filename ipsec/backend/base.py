@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import Flag, auto
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import NamedTuple, Protocol
 
@@ -18,26 +17,6 @@ from ipsec.wire.selector import TrafficSelector
 
 IpAddress = IPv4Address | IPv6Address
 IpInterface = IPv4Interface | IPv6Interface
-
-
-class Feature(Flag):
-    """What a backend can do; the daemon negotiates no more than that."""
-
-    NONE = 0
-    ESN = auto()
-    "64-bit sequence numbers (RFC 4303 section 2.2.1)"
-    TRANSPORT = auto()
-    "transport mode"
-    RAW_ESP = auto()
-    "IP protocol 50; without it UDP encapsulation must be forced"
-    IMPLICIT_IV = auto()
-    "RFC 8750"
-    UPDATE_SA = auto()
-    "SAs move to other addresses in place (RFC 4555)"
-    EXCLUDE_ROUTES = auto()
-    "peers inside a protected network are kept out of the tunnel by the backend itself"
-    BYPASS = auto()
-    "BYPASS policies carry traffic"
 
 
 @dataclass(frozen=True)
@@ -104,10 +83,6 @@ class Datagram(NamedTuple):
 
 class Backend(Protocol):
     """One way of doing IPsec."""
-
-    @property
-    def features(self) -> Feature:
-        """What this backend can do, known once it has started."""
 
     async def start(self) -> None:
         """Acquire devices, sockets and routes, all or nothing. BackendError says what is missing and how to mend it."""

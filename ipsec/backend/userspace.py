@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar, assert_never
 
 from ipsec.backend import outside
-from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Feature, IpInterface, Mapping
+from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, IpInterface, Mapping
 from ipsec.backend.core import Core, CoreEngine, choose_providers, compiled_core
 from ipsec.backend.datagrams import Datagrams
 from ipsec.backend.place import check_ours, configure, make_router, open_helper
@@ -123,7 +123,7 @@ class UserspaceBackend:
         settings = self._settings
         if settings.memory is not None:
             ends = settings.memory
-            self._tun = Tun("memory", [os.dup(ends.tun.fd)], ends.tun.vnet_hdr, tso=False, uso=False, persistent=True)
+            self._tun = Tun("memory", [os.dup(ends.tun.fd)], ends.tun.vnet_hdr, tso=False, uso=False)
             return
         tso, uso = settings.offload.get("tun_tso", True), settings.offload.get("tun_uso", True)
         if settings.tun_fd is not None:
@@ -454,18 +454,6 @@ class UserspaceBackend:
 
     # -- SAs and policies
 
-    @property
-    def features(self) -> Feature:
-        """What this backend can do."""
-        found = Feature.ESN | Feature.TRANSPORT | Feature.IMPLICIT_IV | Feature.UPDATE_SA
-        if self._settings.raw_esp:
-            found |= Feature.RAW_ESP
-        if self._settings.bypass:
-            found |= Feature.BYPASS
-        if self._router is not None:
-            found |= Feature.EXCLUDE_ROUTES
-        return found
-
     def get_spi(self) -> int:
         """A random SPI that no inbound SA has; ``SPI % workers`` decides which worker it keeps busy."""
         while True:
@@ -651,6 +639,11 @@ class UserspaceBackend:
         return self._settings.workers
 
     @property
+    def raw_esp(self) -> bool:
+        """Whether SAs may use IP protocol 50; without it all are encapsulated in UDP."""
+        return self._settings.raw_esp
+
+    @property
     def ports(self) -> dict[int, int]:
         """UDP port of ESP in use, by IP version."""
         return dict(self._ports)
@@ -663,10 +656,6 @@ class UserspaceBackend:
     def providers(self) -> dict[str, str]:
         """Suite name -> crypto provider."""
         return self._need_engine().providers()
-
-    def verdicts(self) -> list[udp.Verdict]:
-        """What the start-up probes found."""
-        return list(self._verdicts.values())
 
     def offloads(self) -> dict[str, bool]:
         """Offloads in use now, by all workers; of those that do not fall back, as they were found at the start."""

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipsec.backend.base import Feature
 from ipsec.backend.userspace import UserspaceBackend
 from ipsec.config import Config
 from ipsec.config.diff import changes
@@ -122,7 +121,7 @@ class ViciControl:
             workers=backend.workers,
             ports=backend.ports,
             ike_ports=backend.ike_ports,
-            raw_esp=Feature.RAW_ESP in backend.features,
+            raw_esp=backend.raw_esp,
             offloads=backend.offloads(),
             providers=backend.providers(),
             counters=backend.counters(),

@@ -58,8 +58,6 @@ class Tun:
     "TCP superframes are on"
     uso: bool
     "UDP superframes are on (Linux 6.2)"
-    persistent: bool
-    "the device outlives us: somebody else made it and removes it"
     refused: dict[str, str] = field(default_factory=dict)
     "offload -> why the kernel has it not"
 
@@ -67,14 +65,6 @@ class Tun:
     def index(self) -> int:
         """The interface index now. OSError if the device is gone."""
         return socket.if_nametoindex(self.name)
-
-    def alive(self) -> bool:
-        """Whether the device behind the first queue still exists."""
-        try:
-            fcntl.ioctl(self.fds[0], _TUNGETIFF, bytearray(_IFREQ.size))
-        except OSError:
-            return False
-        return True
 
     def close(self) -> None:
         """Close every queue. A device that is not persistent goes away with its last queue."""
@@ -178,7 +168,6 @@ def _set_up(fds: list[int], *, tso: bool, uso: bool) -> Tun:
         vnet_hdr=bool(flags & _IFF_VNET_HDR),
         tso=False,
         uso=False,
-        persistent=bool(flags & _IFF_PERSIST),
     )
     if tun.vnet_hdr:
         for fd in fds:

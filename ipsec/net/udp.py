@@ -31,9 +31,7 @@ UDP_GRO = 104
 _IP_PKTINFO = 8
 _IP_MTU_DISCOVER = 10
 _IP_RECVTOS = 13
-_IP_MTU = 14
 _IPV6_MTU_DISCOVER = 23
-_IPV6_MTU = 24
 _IPV6_RECVPKTINFO = 49
 _IPV6_RECVTCLASS = 66
 _PMTUDISC_DO = 2
@@ -211,21 +209,6 @@ def attach_steering(sock: socket.socket, workers: int) -> None:
     octets fails the load, which ends the program with 0; the non-ESP marker is SPI 0 and 0 % workers is 0 as well.
     """
     bpf.steer(sock, [(bpf.LD_WORD_ABS, 0, 0, 0), (bpf.MOD, 0, 0, workers), (bpf.RET_A, 0, 0, 0)])
-
-
-def route_to(remote: IpAddress, *, fwmark: int = 0) -> tuple[IpAddress, int]:
-    """The source address and the path MTU that the kernel would use towards ``remote`` now. Nothing is sent.
-
-    OSError if there is no route.
-    """
-    with _udp_socket(remote) as sock:
-        if fwmark:
-            set_mark(sock, fwmark)
-        sock.connect((str(remote), 9))
-        source = sock.getsockname()[0]
-        if remote.version == 4:
-            return IPv4Address(source), sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-        return IPv6Address(source.split("%")[0]), sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
 
 
 def probe_gso() -> Verdict:

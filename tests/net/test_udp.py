@@ -139,12 +139,6 @@ def test_probes_agree_with_a_train_by_hand() -> None:
     sender.close()
 
 
-def test_route_to_loopback() -> None:
-    source, mtu = udp.route_to(IPv4Address("127.0.0.1"))
-    assert source == IPv4Address("127.0.0.1")
-    assert mtu >= 1500
-
-
 @pytest.mark.e2e
 @pytest.mark.usefixtures("own_network")
 @pytest.mark.parametrize("where", LOOPBACK, ids=["v4", "v6"])
