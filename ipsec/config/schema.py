@@ -68,11 +68,6 @@ class Config:
         entries = [entry for sa in self.sas for policy in sa.policies for entry in policy.policies(sa.reqid)]
         return tuple(sorted(dict.fromkeys(entries), key=lambda entry: entry.priority))
 
-    def udp_ports(self) -> tuple[int, ...]:
-        """Every local UDP port that ESP needs, ``port_nat_t`` first."""
-        ports = [self.settings.port_nat_t, *(sa.encap[0] for sa in self.sas if sa.encap)]
-        return tuple(dict.fromkeys(ports))
-
     def needs_raw_esp(self) -> bool:
         """Whether an SA uses IP protocol 50."""
         return any(sa.encap is None for sa in self.sas)

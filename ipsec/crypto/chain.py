@@ -88,18 +88,11 @@ class Chain:
     """Certificates that were verified, the end entity's first, the highest anchor's last (they may be one)."""
 
     certificates: tuple[Certificate, ...]
-    policies: frozenset[str] = frozenset()
-    "certificate policies that hold for all of it"
 
     @property
     def end(self) -> Certificate:
         """The certificate of the peer."""
         return self.certificates[0]
-
-    @property
-    def anchor(self) -> Certificate:
-        """The last one that was there before; what is trusted may also be one below it."""
-        return self.certificates[-1]
 
     @property
     def authorities(self) -> tuple[Certificate, ...]:
@@ -350,7 +343,7 @@ def _validate(path: tuple[Certificate, ...], rules: _Rules, lowest: int) -> Chai
     policies = check_policies(path)
     if not policies.ok or (rules.required_policies and not policies.fulfils(rules.required_policies)):
         raise CertificateError(f"the chain of {path[0].subject} lacks certificate policies that it must have")
-    return Chain(path, policies.policies)
+    return Chain(path)
 
 
 @lru_cache(512)

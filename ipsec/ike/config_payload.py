@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeVar
 
-from ipsec.errors import ConfigError, ParseError
+from ipsec.errors import ParseError
 from ipsec.ike.config import IpAddress, IpNetwork, PoolConfig
 from ipsec.wire.iana import CfgAttribute, CfgType, name_of
 from ipsec.wire.payloads import CpPayload
@@ -27,22 +27,6 @@ _HOST_PREFIX = 128
 "prefix length that goes with an IPv6 address: it is the only one on that link"
 _ONLY_IF_ASKED = frozenset((CfgAttribute.INTERNAL_DNS_DOMAIN, CfgAttribute.INTERNAL_DNSSEC_TA))
 _DOMAIN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
-
-
-def assignable(network: IPv4Interface | IPv6Interface) -> tuple[IpAddress, IpAddress]:
-    """First and last address that a pool written as ``address/prefix`` assigns.
-
-    Never the first and last of the network, unless it has no others; and none below the address, if that is not the
-    network's. ConfigError if nothing is left.
-    """
-    first, last = int(network.ip), int(network.network.broadcast_address)
-    if network.network.num_addresses > 2:
-        first += network.ip == network.network.network_address
-        last -= 1
-    if first > last:
-        raise ConfigError(f"{network} has no address to assign")
-    kind = type(network.ip)
-    return kind(first), kind(last)
 
 
 class Lease(NamedTuple):

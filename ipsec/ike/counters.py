@@ -14,13 +14,6 @@ NAMES = (
       for how in ("in-req", "in-resp", "out-req", "out-resp")),
 )  # fmt: skip
 
-#: what charon does not count: our requests sent again, what came of cookies, initiators for whom there was no room,
-#: SAs that both ends rekeyed at once
-MORE_NAMES = (
-    *("retransmit", "cookie-asked", "cookie-good", "cookie-wrong", "half-open-refused"),
-    *("ike-collision", "child-collision"),
-)  # fmt: skip
-
 _EXCHANGES = {
     ExchangeType.IKE_SA_INIT: "ike-init",
     ExchangeType.IKE_AUTH: "ike-auth",

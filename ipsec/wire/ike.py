@@ -36,8 +36,6 @@ from ipsec.wire.payloads import (
 HEADER_LEN = 28
 FLAG_INITIATOR = 0x08
 "sent by the original initiator of the IKE SA"
-FLAG_VERSION = 0x10
-"could speak a higher major version; sent as zero, ignored when received"
 FLAG_RESPONSE = 0x20
 MAJOR_VERSION = 2
 MAX_PAYLOADS = 100

@@ -34,7 +34,6 @@ _TS_LENGTHS: dict[int, int] = {TsType.IPV4_ADDR_RANGE: 16, TsType.IPV6_ADDR_RANG
 class SaPayload:
     """Security Association, section 3.3."""
 
-    TYPE: ClassVar[int] = PayloadType.SA
     type: ClassVar[int] = PayloadType.SA
     proposals: list[Proposal]
 
@@ -52,7 +51,6 @@ def parse_sa(data: bytes, offset: int, end: int) -> SaPayload:
 class KePayload:
     """Key Exchange, section 3.4. Whether ``data`` fits the method is for the key exchange to say."""
 
-    TYPE: ClassVar[int] = PayloadType.KE
     type: ClassVar[int] = PayloadType.KE
     method: int
     data: bytes
@@ -105,7 +103,6 @@ def parse_idr(data: bytes, offset: int, end: int) -> IdPayload:
 class CertPayload:
     """Certificate, section 3.6."""
 
-    TYPE: ClassVar[int] = PayloadType.CERT
     type: ClassVar[int] = PayloadType.CERT
     encoding: int
     data: bytes
@@ -126,7 +123,6 @@ def parse_cert(data: bytes, offset: int, end: int) -> CertPayload:
 class CertReqPayload:
     """Certificate Request, section 3.7."""
 
-    TYPE: ClassVar[int] = PayloadType.CERTREQ
     type: ClassVar[int] = PayloadType.CERTREQ
     encoding: int
     data: bytes
@@ -147,7 +143,6 @@ def parse_certreq(data: bytes, offset: int, end: int) -> CertReqPayload:
 class AuthPayload:
     """Authentication, section 3.8."""
 
-    TYPE: ClassVar[int] = PayloadType.AUTH
     type: ClassVar[int] = PayloadType.AUTH
     method: int
     data: bytes = field(repr=False)
@@ -168,7 +163,6 @@ def parse_auth(data: bytes, offset: int, end: int) -> AuthPayload:
 class NoncePayload:
     """Nonce, section 3.9."""
 
-    TYPE: ClassVar[int] = PayloadType.NONCE
     type: ClassVar[int] = PayloadType.NONCE
     data: bytes
 
@@ -188,7 +182,6 @@ def parse_nonce(data: bytes, offset: int, end: int) -> NoncePayload:
 class NotifyPayload:
     """Notify, section 3.10. Protocol and SPI mean something for a few types only, so any are taken."""
 
-    TYPE: ClassVar[int] = PayloadType.NOTIFY
     type: ClassVar[int] = PayloadType.NOTIFY
     notify: int
     data: bytes = b""
@@ -217,7 +210,6 @@ def parse_notify(data: bytes, offset: int, end: int) -> NotifyPayload:
 class DeletePayload:
     """Delete, section 3.11. ``spis`` is empty for the IKE SA, which is the one that carries the message."""
 
-    TYPE: ClassVar[int] = PayloadType.DELETE
     type: ClassVar[int] = PayloadType.DELETE
     protocol: int
     spis: list[bytes]
@@ -248,7 +240,6 @@ def parse_delete(data: bytes, offset: int, end: int) -> DeletePayload:
 class VendorPayload:
     """Vendor ID, section 3.12."""
 
-    TYPE: ClassVar[int] = PayloadType.VENDOR
     type: ClassVar[int] = PayloadType.VENDOR
     data: bytes
 
@@ -334,7 +325,6 @@ def _emit_selector(ts: TrafficSelector) -> bytes:
 class CpPayload:
     """Configuration, section 3.15."""
 
-    TYPE: ClassVar[int] = PayloadType.CP
     type: ClassVar[int] = PayloadType.CP
     cfg_type: int
     attributes: list[tuple[int, bytes]]
@@ -374,7 +364,6 @@ def parse_cp(data: bytes, offset: int, end: int) -> CpPayload:
 class EapPayload:
     """Extensible Authentication, section 3.16: one EAP message (RFC 3748 section 4)."""
 
-    TYPE: ClassVar[int] = PayloadType.EAP
     type: ClassVar[int] = PayloadType.EAP
     data: bytes = field(repr=False)
     "at least code, identifier and length, which is that of ``data``"

@@ -159,7 +159,6 @@ def test_settings_are_defaults() -> None:
     )
     a, b = config.sas
     assert (a.encap, a.path_mtu, b.encap, b.path_mtu) == ((5500, 4500), 1400, (7000, 4500), 1300)
-    assert config.udp_ports() == (5500, 7000)
     assert not config.needs_raw_esp()
     assert load_text(document(section("a"))).needs_raw_esp()
 

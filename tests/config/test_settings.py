@@ -32,7 +32,6 @@ def test_defaults() -> None:
     config = load_text("")
     assert config.settings == DaemonSettings()
     assert (config.sas, config.warnings, config.policies()) == ((), (), ())
-    assert config.udp_ports() == (4500,)
     assert not config.needs_raw_esp()
 
 

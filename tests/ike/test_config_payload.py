@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec.errors import ConfigError, ParseError
+from ipsec.errors import ParseError
 from ipsec.ike.config import IpAddress, PoolConfig
 from ipsec.ike.config_payload import (
     ADDRESSES_MAX,
@@ -17,7 +17,6 @@ from ipsec.ike.config_payload import (
     Lease,
     Pool,
     assign,
-    assignable,
     build_reply,
     build_request,
     parse_reply,
@@ -32,34 +31,6 @@ ANY4, ANY6 = ip_address("0.0.0.0"), ip_address("::")
 
 def pool(first: str = "10.3.0.1", last: str = "10.3.0.3", keep: int = 1000) -> Pool:
     return Pool(PoolConfig("p", ip_address(first), ip_address(last)), keep)
-
-
-# -- which addresses
-
-
-@pytest.mark.parametrize(
-    ("text", "first", "last"),
-    [
-        ("10.3.0.0/24", "10.3.0.1", "10.3.0.254"),
-        ("10.3.0.5/24", "10.3.0.5", "10.3.0.254"),
-        ("10.3.0.254/24", "10.3.0.254", "10.3.0.254"),
-        ("10.3.0.0/30", "10.3.0.1", "10.3.0.2"),
-        ("10.3.0.0/31", "10.3.0.0", "10.3.0.1"),
-        ("10.3.0.1/31", "10.3.0.1", "10.3.0.1"),
-        ("10.3.0.7/32", "10.3.0.7", "10.3.0.7"),
-        ("10.0.0.0/8", "10.0.0.1", "10.255.255.254"),
-        ("2001:db8::/120", "2001:db8::1", "2001:db8::fe"),
-        ("2001:db8::/64", "2001:db8::1", "2001:db8::ffff:ffff:ffff:fffe"),
-        ("2001:db8::1/128", "2001:db8::1", "2001:db8::1"),
-    ],
-)
-def test_addresses_of_a_network(text: str, first: str, last: str) -> None:
-    assert assignable(ip_interface(text)) == (ip_address(first), ip_address(last))
-
-
-def test_no_address_left() -> None:
-    with pytest.raises(ConfigError, match=r"10\.3\.0\.255/24"):
-        assignable(ip_interface("10.3.0.255/24"))
 
 
 # -- leases

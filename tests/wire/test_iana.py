@@ -15,7 +15,6 @@ with warnings.catch_warnings():
 from ipsec.crypto import suites
 from ipsec.wire import iana
 from ipsec.wire.iana import (
-    NOTIFY_STATUS_FIRST,
     CfgAttribute,
     CfgType,
     Encr,
@@ -88,11 +87,6 @@ def test_payload_types_as_scapy_has_them() -> None:
     special = {"SK": "ENCRYPTED", "SKF": "ENCRYPTED_FRAGMENT", "VENDOR": "VENDORID"}
     for member in PayloadType:
         assert scapy.IKEv2PayloadTypes[member].upper() == special.get(member.name, member.name)
-
-
-def test_the_first_status_type() -> None:
-    assert NotifyType.INITIAL_CONTACT == NOTIFY_STATUS_FIRST
-    assert NotifyType.AUTHENTICATION_FAILED < NOTIFY_STATUS_FIRST
 
 
 def test_names_of_known_and_unknown_numbers() -> None:

@@ -119,8 +119,8 @@ def test_parsers_keep_nothing_of_their_input(parser: Parser, text: str, payload:
 
 def test_payloads_know_their_type() -> None:
     types = [SaPayload, KePayload, CertPayload, CertReqPayload, AuthPayload, NoncePayload, NotifyPayload]
-    assert [cls.TYPE for cls in types] == [33, 34, 37, 38, 39, 40, 41]
-    assert [cls.TYPE for cls in (DeletePayload, VendorPayload, CpPayload, EapPayload)] == [42, 43, 47, 48]
+    assert [cls.type for cls in types] == [33, 34, 37, 38, 39, 40, 41]
+    assert [cls.type for cls in (DeletePayload, VendorPayload, CpPayload, EapPayload)] == [42, 43, 47, 48]
     assert [payload.type for _, _, payload in SAMPLES[:5]] == [33, 34, 34, 35, 36]
     assert UnknownPayload(54, False, b"x").emit() == b"x"
 
