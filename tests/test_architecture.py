@@ -19,6 +19,7 @@ PACKAGE = ROOT / "ipsec"
 #: A part imports parts of lower layers only. A module right below ipsec/ that is not named here is on top.
 LAYERS = {
     "errors": -1,
+    "text": -1,
     "wire": 0,
     "crypto": 1,
     "ike": 2,
@@ -38,7 +39,14 @@ WORLD = {"asyncio", "socket", "time", "random", "secrets", "select", "selectors"
 WORLD_LAYER = 3
 
 #: What may be imported besides the standard library, by layers that are not free to choose.
-THIRD_PARTY = {"errors": set(), "wire": set(), "crypto": {"cryptography"}, "ike": {"cryptography"}, "esp": set()}
+THIRD_PARTY = {
+    "errors": set(),
+    "text": set(),
+    "wire": set(),
+    "crypto": {"cryptography"},
+    "ike": {"cryptography"},
+    "esp": set(),
+}
 
 #: Each compiled module has one door: the only module that imports it.
 COMPILED_IMPORTERS = {

@@ -23,7 +23,6 @@ from ipsec.config.settings import BackendKind, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
 from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter, leave_out_what_no_line_says
 from ipsec.daemon.ready import requirements
-from ipsec.daemon.settings import amount
 from ipsec.errors import BackendError, ConfigError
 
 EXIT_CODES = """\
@@ -155,9 +154,7 @@ def _check(config: Config, *, as_json: bool) -> int:
 
 def _table(config: Config, found: Sequence[Requirement], possible: Sequence[Way], complete: bool) -> str:
     width = max(len(requirement.name) for requirement in found)
-    what = [amount(len(config.connections), "connection")] if config.connections or not config.sas else []
-    what += [amount(len(config.sas), "manual SA pair")] if config.sas else []
-    lines = [f"{config.file}: {', '.join(what)}, backend {config.settings.backend.value}", ""]
+    lines = [f"{config.file}: {config.contents()}, backend {config.settings.backend.value}", ""]
     for requirement in found:
         lines.append(f"  {requirement.state.value:7}  {requirement.name:{width}}  {requirement.detail}")
         if requirement.state is not State.FOUND:

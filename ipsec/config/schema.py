@@ -29,6 +29,7 @@ from ipsec.errors import ConfigError
 from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection, PoolConfig
 from ipsec.ike.credentials import Credentials
+from ipsec.text import plural
 
 _IKE_SECTIONS = ("connections", "secrets", "pools", "authorities")
 _SECRET_KEYS = ("key_in", "key_out", "integ_key_in", "integ_key_out")
@@ -67,6 +68,11 @@ class Config:
         """All SPD entries, in the order in which they are matched; equal ones only once."""
         entries = [entry for sa in self.sas for policy in sa.policies for entry in policy.policies(sa.reqid)]
         return tuple(sorted(dict.fromkeys(entries), key=lambda entry: entry.priority))
+
+    def contents(self) -> str:
+        """What it has, in words."""
+        found = [plural(len(self.connections), "connection")] if self.connections or not self.sas else []
+        return ", ".join([*found, *([plural(len(self.sas), "manual SA pair")] if self.sas else [])])
 
     def needs_raw_esp(self) -> bool:
         """Whether an SA uses IP protocol 50."""

@@ -22,6 +22,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, i
 from ipsec.crypto.names import looks_like_name, name_key, name_text, parse_name_pattern, parse_name_text
 from ipsec.crypto.regex import Regex, RegexError
 from ipsec.errors import ConfigError, ParseError
+from ipsec.text import printable
 from ipsec.wire.iana import IdType, name_of
 
 IpAddress = IPv4Address | IPv6Address
@@ -112,12 +113,12 @@ class Identity:
     def __str__(self) -> str:
         """As charon shows it; what cannot be printed is escaped. Never fails."""
         if self.type in _TEXT_TYPES:
-            return _printable(self.data)
+            return printable(self.data)
         if address := self.address:
             return str(address)
         if self.type == IdType.KEY_ID:
-            printable = self.data.isascii() and self.data.decode("ascii").isprintable() and self.data
-            return _printable(self.data) if printable else self.data.hex(":")
+            readable = self.data.isascii() and self.data.decode("ascii").isprintable() and self.data
+            return printable(self.data) if readable else self.data.hex(":")
         if self.type == IdType.DER_ASN1_DN:
             try:
                 return name_text(self.data)
@@ -130,11 +131,6 @@ class Identity:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Identity, (self.type, self.data)
-
-
-def _printable(data: bytes) -> str:
-    text = data.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _split_type(text: str) -> tuple[int, str] | None:

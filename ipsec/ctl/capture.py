@@ -24,11 +24,12 @@ from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.keys import Keys
 from ipsec.ctl.names import known
-from ipsec.ctl.output import BAD, plural
+from ipsec.ctl.output import BAD
 from ipsec.ctl.pcapng import Writer
 from ipsec.ctl.tap import Copied, Tap, addresses, cars, parse_outer
 from ipsec.ctl.view import number, section, text
 from ipsec.ctl.whose import Labels, fetch_labels
+from ipsec.text import plural
 from ipsec.vici.client import Session, UnknownToDaemon, ViciError, connect
 
 #: packets are written so much later, so that the names of new SAs are known by then

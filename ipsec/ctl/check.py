@@ -14,8 +14,9 @@ from ipsec.config import Config, load
 from ipsec.config.environment import read_environment
 from ipsec.ctl.app import FILE, App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN
 from ipsec.ctl.view import number, text, texts
+from ipsec.text import plural
 from ipsec.vici.client import Session, UnknownToDaemon, ViciError
 
 
@@ -38,14 +39,8 @@ def check(file: str | None, strict: bool) -> int:
     else:
         for warning in config.warnings:
             app.err.print(Text.assemble(("warning: ", WARN), warning))
-        app.out.print(Text.assemble(f"{config.file}: ", ("good", GOOD), f", {contents(config)}"))
+        app.out.print(Text.assemble(f"{config.file}: ", ("good", GOOD), f", {config.contents()}"))
     return ExitCode.CONFIG if strict and config.warnings else ExitCode.OK
-
-
-def contents(config: Config) -> str:
-    """What it has, in words."""
-    found = [plural(len(config.connections), "connection")] if config.connections or not config.sas else []
-    return ", ".join([*found, *([plural(len(config.sas), "manual SA pair")] if config.sas else [])])
 
 
 def read(file: str | None) -> Config:

@@ -12,12 +12,13 @@ from rich.text import Text
 from ipsec.backend.requirements import Requirement, State
 from ipsec.ctl.advice import ADVICE
 from ipsec.ctl.app import FILE, App, Verb, current
-from ipsec.ctl.check import contents, fetch_changes, read
+from ipsec.ctl.check import fetch_changes, read
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table, plural
+from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table
 from ipsec.ctl.view import fetch_problems, number, section, sections, text, texts
 from ipsec.daemon.ready import requirements
 from ipsec.errors import BackendError, ConfigError
+from ipsec.text import plural
 from ipsec.vici.client import Session, UnknownToDaemon, ViciError
 
 STYLES = {State.FOUND: GOOD, State.HINT: WARN, State.MISSING: BAD}
@@ -88,7 +89,7 @@ def _machine(file: str | None, *, running: bool) -> tuple[Requirement, ...]:
     except ConfigError as error:
         remedy = "correct the file, or name another: ipsecctl doctor FILE"
         return (Requirement("configuration", State.MISSING, str(error), remedy),)
-    found = [Requirement("configuration", State.FOUND, f"{config.file}: {contents(config)}")]
+    found = [Requirement("configuration", State.FOUND, f"{config.file}: {config.contents()}")]
     found += [Requirement("configuration", State.HINT, one, "correct the file") for one in config.warnings]
     try:
         needed = requirements(config)

@@ -13,8 +13,9 @@ from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.names import Known, Target, id_options, known, targets_of
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN
 from ipsec.ctl.progress import Progress
+from ipsec.text import plural
 from ipsec.vici.client import Session, ViciError
 
 TIMEOUT_S = 15

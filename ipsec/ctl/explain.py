@@ -14,9 +14,10 @@ from ipsec.ctl.advice import ADVICE
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError
 from ipsec.ctl.names import known
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, duration, plural
-from ipsec.ctl.view import Conn, IkeSa, Problem, fetch_data_path, fetch_policies, fetch_problems, printable, text
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, duration
+from ipsec.ctl.view import Conn, IkeSa, Problem, fetch_data_path, fetch_policies, fetch_problems, text
 from ipsec.errors import ParseError
+from ipsec.text import plural, printable
 from ipsec.vici.client import Session
 
 #: a certificate that ends so soon is worth a word

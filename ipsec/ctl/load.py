@@ -15,9 +15,10 @@ from rich.text import Text
 from ipsec.ctl.app import FILE, App, Verb, current
 from ipsec.ctl.check import wrong_file
 from ipsec.ctl.errors import CtlError, ExitCode
-from ipsec.ctl.output import BAD, DIM, GOOD, plural
-from ipsec.ctl.view import printable, text, texts
+from ipsec.ctl.output import BAD, DIM, GOOD
+from ipsec.ctl.view import text, texts
 from ipsec.errors import ConfigError
+from ipsec.text import plural, printable
 from ipsec.vici.client import Session, ViciError
 
 if TYPE_CHECKING:

@@ -177,11 +177,6 @@ def duration(seconds: float | None) -> str:
     return f"{days}d {hours:02}h"
 
 
-def plural(number: int, noun: str, many: str = "") -> str:
-    """``1 child``, ``2 children``."""
-    return f"{number} {noun if number == 1 else many or noun + 's'}"
-
-
 def endpoint(host: str, port: int) -> str:
     """``192.0.2.1:4500`` or ``[2001:db8::1]:4500``."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

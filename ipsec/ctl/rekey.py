@@ -14,9 +14,10 @@ from ipsec.ctl import complete
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Target, id_options, known, targets_of
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN
 from ipsec.ctl.progress import Progress
 from ipsec.ctl.view import IkeSa, fetch_sas, number, text
+from ipsec.text import plural
 from ipsec.vici.client import Session, ViciError
 
 TIMEOUT_S = 30

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from ipsec.ctl.app import App
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration
 from ipsec.ctl.report import STYLES, Status
 from ipsec.ctl.tunnels import TROUBLE, Child, Rate, State, Tunnel
 from ipsec.ctl.view import ChildSa, DataPath, IkeSa, ManualSa, Problem
+from ipsec.text import plural
 
 #: lines besides the summary and the table's rows: titles, what is not shown, the prompt, two empty ones
 LINES_AROUND = 5

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ipsec.ctl.view import counts, number, printable, section, sections, text, texts
+from ipsec.ctl.view import counts, number, section, sections, text, texts
 from ipsec.errors import ParseError, SuiteError
+from ipsec.text import printable
 from ipsec.vici.client import Session
 
 DAY_S = 86400

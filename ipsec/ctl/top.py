@@ -19,9 +19,10 @@ from rich.text import Text
 
 from ipsec.ctl.app import App, Verb, current
 from ipsec.ctl.errors import CtlError
-from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, octets, plural
+from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, octets
 from ipsec.ctl.tunnels import Rate, manual_rates, rates
 from ipsec.ctl.view import ChildSa, IkeSa, ManualSa, fetch_drops, fetch_manual_sas, fetch_sas
+from ipsec.text import plural
 from ipsec.vici.client import HungUp, Session
 
 INTERVAL_S = 1.0

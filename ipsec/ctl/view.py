@@ -11,22 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ipsec.text import printable
 from ipsec.vici.client import Session, UnknownToDaemon
 from ipsec.vici.codec import Message
 
 #: states in which a CHILD_SA carries traffic; REKEYED ones still take in what is on its way
 CHILD_UP = frozenset({"INSTALLED", "REKEYING", "REKEYED", "UPDATING"})
 IKE_UP = frozenset({"ESTABLISHED", "REKEYING"})
-
-
-def printable(value: bytes | str) -> str:
-    """Text with everything escaped that could move a cursor, and what is no UTF-8."""
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def text(message: Mapping[str, Any], key: str, default: str = "") -> str:

@@ -15,7 +15,6 @@ from ipaddress import ip_network
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
 from ipsec.daemon.paths import Ends
-from ipsec.daemon.settings import amount
 from ipsec.errors import IpsecError
 from ipsec.esp.sa import Action as PolicyAction
 from ipsec.esp.sa import IpAddress, Policy
@@ -23,6 +22,7 @@ from ipsec.ike.child import resolve
 from ipsec.ike.config import Action, ChildConfig, ChildMode, Connection, SelectorTemplate
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import Path
+from ipsec.text import plural
 from ipsec.wire.selector import SelectorPair, TrafficSelector, agreeing_pairs
 
 log = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class Guards:
                 "until it is known where the peers of %s are, what a killed predecessor kept closed stays so (%s); "
                 "a reload without these connections opens it, and so does a restart",
                 ", ".join(names),
-                amount(self._closed, "network"),
+                plural(self._closed, "network"),
             )
         elif before and not self._closed:
             log.info("what a killed predecessor kept closed is open, or protected")

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.failure import printable
 from ipsec.ike.sa import IkeSa
+from ipsec.text import printable
 
 #: what so many lines say is not kept until later
 WAITING_MAX = 256

@@ -31,7 +31,7 @@ from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.needs import Prepared
 from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import ExitCode, amount, backend_settings, ike_port, say_limits, vici_wanted
+from ipsec.daemon.settings import ExitCode, backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -40,6 +40,7 @@ from ipsec.esp.sa import Direction, SaParams
 from ipsec.net.inherited import Inherited, take_inherited
 from ipsec.net.link import has_address
 from ipsec.net.memory import MemoryLink, MemoryTun
+from ipsec.text import plural
 from ipsec.vici.commands import ViciService
 
 log = logging.getLogger(__name__)
@@ -116,14 +117,14 @@ class Daemon:
         if watch_wanted(config):
             self._sources = SourceWatch(config, self._on_hangup)
         if config.sas:
-            policies = amount(len(config.policies()), "policy", "policies")
+            policies = plural(len(config.policies()), "policy", "policies")
             log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
         if self._ends is None:
             for sa in config.sas:
                 if not has_address(sa.local):
                     log.warning("SA %s: %s is no address of this host; nothing leaves before it is", sa.name, sa.local)
         if config.connections:
-            log.info("%s", amount(len(config.connections), "connection"))
+            log.info("%s", plural(len(config.connections), "connection"))
 
     async def _start_ike(self, config: Config, *, vici: bool) -> None:
         """IKE, and ``vici``. BackendError if that cannot be served; whatever is raised, there is neither then."""
@@ -219,7 +220,7 @@ class Daemon:
             log.warning("%s", warning)
         if self.ike is not None:
             await self.ike.reload(self._config)
-        log.info("reloaded %s: %s", config.file, amount(len(config.connections), "connection"))
+        log.info("reloaded %s: %s", config.file, plural(len(config.connections), "connection"))
         return ""
 
     async def _read_again(self) -> Config:
@@ -336,17 +337,17 @@ class Daemon:
                 _counts({reason.name: count for reason, count in stats.drops.items()}),
             )
         if unused:
-            log.info("%s had no packet", amount(unused, "more SA has", "more SAs have"))
+            log.info("%s had no packet", plural(unused, "more SA has", "more SAs have"))
         self._log_totals()
 
     def _status(self) -> str:
         """How it goes, for ``systemctl status``."""
         wanted, down = sum(map(len, self.health.wanted().values())), len(self.health.down())
-        parts = [f"{wanted - down} of {amount(wanted, 'child', 'children')} up"] if wanted else []
+        parts = [f"{wanted - down} of {plural(wanted, 'child', 'children')} up"] if wanted else []
         if self.ike is not None:
-            parts.append(amount(len(self.ike.established()), "IKE_SA"))
+            parts.append(plural(len(self.ike.established()), "IKE_SA"))
         if self._config.sas:
-            parts.append(amount(len(self._config.sas), "manual SA pair"))
+            parts.append(plural(len(self._config.sas), "manual SA pair"))
         return ", ".join(parts) or "no connections"
 
     def _manual_names(self) -> dict[tuple[Direction, int, object], str]:

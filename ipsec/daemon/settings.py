@@ -163,11 +163,6 @@ def may_write(directory: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
-def amount(number: int, one: str, several: str = "") -> str:
-    """``1 connection``, ``2 connections``."""
-    return f"{number} {one if number == 1 else several or one + 's'}"
-
-
 def auto_workers() -> int:
     """Worker threads for the processors that this process may use."""
     processors = len(os.sched_getaffinity(0))

@@ -124,25 +124,9 @@ def texts(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def bounded(text: str) -> str:
-    """At most TEXT_MAX characters."""
-    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."
-
-
-def printable(text: str) -> str:
-    """The same on one line, for a terminal or a log: what else would happen there than a character is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _escape(ord(char)) for char in text)
-
-
-def _escape(code: int) -> str:
-    if code < 0x100:
-        return _SHORT.get(code) or f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-_SHORT = {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
+def bounded(text: str, length: int = TEXT_MAX) -> str:
+    """At most so many characters."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def terms(

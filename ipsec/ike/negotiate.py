@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ipsec.errors import ParseError
+from ipsec.ike.failure import bounded
 from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Protocol, TransformType, name_of
 from ipsec.wire.proposal import Proposal, Transform
 from ipsec.wire.selector import ANY_PORT, OPAQUE, TrafficSelector
@@ -164,7 +165,7 @@ def check_answer(offered: Sequence[Proposal], answer: Sequence[Proposal]) -> Pro
         # proposals without a number are numbered by position when sent
         if (proposal.number or position) == chosen.number and proposal.protocol == chosen.protocol:
             return _check_subset(proposal, chosen)
-    raise ParseError(f"proposal {chosen.number} in the answer is none of ours: {_cut(str(chosen))}")
+    raise ParseError(f"proposal {chosen.number} in the answer is none of ours: {bounded(str(chosen))}")
 
 
 def _check_subset(proposal: Proposal, chosen: Proposal) -> Proposal:
@@ -172,7 +173,7 @@ def _check_subset(proposal: Proposal, chosen: Proposal) -> Proposal:
     encr = got.get(_ENCR, [None])[0]
     combined = encr is not None and encr[1] in _COMBINED
     if not combined and got.get(_INTEG, [_NO_INTEG]) == [_NO_INTEG]:
-        raise ParseError(f"no integrity algorithm in the answer: {_cut(str(chosen))}")
+        raise ParseError(f"no integrity algorithm in the answer: {bounded(str(chosen))}")
     kept = []
     for type_, transforms in got.items():
         if len(transforms) != 1:
@@ -194,7 +195,7 @@ def _check_subset(proposal: Proposal, chosen: Proposal) -> Proposal:
 
 def describe(proposals: Sequence[Proposal]) -> str:
     """A list of proposals for a log line; bounded."""
-    return _listed([_cut(str(proposal)) for proposal in proposals[:_SHOWN_MAX]], len(proposals)) or "nothing"
+    return _listed([bounded(str(proposal)) for proposal in proposals[:_SHOWN_MAX]], len(proposals)) or "nothing"
 
 
 def explain_mismatch(ours: Sequence[Proposal], theirs: Sequence[Proposal], *, skip_ke: bool = False) -> str:
@@ -217,7 +218,7 @@ def explain_mismatch(ours: Sequence[Proposal], theirs: Sequence[Proposal], *, sk
         f"{_label(type_)}: we have {_transforms(type_, have)}, they offer {_transforms(type_, got)}"
         for type_ in types[:_SHOWN_MAX]
     ]
-    text = _cut("; ".join(texts), 2000) + "; everything else agrees"
+    text = bounded("; ".join(texts), 2000) + "; everything else agrees"
     if len(ours) == len(theirs) == 1:
         return text
     return f"{text} (closest: our proposal {number} of {len(ours)} and their proposal {position} of {len(theirs)})"
@@ -260,10 +261,6 @@ def _protocols(proposals: Sequence[Proposal]) -> str:
 
 def _listed(texts: Sequence[str], total: int) -> str:
     return ", ".join(texts) + (f" and {total - len(texts)} more" if total > len(texts) else "")
-
-
-def _cut(text: str, length: int = 400) -> str:
-    return text if len(text) <= length else f"{text[:length]}..."
 
 
 # -- traffic selectors

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.failure import printable
 from ipsec.ike.sa import IkeSa
+from ipsec.text import printable
 from ipsec.vici.server import Client
 
 Message = dict[str, Any]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.text import Text
 
-from ipsec.ctl.output import Column, Table, amount, count, duration, plural
-from ipsec.ctl.view import printable
+from ipsec.ctl.output import Column, Table, amount, count, duration
 
 
 @pytest.mark.parametrize(
@@ -31,11 +28,6 @@ def test_amounts(value: float, text: str) -> None:
 
 def test_counts() -> None:
     assert [count(9_999), count(10_000), count(123_456_789)] == ["9999", "10.0 k", "123 M"]
-    assert [plural(1, "peer"), plural(2, "peer"), plural(2, "policy", "policies")] == [
-        "1 peer",
-        "2 peers",
-        "2 policies",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -117,11 +109,3 @@ def test_the_last_column_goes_on_in_the_next_line(width: int) -> None:
         f"  missing  state directory  {detail}",
         f"                            -> {remedy}",
     ]
-
-
-@given(st.binary(max_size=40))
-def test_all_bytes_can_be_printed(data: bytes) -> None:
-    assert printable(data).isprintable()
-    # and what could be printed is as it was
-    if (text := data.decode("utf-8", "replace")).isprintable() and "\ufffd" not in text:
-        assert printable(data) == text

@@ -31,7 +31,6 @@ from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, format
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
 from ipsec.daemon.ready import check_control, check_ike
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
-from ipsec.daemon.settings import amount
 from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
 from ipsec.ike.keymat import IkeKeys
@@ -308,11 +307,6 @@ def test_a_line_that_cannot_be_made_costs_no_other(
     asyncio.run(main())
     assert stream.getvalue() == "good, no number\n"
     assert "no number" in capsys.readouterr().err
-
-
-def test_amounts() -> None:
-    assert [amount(n, "connection") for n in (0, 1, 2)] == ["0 connections", "1 connection", "2 connections"]
-    assert amount(2, "policy", "policies") == "2 policies"
 
 
 # -- key files
