@@ -159,37 +159,13 @@ class SelectorPair:
         """The protocol that both sides mean, 0 for any."""
         return self.local.protocol or self.remote.protocol
 
-    def matches(
-        self,
-        local_addr: IpAddress,
-        remote_addr: IpAddress,
-        protocol: int,
-        local_port: int | None,
-        remote_port: int | None,
-    ) -> bool:
-        """Whether a packet between these addresses is one that the pair means.
-
-        For ICMP, ICMPv6 and Mobility Header both ports are the packet's ``type << 8 | code`` (code 0 for Mobility
-        Header): there is one field, and every side that names types must agree with it, so that ``[icmp/8]`` on either
-        side or on both means the same. None is a port that the packet does not show (a fragment that is not the
-        first): it matches ANY and OPAQUE only. Of a protocol that never has ports, only ANY matches (RFC 4301
-        section 4.4.1.1).
-        """
-        if not (self.local.covers_address(local_addr) and self.remote.covers_address(remote_addr)):
-            return False
-        if self.protocol not in (0, protocol):
-            return False
-        if protocol not in PORT_PROTOCOLS | TYPE_PROTOCOLS:
-            return self.local.ports == ANY_PORT == self.remote.ports
-        return self.local.covers_port(local_port) and self.remote.covers_port(remote_port)
-
     def contains(self, other: SelectorPair) -> bool:
         """Whether every packet that ``other`` means, this one means too."""
         # a protocol on one side holds for the packet, hence for both
         return (
             self.protocol in (0, other.protocol)
-            and _with_protocol(self.local, 0).contains(_with_protocol(other.local, 0))
-            and _with_protocol(self.remote, 0).contains(_with_protocol(other.remote, 0))
+            and replace(self.local, protocol=0).contains(replace(other.local, protocol=0))
+            and replace(self.remote, protocol=0).contains(replace(other.remote, protocol=0))
         )
 
     def __str__(self) -> str:
@@ -205,7 +181,3 @@ def agreeing_pairs(local: Iterable[TrafficSelector], remote: Iterable[TrafficSel
                 0 in (ours.protocol, theirs.protocol) or ours.protocol == theirs.protocol
             ):
                 yield SelectorPair(ours, theirs)
-
-
-def _with_protocol(selector: TrafficSelector, protocol: int) -> TrafficSelector:
-    return replace(selector, protocol=protocol)
