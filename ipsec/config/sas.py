@@ -112,11 +112,11 @@ class ManualSa:
     policies: tuple[ManualPolicy, ...] = ()
     "default: one that protects the selectors"
 
-    def params(self, *, seq_in: int = 0, seq_out: int = 0) -> tuple[SaParams, SaParams]:
-        """Inbound and outbound SA, which go on after these sequence numbers."""
-        return self._params(Direction.IN, seq_in), self._params(Direction.OUT, seq_out)
+    def params(self) -> tuple[SaParams, SaParams]:
+        """Inbound and outbound SA."""
+        return self._params(Direction.IN), self._params(Direction.OUT)
 
-    def _params(self, direction: Direction, seq: int) -> SaParams:
+    def _params(self, direction: Direction) -> SaParams:
         inbound = direction is Direction.IN
         return SaParams(
             spi=self.spi_in if inbound else self.spi_out,
@@ -139,7 +139,6 @@ class ManualSa:
             lifetime=self.lifetime,
             follow_peer=self.follow_peer,
             reqid=self.reqid,
-            initial_seq=seq,
         )
 
 

@@ -161,7 +161,6 @@ class _Search:
 class _Rules:
     wall: datetime
     constraints: Constraints
-    purposes: frozenset[str]
     required_policies: tuple[str, ...]
 
 
@@ -172,7 +171,6 @@ def verify_chain(
     *,
     wall: datetime,
     constraints: Constraints = ANY_SCHEME,
-    purposes: frozenset[str] = IKE_PURPOSES,
     required_policies: tuple[str, ...] = (),
     accept: Callable[[Chain], None] | None = None,
     loaded: Mapping[object, Sequence[Certificate]] = MappingProxyType({}),
@@ -195,7 +193,7 @@ def verify_chain(
         _check_cost(search, end)
     except ParseError as error:
         raise CertificateError(str(error)) from None
-    rules = _Rules(wall, constraints, purposes, required_policies)
+    rules = _Rules(wall, constraints, required_policies)
     reason: str | None = None
     for path in _paths(search, (end,)):
         try:
@@ -329,7 +327,7 @@ def _validate(path: tuple[Certificate, ...], rules: _Rules, lowest: int) -> Chai
             for one in name_constraints:
                 check_names(certificate, one)
         if end:
-            _check_end(certificate, rules.purposes)
+            _check_end(certificate)
             continue
         limit = _check_authority(certificate)
         if path_len is not None and not anchor and not certificate.self_issued:
@@ -368,12 +366,12 @@ def _check_itself(certificate: Certificate, wall: datetime) -> None:
             raise CertificateError(f"{certificate.subject} has the unknown critical extension {oid}")
 
 
-def _check_end(certificate: Certificate, purposes: frozenset[str]) -> None:
+def _check_end(certificate: Certificate) -> None:
     usage = certificate.key_usage
     if usage is not None and not usage & {x509.DIGITAL_SIGNATURE, x509.NON_REPUDIATION}:
         raise CertificateError(f"the key of {certificate.subject} is not for signatures")
     extended = certificate.extended_key_usage
-    if extended is not None and not extended & purposes:
+    if extended is not None and not extended & IKE_PURPOSES:
         raise CertificateError(f"the purposes of {certificate.subject} do not include IKE")
 
 

@@ -192,17 +192,6 @@ def _parse_host(text: str) -> Identity:
         return Identity(IdType.FQDN, text.encode("utf-8"))
 
 
-class RdnMatching(Enum):
-    """How a distinguished name is held against a pattern; the values are charon's."""
-
-    STRICT = "strict"
-    "all attributes, in the same order"
-    REORDERED = "reordered"
-    "all attributes, in any order"
-    RELAXED = "relaxed"
-    "in any order, and attributes that the pattern does not name count as wildcards"
-
-
 class _Kind(Enum):
     ANY = 0
     EXACT = 1
@@ -223,7 +212,6 @@ class IdentityPattern:
     _type: int = field(default=0, repr=False)
     _suffix: bytes = field(default=b"", repr=False)
     _name: tuple[tuple[tuple[bytes, str | bytes | None], ...], ...] = field(default=(), repr=False)
-    _rdn_matching: RdnMatching = field(default=RdnMatching.STRICT, repr=False)
     _regex: Regex | None = field(default=None, repr=False)
     _first: int = field(default=0, repr=False)
     _last: int = field(default=0, repr=False)
@@ -262,25 +250,12 @@ class IdentityPattern:
 
     def _match_name(self, identity: Identity) -> int:
         try:
-            rest = list(name_key(identity.data))
+            name = name_key(identity.data)
         except ParseError:
             return MATCH_NONE
-        relaxed = self._rdn_matching is RdnMatching.RELAXED
-        if len(rest) != len(self._name) and not (relaxed and len(rest) > len(self._name)):
+        if len(name) != len(self._name) or not all(map(_match_rdn, self._name, name)):
             return MATCH_NONE
-        wildcards = 0
-        # Attributes with a value first: a wildcard must not take what they need
-        pattern = (
-            sorted(self._name, key=_count_wildcards) if self._rdn_matching is not RdnMatching.STRICT else self._name
-        )
-        for rdn in pattern:
-            candidates = rest[:1] if self._rdn_matching is RdnMatching.STRICT else rest
-            found = next((candidate for candidate in candidates if _match_rdn(rdn, candidate)), None)
-            if found is None:
-                return MATCH_NONE
-            rest.remove(found)
-            wildcards += _count_wildcards(rdn)
-        return max(MATCH_PERFECT - wildcards - len(rest), MATCH_PATTERN)
+        return max(MATCH_PERFECT - sum(map(_count_wildcards, self._name)), MATCH_PATTERN)
 
     def _match_address(self, identity: Identity) -> int:
         address = identity.address
@@ -304,8 +279,8 @@ class IdentityPattern:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, IdentityPattern):
             return NotImplemented
-        mine, theirs = (self._kind, self._type, self.text, self._rdn_matching), other
-        return mine == (theirs._kind, theirs._type, theirs.text, theirs._rdn_matching) and self.exact == other.exact
+        mine = (self._kind, self._type, self.text, self.exact)
+        return mine == (other._kind, other._type, other.text, other.exact)
 
     def __hash__(self) -> int:
         return hash((self._kind, self._type, self.text))
@@ -337,7 +312,7 @@ def _match_rdn(
     return True
 
 
-def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> IdentityPattern:
+def parse_pattern(text: str) -> IdentityPattern:
     """What an identity of the peer may be. ConfigError.
 
     In swanctl's form: any identity, or ``%any``, ``*@domain``, ``*.domain``, a distinguished name in which the value
@@ -354,11 +329,8 @@ def parse_pattern(text: str, rdn_matching: RdnMatching = RdnMatching.STRICT) -> 
         return IdentityPattern(text, None, _Kind.REGEX, typed[0], _regex=_compile(typed[1], text))
     if not typed and looks_like_name(text):
         name = parse_name_pattern(text)
-        wild = any(_count_wildcards(rdn) for rdn in name)
-        if wild or rdn_matching is not RdnMatching.STRICT:
-            exact = None if wild or rdn_matching is RdnMatching.RELAXED else parse_identity(text)
-            kind = IdType.DER_ASN1_DN
-            return IdentityPattern(text, exact, _Kind.NAME, kind, _name=name, _rdn_matching=rdn_matching)
+        if any(_count_wildcards(rdn) for rdn in name):
+            return IdentityPattern(text, None, _Kind.NAME, IdType.DER_ASN1_DN, _name=name)
     identity = parse_identity(text)
     if identity.type in _TEXT_TYPES and identity.data.startswith(b"*"):
         suffix = identity.data[1:].lower()

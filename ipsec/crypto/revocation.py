@@ -433,12 +433,10 @@ def _check_scheme(algorithm: bytes, signer: Certificate, rules: Rules | None) ->
         rules.constraints.check_certificate(parse_scheme(algorithm), signer.public_key)
 
 
-def ocsp_request(certificate: Certificate, issuer: Certificate, nonce: bytes = b"") -> bytes:
-    """A DER OCSP request for one certificate. The nonce, if any, has 1 to 32 octets (RFC 8954)."""
+def ocsp_request(certificate: Certificate, issuer: Certificate) -> bytes:
+    """A DER OCSP request for one certificate."""
     builder = ocsp.OCSPRequestBuilder()
     builder = builder.add_certificate(certificate.x509, issuer.x509, hashes.SHA1())
-    if nonce:
-        builder = builder.add_extension(OCSPNonce(nonce), critical=False)
     return builder.build().public_bytes(Encoding.DER)
 
 

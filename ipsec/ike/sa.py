@@ -448,7 +448,7 @@ class IkeSa:
         fatal = False
         try:
             payloads = parse_payloads(first, content, header.exchange, True)
-            self._show("received", header, payloads)
+            self._show_received(header, payloads)
             answer = self.core.handle_request(self, header.exchange, payloads, path, now)
         except (ParseError, PeerError) as error:
             answer, fatal = self.refusal(header.exchange, error, path)
@@ -506,7 +506,7 @@ class IkeSa:
             self.core.move_ike(self, path, now)
         try:
             payloads = parse_payloads(first, content, header.exchange, True)
-            self._show("received", header, payloads)
+            self._show_received(header, payloads)
             pending.request.answered(self, payloads, now)
             again = pending.request.in_successor()
             if again is not None and self.rekey is not None and self.rekey.peers is not None:
@@ -565,9 +565,9 @@ class IkeSa:
         self.core.collecting.pop(self.uid, None)
         return whole[0], whole[1], collected.digest
 
-    def _show(self, what: str, header: Header, payloads: Sequence[Payload]) -> None:
+    def _show_received(self, header: Header, payloads: Sequence[Payload]) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s %s", self, what, show_message(header, payloads))
+            log.debug("%s: received %s", self, show_message(header, payloads))
 
     # -- the end
 

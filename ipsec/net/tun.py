@@ -73,7 +73,7 @@ class Tun:
         self.fds.clear()
 
 
-def open_tun(name: str, *, queues: int = 1, vnet_hdr: bool = True, tso: bool = True, uso: bool = True) -> Tun:
+def open_tun(name: str, *, queues: int = 1, tso: bool = True, uso: bool = True) -> Tun:
     """Create the device ``name`` (``%d`` in it picks a free number), or attach to a persistent one of that name.
 
     ``queues`` is how many descriptors are wanted. Raises BackendError that says what to do.
@@ -81,7 +81,7 @@ def open_tun(name: str, *, queues: int = 1, vnet_hdr: bool = True, tso: bool = T
     _check_name(name)
     multi = queues > 1
     existed = device_exists(name)
-    flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0)
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
     first = _open_node()
     fds = [first]
     try:

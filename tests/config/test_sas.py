@@ -91,11 +91,6 @@ def test_defaults() -> None:
     assert (inbound.initial_seq, outbound.initial_seq, inbound.esn, inbound.replay_window) == (0, 0, False, 1024)
 
 
-def test_sequence_numbers_go_on() -> None:
-    inbound, outbound = read(esp_proposals="aes128gcm16-esn").params(seq_in=7, seq_out=1 << 40)
-    assert (inbound.initial_seq, outbound.initial_seq, outbound.esn) == (7, 1 << 40, True)
-
-
 @pytest.mark.parametrize(
     ("keys", "name", "value"),
     [
