@@ -14,10 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+from tests.commands import run
 
 #: what to test instead of this checkout's daemon, for instance a build under valgrind
 COMMAND = shlex.split(os.environ.get("IPSEC_E2E_COMMAND", "")) or [sys.executable, "-m", "ipsec"]
@@ -48,11 +50,14 @@ class Setup:
     "in place of the SA's own; {local} and {remote} in a value are the IPv4 networks"
 
 
-def run(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """A command with its output; AssertionError with that output if it fails."""
-    done = subprocess.run(args, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
-    assert not check or done.returncode == 0, f"{shlex.join(args)}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done
+def eventually(what: Callable[[], object], timeout: float = 10) -> bool:
+    """Whether it becomes true in time."""
+    deadline = time.monotonic() + timeout
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def has_users() -> bool:

@@ -7,8 +7,7 @@ import re
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from ipsec.net import netns
-from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, WIRE, Gateway, Setup, World
+from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, WIRE, Gateway, Setup, World, eventually
 
 #: a section: values and sections by name
 Tree = dict[str, Any]
@@ -32,16 +31,6 @@ SECRET = "correct horse battery staple"
 _ETH_P_ALL = 3
 #: EtherTypes of IPv4 and IPv6
 _IP = (0x0800, 0x86DD)
-
-
-def eventually(what: Callable[[], object], timeout: float = 10) -> bool:
-    """Whether it becomes true in time."""
-    deadline = time.monotonic() + timeout
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def site(side: int, *, outer: int = 4) -> Tree:

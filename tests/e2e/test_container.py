@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import COMMAND, INNER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, launch, loss, make_certificates, ups
+from tests.e2e.gateways import COMMAND, INNER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, launch, loss, make_certificates, ups
 
 pytestmark = pytest.mark.e2e
 

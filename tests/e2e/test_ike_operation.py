@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ipsec.net import netns
-from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, WIRE, Gateway, finish
-from tests.e2e.ike_gateways import IkeWorld, eventually, launch, loss, ups
+from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, WIRE, Gateway, eventually, finish
+from tests.e2e.ike_gateways import IkeWorld, launch, loss, ups
 
 pytestmark = pytest.mark.e2e
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, finish, run
-from tests.e2e.ike_gateways import NAMES, IkeWorld, eventually, launch, loss, make_certificates, ports_of, sniffing, ups
+from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, eventually
+from tests.e2e.ike_gateways import NAMES, IkeWorld, launch, loss, make_certificates, ports_of, sniffing, ups
+from tests.e2e.nat import HOME, NAT, move, nat
 
 pytestmark = pytest.mark.e2e
 
-#: how a and b see the NAT, and their own addresses on the way to it
-NAT = ("203.0.113.3", "198.51.100.3")
-HOME = ("203.0.113.1", "198.51.100.2")
 #: from inside to outside, both ports each through one of its own; a line that comes in changes them
 RELAY = """
 import select, socket, sys
@@ -171,40 +165,6 @@ def test_everything_through_the_tunnel(world: IkeWorld) -> None:
 # -- a NAT
 
 
-@contextmanager
-def nat(world: IkeWorld) -> Iterator[subprocess.Popen[str]]:
-    """A third namespace between the two, and the relay in it."""
-    name = f"net-e2e-{os.getpid()}-inat"
-    run("ip", "netns", "add", name)
-    try:
-        for side, gateway in enumerate((world.a, world.b)):
-            device = f"nat{side}"
-            near = gateway.namespace
-            run("ip", "link", "add", device, "netns", name, "type", "veth", "peer", "name", device, "netns", near)
-            for namespace, address in ((near, HOME[side]), (name, NAT[side])):
-                run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", device)
-                run("ip", "-n", namespace, "link", "set", device, "up")
-        command = ["ip", "netns", "exec", name, sys.executable, "-c", RELAY, *NAT, HOME[1]]
-        relay = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            assert relay.stdout is not None
-            assert relay.stdout.readline() == "ready\n"
-            yield relay
-        finally:
-            finish(relay)
-    finally:
-        run("ip", "netns", "del", name)
-
-
-def move(relay: subprocess.Popen[str]) -> None:
-    """The NAT forgets its mappings and takes other ports."""
-    assert relay.stdin is not None
-    assert relay.stdout is not None
-    relay.stdin.write("\n")
-    relay.stdin.flush()
-    assert relay.stdout.readline() == "moved\n"
-
-
 @pytest.mark.parametrize("mobike", ["yes", "no"])
 def test_behind_a_nat(world: IkeWorld, mobike: str) -> None:
     """ESP and IKE through a NAT, which takes another port in between; nobody forces UDP on either end."""
@@ -215,7 +175,7 @@ def test_behind_a_nat(world: IkeWorld, mobike: str) -> None:
     world.set("@local_addrs", HOME[1], 1)
     world.set("@remote_addrs", "%any", 1)
     world.set("@dpd_delay", "1", 0)
-    with nat(world) as relay, sniffing(world.b, "nat1") as sniffer:
+    with nat(world, RELAY) as relay, sniffing(world.b, "nat1") as sniffer:
         world.up()
         assert loss(world.a.ping(INNER[4][1])) == 0, world.logs()
         assert loss(world.b.ping(INNER[6][0])) == 0

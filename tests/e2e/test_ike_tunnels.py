@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, Gateway, finish
-from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, loss, ports_of, sniffing, ups
+from tests.e2e.gateways import INNER, NETS, OUTER, WIRE, Gateway, eventually, finish
+from tests.e2e.ike_gateways import IkeWorld, in_clear, loss, ports_of, sniffing, ups
 
 pytestmark = pytest.mark.e2e
 

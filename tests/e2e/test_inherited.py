@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import COMMAND, INNER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, loss
+from tests.e2e.gateways import COMMAND, INNER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, loss
 
 pytestmark = pytest.mark.e2e
 

@@ -11,8 +11,8 @@ import pytest
 
 from ipsec.net import netns
 from ipsec.net.marks import default_mark
-from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, loss, sniffing, ups, written
+from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, in_clear, loss, sniffing, ups, written
 from tests.e2e.test_ike_operation import hang_up
 from tests.e2e.test_prepared import prepare, start_without
 from tests.e2e.test_why import ctl, socket_of

@@ -12,21 +12,11 @@ from pathlib import Path
 import pytest
 
 from ipsec.net import netns
-from tests.e2e.gateways import COMMAND, INNER, OUTER, WIRE, Gateway, Setup, World
+from tests.e2e.gateways import COMMAND, INNER, OUTER, WIRE, Gateway, Setup, World, eventually
 
 pytestmark = pytest.mark.e2e
 
 MakeWorld = Callable[[Setup], World]
-
-
-def eventually(what: Callable[[], bool], timeout: float = 10) -> bool:
-    """Whether it becomes true in time."""
-    deadline = time.monotonic() + timeout
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("workers", [0, 2])

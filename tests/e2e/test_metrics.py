@@ -13,8 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ipsec.net import netns
-from tests.e2e.gateways import COMMAND, INNER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, loss, ups
+from tests.e2e.gateways import COMMAND, INNER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, loss, ups
 
 pytestmark = pytest.mark.e2e
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from ipsec.net import netns
-from tests.e2e.gateways import INNER, OUTER, WIRE, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, in_clear, launch, sniffing
+from tests.e2e.gateways import INNER, OUTER, WIRE, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, in_clear, launch, sniffing
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import pytest
 
 from ipsec.net import netns
 from ipsec.net.marks import default_mark
-from tests.e2e.gateways import COMMAND, OUTER, WIRE, Gateway
-from tests.e2e.ike_gateways import IkeWorld, Sniffer, eventually, loss, sniffing, ups
+from tests.e2e.gateways import COMMAND, OUTER, WIRE, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, Sniffer, loss, sniffing, ups
 
 pytestmark = pytest.mark.e2e
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import INNER, OUTER, Gateway, run
-from tests.e2e.ike_gateways import IkeWorld, eventually, launch, loss, ups
+from tests.commands import run
+from tests.e2e.gateways import INNER, OUTER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, launch, loss, ups
 
 pytestmark = pytest.mark.e2e
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.gateways import INNER, Gateway, Setup, World, finish, run
-from tests.e2e.test_lifecycle import eventually
+from tests.e2e.gateways import INNER, Gateway, Setup, World, eventually
+from tests.e2e.nat import HOME, NAT, move, nat
 
 pytestmark = pytest.mark.e2e
 
 MakeWorld = Callable[[Setup], World]
 
-#: how a and b see the NAT, and their own addresses on the way to it
-NAT = ("203.0.113.3", "198.51.100.3")
-HOME = ("203.0.113.1", "198.51.100.2")
 FIRST, SECOND = 5001, 5002
 #: a to b through a port that changes when a line comes in; the old one is closed
 RELAY = """
@@ -62,42 +55,6 @@ def test_two_gateways_on_different_ports(make_world: MakeWorld) -> None:
     assert ":4500" not in world.a.run("ss", "-Hlun").stdout
 
 
-@contextmanager
-def nat(world: World) -> Iterator[subprocess.Popen[str]]:
-    """A third namespace between the two, and the relay in it, not moved yet."""
-    name = f"net-e2e-{os.getpid()}-nat"
-    run("ip", "netns", "add", name)
-    try:
-        for side, gateway in enumerate((world.a, world.b)):
-            near, far = (gateway.namespace, HOME[side]), (name, NAT[side])
-            device = f"nat{side}"
-            run("ip", "link", "add", device, "netns", name, "type", "veth", "peer", "name", device, "netns", near[0])
-            for namespace, address in (near, far):
-                run("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", device)
-                run("ip", "-n", namespace, "link", "set", device, "up")
-        command = ["ip", "netns", "exec", name, sys.executable, "-c", RELAY, *NAT, HOME[1], str(FIRST), str(SECOND)]
-        relay = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            assert relay.stdout is not None
-            assert relay.stdout.readline() == "ready\n"
-            yield relay
-        finally:
-            finish(relay)
-    finally:
-        run("ip", "netns", "del", name)
-
-
-def move(relay: subprocess.Popen[str]) -> None:
-    """The NAT forgets its mapping and takes another port."""
-    assert relay.stdin is not None
-    assert relay.stdout is not None
-    relay.stdin.write("\n")
-    relay.stdin.flush()
-    assert relay.stdout.readline() == "moved\n"
-
-
 def behind_nat(world: World, follow: str) -> None:
     world.write_config(world.a, local=HOME[0], remote=NAT[0])
     world.write_config(world.b, local=HOME[1], remote=NAT[1], remote_port=str(FIRST), follow_peer=follow)
@@ -111,7 +68,7 @@ def lost(gateway: Gateway, address: str) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_peer_is_followed_to_its_new_port(make_world: MakeWorld, workers: int) -> None:
     world = make_world(Setup(workers=workers))
-    with nat(world) as relay:
+    with nat(world, RELAY, str(FIRST), str(SECOND)) as relay:
         behind_nat(world, "yes")
         assert "3 received" in world.a.ping(INNER[4][1])
         assert "the peer is now at" not in world.b.log()
@@ -128,7 +85,7 @@ def test_the_peer_is_followed_to_its_new_port(make_world: MakeWorld, workers: in
 
 def test_the_peer_is_not_followed_where_that_is_off(make_world: MakeWorld) -> None:
     world = make_world(Setup())
-    with nat(world) as relay:
+    with nat(world, RELAY, str(FIRST), str(SECOND)) as relay:
         behind_nat(world, "no")
         assert "3 received" in world.a.ping(INNER[4][1])
         move(relay)

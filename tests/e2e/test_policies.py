@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import INNER, NETS, OUTER, Setup, World, finish
-from tests.e2e.test_lifecycle import eventually
+from tests.e2e.gateways import INNER, NETS, OUTER, Setup, World, eventually, finish
 from tests.e2e.test_traffic import file_of, not_seen, transfer, what_passed, wire
 
 pytestmark = pytest.mark.e2e

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.gateways import COMMAND, INNER, OUTER, Gateway, has_users
-from tests.e2e.ike_gateways import NAMES, SECRET, IkeWorld, eventually, loss, ups
+from tests.e2e.gateways import COMMAND, INNER, OUTER, Gateway, eventually, has_users
+from tests.e2e.ike_gateways import NAMES, SECRET, IkeWorld, loss, ups
 
 pytestmark = pytest.mark.e2e
 

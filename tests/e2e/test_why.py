@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.ctl.fake import VALIDATOR
-from tests.e2e.gateways import INNER, OUTER, Gateway
-from tests.e2e.ike_gateways import IkeWorld, eventually, launch, loss
+from tests.e2e.gateways import INNER, OUTER, Gateway, eventually
+from tests.e2e.ike_gateways import IkeWorld, launch, loss
 
 pytestmark = pytest.mark.e2e
 

@@ -27,6 +27,7 @@ from tests.fast.frames import (
     udp_packet,
     with_partial_checksum,
 )
+from tests.fast.pumps import without_id
 
 ALONE = Vnet().emit()
 TIMESTAMP = [("NOP", None), ("NOP", None), ("Timestamp", (5, 6))]
@@ -52,13 +53,6 @@ def check_frame(vnet: bytes, frame: bytes, originals: list[bytes]) -> None:
     cut = probe_segment(vnet, frame)
     assert cut is not None
     assert [without_id(packet) for packet in cut] == [without_id(packet) for packet in originals]
-
-
-def without_id(packet: bytes) -> bytes:
-    """RFC 6864 section 4.1: with DF the identification means nothing, and the header checksum goes with it."""
-    if packet[0] >> 4 == 4 and packet[6] & 0x40:
-        return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
-    return packet
 
 
 def tcp_stream(version: int, sizes: list[int], *, ip: dict[str, object] | None = None, **tcp: object) -> list[bytes]:

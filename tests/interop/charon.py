@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tests.commands import run
 from tests.interop.gateway import Gateway
-from tests.interop.lab import eventually, render, run
+from tests.interop.lab import eventually, render
 
 CHARON = Path("/usr/lib/ipsec/charon")
 PLUGIN_FOLDER = Path("/usr/lib/ipsec/plugins")

@@ -16,7 +16,6 @@ import ctypes
 import os
 import re
 import selectors
-import shlex
 import signal
 import socket
 import struct
@@ -30,6 +29,8 @@ from typing import TypeVar
 
 from pyroute2.nftables.expressions import masq
 from pyroute2.nftables.main import NFTables
+
+from tests.commands import run
 
 PREFIX = "ipi-"
 WIRE, NAT, WIRE2 = "wire0", "nat0", "wire1"
@@ -58,13 +59,6 @@ PIECE = MARKER + bytes(range(256))
 
 T = TypeVar("T")
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def run(*args: str, check: bool = True, timeout: float = 30) -> subprocess.CompletedProcess[str]:
-    """A command with its output; AssertionError with that output if it fails."""
-    done = subprocess.run(args, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
-    assert not check or done.returncode == 0, f"{shlex.join(args)}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done
 
 
 def eventually(condition: Callable[[], object], what: str, *, timeout: float = 15.0) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from tests.interop import wire
 from tests.interop.cases import CASES, make_sides
 from tests.interop.charon import CharonGateway, parse_raw
-from tests.interop.lab import INNER, OUTER, PREFIX, WIRE, Lab, eventually, remove_leftovers, render, run, transfer
+from tests.interop.lab import INNER, OUTER, PREFIX, WIRE, Lab, eventually, remove_leftovers, render, transfer
 from tests.interop.recordings import Recordings
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from tests.interop.cases import gw, make_sides
 from tests.interop.charon import CharonGateway
 from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import IpsecdGateway
-from tests.interop.lab import INNER, NEAR, OUTER, Lab, eventually, run
+from tests.interop.lab import INNER, NEAR, OUTER, Lab, eventually
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 

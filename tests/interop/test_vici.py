@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from tests.commands import run
 from tests.interop.cases import make_sides, merge
 from tests.interop.certificates import name_of
 from tests.interop.charon import CharonGateway
 from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import ROOT, IpsecdGateway
-from tests.interop.lab import OUTER, Lab, eventually, render, run
+from tests.interop.lab import OUTER, Lab, eventually, render
 
 vici = pytest.importorskip("vici")
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
@@ -154,7 +155,7 @@ def drive(said: Transcript) -> None:
     listener = threading.Thread(target=_listen, args=(said,))
     listener.start()
     eventually(lambda: said.got.get("listening"), "the listener is registered")
-    monitor = _Monitor(said.home)
+    monitor = Following(said.home, "--monitor-sa")
     assert "completed successfully" in said.do("initiate", "--initiate", "--child", "net", "--timeout", "10")
     for form_of in ("", "--raw", "--pretty"):
         said.do(f"sas {form_of}", "--list-sas", *([form_of] if form_of else []))
@@ -216,13 +217,13 @@ def _wait_for(said: Transcript, event: str, *, count: int = 1) -> None:
     eventually(lambda: sum(name == event for name, _ in said.heard) >= count, f"{event} comes")
 
 
-class _Monitor:
-    """``swanctl --monitor-sa`` for as long as something happens."""
+class Following:
+    """A command of swanctl that goes on for as long as something happens."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, command: str) -> None:
         pairs = [f"STRONGSWAN_CONF={home}/strongswan.conf", f"SWANCTL_DIR={home}", "stdbuf", "-oL"]
-        command = ["env", *pairs, "swanctl", "--monitor-sa", "--uri", f"unix://{home}/charon.vici"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        arguments = ["env", *pairs, "swanctl", command, "--uri", f"unix://{home}/charon.vici"]
+        self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         time.sleep(0.3)
 
     def stop(self) -> str:

@@ -6,9 +6,7 @@ Re-authentication, an address of ours that changes, a redirection that is follow
 from __future__ import annotations
 
 import re
-import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from tests.interop.cases import make_sides
 from tests.interop.charon import CharonGateway
 from tests.interop.gateway import Side
 from tests.interop.lab import OUTER, SECOND, WIRE, Lab, eventually
-from tests.interop.test_vici import Driven, DrivenIpsecd, Transcript
+from tests.interop.test_vici import Driven, DrivenIpsecd, Following, Transcript
 
 vici = pytest.importorskip("vici")
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
@@ -38,7 +36,7 @@ def drive(said: Transcript, peer: CharonGateway, lab: Lab) -> None:
     listener = threading.Thread(target=_listen, args=(said,))
     listener.start()
     eventually(lambda: said.got.get("listening"), "the listener is registered")
-    printer = _Printer(said)
+    printer = Following(said.home, "--log")
     assert "completed" in said.do("initiate", "--initiate", "--child", "net", "--timeout", "10")
     before = _numbers(said)
     assert "completed" in said.do("reauth", "--rekey", "--ike", "gw", "--reauth")
@@ -80,22 +78,6 @@ def _listen(said: Transcript) -> None:
                 said.heard.append((name.decode(), message))
             if said.got.get("stop"):
                 return
-
-
-class _Printer:
-    """``swanctl --log`` for as long as something happens."""
-
-    def __init__(self, said: Transcript) -> None:
-        pairs = [f"STRONGSWAN_CONF={said.home}/strongswan.conf", f"SWANCTL_DIR={said.home}", "stdbuf", "-oL"]
-        command = ["env", *pairs, "swanctl", "--log", "--uri", f"unix://{said.home}/charon.vici"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        time.sleep(0.3)
-
-    def stop(self) -> str:
-        """What it printed."""
-        time.sleep(0.2)
-        self._process.terminate()
-        return self._process.communicate(timeout=5)[0]
 
 
 @pytest.fixture(scope="module")

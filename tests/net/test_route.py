@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from ipsec.net.route import Router
 from ipsec.net.routebook import Entry, RouteBook, prefixes
 from ipsec.net.tun import Tun, open_tun
 from tests.e2e.gateways import has_users
+from tests.net.test_routebook import between
 
 
 @pytest.fixture
@@ -45,11 +46,6 @@ def ip(*args: str) -> str:
 def table(*family: str) -> list[str]:
     done = subprocess.run(["ip", *family, "route", "show", "table", "220"], capture_output=True, text=True)
     return sorted(line.strip() for line in done.stdout.splitlines())
-
-
-def between(text: str) -> tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]:
-    network = ip_network(text)
-    return network[0], network[-1]
 
 
 def book(*protected: str, source: str = "", excluded: str = "", fail_closed: bool = False) -> RouteBook:

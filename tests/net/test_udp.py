@@ -13,25 +13,9 @@ from ipsec.daemon.reach import source_address
 from ipsec.errors import BackendError
 from ipsec.net import udp
 from ipsec.net.ike import open_ike
+from tests.net.conftest import has_ipv6
 
 LOOPBACK = [ip_address("127.0.0.1"), ip_address("::1")]
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture(params=LOOPBACK, ids=["v4", "v6"])
-def address(request: pytest.FixtureRequest) -> IPv4Address | IPv6Address:
-    chosen: IPv4Address | IPv6Address = request.param
-    if chosen.version == 6 and not has_ipv6():
-        pytest.skip("this host has no IPv6")
-    return chosen
 
 
 def receive(sock: socket.socket) -> bytes | None:
