@@ -22,6 +22,7 @@ from ipsec.config.values import (
     parse_number,
     parse_size,
     parse_switch,
+    parse_tfc,
     parse_time,
     quoted,
     suggestion,
@@ -95,10 +96,6 @@ def _parse_window(text: str) -> int:
     return -(-number_in(0, 65536)(text) // 64) * 64
 
 
-def _parse_tfc(text: str) -> int:
-    return -1 if text.lower() == "mtu" else number_in(0, 65535)(text)
-
-
 def _is_zero(text: str) -> bool:
     """Whether a mark or interface id is one that marks nothing: ``0``, ``0/0x0``, ``0x0/0xffffffff``."""
     return bool(re.fullmatch(r"0+|0[xX]0+", text.partition("/")[0].strip()))
@@ -120,7 +117,7 @@ _KEYS: dict[str, Parser] = {
     "policies": parse_bool,
     "reqid": number_in(0, 0xFFFFFFFF),
     "priority": number_in(0, 0x7FFFFFFF),
-    "tfc_padding": _parse_tfc,
+    "tfc_padding": parse_tfc,
     "replay_window": _parse_window,
     "copy_df": parse_bool,
     "copy_ecn": parse_bool,

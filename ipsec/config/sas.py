@@ -24,6 +24,7 @@ from ipsec.config.values import (
     parse_number,
     parse_secret,
     parse_size,
+    parse_tfc,
     read_keys,
     read_secret_file,
 )
@@ -150,10 +151,6 @@ def automatic_priority(action: Action, pair: SelectorPair) -> int:
     return PRIORITY_BASE[action] + 4 * width + vague
 
 
-def _parse_tfc(text: str) -> int:
-    return -1 if text.lower() == "mtu" else number_in(0, 65535)(text)
-
-
 def _parse_window(text: str) -> int:
     window = number_in(0, 65536)(text)
     if window % 64:
@@ -179,7 +176,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "copy_df": one_of_words({"yes": DfPolicy.COPY, "no": DfPolicy.CLEAR, "set": DfPolicy.SET, "clear": DfPolicy.CLEAR}),
     "copy_ecn": parse_bool,
     "copy_dscp": one_of_words({"no": DscpPolicy.NO, "in": DscpPolicy.IN, "out": DscpPolicy.OUT, "yes": DscpPolicy.YES}),
-    "tfc_padding": _parse_tfc,
+    "tfc_padding": parse_tfc,
     "rekey_bytes": parse_size,
     "life_bytes": parse_size,
     "rekey_packets": parse_number,
@@ -204,7 +201,7 @@ _PLAIN = (
 
 
 def read_sa(section: Section, name: str, settings: DaemonSettings) -> ManualSa:
-    """The SA that ``sas.<name> { }`` describes, by itself sound; ``check_together`` looks at all of them."""
+    """The SA that ``sas.<name> { }`` describes, by itself sound; ``ipsec.config.schema`` looks at all of them."""
     for key in section.values:
         if key in _NEGOTIATED:
             raise error_at(section, key, "this is for SAs that IKEv2 makes, a manual SA has no such key")

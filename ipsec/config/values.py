@@ -107,6 +107,11 @@ def number_in(low: int, high: int, *, also: Collection[int] = (), hexadecimal: b
     return parse
 
 
+def parse_tfc(text: str) -> int:
+    """``tfc_padding``: octets to pad to; -1 is up to the path MTU."""
+    return -1 if text.lower() == "mtu" else number_in(0, 65535)(text)
+
+
 def one_of(kind: type[E], *, unnamed: Collection[E] = ()) -> Callable[[str], E]:
     """A parser for the values of an enumeration of words. Errors do not name those that are ``unnamed``."""
 
