@@ -30,7 +30,7 @@ MAX_AUTO_WORKERS = 4
 
 
 class ExitCode(IntEnum):
-    """See the module's text."""
+    """How the daemon ends; what each means is in the text of ``ipsec.daemon``."""
 
     OK = 0
     BUG = 1

@@ -1,4 +1,4 @@
-"""Traffic selectors (RFC 4301 section 4.4.1.1, RFC 7296 section 3.13): text form and matching.
+"""Traffic selectors (RFC 4301 section 4.4.1.1, RFC 7296 section 3.13): text form, and what one holds.
 
 Text is what charon logs: ``10.0.0.0/8``, ``10.0.0.1..10.0.0.9``, ``10.1.0.0/16[tcp/http]``, ``::/0[udp/1000-2000]``,
 ``10.0.0.0/8[icmp/8]``, ``10.0.0.0/8[icmp/3(4)]``, ``0.0.0.0/0[tcp/OPAQUE]``. ``ipsec.config.selector`` reads it.
