@@ -137,32 +137,35 @@ class Loaded:
 
     def read_again(self, file: Config) -> None:
         """The configuration file has been read anew."""
-        before, self._file = self._file, file
-        names = {connection.name for connection in before.connections}
-        for name in names:
+        self._remove_file(self._file)
+        self._file = file
+        self._add_file(file)
+
+    def _remove_file(self, file: Config) -> None:
+        """Take away what came from a file, and is still as it was there."""
+        for name in {connection.name for connection in file.connections}:
             entry = self._connections.get(name)
             if entry is not None and entry.section is None:
                 del self._connections[name]
                 self._complete.pop(name, None)
-        for pool in before.pools:
+        for pool in file.pools:
             if self._pools.get(pool.name) == pool:
                 del self._pools[pool.name]
-        old = before.credentials
-        for secret in _secrets(old):
+        credentials = file.credentials
+        for secret in _secrets(credentials):
             if self._secrets.get(secret.name) == secret:
                 del self._secrets[secret.name]
-        for key in old.private_keys:
+        for key in credentials.private_keys:
             self._keys.pop(key_id(key), None)
-        for certificate in old.certificates:
+        for certificate in credentials.certificates:
             self._certificates.pop(certificate, None)
-        for authority in old.authorities:
+        for authority in credentials.authorities:
             self._anchors.pop(authority.certificate, None)
             if self._authorities.get(authority.name) == authority:
                 del self._authorities[authority.name]
-        for crl in old.crls:
+        for crl in credentials.crls:
             if self._crls.get(crl.kind) is crl:
                 del self._crls[crl.kind]
-        self._add_file(file)
 
     def after(self, file: Config) -> Config:
         """What ``config`` would be once ``read_again`` had read this; nothing changes."""

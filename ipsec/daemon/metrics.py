@@ -9,7 +9,7 @@ import asyncio
 import platform
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from itertools import chain
 
@@ -195,7 +195,7 @@ class Metrics:
 
     async def _connections(self, ike: IkeControl, pace: Pace) -> AsyncIterator[Series]:
         """Connections and children: those that are loaded, and those that still carry traffic."""
-        engine, accounts = ike.engine, ike.children.accounts
+        engine = ike.engine
         for uid in ike.children.installed():
             ike.children.look(uid)
             await pace.step()
@@ -228,6 +228,14 @@ class Metrics:
         failures = list(engine.problems.counts.items())
         yield f.FAILURES.series(((name, cause.value), times) for (name, cause), times in failures)
         await pace.step()
+        async for series in self._children(ike, wanted, children, pace):
+            yield series
+
+    async def _children(
+        self, ike: IkeControl, wanted: Mapping[ChildName, bool], children: Counter[ChildName], pace: Pace
+    ) -> AsyncIterator[Series]:
+        """``wanted``: those that are loaded, and whether they are to be up; ``children``: how many are."""
+        accounts = ike.children.accounts
         yield f.CHILD_CONFIGURED.series((name, 1) for name in wanted)
         yield f.CHILD_WANTED.series(wanted.items())
         known = list({**wanted, **children})

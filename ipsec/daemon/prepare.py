@@ -172,6 +172,11 @@ def _plan(config: Config) -> _Plan:
                     _add_drops(plan, shunt_pairs(child, (4, 6) if _IPV6.exists() else (4,)))
             else:
                 _add_child(plan, connection, child, peers)
+    _add_manual(plan, config)
+    return plan
+
+
+def _add_manual(plan: _Plan, config: Config) -> None:
     peers = [sa.remote for sa in config.sas]
     plan.excluded += [(peer, peer) for peer in peers]
     for policy in config.policies():
@@ -185,7 +190,6 @@ def _plan(config: Config) -> _Plan:
                     plan.inside = str(remote[0])
             elif policy.action is Action.BYPASS and not pair.protocol:
                 plan.excluded.append(remote)
-    return plan
 
 
 def _add_drops(plan: _Plan, pairs: Iterable[SelectorPair]) -> None:

@@ -83,13 +83,7 @@ class Daemon:
 
     async def _start(self) -> None:
         config = self._config
-        log.info("configuration %s", config.file)
-        for line in config.overridden:
-            log.info("%s", line)
-        for warning in config.warnings:
-            log.warning("%s", warning)
-        if not config.sas and not config.connections:
-            log.warning("%s configures neither connections nor SAs: nothing will pass", config.file)
+        _say_configuration(config)
         self.backend.on_event(self._on_event)
         self.backend.on_datagram(_ignore)
         try:
@@ -116,6 +110,9 @@ class Daemon:
         self.health.phase = Phase.RUNNING
         if watch_wanted(config):
             self._sources = SourceWatch(config, self._on_hangup)
+        self._say_running(config)
+
+    def _say_running(self, config: Config) -> None:
         if config.sas:
             policies = plural(len(config.policies()), "policy", "policies")
             log.info("%d SAs and %s installed", 2 * len(config.sas), policies)
@@ -383,6 +380,16 @@ class Daemon:
             self._manual.handle(event)
         elif isinstance(event, Mapping) and (self.ike is None or self.ike.children.of_sa(event.sa) is None):
             log.info("SA %d: the peer is now at %s port %d", event.sa, event.address, event.port)
+
+
+def _say_configuration(config: Config) -> None:
+    log.info("configuration %s", config.file)
+    for line in config.overridden:
+        log.info("%s", line)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if not config.sas and not config.connections:
+        log.warning("%s configures neither connections nor SAs: nothing will pass", config.file)
 
 
 def _counts(counts: dict[str, int]) -> str:
