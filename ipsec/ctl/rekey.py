@@ -113,19 +113,7 @@ async def _rekey(app: App, names: Sequence[str], reauth: bool, timeout_s: float,
                 raise CtlError(f"{target} is a child", "--reauth is for connections and IKE_SAs", code=ExitCode.USAGE)
         for event in EVENTS:
             await events.register(event)
-        outcomes = []
-        for target in targets:
-            try:
-                message = target.message() | {"reauth": "yes" if reauth else None}
-                answer = await session.request("rekey", message)
-            except ViciError as error:
-                if not error.message:
-                    raise
-                reason = str(error).partition(": ")[2]
-                gone = "no matching SAs" in reason
-                outcomes.append(Outcome(str(target), "down" if gone else "failed", reason="" if gone else reason))
-                continue
-            outcomes.append(Outcome(str(target), "begun", number(answer, "matches")))
+        outcomes = [await _begin(session, target, reauth) for target in targets]
         begun = [target for target, one in zip(targets, outcomes, strict=True) if one.result == "begun"]
         if not timeout_s or not begun:
             return outcomes
@@ -137,6 +125,18 @@ async def _rekey(app: App, names: Sequence[str], reauth: bool, timeout_s: float,
             elif target in begun:
                 outcomes[index] = replace(outcomes[index], result="rekeyed")
         return outcomes
+
+
+async def _begin(session: Session, target: Target, reauth: bool) -> Outcome:
+    try:
+        answer = await session.request("rekey", target.message() | {"reauth": "yes" if reauth else None})
+    except ViciError as error:
+        if not error.message:
+            raise
+        reason = str(error).partition(": ")[2]
+        gone = "no matching SAs" in reason
+        return Outcome(str(target), "down" if gone else "failed", reason="" if gone else reason)
+    return Outcome(str(target), "begun", number(answer, "matches"))
 
 
 async def _wait(

@@ -70,11 +70,7 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
                 if gone:
                     _tell(app, Happening("daemon-back"))
                 before, gone = True, False
-                async with contextlib.aclosing(session.listen()) as heard:
-                    async for name, message in heard:
-                        for one in happenings(name, message):
-                            if not names or concerns(one, names, targets):
-                                _tell(app, one)
+                await _tell_what_comes(app, session, names, targets)
         except HungUp:
             _tell(app, Happening("daemon-gone"))
             if once:
@@ -85,6 +81,14 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
             if not before or error.code is not ExitCode.UNREACHABLE:
                 raise
         await asyncio.sleep(PAUSE_S)
+
+
+async def _tell_what_comes(app: App, session: Session, names: tuple[str, ...], targets: set[Target]) -> None:
+    async with contextlib.aclosing(session.listen()) as heard:
+        async for name, message in heard:
+            for one in happenings(name, message):
+                if not names or concerns(one, names, targets):
+                    _tell(app, one)
 
 
 def concerns(one: Happening, names: Iterable[str], targets: Iterable[Target]) -> bool:
