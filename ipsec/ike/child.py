@@ -22,7 +22,7 @@ from ipsec.ike.keymat import child_keys
 from ipsec.ike.lifetimes import arm_child
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState
-from ipsec.wire.iana import NotifyType, PayloadType, Protocol, TransformType, name_of
+from ipsec.wire.iana import NOTIFY_STATUS_FIRST, NotifyType, PayloadType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ipsec.wire.proposal import Proposal
 from ipsec.wire.selector import TrafficSelector
@@ -172,7 +172,7 @@ def take_answer(
     ChildRefusedError if it refused or chose what we did not offer.
     """
     for payload in payloads:
-        if isinstance(payload, NotifyPayload) and payload.notify < 16384:
+        if isinstance(payload, NotifyPayload) and payload.notify < NOTIFY_STATUS_FIRST:
             raise ChildRefusedError(payload.notify, "the peer refuses", payload.data)
     answer = next((p for p in payloads if isinstance(p, SaPayload)), None)
     ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
@@ -185,7 +185,7 @@ def take_answer(
         shared = _finish_key_exchange(proposal, payloads, kex)
     except ParseError as error:
         raise ChildRefusedError(0, str(error)) from None
-    if len(proposal.spi) != 4 or int.from_bytes(proposal.spi, "big") < 256:
+    if not _spi_ok(proposal.spi):
         raise ChildRefusedError(0, "the answer has no usable SPI")
     for name, chosen, limits in (
         ("TSi", ours.selectors, child.local_ts),
@@ -306,19 +306,22 @@ def _match(
         if best is None or score > best[0]:
             best = score, config, local_ts, remote_ts
     if best is None:
-        children = [(c, local_selectors(sa, c), remote_selectors(sa, c)) for c in sa.connection.children]
-        have = "; ".join(f"{c.name}: {shown(local)} === {shown(remote)}" for c, local, remote in children)
-        why = f"they want {shown(ours)} === {shown(theirs)}, we have {have or 'no child'}"
-        raise PeerError(
-            NotifyType.TS_UNACCEPTABLE,
-            why,
-            # with one child it can only be that one
-            child=children[0][0].name if len(children) == 1 else "",
-            cause=Cause.SELECTORS,
-            ours=terms((), [s for _, local, _ in children for s in local], [s for *_, r in children for s in r]),
-            theirs=terms((), ours, theirs),
-        )
+        raise _no_match(sa, theirs, ours)
     return best[1:]
+
+
+def _no_match(sa: IkeSa, theirs: list[TrafficSelector], ours: list[TrafficSelector]) -> PeerError:
+    children = [(c, local_selectors(sa, c), remote_selectors(sa, c)) for c in sa.connection.children]
+    have = "; ".join(f"{c.name}: {shown(local)} === {shown(remote)}" for c, local, remote in children)
+    return PeerError(
+        NotifyType.TS_UNACCEPTABLE,
+        f"they want {shown(ours)} === {shown(theirs)}, we have {have or 'no child'}",
+        # with one child it can only be that one
+        child=children[0][0].name if len(children) == 1 else "",
+        cause=Cause.SELECTORS,
+        ours=terms((), [s for _, local, _ in children for s in local], [s for *_, r in children for s in r]),
+        theirs=terms((), ours, theirs),
+    )
 
 
 def _join_key_exchange(sa: IkeSa, proposal: Proposal, ke: KePayload | None) -> tuple[bytes, KePayload | None]:

@@ -15,7 +15,7 @@ from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_upd
 from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
-from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, name_of
+from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, NotifyType, Protocol, name_of
 from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _heed(
         sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
         sa.destroy(Failure(Cause.LOCAL_AUTH, "the peer could not authenticate us", by_peer=True), now)
         return None
-    if number < 16384:
+    if number < NOTIFY_STATUS_FIRST:
         log.warning("%s: the peer reports %s", sa, name_of(NotifyType, number))
     return []
 

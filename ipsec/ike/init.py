@@ -26,7 +26,7 @@ from ipsec.ike.keymat import IkeKeys, ike_keys, skeyseed
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import IkeState
-from ipsec.wire.iana import ExchangeType, KeMethod, NotifyType, Protocol, TransformType, name_of
+from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, KeMethod, NotifyType, Protocol, TransformType, name_of
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
     FLAG_RESPONSE,
@@ -229,7 +229,7 @@ def _heed(sa: IkeSa, progress: InitProgress, notifies: dict[int, NotifyPayload],
         sa.core.redirected(sa, gateway, now)
         return
     for number in notifies:
-        if number < 16384:
+        if number < NOTIFY_STATUS_FIRST:
             _hint(sa, number, now)
             return
 

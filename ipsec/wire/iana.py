@@ -251,6 +251,10 @@ class NotifyType(IntEnum):
     SA_RESOURCE_INFO = 16444  # RFC 9611
 
 
+#: the first status type; everything below is an error (RFC 7296 section 3.10.1)
+NOTIFY_STATUS_FIRST = 16384
+
+
 class AuthMethod(IntEnum):
     """RFC 7296 section 3.8."""
 
