@@ -17,6 +17,7 @@ from ipsec.config.diff import is_renewed
 from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
 from ipsec.daemon.collector import Collector
+from ipsec.daemon.doorstep import Doorstep
 from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.follow import Follower
 from ipsec.daemon.guards import Guard, Guards
@@ -103,6 +104,7 @@ class IkeControl:
         self._handled = False
         self._stopping = False
         self._watch: HostWatch | None = None
+        self.doorstep = Doorstep()
         self._held: list[Outgoing] = []
         self._holding = False
         ports = backend.ike_ports or backend.ports
@@ -241,6 +243,7 @@ class IkeControl:
         self._config = config
         self._give(config)
         self._keep_names(config)
+        self.doorstep.open(lambda one: self._loop.call_soon(self.on_datagram, one))
 
     def _give(self, config: Config) -> None:
         self.engine.load(config.connections, config.credentials, config.pools)
@@ -351,6 +354,8 @@ class IkeControl:
 
     def on_datagram(self, datagram: Datagram) -> None:
         """IKE from outside."""
+        if self.doorstep.keeps(datagram):
+            return
         path = Path(datagram.local, datagram.local_port, datagram.source, datagram.port)
         self.engine.receive_datagram(datagram.data, path, self._loop.time())
         self.turn()
@@ -423,11 +428,9 @@ class IkeControl:
     def _send(self, datagrams: Iterable[Outgoing]) -> None:
         for data, path, dscp in datagrams:
             if data == KEEPALIVE:
-                self._backend.send_keepalive(path.local, path.local_port, path.remote, path.remote_port)
+                self._backend.send_keepalive(*path)
             else:
-                self._backend.send_datagram(
-                    data, path.local, path.local_port, path.remote, path.remote_port, dscp=dscp
-                )
+                self._backend.send_datagram(data, *path, dscp=dscp)
 
     async def _send_held(self) -> None:
         """Send what waits for routes; those that come to wait meanwhile have the next round."""
@@ -646,12 +649,9 @@ class IkeControl:
         return task
 
     def _spawn(self, work: Coroutine[object, object, object]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._task(work).add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("this is a bug", exc_info=task.exception())
 

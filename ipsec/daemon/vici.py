@@ -275,6 +275,7 @@ class ViciControl:
     def _changed(self) -> None:
         """The engine takes it soon: making its tables anew for each of a thousand commands would take minutes."""
         if self._pending is None:
+            self._ike.doorstep.close()
             self._pending = self._loop.call_later(SETTLE_S, self._settle)
 
     def _settle(self) -> None:

@@ -20,7 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from ipsec.backend.base import Datagram
 from ipsec.config import load, values
+from ipsec.daemon import vici
+from ipsec.daemon.doorstep import WAITING_MAX, Doorstep
 from ipsec.daemon.run import Daemon
 from ipsec.errors import BackendError
 from ipsec.ike.engine import IkeEngine
@@ -224,6 +227,48 @@ def test_changed_children_leave_ike_sas_alone(tmp_path: Path) -> None:
         sa.destroy("the test is over", engine.now)
 
     with_daemon(tmp_path, test)
+
+
+def test_a_peer_that_comes_at_once_finds_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """charon answers by it when load-conn returns; a peer that is refused for want of a connection may give up."""
+    monkeypatch.setattr(vici, "SETTLE_S", 0.2)
+    local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.3")
+    message = bytes(8) + bytes([1] * 8) + bytes([0, 0x20, 34, 0x08]) + bytes(4)
+    init = message + (28).to_bytes(4, "big")
+    other = init[:18] + bytes([37]) + init[19:]
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        heard = []
+        engine = one.ike.engine
+
+        def receive(data: bytes, path: IkePath, now: float) -> None:
+            heard.append((data, "new" in engine.table.by_name))
+
+        monkeypatch.setattr(engine, "receive_datagram", receive)
+        await session.request("load-conn", {"new": CONNECTION})
+        for data in (init, other):
+            one.ike.on_datagram(Datagram(data, remote, 500, local, 500))
+        assert heard == [(other, False)]  # what needs no connection goes on
+        await asyncio.sleep(0.3)
+        assert heard[1:] == [(init, True)]
+        one.ike.on_datagram(Datagram(init, remote, 500, local, 500))
+        assert len(heard) == 3
+
+    with_daemon(tmp_path, test)
+
+
+def test_only_so_many_peers_wait_for_what_is_loaded() -> None:
+    door = Doorstep()
+    init = Datagram(bytes(18) + bytes([34]), ip_address("192.0.2.3"), 500, ip_address("192.0.2.1"), 500)
+    assert not door.keeps(init)
+    door.close()
+    assert not door.keeps(init._replace(data=b"short"))
+    assert [door.keeps(init) for _ in range(WAITING_MAX + 1)] == [True] * WAITING_MAX + [False]
+    heard: list[Datagram] = []
+    door.open(heard.append)
+    assert heard == [init] * WAITING_MAX
+    assert not door.keeps(init)
 
 
 def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
