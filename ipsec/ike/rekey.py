@@ -53,9 +53,11 @@ class RekeyIke(Request):
     """Ask for a successor of the IKE_SA."""
 
     exchange = ExchangeType.CREATE_CHILD_SA
-    __slots__ = ("kex", "methods", "nonce", "spi")
+    __slots__ = ("any_prf", "kex", "methods", "nonce", "spi")
 
     def __init__(self) -> None:
+        self.any_prf = False
+        "the peer takes nothing with the PRF in use"
         self.kex: KeyExchange | None = None
         self.nonce = b""
         self.spi = b""
@@ -75,8 +77,7 @@ class RekeyIke(Request):
         if not self.methods:
             self.methods.append(_method(sa))
         self.kex = key_exchange(self.methods[-1], sa.core.rng)
-        proposals = [Proposal(Protocol.IKE, p.transforms, n, self.spi) for n, p in enumerate(_offer(sa), 1)]
-        return [SaPayload(proposals), NoncePayload(self.nonce), KePayload(self.kex.method, self.kex.public)]
+        return [SaPayload(self._offered(sa)), NoncePayload(self.nonce), KePayload(self.kex.method, self.kex.public)]
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder made it, or says why not."""
@@ -90,8 +91,7 @@ class RekeyIke(Request):
         if offer is None or ke is None:
             raise ParseError("the answer to rekeying lacks SA or KE")
         nonce = nonce_of(payloads, 16)
-        offered = [Proposal(Protocol.IKE, p.transforms, n, self.spi) for n, p in enumerate(_offer(sa), 1)]
-        proposal = negotiate.check_answer(offered, offer.proposals)
+        proposal = negotiate.check_answer(self._offered(sa), offer.proposals)
         transform = proposal.first(TransformType.KE)
         if transform is None or not transform.id == ke.method == self.kex.method:
             raise ParseError("the key exchange is not the one that was chosen")
@@ -118,6 +118,12 @@ class RekeyIke(Request):
         take_over(sa, new, now)
         sa.ask(DeleteIke("rekeyed"), now, first=True)
 
+    def _offer(self, sa: IkeSa) -> list[Proposal]:
+        return _offer(sa) if self.any_prf else _with_same_prf(sa)
+
+    def _offered(self, sa: IkeSa) -> list[Proposal]:
+        return [Proposal(Protocol.IKE, p.transforms, n, self.spi) for n, p in enumerate(self._offer(sa), 1)]
+
     def _refused(self, sa: IkeSa, error: NotifyPayload, now: float) -> None:
         name = name_of(NotifyType, error.notify)
         rekey = sa.rekey
@@ -134,15 +140,19 @@ class RekeyIke(Request):
             sa.queue.append(request)
         if error.notify == NotifyType.INVALID_KE_PAYLOAD and len(error.data) == 2:
             method = int.from_bytes(error.data, "big")
-            offered = {t.id for p in _offer(sa) for t in p.of_type(TransformType.KE)}
+            offered = {t.id for p in self._offer(sa) for t in p.of_type(TransformType.KE)}
             if method in offered and method not in self.methods:
                 self.methods.append(method)
                 sa.ask(self, now, first=True)
                 return
+        if error.notify == NotifyType.NO_PROPOSAL_CHOSEN and self._offer(sa) != _offer(sa):
+            self.any_prf = True
+            sa.ask(self, now, first=True)
+            return
         if error.notify == NotifyType.TEMPORARY_FAILURE:
             sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S * (1 + sa.core.fraction()))
             return
-        log.warning("%s: rekeying failed: %s; we offered %s", sa, name, negotiate.describe(_offer(sa)))
+        log.warning("%s: rekeying failed: %s; we offered %s", sa, name, negotiate.describe(self._offer(sa)))
         sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_FAILED_S * (1 + sa.core.fraction()))
 
 
@@ -150,6 +160,22 @@ def _offer(sa: IkeSa) -> list[Proposal]:
     """What is in use first, then whatever else the connection allows."""
     assert sa.proposal is not None
     return [sa.proposal, *sa.connection.proposals]
+
+
+def _with_same_prf(sa: IkeSa) -> list[Proposal]:
+    """The same without other PRFs than the one in use.
+
+    Section 2.18 derives SKEYSEED with the old PRF and the keys with the new one. strongSwan 5.9.8 takes the old one for
+    both, so that nothing that one end sends in a successor with another PRF could be read by the other.
+    """
+    assert sa.proposal is not None
+    prf = sa.proposal.first(TransformType.PRF)
+    found = []
+    for proposal in _offer(sa):
+        if prf in proposal.transforms:
+            kept = [t for t in proposal.transforms if t.type != TransformType.PRF or t == prf]
+            found.append(Proposal(proposal.protocol, kept, proposal.number, proposal.spi))
+    return found
 
 
 def _method(sa: IkeSa) -> int:
@@ -231,7 +257,8 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> 
     ke = next((p for p in payloads if isinstance(p, KePayload)), None)
     assert sa.prf is not None
     nonce_i = nonce_of(payloads, max(16, sa.prf.key_len // 2))
-    proposal = negotiate.choose(_offer(sa), theirs, ke=ke.method if ke else None)
+    sent = ke.method if ke else None
+    proposal = negotiate.choose(_with_same_prf(sa), theirs, ke=sent) or negotiate.choose(_offer(sa), theirs, ke=sent)
     if proposal is None:
         why = negotiate.explain_mismatch(_offer(sa), theirs)
         raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, f"rekeying: {why}")

@@ -19,7 +19,7 @@ from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType, Protocol
-from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload, SaPayload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
 from tests.sim.invariants import unique_ivs
@@ -61,6 +61,34 @@ def test_invalid_ke_payload(own: str) -> None:
     one = parse_proposals(["aes128gcm16-prfsha256-ecp256"], Protocol.IKE)
     pair = Pair(proposals=both, **{own: {"proposals": one}})
     pair.up(pair.b if own == "a" else pair.a).finish()
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_rekeying_keeps_the_prf(who: str) -> None:
+    """strongSwan takes the old PRF alone where section 2.18 has both: with another one nothing could be read."""
+    texts = ["aes128gcm16-prfsha384-prfsha256-x25519", "aes256gcm16-prfsha512-prfsha384-x25519"]
+    pair = Pair(proposals=parse_proposals(texts, Protocol.IKE)).up()
+    host = getattr(pair, who)
+    offer = (RekeyIke().build(host.ike, 0.0) or [])[0]
+    assert isinstance(offer, SaPayload)
+    assert [str(proposal) for proposal in offer.proposals] == [
+        "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_384/CURVE_25519",
+        "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_384/CURVE_25519",
+        "IKE:AES_GCM_16_256/PRF_HMAC_SHA2_384/CURVE_25519",
+    ]
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_rekeying_changes_the_prf_where_the_peer_takes_no_other(who: str) -> None:
+    both = parse_proposals(["aes128gcm16-prfsha384-x25519", "aes128gcm16-prfsha256-x25519"], Protocol.IKE)
+    pair = Pair(proposals=both).up()
+    host, peer = (pair.a, pair.b) if who == "a" else (pair.b, pair.a)
+    peer.ike.proposal = parse_proposals(["aes128gcm16-prfsha256-x25519"], Protocol.IKE)[0]
+    peer.ike.connection = replace(peer.ike.connection, proposals=(peer.ike.proposal,))
+    host.do(host.engine.rekey_ike_sa, host.ike)
+    pair.world.settle()
+    assert str(host.ike.proposal) == "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_256/CURVE_25519"
+    pair.agree()
 
 
 @pytest.mark.parametrize("size", [120, 200, 576])

@@ -372,6 +372,11 @@ def _rekeying() -> Iterator[Case]:
         yield Case(f"rekey ike {keyword}", make_sides(ike=keyword), steps)
     both = (*UP, Rekey("ike"), Rekey("child"), Traffic(), Count(1, 1))
     yield Case("rekey ike, then child", make_sides(), both)
+    # each end likes another PRF best: strongSwan would have the new one mean something else than section 2.18
+    likes = ("aes256gcm16-prfsha256-x25519", "aes128gcm16-prfsha384-x25519")
+    sides = make_sides(ike=(",".join(likes), ",".join(likes[::-1])))
+    steps = (*UP, Rekey("ike", RESPONDER), Rekey("child", RESPONDER), Traffic(), Count(1, 1))
+    yield Case("rekey ike, other prf", sides, steps)
     yield Case("reauthenticate", make_sides(certs="ecdsa256"), (*UP, Rekey("reauth"), Traffic(), Count(1, 1)))
     sides = make_sides(settings={"make_before_break": "yes"})
     yield Case("reauthenticate, make before break", sides, (*UP, Rekey("reauth"), Traffic(), Count(1, 1)))
