@@ -200,9 +200,20 @@ def take_answer(
     if transport and child.config.mode is not ChildMode.TRANSPORT:
         raise ChildRefusedError(0, "the peer answers with transport mode, which we did not offer")
     child.mode = ChildMode.TRANSPORT if transport else ChildMode.TUNNEL
-    child.local_ts, child.remote_ts = list(ours.selectors), list(theirs.selectors)
+    child.local_ts, child.remote_ts = _meant(sa, child, ours.selectors), list(theirs.selectors)
     _take(child, proposal, payloads)
     return shared
+
+
+def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list[TrafficSelector]:
+    """What the responder left of our side, without what was only there because our virtual address was not known."""
+    if not sa.connection.vips:
+        return list(chosen)
+    meant = resolve(child.config.local_ts, sa.addresses or (sa.path.local,))
+    left = negotiate.narrow(meant, chosen)
+    if not left:
+        raise ChildRefusedError(0, f"TSi {shown(chosen)} has nothing of {shown(meant)}")
+    return left
 
 
 def _finish_key_exchange(proposal: Proposal, payloads: Sequence[Payload], kex: KeyExchange | None) -> bytes:
@@ -293,7 +304,7 @@ def _match(
         negotiate.shorten(local_ts, remote_ts, len(replaces.local_ts) * len(replaces.remote_ts))
         if local_ts and remote_ts:
             return replaces.config, local_ts, remote_ts
-    best: tuple[int, ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
+    best: tuple[tuple[int, int], ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
     for config in sa.connection.children:
         if config.shunt:
             continue
@@ -302,7 +313,9 @@ def _match(
         negotiate.shorten(local_ts, remote_ts, len(own_local) * len(own_remote))
         if not local_ts or not remote_ts:
             continue
-        score = sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
+        # the one that is for exactly what they want, before one that is for more and would be narrowed to it
+        exact = sum(s in ours for s in own_local) + sum(s in theirs for s in own_remote)
+        score = exact, sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
         if best is None or score > best[0]:
             best = score, config, local_ts, remote_ts
     if best is None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.config import Action, Childless, IkeSettings, Unique
+from ipsec.ike.config import Action, Childless, IkeSettings, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
 from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, IkeUp, Initiate, Path, TrapWanted
@@ -89,6 +89,20 @@ def test_rekeying_changes_the_prf_where_the_peer_takes_no_other(who: str) -> Non
     pair.world.settle()
     assert str(host.ike.proposal) == "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_256/CURVE_25519"
     pair.agree()
+
+
+@pytest.mark.parametrize("first", ["wide", "net"])
+def test_the_child_for_exactly_what_is_wanted(first: str) -> None:
+    """Another one that has room for it too may have other algorithms; charon takes the exact one as well."""
+    subnet = (SelectorTemplate((ip_address("10.1.0.0"), ip_address("10.1.0.255"))),)
+    pair = Pair(a={"child": {"local_ts": subnet}}, b={"child": {"remote_ts": subnet}})
+    config = pair.b.connections["c"]
+    (exact,) = config.children
+    wide = replace(exact, name="wide", remote_ts=(LEFT,))
+    pair.b.load(replace(config, children=(wide, exact) if first == "wide" else (exact, wide)))
+    pair.up()
+    assert pair.b.child.name == "net"
+    pair.finish()
 
 
 @pytest.mark.parametrize("size", [120, 200, 576])

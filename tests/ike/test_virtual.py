@@ -18,6 +18,7 @@ from ipsec.ike.config import (
     LocalAuth,
     PoolConfig,
     RemoteAuth,
+    SelectorTemplate,
     Unique,
 )
 from ipsec.ike.events import AddressesAssigned, AddressesReleased
@@ -155,6 +156,25 @@ def test_who_is_away_finds_his_address_in_the_other_range() -> None:
     pair.a.initiate()
     pair.world.settle()
     assert first(pair.a) == "10.3.0.2"
+
+
+def test_dynamic_is_the_address_that_we_were_given() -> None:
+    """A responder may leave more: it had to be offered everything before there was an address. charon does as much."""
+    pair = roads(inside(9))
+    config = pair.b.connections["c"]
+    network = SelectorTemplate((ip_address("10.3.0.0"), ip_address("10.3.0.255")))
+    pair.b.load(replace(config, children=(replace(config.children[0], remote_ts=(network,)),)))
+    pair.a.initiate()
+    pair.world.settle()
+    assert [str(one) for one in pair.b.child.remote_ts] == ["10.3.0.0/24"]
+    assert [str(one) for one in pair.a.child.local_ts] == ["10.3.0.1/32"]
+    other = SelectorTemplate((ip_address("10.4.0.0"), ip_address("10.4.0.255")))
+    pair.b.load(replace(config, children=(replace(config.children[0], remote_ts=(other,)),)))
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.settle()
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.a.children
 
 
 def test_ipv6_through_a_reload() -> None:
