@@ -7,6 +7,7 @@ at most half of the shorter.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from ipaddress import ip_network
 from typing import Any
@@ -46,7 +47,7 @@ from ipsec.ike.config import (
     SendCert,
     Unique,
 )
-from ipsec.wire.iana import Protocol
+from ipsec.wire.iana import IdType, Protocol
 
 DEFAULT_REKEY_TIME = 4 * 3600
 ANY_HOST = ("%any", "%any4", "%any6", "0.0.0.0", "::", "0.0.0.0/0", "::/0")
@@ -329,6 +330,9 @@ def _read_local(section: Section, files: CredentialFiles) -> LocalAuth:
         if identity and not any(confirms(cert, identity) for cert in values["certs"]):
             names = ", ".join(str(cert.subject) for cert in values["certs"])
             raise error_at(section, "id", f"{identity} is not in the certificate {names}: subject or subjectAltName")
+    if values["pubkeys"] and not identity:
+        # as charon has it, whose peers may know us by nothing else: a raw key has no subject
+        values["id"] = Identity(IdType.KEY_ID, hashlib.sha1(values["pubkeys"][0], usedforsecurity=False).digest())
     return LocalAuth(**values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import fields, replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -395,6 +396,9 @@ def test_local_public_key(base: Path) -> None:
     pki.write(base, "pubkey/moon.pem", pki.spki("moon"))
     found = read("", auth("pubkeys = moon.pem\nid = moon", "auth = pubkey"), base=base).local
     assert (found.pubkeys, found.certs, found.id) == ((pki.spki("moon"),), (), parse_identity("moon"))
+    # charon's default: what 'pki --keyid --id spki' says of the key
+    found = read("", auth("pubkeys = moon.pem", "auth = pubkey"), base=base).local
+    assert found.id == parse_identity(f"@#{hashlib.sha1(pki.spki('moon')).hexdigest()}")
 
 
 @pytest.mark.parametrize(
