@@ -571,7 +571,8 @@ class IkeControl:
         found = await self._way(connection, child, remote)
         if found is None:
             return None
-        connection, path = found
+        connection = found[0]
+        path = found[1] or (self.engine.standing(connection) if remote is None else None)
         if path is None:
             where = str(remote) if remote is not None else ", ".join(connection.remote_addrs)
             why = f"no way to {where or 'a peer without remote_addrs'}"

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import due, lifetimes, mobike, natd, qcd, redirect
+from ipsec.ike import again, due, lifetimes, mobike, natd, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig
+from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
@@ -33,7 +33,6 @@ from ipsec.ike.events import (
     MoveChild,
     Path,
     RevocationNeeded,
-    TrapWanted,
 )
 from ipsec.ike.failure import Cause, Failure, bounded
 from ipsec.ike.informational import handle_informational
@@ -266,8 +265,10 @@ class IkeEngine(Registry):
             wanted += _made_again(old, connection)
         else:
             for sa in self.named(connection.name):
+                if sa.quiet or not again.leads_to(sa, path):
+                    continue
                 # RFC 4301 section 4.4.3: a name that stands for another peer now has nothing to do with the old one
-                if not sa.quiet and sa.connection.is_alike(connection) and self._joins(sa, wanted, now):
+                if sa.connection.is_alike(connection) and self._joins(sa, wanted, now):
                     return sa
         sa = self.new_sa(connection, initiator=True, path=path)
         sa.spi_i = self.new_spi()
@@ -335,18 +336,12 @@ class IkeEngine(Registry):
             child.ike.ask(CreateChild(child.config, replaces=child), now)
 
     def reauthenticate(self, sa: IkeSa, now: float) -> None:
-        """Make the IKE_SA anew, from IKE_SA_INIT on, and let the old one go when the new one is up."""
-        if any(other.replaces == sa.uid and other.state is IkeState.CONNECTING for other in self.named(sa.name)):
-            # a second one would bring every CHILD_SA up twice (section 2.8.3)
-            log.info("%s: re-authentication is under way already", sa)
-            return
-        if self.settings.make_before_break:
-            self.emit(Initiate(sa.name, None, replaces=sa.uid))
-            return
-        names: list[str | None] = [child.name for child in sa.children_up()]
-        for name in names or [None]:
-            self.emit(Initiate(sa.name, name, addresses=sa.addresses))
-        self.terminate_ike(sa, now, "re-authenticating")
+        """See ``again``."""
+        again.reauthenticate(self, sa, now)
+
+    def standing(self, connection: Connection) -> Path | None:
+        """See ``again``."""
+        return again.standing(self, connection)
 
     def update_address(self, sa: IkeSa, local: IpAddress, now: float) -> None:
         """Our own address changed (RFC 4555); without MOBIKE the peer finds out from where our next request comes."""
@@ -574,22 +569,13 @@ class IkeEngine(Registry):
         sa.response = []
         sa.destroy(failure, now)
         for config, action in actions:
-            self.act(sa.connection, config, action, had)
+            again.act(self, sa, config, action, had)
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
         for child in sa.children.values():
             if child.serves:
-                self.act(sa.connection, child.config, child.config.close_action, sa.addresses)
-
-    def act(
-        self, connection: Connection, config: ChildConfig, action: Action, had: tuple[IpAddress, ...] = ()
-    ) -> None:
-        """Bring a child up again, or let it wait for traffic."""
-        if Action.START in action:
-            self.emit(Initiate(connection.name, config.name, addresses=had))
-        if Action.TRAP in action:
-            self.emit(TrapWanted(connection.name, config.name))
+                again.act(self, sa, child.config, child.config.close_action, sa.addresses)
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""

@@ -174,7 +174,7 @@ class Initiate:
     connection: str
     child: str | None
     remote: IpAddress | str | None = None
-    "only there: the gateway, or its name, that a redirect named (RFC 5685)"
+    "only there: the gateway or its name of a redirect (RFC 5685), or where a peer is that the connection does not name"
     redirected_from: IpAddress | None = None
     replaces: int = 0
     "unique id of the IKE_SA that this re-authenticates, whose CHILD_SAs are to be made again"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from ipsec.ike import again
 from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.create_child import CreateChild
@@ -128,4 +129,4 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     sa.core.note(Failure(Cause.CLOSED, "closed by the peer", child.name, by_peer=True), sa)
     sa.core.emit(ChildDown(child, "closed by the peer"))
     sa.remove_child(child)
-    sa.core.act(sa.connection, child.config, child.config.close_action)
+    again.act(sa.core, sa, child.config, child.config.close_action)

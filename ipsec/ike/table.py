@@ -51,6 +51,12 @@ class _Entry:
         return EXACT if address in resolve(self.name) else NOT
 
 
+def names_a_peer(connection: Connection) -> bool:
+    """Whether ``remote_addrs`` has an address or a name: somebody to begin with."""
+    entries = [_Entry(text) for text in connection.remote_addrs]
+    return any(entry.range is None and entry.name != "%any" for entry in entries)
+
+
 class ConnectionTable:
     """All connections. Finding those with a fixed peer costs the same however many there are."""
 

@@ -188,6 +188,23 @@ def test_up_and_down_again() -> None:
     run(main())
 
 
+def test_a_child_for_a_peer_that_the_connection_does_not_name() -> None:
+    """charon makes it in the IKE_SA that the peer has begun; without one there is nobody."""
+
+    async def main() -> None:
+        pair = Pair(A, B.replace("remote_addrs = 127.0.0.1", "remote_addrs = %any"))
+        b = pair.ends[1]
+        (connection,) = b.loaded.config().connections
+        assert await b.connect(connection, connection.children[0]) is None
+        await pair.start()
+        await until(lambda: len(pair.backends[0].sas) == len(pair.backends[1].sas) == 2)
+        (sa,) = b.engine.sas.values()
+        assert await b.connect(connection, connection.children[0]) is sa
+        await pair.stop()
+
+    run(main())
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_peer_hears_of_a_child_when_there_are_routes(refused: bool) -> None:
     async def main() -> None:

@@ -21,7 +21,7 @@ from ipsec.ike.config import (
     SelectorTemplate,
     Unique,
 )
-from ipsec.ike.events import AddressesAssigned, AddressesReleased
+from ipsec.ike.events import AddressesAssigned, AddressesReleased, Initiate
 from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 
@@ -175,6 +175,17 @@ def test_dynamic_is_the_address_that_we_were_given() -> None:
     pair.a.initiate()
     pair.world.settle()
     assert not pair.a.children
+
+
+def test_who_has_addresses_of_ours_authenticates_anew_by_himself() -> None:
+    """We could not: no CHILD_SA that we ask for is one for his address. What there is stays."""
+    pair = roads(inside(9)).up()
+    before = pair.b.ike
+    pair.b.do(pair.b.engine.reauthenticate, before)
+    pair.world.settle()
+    assert pair.b.ike is before
+    assert not pair.b.events(Initiate)
+    pair.finish()
 
 
 def test_ipv6_through_a_reload() -> None:

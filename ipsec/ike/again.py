@@ -1,0 +1,72 @@
+"""Beginning again with a peer: re-authentication, ``close_action``, ``dpd_action``, and where to find it for that.
+
+A connection of a responder need not name anybody (``remote_addrs = %any``, a network). Who has come by it is looked for
+where he is, as charon does: not where somebody else is who came by the same connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
+from ipsec.ike.state import IkeState
+from ipsec.ike.table import names_a_peer
+
+if TYPE_CHECKING:
+    from ipsec.ike.engine import IkeEngine
+    from ipsec.ike.sa import IkeSa
+
+log = logging.getLogger(__name__)
+
+
+def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Make the IKE_SA anew, from IKE_SA_INIT on, and let the old one go when the new one is up."""
+    if any(other.replaces == sa.uid and other.state is IkeState.CONNECTING for other in core.named(sa.name)):
+        # a second one would bring every CHILD_SA up twice (section 2.8.3)
+        log.info("%s: re-authentication is under way already", sa)
+        return
+    if sa.leases:
+        # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
+        log.warning("%s: only %s can re-authenticate, since it has virtual addresses of ours", sa, sa.path.remote)
+        return
+    remote = _whereabouts(sa)
+    if core.settings.make_before_break:
+        core.emit(Initiate(sa.name, None, remote, replaces=sa.uid))
+        return
+    names: list[str | None] = [child.name for child in sa.children_up()]
+    for name in names or [None]:
+        core.emit(Initiate(sa.name, name, remote, addresses=sa.addresses))
+    core.terminate_ike(sa, now, "re-authenticating")
+
+
+def act(
+    core: IkeEngine, sa: IkeSa, config: ChildConfig, action: Action, had: tuple[IpAddress, ...] = ()
+) -> None:
+    """Bring a child of an IKE_SA up again, or let it wait for traffic."""
+    if Action.START in action:
+        core.emit(Initiate(sa.name, config.name, _whereabouts(sa), addresses=had))
+    if Action.TRAP in action:
+        core.emit(TrapWanted(sa.name, config.name))
+
+
+def _whereabouts(sa: IkeSa) -> IpAddress | None:
+    """Where the peer of an IKE_SA is, if its connection does not say so."""
+    return None if names_a_peer(sa.connection) else sa.path.remote
+
+
+def leads_to(sa: IkeSa, path: Path) -> bool:
+    """Whether an IKE_SA of a connection is with the peer that somebody looks for at the end of ``path``.
+
+    Where the connection names a peer, that is who it is with, wherever it has moved.
+    """
+    return names_a_peer(sa.connection) or sa.path.remote == path.remote
+
+
+def standing(core: IkeEngine, connection: Connection) -> Path | None:
+    """The path of an IKE_SA of a connection that names nobody, if there is one that serves it."""
+    for sa in core.named(connection.name):
+        if sa.established and not sa.quiet and sa.connection.is_alike(connection):
+            return sa.path
+    return None
