@@ -392,11 +392,17 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
         # RFC 8784 section 3: empty, the initiator knows which
         reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
     wants_child = any(isinstance(p, SaPayload) for p in payloads)
+    no_address: PeerError | None = None
     try:
         reply += _assign(sa, payloads)
-        core.established(sa, now)
-        take_support(sa, payloads)
-        core.note_token(sa, payloads)
+    except PeerError as error:
+        no_address = error
+    core.established(sa, now)
+    take_support(sa, payloads)
+    core.note_token(sa, payloads)
+    try:
+        if no_address is not None:
+            raise no_address
         if wants_child:
             reply += _first_child(sa, nonces, payloads, now)
             if knocks_of(sa):
@@ -408,7 +414,6 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
         log.warning("%s: no first CHILD_SA: %s", sa, error)
         if error.failure is not None:
             core.note(error.failure, sa)
-        core.established(sa, now)
         reply.append(error.payload())
     reply += mobike_payloads(sa, payloads)
     reply += core.token_payloads(sa)

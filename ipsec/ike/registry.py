@@ -289,7 +289,11 @@ class Registry:
 
     def first_contact(self, sa: IkeSa) -> bool:
         """Whether we know of no other IKE_SA between these identities (RFC 7296 section 2.4)."""
-        same = self.by_peer.get((sa.our_id, sa.connection.remote.id.exact), {}).values()
+        peer = sa.connection.remote.id.exact
+        same: Iterable[IkeSa] = self.by_peer.get((sa.our_id, peer), {}).values()
+        if peer is None:
+            # it may turn out to be any of those that we have something to do with
+            same = (other for other in self.sas.values() if other.our_id == sa.our_id)
         return not any(other.established for other in (*self.named(sa.name), *same) if other is not sa)
 
     def named(self, connection: str) -> list[IkeSa]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import ANY_IDENTITY
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.again import leads_to
-from ipsec.ike.config import Action, Childless, IkeSettings, SelectorTemplate, Unique
+from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
 from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, IkeUp, Initiate, Path, TrapWanted
@@ -409,3 +410,15 @@ def test_a_responder_that_knows_no_address_brings_back_what_the_peer_has_closed(
     assert not leads_to(ike, ike.path._replace(remote=ip_address("192.0.2.3")))
     assert leads_to(pair.a.ike, ike.path)
     pair.finish()
+
+
+def test_initial_contact_is_not_said_of_a_peer_that_may_be_known() -> None:
+    """Section 2.4: it is about two identities, and who is to be %any may be somebody whom another connection has."""
+    pair = Pair()
+    one = replace(pair.a.connections["c"], remote=RemoteAuth(AuthClass.PSK, ANY_IDENTITY))
+    pair.a.load(one, replace(one, name="d"))
+    pair.a.initiate("c")
+    pair.world.settle()
+    pair.a.initiate("d")
+    pair.world.settle()
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2

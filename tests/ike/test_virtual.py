@@ -188,6 +188,16 @@ def test_who_has_addresses_of_ours_authenticates_anew_by_himself() -> None:
     pair.finish()
 
 
+def test_an_ike_sa_without_an_address_to_give_has_mobike_all_the_same() -> None:
+    """INTERNAL_ADDRESS_FAILURE is about the CHILD_SA (section 3.15.4); RFC 4555 section 3.1 has no such exception."""
+    pair = roads(inside(0, first=1), mobike=True)
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.a.children
+    assert pair.a.ike.mobike
+    assert pair.b.ike.mobike
+
+
 def test_ipv6_through_a_reload() -> None:
     pair = roads(inside6(9), vips=(ANY6,)).up()
     give(pair, inside6(0x99, name="other"))
