@@ -149,7 +149,8 @@ class RemoteAuth:
     "if any: only these"
     cacerts: tuple[Certificate, ...] = ()
     "if any: one of these must be in the chain"
-    ca_id: Identity | None = None
+    ca_id: IdentityPattern | None = None
+    "an authority in the chain has to be one of these"
     pubkeys: tuple[bytes, ...] = ()
     "raw public keys (DER SubjectPublicKeyInfo) that are trusted for this connection"
     cert_policy: tuple[str, ...] = ()

@@ -340,5 +340,11 @@ class Credentials:
 def _check_authorities(chain: Chain, remote: RemoteAuth) -> None:
     if remote.cacerts and not any(certificate in remote.cacerts for certificate in chain.authorities):
         raise CertificateError(f"none of the authorities configured stands above {chain.end.subject}")
-    if remote.ca_id and not any(certificate.has_identity(remote.ca_id) for certificate in chain.authorities):
+    if remote.ca_id and not any(_is_one_of(certificate, remote.ca_id) for certificate in chain.authorities):
         raise CertificateError(f"no authority {remote.ca_id} stands above {chain.end.subject}")
+
+
+def _is_one_of(certificate: Certificate, pattern: IdentityPattern) -> bool:
+    if pattern.exact is not None:
+        return certificate.has_identity(pattern.exact)
+    return any(pattern.matches(identity) for identity in certificate.identities)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import AuthenticationError, parse_constraints, sign, verify
 from ipsec.crypto.chain import CertificateError
-from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import LocalAuth, RemoteAuth
@@ -219,7 +219,8 @@ def test_peer_certificate() -> None:
     good = [
         RemoteAuth(cacerts=(root.certificate,)),
         RemoteAuth(cacerts=(sub.certificate,)),
-        RemoteAuth(ca_id=sub.certificate.subject),
+        RemoteAuth(ca_id=IdentityPattern.exactly(sub.certificate.subject)),
+        RemoteAuth(ca_id=parse_pattern(str(sub.certificate.subject).replace("CN=Sub", "CN=*"))),
         RemoteAuth(certs=(end,)),
         RemoteAuth(constraints=parse_constraints("ecdsa-256-sha256")),
     ]
@@ -227,8 +228,9 @@ def test_peer_certificate() -> None:
         assert credentials.verify_peer(end, [sub.certificate], remote, MOON, WALL)
     bad = [
         (RemoteAuth(cacerts=(other.certificate,)), "none of the authorities"),
-        (RemoteAuth(ca_id=parse_identity("CN=nobody")), "no authority"),
-        (RemoteAuth(ca_id=end.subject), "no authority"),
+        (RemoteAuth(ca_id=parse_pattern("CN=nobody")), "no authority"),
+        (RemoteAuth(ca_id=parse_pattern("OU=*, CN=*")), "no authority"),
+        (RemoteAuth(ca_id=IdentityPattern.exactly(end.subject)), "no authority"),
         (RemoteAuth(certs=(root.certificate,)), "configured"),
         (RemoteAuth(constraints=parse_constraints("rsa")), "not allowed"),
         (RemoteAuth(cert_policy=("1.2.3",)), "policies"),
@@ -275,7 +277,7 @@ def test_a_trusted_certificate_below_a_loaded_authority() -> None:
         (loaded(ends=(end, sub.certificate), cas=(root,)), RemoteAuth()),
         (loaded(cas=(root, sub)), RemoteAuth(certs=(end,))),
         (loaded(cas=(root,)), RemoteAuth(cacerts=(sub.certificate,))),
-        (loaded(cas=(root, sub)), RemoteAuth(ca_id=root.certificate.subject)),
+        (loaded(cas=(root, sub)), RemoteAuth(ca_id=IdentityPattern.exactly(root.certificate.subject))),
     ):
         above = credentials.issuers_of(end)
         assert credentials.verify_peer(end, above, remote, MOON, WALL).certificates == whole
