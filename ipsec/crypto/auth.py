@@ -7,6 +7,7 @@ both go through ``parse_scheme``, which is strict. SHA-1 is taken in AUTH alone,
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -60,9 +61,10 @@ def is_psk_auth(prf: PrfAlgorithm, secret: bytes, data: bytes, octets: bytes) ->
     return hmac.compare_digest(psk_auth(prf, secret, octets), data)
 
 
-def our_hashes() -> bytes:
-    """Contents of our SIGNATURE_HASH_ALGORITHMS notification (RFC 7427 section 4)."""
-    return b"".join(number.to_bytes(2, "big") for number in OUR_HASHES)
+def our_hashes(allowed: Collection[int] = ()) -> bytes:
+    """Contents of our SIGNATURE_HASH_ALGORITHMS notification (RFC 7427 section 4): all, or those that are allowed."""
+    found = [number for number in OUR_HASHES if number in allowed] or OUR_HASHES
+    return b"".join(number.to_bytes(2, "big") for number in found)
 
 
 def parse_hashes(data: bytes) -> tuple[int, ...]:
@@ -380,6 +382,16 @@ class Constraints:
     def for_auth(self) -> tuple[SchemeRule, ...]:
         """The rules for the AUTH payload."""
         return self.ike or self.chain or _DEFAULT_RULES
+
+    @property
+    def hashes(self) -> frozenset[int]:
+        """What an AUTH may be hashed with, for the peer to choose from."""
+        found: set[int] = set()
+        for rule in self.for_auth:
+            # RFC 8420 section 2: EdDSA has its hash within
+            within = rule.family in ("ed25519", "ed448")
+            found.update((HashAlgorithm.IDENTITY,) if within else rule.hashes or OUR_HASHES)
+        return frozenset(found)
 
     def check_certificate(self, scheme: Scheme, signer: PublicKey) -> None:
         """Whether a certificate, CRL or OCSP response may be signed so. AuthenticationError. SHA-1 never may."""

@@ -7,6 +7,7 @@ hint at most (section 2.21.1): COOKIE and INVALID_KE_PAYLOAD make it ask again, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -159,7 +160,7 @@ def _send_init(sa: IkeSa, progress: InitProgress, now: float) -> None:
         KePayload(progress.kex.method, progress.kex.public),
         NoncePayload(progress.nonce_i),
         *natd.payloads(sa.spi_i, bytes(8), sa.path, fake=sa.core.fakes_nat(sa.connection)),
-        *_announcements(sa.connection),
+        *_announcements(sa.connection, sa.connection.remote.constraints.hashes),
         *ppk.announcement(sa.connection),
     ]
     if progress.redirected_from is not None:
@@ -176,11 +177,12 @@ def _numbered(proposals: tuple[Proposal, ...]) -> list[Proposal]:
     return [Proposal(p.protocol, p.transforms, number) for number, p in enumerate(proposals, 1)]
 
 
-def _announcements(connection: Connection) -> list[Payload]:
+def _announcements(connection: Connection, hashes: Collection[int] = ()) -> list[Payload]:
+    """``hashes``: those that the peer may sign with, if it is known who that is to be."""
     found: list[Payload] = []
     if connection.fragmentation is not Fragmentation.NO:
         found.append(NotifyPayload(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
-    found.append(NotifyPayload(NotifyType.SIGNATURE_HASH_ALGORITHMS, our_hashes()))
+    found.append(NotifyPayload(NotifyType.SIGNATURE_HASH_ALGORITHMS, our_hashes(hashes)))
     return found
 
 

@@ -68,6 +68,17 @@ def test_psk() -> None:
 def test_hashes() -> None:
     assert our_hashes() == bytes.fromhex("0002000300040005")
     assert parse_hashes(our_hashes()) == (2, 3, 4, 5)
+    # what the peer may not sign with it is not told, as charon does: it takes SHA-256 for RSA where it can
+    for text, told in {
+        "pubkey": (2, 3, 4, 5),
+        "pubkey-sha512": (4,),
+        "rsa-2048-sha512-ecdsa-256-sha384": (3, 4),
+        "rsa-sha384-ed25519": (3, 5),
+        "pubkey-sha384-identity": (3, 5),
+        "ike:rsa/pss-sha256-rsa-sha1": (2,),
+        "ike:rsa-sha1": (2, 3, 4, 5),
+    }.items():
+        assert parse_hashes(our_hashes(parse_constraints(text).hashes)) == told, text
     for wrong in (b"\0", bytes(130)):
         with pytest.raises(ParseError):
             parse_hashes(wrong)
