@@ -7,6 +7,8 @@ up. Its message is kept instead, for as long as the moment is.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from ipsec.backend.base import Datagram
@@ -25,7 +27,7 @@ class Doorstep:
 
     def __init__(self) -> None:
         self._closed = False
-        self._waiting: list[Datagram] = []
+        self._waiting: deque[Datagram] = deque()
 
     def close(self) -> None:
         """From now on first messages have to wait."""
@@ -41,8 +43,17 @@ class Doorstep:
         return first
 
     def open(self, deliver: Callable[[Datagram], object]) -> None:
-        """Hand over what has waited, in the order in which it came."""
+        """Hand over what has waited, in the order in which it came, one in each turn of the event loop."""
         self._closed = False
-        waiting, self._waiting = self._waiting, []
-        for datagram in waiting:
+        self._go_on(deliver)
+
+    def _go_on(self, deliver: Callable[[Datagram], object]) -> None:
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._let_in, deliver)
+
+    def _let_in(self, deliver: Callable[[Datagram], object]) -> None:
+        # unless it is closed again, or somebody else has let them in
+        if self._waiting and not self._closed:
+            datagram = self._waiting.popleft()
+            self._go_on(deliver)
             deliver(datagram)

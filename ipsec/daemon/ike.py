@@ -238,12 +238,14 @@ class IkeControl:
                 self._kept.add(name)
                 self._spawn(self._keep_resolved(name))
 
-    def take(self, config: Config) -> None:
-        """Another configuration, whose start actions somebody else sees to."""
-        self._config = config
-        self._give(config)
-        self._keep_names(config)
-        self.doorstep.open(lambda one: self._loop.call_soon(self.on_datagram, one))
+    def take_loaded(self) -> None:
+        """All that is loaded by now, whose start actions somebody else sees to."""
+        try:
+            self._config = self.loaded.config()
+            self._give(self._config)
+            self._keep_names(self._config)
+        finally:
+            self.doorstep.open(self.on_datagram)
 
     def _give(self, config: Config) -> None:
         self.engine.load(config.connections, config.credentials, config.pools)

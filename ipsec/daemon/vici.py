@@ -282,7 +282,7 @@ class ViciControl:
         if self._pending is not None:
             self._pending.cancel()
             self._pending = None
-            self._ike.take(self._ike.loaded.config())
+            self._ike.take_loaded()
 
     # -- start actions
 

@@ -258,17 +258,77 @@ def test_a_peer_that_comes_at_once_finds_what_was_loaded(tmp_path: Path, monkeyp
     with_daemon(tmp_path, test)
 
 
+INIT = Datagram(bytes(18) + bytes([34]), ip_address("192.0.2.3"), 500, ip_address("192.0.2.1"), 500)
+
+
 def test_only_so_many_peers_wait_for_what_is_loaded() -> None:
-    door = Doorstep()
-    init = Datagram(bytes(18) + bytes([34]), ip_address("192.0.2.3"), 500, ip_address("192.0.2.1"), 500)
-    assert not door.keeps(init)
-    door.close()
-    assert not door.keeps(init._replace(data=b"short"))
-    assert [door.keeps(init) for _ in range(WAITING_MAX + 1)] == [True] * WAITING_MAX + [False]
-    heard: list[Datagram] = []
-    door.open(heard.append)
-    assert heard == [init] * WAITING_MAX
-    assert not door.keeps(init)
+    """And when they need not any more, the loop has its turns."""
+
+    async def main() -> None:
+        door = Doorstep()
+        assert not door.keeps(INIT)
+        door.close()
+        assert not door.keeps(INIT._replace(data=b"short"))
+        assert [door.keeps(INIT) for _ in range(WAITING_MAX + 1)] == [True] * WAITING_MAX + [False]
+        heard: list[Datagram] = []
+        door.open(heard.append)
+        assert not door.keeps(INIT)
+        while len(heard) < WAITING_MAX:
+            before = len(heard)
+            await asyncio.sleep(0)
+            assert len(heard) <= before + 1
+        await asyncio.sleep(0)
+        assert heard == [INIT] * WAITING_MAX
+
+    asyncio.run(main())
+
+
+def test_who_waits_when_more_is_loaded_waits_on() -> None:
+    async def main() -> None:
+        door = Doorstep()
+        heard: list[Datagram] = []
+
+        def deliver(datagram: Datagram) -> None:
+            heard.append(datagram)
+            if len(heard) == 1:
+                door.close()
+                raise ValueError("a bug")
+
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        door.close()
+        sent = [INIT._replace(port=port) for port in range(3)]
+        assert all(map(door.keeps, sent))
+        door.open(deliver)
+        await asyncio.sleep(0.01)
+        assert heard == sent[:1]
+        door.open(deliver)
+        await asyncio.sleep(0.01)
+        assert heard == sent
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_loaded_lets_peers_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vici, "SETTLE_S", 0.05)
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        heard = []
+        monkeypatch.setattr(one.ike.engine, "receive_datagram", lambda data, path, now: heard.append(data))
+
+        def fail(*args: object) -> None:
+            raise ValueError("a bug")
+
+        with monkeypatch.context() as failing:
+            failing.setattr(one.ike.engine, "load", fail)
+            asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+            await session.request("load-conn", {"new": CONNECTION})
+            one.ike.on_datagram(INIT)
+            assert heard == []
+            await asyncio.sleep(0.2)
+        assert heard == [INIT.data]
+
+    with_daemon(tmp_path, test)
 
 
 def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
