@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import click
 from rich.text import Text
@@ -225,23 +226,36 @@ def redirect(
     common: dict[str, object] = {"peer-ip": peer_ip, "peer-id": peer_id, "gateway": gateway}
     wanted = targets_of(names, ike_id) if names or ike_id else []
     told = app.run(lambda: _redirect(app, wanted, common))
-    matches = sum(told.values())
+    matches, unsupported = (sum(counts) for counts in zip(*told.values(), strict=True))
+    if unsupported and not matches:
+        why = "without REDIRECT_SUPPORTED from them it may not be asked of them (RFC 5685)"
+        raise CtlError(f"{plural(unsupported, 'peer')} cannot be redirected", why)
     if not matches:
         why = "only peers that came to us, and that said that they can be, are redirected"
         raise CtlError("no such peer is up", why, code=ExitCode.UNKNOWN_NAME)
     if app.json:
-        results = [{"name": name, "matches": count} for name, count in told.items()]
-        app.document("redirect", gateway=gateway, matches=matches, results=results)
+        results = [{"name": name, "matches": one.matches, "unsupported": one.unsupported} for name, one in told.items()]
+        app.document("redirect", gateway=gateway, matches=matches, unsupported=unsupported, results=results)
     else:
         line = f"{plural(matches, 'peer')} sent to {gateway}"
         if len(told) > 1:
-            line += f" ({', '.join(f'{name} {count}' for name, count in told.items() if count)})"
+            line += f" ({', '.join(f'{name} {one.matches}' for name, one in told.items() if one.matches)})"
+        if unsupported:
+            line += f", {unsupported} cannot be"
         app.out.print(line, soft_wrap=True)
     return ExitCode.OK
 
 
-async def _redirect(app: App, names: Sequence[str], common: dict[str, object]) -> dict[str, int]:
-    """How many peers of each target were told; without names all that ``common`` chooses, under the empty name."""
+class Told(NamedTuple):
+    """How many peers a redirection has reached."""
+
+    matches: int
+    unsupported: int
+    "those that it could not be asked of"
+
+
+async def _redirect(app: App, names: Sequence[str], common: dict[str, object]) -> dict[str, Told]:
+    """What became of each target; without names all that ``common`` chooses, under the empty name."""
     async with app.session() as session:
         chosen: dict[str, dict[str, object]] = {"": {}}
         if names:
@@ -254,11 +268,12 @@ async def _redirect(app: App, names: Sequence[str], common: dict[str, object]) -
         return {name: await _tell(session, message | common) for name, message in chosen.items()}
 
 
-async def _tell(session: Session, message: dict[str, object]) -> int:
-    """How many peers one command has reached: that there are none for one target does not keep the others from it."""
+async def _tell(session: Session, message: dict[str, object]) -> Told:
+    """What one command has reached: that there is nobody for one target does not keep the others from it."""
     try:
-        return number(await session.request("redirect", message), "matches")
+        answer = await session.request("redirect", message)
     except ViciError as error:
-        if error.message and "no matching SAs" in str(error):
-            return 0
-        raise
+        if not (error.message and "no matching SAs" in str(error)):
+            raise
+        answer = error.message
+    return Told(number(answer, "matches"), number(answer, "unsupported"))

@@ -389,8 +389,8 @@ class IkeEngine(Registry):
             self.terminate_child(child, now, f"cannot be installed: {reason}")
 
     def redirect_peer(self, sa: IkeSa, gateway: Gateway, now: float) -> None:
-        """Ask an initiator to go to another gateway (RFC 5685 section 5)."""
-        if sa.established and not sa.initiator:
+        """Ask an initiator, if it has said that it can be, to go to another gateway (RFC 5685 section 5)."""
+        if sa.established and sa.redirectable:
             sa.ask(Liveness([redirect.redirect(gateway)]), now)
 
     def stop(self, now: float) -> None:
@@ -468,7 +468,7 @@ class IkeEngine(Registry):
     def take_redirect(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
         """REDIRECT under protection."""
         for payload in payloads:
-            if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.REDIRECT and sa.initiator:
+            if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.REDIRECT and sa.original_initiator:
                 self.redirected(sa, redirect.parse_redirect(payload.data), now)
                 return
 

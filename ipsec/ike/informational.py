@@ -71,7 +71,7 @@ def _heed(
         updates = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.UPDATE_SA_ADDRESSES for p in payloads)
         # RFC 4555 section 3.8: a liveness check that also looks for changes of a NAT
         return [] if updates or behind_nat(sa, payloads, path) is None else detection(sa, path)
-    if number == NotifyType.REDIRECT and sa.initiator:
+    if number == NotifyType.REDIRECT and sa.original_initiator:
         sa.core.take_redirect(sa, [notify], now)
         return []
     if number == NotifyType.AUTHENTICATION_FAILED:

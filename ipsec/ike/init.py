@@ -388,9 +388,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     offer, ke, nonce = _mandatory(payloads)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
     gateway = core.redirect_to(path)
-    # RFC 5685 section 3: who was sent here says so instead of that it can be sent elsewhere
-    supported = {NotifyType.REDIRECT_SUPPORTED, NotifyType.REDIRECTED_FROM} & notifies.keys()
-    if gateway is not None and supported:
+    if gateway is not None and _redirectable(notifies):
         _reply(core, header, redirect.redirect(gateway, nonce.data), path)
         return
     found = _choose(core, offer, ke, path)
@@ -421,6 +419,11 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     progress.ppk = bool(ppk.agreement(core.credentials, notifies))
     sa.proposal = proposal
     _answer_init(sa, progress, kex, shared, payloads, notifies, extras, path, now)
+
+
+def _redirectable(notifies: dict[int, NotifyPayload]) -> bool:
+    """RFC 5685 section 3: who was sent here says so instead of that it can be sent elsewhere."""
+    return bool({NotifyType.REDIRECT_SUPPORTED, NotifyType.REDIRECTED_FROM} & notifies.keys())
 
 
 def _ask_cookie(core: IkeEngine, header: Header, nonce: bytes, path: Path, now: float) -> None:
@@ -495,6 +498,7 @@ def _answer_init(
         *extras,
     ]
     _take_announcements(sa, payloads, notifies, path, initiator=False)
+    sa.redirectable = _redirectable(notifies)
     progress.message_2 = _emit(sa.spi_i, sa.spi_r, FLAG_RESPONSE, answer)
     sa.message_id_in = 1
     sa.change(IkeState.CONNECTING)

@@ -166,6 +166,7 @@ class IkeSa:
         "queue",
         "quiet",
         "reauth_at",
+        "redirectable",
         "rekey",
         "rekey_at",
         "replaces",
@@ -229,6 +230,8 @@ class IkeSa:
         "those of ours that the peer knows"
         self.peer_token = b""
         "proof that the peer lost this IKE_SA, once it shows it (RFC 6290)"
+        self.redirectable = False
+        "the peer began the first IKE_SA, and has said that it can be sent elsewhere (RFC 5685)"
         self.seen_as: bytes | None = None
         "how the peer sees our address through a NAT (RFC 4555 section 3.8)"
         self.ppk = False
@@ -247,10 +250,8 @@ class IkeSa:
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now
         self.established_at = 0.0
-        self.rekey_at = 0.0
-        self.reauth_at = 0.0
-        self.last_in = 0.0
-        self.last_out = 0.0
+        self.rekey_at = self.reauth_at = 0.0
+        self.last_in = self.last_out = 0.0
         self.tries_left = max(connection.keyingtries, 0) or -1
         self.unauthenticated_error: Failure | None = None
 

@@ -191,16 +191,23 @@ class Actions:
             gateway: Gateway = ip_address(target)
         except ValueError:
             gateway = target
-        found = [sa for sa in self._control.engine.sas.values() if sa.established and not sa.initiator and fits(sa)]
+        sas = self._control.engine.sas.values()
+        came = [sa for sa in sas if sa.established and not sa.original_initiator and fits(sa)]
+        found = [sa for sa in came if sa.redirectable]
+        more = {"unsupported": len(came) - len(found)} if len(came) > len(found) else {}
+        for sa in came:
+            if not sa.redirectable:
+                log.warning("%s: not redirected: %s has not said that it can be (RFC 5685)", sa, sa.path.remote)
         if not found:
-            raise CommandError("no matching SAs to redirect found", matches="0")
+            why = ": no REDIRECT_SUPPORTED came from them (RFC 5685)" if came else ""
+            raise CommandError(f"no matching SAs to redirect found{why}", matches="0", **more)
         try:
             for sa in found:
                 self._control.engine.redirect_peer(sa, gateway, self._control.now())
         except ValueError as error:
             raise CommandError(str(error)) from None
         self._control.turn()
-        return {"success": "yes", "matches": len(found)}
+        return {"success": "yes", "matches": len(found), **more}
 
     # -- install
 

@@ -306,7 +306,9 @@ class FakeDaemon:
     async def do_redirect(self, client: Client, message: Message) -> Mapping[str, Any]:
         if not any(name == text(message, "ike") for name, _ in self.sas):
             raise CommandError("no matching SAs to redirect found", matches="0")
-        return {"success": "yes", "matches": 1}
+        if self.fails == "always":
+            raise CommandError("no matching SAs to redirect found: none can be", matches="0", unsupported=1)
+        return {"success": "yes", "matches": 1} | ({"unsupported": 2} if self.fails else {})
 
 
 @dataclass(frozen=True)

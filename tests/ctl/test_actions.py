@@ -251,10 +251,29 @@ def test_redirect_of_several(two: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("redirect", "*", "--to", "192.0.2.9").out == "2 peers sent to 192.0.2.9 (gw 1, road 1)\n"
     document = ctl("redirect", "branch", "gw", "--to", "192.0.2.9", "--json").document
     assert document["matches"] == 1
-    assert document["results"] == [{"name": "branch", "matches": 0}, {"name": "gw", "matches": 1}]
+    assert document["unsupported"] == 0
+    results = [(one["name"], one["matches"], one["unsupported"]) for one in document["results"]]
+    assert results == [("branch", 0, 0), ("gw", 1, 0)]
     two.sas = []
     done = ctl("redirect", "*", "--to", "192.0.2.9", "--json")
     assert (done.status, done.document["error"]) == (ExitCode.UNKNOWN_NAME, "unknown-name")
+
+
+def test_redirect_of_peers_that_do_not_support_it(two: FakeDaemon, ctl: Ctl) -> None:
+    """RFC 5685 section 5 does not let us ask them: it is said whom that concerns, and is no success if it is all."""
+    two.sas = [("gw", ike_sa(5)), ("road", ike_sa(6))]
+    two.fails = "some"
+    line = "2 peers sent to 192.0.2.9 (gw 1, road 1), 4 cannot be\n"
+    assert ctl("redirect", "gw", "road", "--to", "192.0.2.9").out == line
+    document = ctl("redirect", "gw", "road", "--to", "192.0.2.9", "--json").document
+    assert (document["matches"], document["unsupported"]) == (2, 4)
+    assert document["results"][0] == {"name": "gw", "matches": 1, "unsupported": 2}
+    two.fails = "always"
+    done = ctl("redirect", "gw", "--to", "192.0.2.9")
+    assert done.status == ExitCode.FAILED
+    assert "1 peer cannot be redirected" in done.err
+    assert "RFC 5685" in done.err
+    assert ctl("redirect", "gw", "--to", "192.0.2.9", "--json").document["error"] == "failed"
 
 
 def test_daemon_that_dies_meanwhile(two: FakeDaemon, ctl: Ctl) -> None:

@@ -80,6 +80,45 @@ def test_redirected_when_established() -> None:
     agree(pair.a, third)
 
 
+def test_not_asked_without_redirect_supported() -> None:
+    """Section 5: the gateway asks only clients that have said that they support it."""
+    pair = Pair()
+    pair.a.engine.settings = replace(pair.a.engine.settings, follow_redirects=False)
+    pair.up()
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, C)
+    assert pair.b.ike.pending is None
+    pair.finish()
+
+
+def test_who_was_sent_here_can_be_sent_on() -> None:
+    """REDIRECTED_FROM takes the place of REDIRECT_SUPPORTED (section 3)."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    pair.a.initiate(remote=pair.b.addresses[0])
+    pair.world.settle()
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, C)
+    pair.world.settle()
+    third.do(third.engine.redirect_peer, third.ike, pair.b.addresses[0])
+    pair.world.settle()
+    assert not third.engine.sas
+    agree(pair.a, pair.b)
+
+
+def test_redirected_after_the_gateway_has_rekeyed() -> None:
+    """Who is the client does not change with the roles in a rekeying."""
+    pair = Pair(remote_addrs=("%any",))
+    third = with_third(pair)
+    pair.a.initiate(remote=pair.b.addresses[0])
+    pair.world.settle()
+    pair.b.do(pair.b.engine.rekey_ike_sa, pair.b.ike)
+    pair.world.settle()
+    assert pair.b.ike.initiator
+    pair.b.do(pair.b.engine.redirect_peer, pair.b.ike, C)
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    agree(pair.a, third)
+
+
 def test_redirected_while_a_request_is_under_way() -> None:
     """The IKE_SA that is to be closed, but not yet, does not stand for the one that is wanted."""
     pair = Pair(remote_addrs=("%any",))

@@ -1,8 +1,9 @@
-"""``terminate`` with ``force`` on an engine whose peer does not answer, in the simulated network."""
+"""Commands on engines in the simulated network: ``terminate`` with ``force``, ``redirect``."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,11 +36,16 @@ class Host:
         return lambda: None
 
 
-def terminate(host: SimHost, **message: str) -> dict[str, Any]:
+def ask(host: SimHost, command: str, **message: str) -> dict[str, Any]:
     """The answer."""
     encoded = {key.replace("_", "-"): value.encode() for key, value in message.items()}
-    actions: Any = Actions(Host(host))  # type: ignore[arg-type]
-    return dict(asyncio.run(actions.terminate(None, encoded)))
+    handler: Any = Actions(Host(host)).commands[command]  # type: ignore[arg-type]
+    return dict(asyncio.run(handler(None, encoded)))
+
+
+def terminate(host: SimHost, **message: str) -> dict[str, Any]:
+    """The answer."""
+    return ask(host, "terminate", **message)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at-once", "behind-another-request"])
@@ -77,3 +83,24 @@ def test_without_force_nothing_is_forgotten() -> None:
         terminate(pair.a, ike="c", child="net", timeout="50")
     assert len(pair.a.ike.children) == 1
     pair.finish(children=0)
+
+
+@pytest.mark.parametrize("support", [True, False])
+def test_only_who_can_be_is_redirected(support: bool) -> None:
+    """RFC 5685 section 5: REDIRECT is for clients that have said REDIRECT_SUPPORTED."""
+    pair = Pair()
+    pair.a.engine.settings = replace(pair.a.engine.settings, follow_redirects=support)
+    pair.up()
+    wanted = {"ike": "c", "gateway": "192.0.2.3"}
+    if support:
+        assert ask(pair.b, "redirect", **wanted) == {"success": "yes", "matches": 1}
+        assert pair.b.ike.pending is not None
+        return
+    with pytest.raises(CommandError, match=r"no matching SAs to redirect found: .*RFC 5685") as failed:
+        ask(pair.b, "redirect", **wanted)
+    assert failed.value.extra == {"matches": "0", "unsupported": 1}
+    assert pair.b.ike.pending is None
+    with pytest.raises(CommandError, match=r"no matching SAs to redirect found$") as failed:
+        ask(pair.a, "redirect", **wanted)
+    assert failed.value.extra == {"matches": "0"}
+    pair.finish()
