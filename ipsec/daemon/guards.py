@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -235,9 +236,14 @@ class Guards:
         if self._awaited.pop(connection, None) is not None:
             self._open()
 
-    def loading(self) -> None:
-        """What is expected may be about to change: until ``begun`` nothing opens."""
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What is expected may be about to change: nothing opens until that is over, however it ends."""
         self._loading = True
+        try:
+            yield
+        finally:
+            self.begun()
 
     def begun(self) -> None:
         """Whatever is to be has begun, or is expected: what a predecessor left closed opens where nobody wants it."""

@@ -164,22 +164,21 @@ class IkeControl:
                 old[name] = new[name]
             elif new.get(name) != connection:
                 gone.append(connection)
-        self.guards.loading()
-        for connection in gone:
-            log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
-            self.guards.remove_all(connection, hold=connection.name in new)
-            for sa in self.engine.named(connection.name):
-                if sa.connection.is_alike(connection):
-                    self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
-        self._config = config
-        self.turn()
-        try:
-            as_before = {name for name, one in new.items() if old.get(name) == one and name not in self._not_begun}
-            await self._load(config, unless=as_before)
-        finally:
+        with self.guards.loading():
             for connection in gone:
-                self._release(connection)
-            self.guards.begun()
+                log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
+                self.guards.remove_all(connection, hold=connection.name in new)
+                for sa in self.engine.named(connection.name):
+                    if sa.connection.is_alike(connection):
+                        self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
+            self._config = config
+            self.turn()
+            try:
+                as_before = {name for name, one in new.items() if old.get(name) == one and name not in self._not_begun}
+                await self._load(config, unless=as_before)
+            finally:
+                for connection in gone:
+                    self._release(connection)
 
     async def _load(self, config: Config, unless: Collection[str] | None = None) -> None:
         """``unless``: connections that are there already; None is the start, which fails if anything does.

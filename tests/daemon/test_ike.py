@@ -386,17 +386,19 @@ def test_what_waits_stays_closed_during_a_reload(patience: float, monkeypatch: p
     run(main())
 
 
-def test_after_a_reload_that_fails_what_nobody_waits_for_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["_give", "turn", "_release", "guards.remove_all"])
+def test_after_a_reload_that_fails_what_nobody_waits_for_opens(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         pair = Pair(A, B)
         await pair.start()
         end = pair.ends[0]
 
-        def fail(config: object) -> None:
+        def fail(*args: object, **more: object) -> None:
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr(end, "_give", fail)
+            owner, name = (end.guards, "remove_all") if where.startswith("guards.") else (end, where)
+            patch.setattr(owner, name, fail)
             with pytest.raises(RuntimeError, match="a bug"):
                 await end.reload(load_text(A.replace("start_action = start", "start_action = none")))
         opened: list[bool] = []
