@@ -175,6 +175,8 @@ class CreateChild(Request):
             sa.ask(CreateChild(self.config, reqid=old.reqid), now)
         elif error.notify == NotifyType.NO_ADDITIONAL_SAS:
             log.info("%s: the peer makes no more SAs (RFC 7296 section 1.3), authenticating anew", sa)
+            # should that fail as well
+            _rekey_later(sa, old, now + RETRY_FAILED_S * (1 + sa.core.fraction()))
             sa.core.reauthenticate(sa, now)
         else:
             log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))

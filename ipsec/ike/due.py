@@ -12,7 +12,7 @@ from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import Confirm
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.mobike import detection, tell
-from ipsec.ike.rekey import closed_by_peer
+from ipsec.ike.rekey import RETRY_FAILED_S, closed_by_peer
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
         case Timer.REKEY:
             core.rekey_ike_sa(sa, now)
         case Timer.REAUTH:
-            core.reauthenticate(sa, now)
+            _reauthenticate(core, sa, now)
         case Timer.OVER:
             log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
             core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
@@ -92,6 +92,13 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
         why = sa.unauthenticated_error or NO_ANSWER
         log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
         sa.destroy(why, now)
+
+
+def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    if sa.established:
+        # the peer may refuse it or not answer, or nothing may lead there. Once the new one is up this one has no timers
+        core.timers.set((Timer.REAUTH, sa.uid), now + RETRY_FAILED_S * (1 + core.fraction()))
+        core.reauthenticate(sa, now)
 
 
 def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:

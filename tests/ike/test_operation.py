@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import IkeSettings, Unique
 from ipsec.ike.delete import Liveness
-from ipsec.ike.events import KEEPALIVE, IkeDown, Initiate, Path
+from ipsec.ike.errors import PeerError
+from ipsec.ike.events import KEEPALIVE, ChildDown, ChildNotMade, IkeDown, IkeUp, Initiate, Path
 from ipsec.ike.redirect import LOOP_PERIOD_S, REDIRECTS_MAX, redirect
 from ipsec.ike.state import IkeState
-from ipsec.wire.iana import NotifyType
+from ipsec.wire.iana import NotifyType, Protocol
 from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
-from ipsec.wire.payloads import NotifyPayload
-from tests.pair import A, Pair, connection
+from ipsec.wire.payloads import NotifyPayload, Payload
+from tests.pair import IKE, A, Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.invariants import agree
 from tests.sim.link import Link
@@ -274,6 +276,64 @@ def test_over_time_ends_who_cannot_authenticate_any_more() -> None:
     pair.world.run(60)
     assert not pair.b.ikes
     assert not [sa for sa in pair.a.ikes if sa.established_at]
+
+
+@pytest.mark.parametrize("why", ["AUTHENTICATION_FAILED", "NO_PROPOSAL_CHOSEN", "no answer", "no way"])
+@pytest.mark.parametrize("rekey_time", [0.0, 60.0])
+def test_reauthentication_that_fails_is_tried_again(why: str, rekey_time: float) -> None:
+    """As a refused rekeying is; what was up stays up until it works, or over_time is over."""
+    pair = Pair(a={"reauth_time": 100.0, "over_time": 400.0, "rekey_time": rekey_time}).up()
+    connections = pair.b.connections.values()
+    if why == "AUTHENTICATION_FAILED":
+        pair.b.load(*connections, secret=b"another secret altogether")
+    elif why == "NO_PROPOSAL_CHOSEN":
+        proposals = parse_proposals(["aes256gcm16-prfsha384-ecp384"], Protocol.IKE)
+        pair.b.load(*(replace(one, proposals=proposals) for one in connections))
+    elif why == "no answer":
+        pair.world.filter = lambda host, data: None if parse_header(data).exchange == 34 else data
+    else:
+        # who has no way makes no IKE_SA
+        emit = pair.a.engine.emit
+        pair.a.engine.emit = lambda event: None if isinstance(event, Initiate) else emit(event)  # type: ignore[method-assign]
+    before = len(pair.a.events(IkeUp))
+    pair.world.run(170)
+    assert len(pair.a.events(IkeUp)) == before
+    assert not pair.a.events(ChildDown)
+    pair.world.filter = None
+    pair.a.engine.__dict__.pop("emit", None)
+    pair.b.load(*(replace(one, proposals=IKE) for one in connections))
+    pair.world.run(70)
+    assert len(pair.a.events(IkeUp)) == before + 1
+    pair.a.load(*(replace(one, rekey_time=0.0, reauth_time=0.0) for one in pair.a.connections.values()))
+    pair.finish()
+
+
+def test_reauthentication_for_want_of_child_sas_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CHILD_SA that can be rekeyed no other way (RFC 7296 section 1.3: NO_ADDITIONAL_SAS) would come to its end."""
+
+    def full(*args: object) -> list[Payload]:
+        raise PeerError(NotifyType.NO_ADDITIONAL_SAS, "full")
+
+    monkeypatch.setattr("ipsec.ike.engine.handle_create_child", full)
+    pair = Pair(a={"child": {"rekey_time": 100.0, "life_time": 300.0, "rand_time": 0.0}}).up()
+    pair.b.load(*pair.b.connections.values(), secret=b"another secret altogether")
+    pair.world.run(120)
+    old = pair.a.ike
+    pair.b.load(*pair.b.connections.values())
+    pair.world.run(60)
+    assert pair.a.ike is not old
+    assert not pair.a.events(ChildNotMade)
+    pair.finish()
+
+
+def test_no_reauthentication_of_what_is_being_closed() -> None:
+    pair = Pair(a={"reauth_time": 100.0, "over_time": 400.0}).up()
+    pair.world.run(99)
+    pair.world.filter = lambda host, data: None
+    pair.a.do(pair.a.engine.terminate_ike, pair.a.ike)
+    pair.world.run(60)
+    assert not pair.a.events(Initiate)
+    assert len(pair.a.engine.sas) == 1
 
 
 # -- a connection that is another one now (RFC 4301 section 4.4.3)
