@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import again, due, lifetimes, mobike, natd, qcd, redirect
+from ipsec.ike import again, due, giveway, lifetimes, mobike, natd, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
@@ -288,7 +288,7 @@ class IkeEngine(Registry):
             # it is to be closed as soon as what is under way is answered
             return False
         if sa.established:
-            under_way = self._under_way(sa)
+            under_way = self.under_way(sa)
             for config, reqid in wanted:
                 if config.name not in under_way:
                     sa.ask(CreateChild(config, reqid=reqid), now)
@@ -301,7 +301,7 @@ class IkeEngine(Registry):
             return True
         return False
 
-    def _under_way(self, sa: IkeSa) -> set[str]:
+    def under_way(self, sa: IkeSa) -> set[str]:
         """Names of children that are up, or that we have asked for."""
         requests = [*sa.queue, *self._retries.get(sa.uid, ()), *([sa.pending.request] if sa.pending else ())]
         return {child.name for child in sa.children_up()} | {
@@ -456,7 +456,7 @@ class IkeEngine(Registry):
             log.warning("%s: %s sends us to %s, not followed", sa, sa.path.remote, gateway)
             return
         log.info("%s: %s sends us to %s", sa, sa.path.remote, gateway)
-        names: list[str | None] = [*sorted(self._under_way(sa))]
+        names: list[str | None] = [*sorted(self.under_way(sa))]
         had = sa.addresses
         if sa.auth is not None:
             names += [config.name for config, _ in sa.auth.configs]
@@ -532,6 +532,7 @@ class IkeEngine(Registry):
         log.info("%s: established between %s[%s]...%s[%s]", sa, sa.path.local, sa.our_id, sa.path.remote, sa.peer_id)
         self.problems.came_up(sa.name)
         self.emit(IkeUp(sa))
+        giveway.look(sa, now)
         old = self.sas.get(sa.replaces)
         if old is not None:
             old.quiet = True

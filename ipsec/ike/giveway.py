@@ -1,32 +1,56 @@
-"""Both ends have begun, and the peer was first: what we still knock for is not needed, or there are two of each.
+"""Both ends have begun: what we still knock for is not needed, or there are two of each.
 
-Only what the peer cannot take to be up is dropped, that is before our IKE_AUTH has gone out: where both ends have sent
-it both IKE_SAs stay, since either end could give way for the one that the other gives up. And only when the peer has
-shown that it has the one that stays: our answer to it may be lost for good.
+Before our IKE_AUTH has gone out the peer cannot take ours to be up: it is dropped for one of the peer's that has the
+same children. And only when the peer has shown that it has the one that stays: our answer to it may be lost for good.
+
+Where both IKE_AUTHs have crossed both IKE_SAs are up, and one of them can go only if both ends mean the same one, which
+no RFC has a rule for. With ``unique = replace`` or ``keep`` it is the one with the lowest of the four SPIs, as RFC 7296
+section 2.8.1 has it for nonces. Who knows that they have crossed names it through the other one, and closes it if the
+peer agrees. A peer that is not ours does not know what is meant, and both stay: it may want to have back what we close
+(charon's ``close_action``), and so for ever.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
+from ipsec.ike.child import stop_sending
+from ipsec.ike.config import Unique
 from ipsec.ike.delete import Liveness
+from ipsec.ike.events import ChildDown
+from ipsec.ike.lifetimes import REAUTHENTICATED_S, Timer
 from ipsec.ike.sa import IkeSa
-from ipsec.wire.iana import ExchangeType
-from ipsec.wire.payloads import Payload
+from ipsec.ike.state import ChildState, IkeState
+from ipsec.wire.iana import ExchangeType, NotifyType
+from ipsec.wire.payloads import NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
 
 #: after our answer, so that the peer has it by the time it is asked
 GIVE_WAY_S = 0.1
+#: an IKE_SA that does not have by then what the one with which it has crossed has is another thing
+CROSSED_S = 60.0
 
 
 class Confirm(Liveness):
     """Does the peer have the IKE_SA that stays?"""
 
-    __slots__ = ()
+    __slots__ = ("crossed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossed: IkeSa | None = None
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
-        """Nothing to say; nothing to ask either, if there is nothing to give up any more."""
+        """N(REDUNDANT_IKE_SA), or nothing to say; nothing to ask either, if there is nothing to give up any more."""
+        self.crossed = _redundant(sa)
+        if self.crossed is not None and _at_once(sa, self.crossed):
+            return [NotifyPayload(NotifyType.REDUNDANT_IKE_SA, _spis(self.crossed))]
+        age = now - sa.established_at
+        if age < CROSSED_S and any(_loses(other, sa) for other in _rivals(sa) if _at_once(sa, other)):
+            # CHILD_SAs are still on their way
+            sa.core.timers.set((Timer.GIVE_WAY, sa.uid), now + max(age, REAUTHENTICATED_S))
         return [] if knocks_of(sa) else None
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
@@ -36,6 +60,9 @@ class Confirm(Liveness):
             log.info("%s: not needed any more, %s is up", knock, sa)
             knock.quiet = True
             knock.destroy("the peer was first", now)
+        named = [p.data for p in payloads if isinstance(p, NotifyPayload) and p.notify == NotifyType.REDUNDANT_IKE_SA]
+        if self.crossed is not None and _spis(self.crossed) in named and self.crossed is _redundant(sa):
+            _give_up(self.crossed, sa, now)
 
 
 def knocks_of(sa: IkeSa) -> list[IkeSa]:
@@ -52,3 +79,78 @@ def _is_knock(other: IkeSa, sa: IkeSa, up: set[str]) -> bool:
     # a connection may be for several peers
     same = other.path.remote == sa.path.remote or sa.connection.remote.id.exact == sa.peer_id
     return asking and same and bool(wanted) and wanted <= up and other.connection.is_alike(sa.connection)
+
+
+# -- both are up
+
+
+def look(sa: IkeSa, now: float) -> None:
+    """An IKE_SA is up. If one that we have begun has crossed with one of the peer's, ask soon which one stays."""
+    for other in _rivals(sa):
+        if _at_once(sa, other):
+            stays, goes = (sa, other) if _loses(other, sa) else (other, sa)
+            # further CHILD_SAs come first, and who has begun it may be faster
+            wait = REAUTHENTICATED_S if goes.initiator else 2 * REAUTHENTICATED_S
+            sa.core.timers.set((Timer.GIVE_WAY, stays.uid), now + wait)
+
+
+def agree(sa: IkeSa, spis: bytes) -> list[Payload]:
+    """The peer wants to close an IKE_SA that has crossed with ``sa``: whether nothing is missing here without it.
+
+    It may be that the peer alone knows of the crossing, if what it sent first was lost.
+    """
+    other = _redundant(sa)
+    if other is None or spis != _spis(other):
+        return []
+    log.info("%s: %s has crossed with it, and the peer closes that", sa, other)
+    return [NotifyPayload(NotifyType.REDUNDANT_IKE_SA, spis)]
+
+
+def _give_up(sa: IkeSa, stays: IkeSa, now: float) -> None:
+    """Close an IKE_SA for whose CHILD_SAs another one has the same."""
+    for child in sa.children_up():
+        # the peer takes nothing more through it when it has our Delete
+        child.change(ChildState.REKEYED)
+        sa.core.emit(ChildDown(child, f"{stays} stays"))
+        stop_sending(child)
+    sa.core.terminate_ike(sa, now, f"begun by both ends, {stays} stays")
+
+
+def _redundant(sa: IkeSa) -> IkeSa | None:
+    """The one that has lost against ``sa``, if nothing of it is missing there."""
+    if not _is_in_use(sa):
+        return None
+    up = {child.name: (set(child.local_ts), set(child.remote_ts)) for child in sa.children_up()}
+    for other in _rivals(sa):
+        have = {child.name: (set(child.local_ts), set(child.remote_ts)) for child in other.children_up()}
+        covered = have.items() <= up.items() and sa.core.under_way(other) <= up.keys()
+        rests = all(one.state is ChildState.INSTALLED and one.peer_rekey is None for one in other.children.values())
+        if covered and rests and _loses(other, sa) and _is_in_use(other):
+            return other
+    return None
+
+
+def _rivals(sa: IkeSa) -> Iterator[IkeSa]:
+    """IKE_SAs that the other end of one has begun for the same, where one is enough."""
+    if sa.connection.unique in (Unique.REPLACE, Unique.KEEP):
+        for other in sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values():
+            same = other.name == sa.name and other.connection.is_alike(sa.connection)
+            if same and other.initiator is not sa.initiator:
+                yield other
+
+
+def _at_once(sa: IkeSa, other: IkeSa) -> bool:
+    """Whether each was begun before the other one was there."""
+    return other.created_at < sa.established_at and sa.created_at < other.established_at
+
+
+def _is_in_use(sa: IkeSa) -> bool:
+    return sa.state is IkeState.ESTABLISHED and not sa.quiet and (Timer.REPLACED, sa.uid) not in sa.core.timers
+
+
+def _loses(sa: IkeSa, other: IkeSa) -> bool:
+    return min(sa.spi_i, sa.spi_r) < min(other.spi_i, other.spi_r)
+
+
+def _spis(sa: IkeSa) -> bytes:
+    return sa.spi_i + sa.spi_r

@@ -12,6 +12,7 @@ from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.giveway import agree
 from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
 from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
@@ -74,6 +75,8 @@ def _heed(
     if number == NotifyType.REDIRECT and sa.original_initiator:
         sa.core.take_redirect(sa, [notify], now)
         return []
+    if number == NotifyType.REDUNDANT_IKE_SA:
+        return agree(sa, notify.data)
     if number == NotifyType.AUTHENTICATION_FAILED:
         # section 2.21.2: the initiator could not authenticate us, and has dropped its end
         log.warning("%s: the peer does not believe that we are %s", sa, sa.our_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.config import IkeSettings, Unique
+from ipsec.ike.config import Action, IkeSettings, SelectorTemplate, Unique
 from ipsec.ike.delete import Liveness
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import KEEPALIVE, ChildDown, ChildNotMade, IkeDown, IkeUp, Initiate, Path
@@ -408,13 +409,117 @@ def test_who_wants_more_goes_on() -> None:
     assert {child.name for child in pair.a.children} == {"net", "two"}
 
 
-def test_both_at_once_stay() -> None:
-    """Neither can know which of the two the other will keep."""
-    pair = Pair()
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.NEVER])
+def test_both_at_once_stay(unique: Unique) -> None:
+    """Neither can know which of the two the other will keep, and nobody wants one only."""
+    pair = Pair(unique=unique)
     pair.a.initiate()
     pair.b.initiate()
     pair.world.run(60)
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+
+
+def both(seed: str, names: tuple[str, ...], **more: Any) -> Pair:
+    """Children of which each is for networks of its own."""
+    pair = Pair(seed, children=names, **more)
+    networks = [
+        SelectorTemplate((ip_address(f"10.9.{number}.0"), ip_address(f"10.9.{number}.255")))
+        for number in range(len(names))
+    ]
+    for host, far in ((pair.a, False), (pair.b, True)):
+        (one,) = host.connections.values()
+        children = [
+            replace(child, **{"local_ts" if far else "remote_ts": (network,)})
+            for child, network in zip(one.children, networks, strict=True)
+        ]
+        host.load(replace(one, children=tuple(children)))
+    return pair
+
+
+class Talk:
+    """Packets all the time, counted."""
+
+    def __init__(self, host: SimHost) -> None:
+        self.host = host
+        self.sent = 0
+        self.over = False
+        self._go()
+
+    def _go(self) -> None:
+        if not self.over:
+            self.sent += len(self.host.current())
+            self.host.send_traffic()
+            self.host.world.at(0.01, self._go)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("children", [("net",), ("net", "two", "three")])
+@pytest.mark.parametrize("action", [Action.NONE, Action.START])
+@pytest.mark.parametrize("unique", [Unique.REPLACE, Unique.KEEP])
+def test_one_of_two_that_cross_stays(unique: Unique, action: Action, children: tuple[str, ...], seed: int) -> None:
+    """Both ends mean the same one, nothing is lost, and nobody brings back what was closed."""
+    child = {"close_action": action, "dpd_action": action}
+    pair = both(f"{seed}/crossed", children, unique=unique, child=child)
+    pair.a.initiate()
+    pair.world.run(seed * 0.0019)
+    pair.b.initiate()
+    pair.world.run(1)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    before = pair.world.delivered
+    talks = [Talk(host) for host in (pair.a, pair.b)]
+    pair.world.run(30)
+    for one in talks:
+        one.over = True
+    pair.world.run(1)
+    assert pair.world.delivered - before == sum(one.sent for one in talks)
+    assert len(pair.a.events(IkeUp)) == len(pair.b.events(IkeUp)) == 2
+    pair.finish(children=len(children))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_one_of_two_that_cross_stays_on_a_bad_network(seed: int) -> None:
+    """Not none, and both ends think the same of it, also where one alone knows that they have crossed."""
+    link = Link(latency=0.03, loss=0.3, duplicate=0.2, reorder=0.15, late=2.0)
+    settings = IkeSettings(retransmit_timeout=1.0, retransmit_base=1.4, retransmit_tries=12)
+    unique = (Unique.REPLACE, Unique.KEEP)[seed % 2]
+    pair = both(f"{seed}/crossed", ("net", "two"), unique=unique, link=link, settings=settings)
+    rng = random.Random(seed)
+    hosts = [pair.a, pair.b]
+    rng.shuffle(hosts)
+    hosts[0].initiate()
+    pair.world.run(rng.random() * 0.3)
+    hosts[1].initiate()
+    pair.world.run(150)
+    pair.world.settle()
+    assert [{child.name for child in host.children} for host in hosts] == [{"net", "two"}] * 2
+    pair.finish(children=len(pair.a.children))
+
+
+def test_where_the_peer_has_no_rule_for_it_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N(REDUNDANT_IKE_SA) is ours: another peer takes no notice of it, and may want back what we close."""
+    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, spis: [])
+    pair = Pair(unique=Unique.REPLACE)
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(120)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    pair.finish(children=2, ikes=2)
+
+
+def test_what_is_about_to_be_closed_does_not_stay_for_another() -> None:
+    """One end alone takes the other's for a re-authentication: it closes its own, and agrees to nothing else."""
+    for seed in range(8):
+        pair = Pair(f"{seed}/late", unique=Unique.REPLACE)
+        pair.world.hold()
+        pair.a.initiate()
+        pair.world.deliver("moon")
+        pair.b.initiate()
+        for name in ("sun", "moon", "sun"):
+            pair.world.deliver(name, -1 if name == "sun" else 0)
+        pair.world.settle()
+        pair.world.run(30)
+        assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+        pair.finish()
 
 
 def test_an_answer_that_is_lost_gives_nothing_up() -> None:
