@@ -21,6 +21,7 @@ from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IpAddress, Path
 from ipsec.ike.lifetimes import arm_keepalive, arm_tell
 from ipsec.ike.sa import ALONE, IkeSa, Request
+from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType
 from ipsec.wire.payloads import NotifyPayload, Payload
 
@@ -31,6 +32,8 @@ ADDRESSES_MAX = 16
 #: pairs of addresses on which one request goes
 WAYS_MAX = 8
 COOKIE2_LEN = 16
+#: how often a list of addresses goes the way in use alone: from another one it says that the sender has left that
+ANNOUNCE_PATIENCE = 3
 
 _ADDITIONAL: dict[int, tuple[int, type[IPv4Address] | type[IPv6Address]]] = {
     NotifyType.ADDITIONAL_IP4_ADDRESS: (4, IPv4Address),
@@ -92,12 +95,13 @@ def take_support(sa: IkeSa, payloads: Sequence[Payload]) -> None:
     """What the peer says about MOBIKE in IKE_AUTH."""
     if sa.connection.mobike and _notifies(payloads, NotifyType.MOBIKE_SUPPORTED):
         sa.mobike = True
-        _take_addresses(sa, payloads)
+        _take_addresses(sa, payloads, sa.path)
 
 
-def _take_addresses(sa: IkeSa, payloads: Sequence[Payload]) -> bool:
+def _take_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> bool:
     """Keep the peer's other addresses; whether it has told them. A list replaces the one before."""
-    found: list[IpAddress] = []
+    # section 3.4: it leaves out the one that the message comes from, which need not be the one that we use
+    found: list[IpAddress] = [path.remote] if path.remote != sa.path.remote else []
     told = bool(_notifies(payloads, NotifyType.NO_ADDITIONAL_ADDRESSES))
     for payload in payloads:
         if isinstance(payload, NotifyPayload) and payload.notify in _ADDITIONAL:
@@ -121,7 +125,7 @@ def handle_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: fl
     """An INFORMATIONAL request of the peer has come along ``path``: are its addresses others, or is ours a bad way?"""
     if not sa.mobike or not sa.established:
         return
-    told = _take_addresses(sa, payloads)
+    told = _take_addresses(sa, payloads, path)
     if not sa.original_initiator or path == sa.path:
         return
     if told and path.remote != sa.path.remote and sa.path.remote not in sa.peer_addresses:
@@ -141,7 +145,7 @@ class Announce(Request):
 
     def __init__(self, *, stranded: bool = False, needed: bool = False) -> None:
         """``stranded``: from the address in use nothing leaves any more; ``needed``: also if it was told the same."""
-        self.patience = 0 if stranded else ALONE
+        self.patience = 0 if stranded else ANNOUNCE_PATIENCE
         self.needed = needed or stranded
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
@@ -197,6 +201,15 @@ def tell(sa: IkeSa, now: float) -> None:
 
 def move(sa: IkeSa, path: Path, now: float, *, all_ways: bool = False) -> None:
     """As initiator, go another way; ``all_ways``: that or any other, whichever works."""
+    # the peer may have asked for this IKE_SA, and our answer may be lost: it knows the one before alone, asks again in
+    # that, and has to hear there where we are
+    for old in [one for uid in sa.lineage if (one := sa.core.sas.get(uid)) is not None and one.successor is sa]:
+        if old.state is IkeState.REKEYED:
+            _move(old, path, now, all_ways=all_ways)
+    _move(sa, path, now, all_ways=all_ways)
+
+
+def _move(sa: IkeSa, path: Path, now: float, *, all_ways: bool) -> None:
     update = UpdateAddresses(path)
     if sa.pending is not None:
         # what is under way goes the new way as well
@@ -253,7 +266,7 @@ class UpdateAddresses(Request):
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """N(UPDATE_SA_ADDRESSES), N(NAT_DETECTION_*_IP), N(COOKIE2), and what other addresses there are."""
-        if not sa.established:
+        if not sa.authenticated:
             return None
         self.previous = sa.path
         if self.path is not None and self.path != sa.path:

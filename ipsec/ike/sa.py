@@ -273,6 +273,11 @@ class IkeSa:
         return self.state in (IkeState.ESTABLISHED, IkeState.REKEYING)
 
     @property
+    def authenticated(self) -> bool:
+        """The same, or it has a successor, which the peer may not know yet."""
+        return self.established or self.state is IkeState.REKEYED
+
+    @property
     def line(self) -> tuple[IkeSa, ...]:
         """It, and a successor of the peer's that may take over yet: what is learnt of addresses is so for both."""
         peers = self.rekey.peers if self.rekey is not None else None
@@ -358,7 +363,7 @@ class IkeSa:
         patience = pending.request.patience
         if all_ways and patience != ALONE:
             patience = 0
-        if not self.mobike or not self.established or pending.tries < patience:
+        if not self.mobike or not self.authenticated or pending.tries < patience:
             return
         # RFC 4555 section 3.5: which way works shows when the answer comes
         others = [way for way in self.core.ways(self) if way != self.path]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
-from ipsec.ike.events import KEEPALIVE, IkeDown, IkeMoved, Initiate, Path
+from ipsec.ike.events import KEEPALIVE, IkeDown, IkeMoved, IkeRekeyed, Initiate, Path
 from ipsec.ike.lifetimes import TELL_AFTER_S, TELL_WITHIN_S
 from ipsec.ike.mobike import (
     ADDRESSES_MAX,
@@ -20,6 +20,7 @@ from ipsec.ike.mobike import (
     UpdateAddresses,
     behind_nat,
     detection,
+    move,
     nat_is_unexpected,
     ways,
 )
@@ -339,6 +340,32 @@ def test_a_host_that_is_away_asks_nobody(who: str) -> None:
     made.finish()
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_the_path_dies_while_addresses_are_told(who: str) -> None:
+    """Nothing else may be asked before that is answered."""
+    made = pair(dpd_delay=0.0)
+    host = made.a if who == "a" else made.b
+    made.world.broken.add(frozenset((A, B)))
+    host.do(host.ike.ask, Announce(needed=True))
+    made.world.run(120.0)
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_a_list_leaves_out_where_it_comes_from() -> None:
+    """Section 3.4; the peer has not heard yet that we have gone to another one of its addresses."""
+    made = pair(dpd_delay=0.0)
+    made.world.broken.clear()
+    made.world.hold()
+    made.a.do(lambda now: move(made.a.ike, made.a.ike.path._replace(remote=B2), now))
+    made.b.do(made.b.ike.ask, Announce(needed=True))
+    made.world.deliver("sun")
+    assert {way.remote for way in ways(made.a.ike)} == {B, B2}
+    made.world.settle()
+    goes(made, A, B2)
+    made.finish()
+
+
 def test_the_responder_asks_by_another_way() -> None:
     """Only its checks of liveness show that the path in use is dead: the initiator looks for itself."""
     made = pair(a={"dpd_delay": 0.0})
@@ -513,13 +540,33 @@ def test_a_new_address_is_checked_in_the_successor_too() -> None:
     made.finish()
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_moves_and_rekeyings(seed: int) -> None:
+@pytest.mark.parametrize("all_ways", [False, True])
+def test_a_move_is_heard_by_who_does_not_know_the_successor(all_ways: bool) -> None:
+    """Our answer to the peer's rekeying is lost, and the peer asks again where we are no more."""
+    made = open_pair(A)
+    made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+    made.world.deliver("sun")
+    made.world.deliver("moon", drop=True)
+    made.a.addresses[:] = [A2]
+    if all_ways:
+        # the first one that is tried leads nowhere
+        made.a.addresses.append(GONE)
+        made.world.broken.add(frozenset((A2, B)))
+    changed(made.a)
+    made.world.settle()
+    goes(made, GONE if all_ways else A2, B)
+    assert len(made.a.events(IkeRekeyed)) == len(made.b.events(IkeRekeyed)) == 1
+    made.finish()
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+@pytest.mark.parametrize("seed", [*range(24), 38, 85, 94, 163, 186, 206])
+def test_moves_and_rekeyings(seed: int, loss: float) -> None:
     """In any order, at once, by both ends: wherever moon is in the end, IKE and ESP are there."""
     rng = random.Random(f"moves and rekeyings/{seed}")
-    made = open_pair(seed=seed)
+    made = open_pair(seed=seed, settings=IkeSettings(retransmit_timeout=1.0, retransmit_base=1.4, retransmit_tries=14))
     made.world.release()
-    made.world.link = Link(reorder=0.3)
+    made.world.link = Link(reorder=0.3, loss=loss)
     for _ in range(6):
         if rng.random() < 0.4:
             made.a.addresses[:] = [rng.choice((A, A2, GONE))]
@@ -527,11 +574,40 @@ def test_moves_and_rekeyings(seed: int) -> None:
         else:
             for host in rng.choice(((made.a,), (made.b,), (made.a, made.b))):
                 host.do(host.engine.rekey_ike_sa, host.ikes[0])
-        made.world.run(rng.choice((0.0, 0.01, 0.03, 0.1, 1.0)))
+        made.world.run(rng.choice((0.0, 0.01, 0.03, 0.1, 1.0, 3.0)))
     made.world.settle()
+    # a rekeying that is tried again puts it off
     told(made)
-    goes(made, made.a.addresses[0], B)
-    assert made.b.ike.peer_addresses == tuple(made.a.addresses[1:])
+    told(made)
+    # one that was never left may be left where much is lost
+    local = made.a.ike.path.local
+    goes(made, local, B)
+    assert {local, *made.b.ike.peer_addresses} == set(made.a.addresses)
+    made.finish()
+
+
+@pytest.mark.parametrize("seed", [*range(30), 439, 504, 641, 652])
+def test_ways_that_die_rekeyings_and_loss(seed: int) -> None:
+    """Two addresses at each end, and mostly one way of four: neither end stays where the other one is not reached."""
+    rng = random.Random(f"ways/{seed}")
+    settings = IkeSettings(retransmit_timeout=1.0, retransmit_base=1.4, retransmit_tries=14, retransmit_limit=8.0)
+    made = pair(seed=seed, settings=settings)
+    world, hosts = made.world, ((made.a,), (made.b,), (made.a, made.b))
+    all_ways = [(A, B), (A2, B2), (A, B2), (A2, B)]
+    world.link = Link(latency=0.03, loss=0.3, reorder=0.1, late=1.0)
+    for _ in range(8):
+        alive = rng.choice(all_ways)
+        world.broken = {frozenset(one) for one in all_ways if one is not alive and rng.random() < 0.7}
+        if rng.random() < 0.6:
+            for host in rng.choice(hosts):
+                host.do(host.engine.rekey_ike_sa, host.ikes[0])
+        world.run(rng.choice((0.05, 0.5, 3.0, 20.0)))
+    final = rng.choice(all_ways)
+    world.broken = {frozenset(one) for one in all_ways if one is not final}
+    world.link = Link(latency=0.03)
+    world.run(200.0)
+    world.settle()
+    goes(made, *final)
     made.finish()
 
 
