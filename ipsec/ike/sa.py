@@ -37,6 +37,7 @@ from ipsec.wire.ike import (
     emit_encrypted_header,
     emit_payloads,
     find_encrypted,
+    parse_header,
     parse_payloads,
 )
 from ipsec.wire.payloads import NotifyPayload, Payload
@@ -483,8 +484,21 @@ class IkeSa:
 
     def _answer_again(self, header: Header, data: bytes, path: Path, now: float) -> None:
         """A retransmission gets what it got before, never anything computed anew (RFC 7296 section 2.1)."""
-        if header.message_id == self.message_id_in - 1 and self.response and digest(data) == self.request_digest:
+        if header.message_id != self.message_id_in - 1 or not self.response:
+            return
+        if digest(data) == self.request_digest or self._is_split_anew(header, data):
             self.transmit(self.response, path, now)
+
+    def _is_split_anew(self, header: Header, data: bytes) -> bool:
+        """Whether this is the first of smaller fragments of the same request, which the peer tries because it hears
+        nothing (RFC 7383 section 2.5.2): it was our answer that was lost. ParseError if it is not authentic."""
+        if header.next_payload != PayloadType.SKF or self.in_cipher is None or not self.fragmentation:
+            return False
+        part = find_encrypted(header, data)
+        if part.number != 1 or header.exchange != parse_header(self.response[0]).exchange:
+            return False
+        self.in_cipher.open(data[: part.offset], data[part.offset :])
+        return True
 
     def respond(self, exchange: int, payloads: Sequence[Payload], path: Path, now: float) -> None:
         """Answer the peer's last request, to where it came from."""

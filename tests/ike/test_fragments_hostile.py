@@ -132,6 +132,25 @@ def test_a_larger_total_begins_anew() -> None:
     assert sa.state is IkeState.ESTABLISHED
 
 
+def test_smaller_fragments_of_what_was_answered() -> None:
+    """RFC 7383 section 2.5.2: the answer was lost, and the sender takes that for the path's MTU.
+
+    Only the first is answered, only if it is authentic, and with what was answered before.
+    """
+    lab, engine, sa, first, content = half_open()
+    larger = [fragment(sa, first, number, 2, piece) for number, piece in enumerate(cut(content, 2), 1)]
+    (answer,) = (out for data in larger for out in give(lab, engine, sa, data))
+    smaller = [fragment(sa, first, number, 5, piece) for number, piece in enumerate(cut(content, 5), 1)]
+    assert [give(lab, engine, sa, data) for data in smaller] == [[answer], [], [], [], []]
+    assert give(lab, engine, sa, smaller[0]) == [answer]
+    broken = bytearray(smaller[0])
+    broken[-1] ^= 1
+    assert give(lab, engine, sa, bytes(broken)) == []
+    assert give(lab, engine, sa, fragment(sa, first, 1, 5, b"x", message_id=0)) == []
+    assert sa.message_id_in == 2
+    assert sa.state is IkeState.ESTABLISHED
+
+
 def test_a_whole_message_in_between() -> None:
     lab, engine, sa, first, content = half_open()
     assert not give(lab, engine, sa, fragment(sa, first, 1, 2, content[:50]))

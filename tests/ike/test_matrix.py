@@ -202,7 +202,11 @@ def may_act(sa: IkeSa, state: str, cell: Cell) -> bool:
         if pending is None:
             return False
         return (pending.exchange, pending.message_id) == (cell.exchange, message_id(sa, cell.id))
-    if message_id(sa, cell.id) != sa.message_id_in:
+    number = message_id(sa, cell.id)
+    if cell.protection == "fragment" and sa.response and number == sa.message_id_in - 1:
+        # RFC 7383 section 2.5.2: the last request in smaller fragments, of which the first one is answered
+        return cell.exchange == parse_header(sa.response[0]).exchange
+    if number != sa.message_id_in:
         return False
     if "half-open" in state:
         return cell.exchange == AUTH
