@@ -6,8 +6,8 @@ same children. And only when the peer has shown that it has the one that stays: 
 Where both IKE_AUTHs have crossed both IKE_SAs are up, and one of them can go only if both ends mean the same one, which
 no RFC has a rule for. With ``unique = replace`` or ``keep`` it is the one with the lowest of the four SPIs, as RFC 7296
 section 2.8.1 has it for nonces. Who knows that they have crossed names it through the other one, and closes it if the
-peer agrees. A peer that is not ours does not know what is meant, and both stay: it may want to have back what we close
-(charon's ``close_action``), and so for ever.
+peer agrees. What is said is a Vendor ID payload, which whoever does not know it ignores (RFC 7296 section 3.12): with a
+peer that is not ours both stay, as it may want to have back what we close (charon's ``close_action``), and so for ever.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ipsec.ike.events import ChildDown
 from ipsec.ike.lifetimes import REAUTHENTICATED_S, Timer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
-from ipsec.wire.iana import ExchangeType, NotifyType
-from ipsec.wire.payloads import NotifyPayload, Payload
+from ipsec.wire.iana import ExchangeType
+from ipsec.wire.payloads import Payload, VendorPayload
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 GIVE_WAY_S = 0.1
 #: an IKE_SA that does not have by then what the one with which it has crossed has is another thing
 CROSSED_S = 60.0
+#: begins the Vendor ID that says that an IKE_SA is redundant; its SPIs follow. Random octets
+REDUNDANT = bytes.fromhex("41c11aaf0b3d549681dafa983ed34ab2")
 
 
 class Confirm(Liveness):
@@ -43,10 +45,10 @@ class Confirm(Liveness):
         self.crossed: IkeSa | None = None
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
-        """N(REDUNDANT_IKE_SA), or nothing to say; nothing to ask either, if there is nothing to give up any more."""
+        """V(REDUNDANT), or nothing to say; nothing to ask either, if there is nothing to give up any more."""
         self.crossed = _redundant(sa)
         if self.crossed is not None and _at_once(sa, self.crossed):
-            return [NotifyPayload(NotifyType.REDUNDANT_IKE_SA, _spis(self.crossed))]
+            return [VendorPayload(REDUNDANT + _spis(self.crossed))]
         age = now - sa.established_at
         if age < CROSSED_S and any(_loses(other, sa) for other in _rivals(sa) if _at_once(sa, other)):
             # CHILD_SAs are still on their way
@@ -60,8 +62,8 @@ class Confirm(Liveness):
             log.info("%s: not needed any more, %s is up", knock, sa)
             knock.quiet = True
             knock.destroy("the peer was first", now)
-        named = [p.data for p in payloads if isinstance(p, NotifyPayload) and p.notify == NotifyType.REDUNDANT_IKE_SA]
-        if self.crossed is not None and _spis(self.crossed) in named and self.crossed is _redundant(sa):
+        named = [p.data for p in payloads if isinstance(p, VendorPayload)]
+        if self.crossed is not None and REDUNDANT + _spis(self.crossed) in named and self.crossed is _redundant(sa):
             _give_up(self.crossed, sa, now)
 
 
@@ -94,16 +96,16 @@ def look(sa: IkeSa, now: float) -> None:
             sa.core.timers.set((Timer.GIVE_WAY, stays.uid), now + wait)
 
 
-def agree(sa: IkeSa, spis: bytes) -> list[Payload]:
-    """The peer wants to close an IKE_SA that has crossed with ``sa``: whether nothing is missing here without it.
+def agree(sa: IkeSa, vendor: VendorPayload) -> list[Payload]:
+    """The peer may want to close an IKE_SA that has crossed with ``sa``: whether nothing is missing here without it.
 
     It may be that the peer alone knows of the crossing, if what it sent first was lost.
     """
     other = _redundant(sa)
-    if other is None or spis != _spis(other):
+    if other is None or vendor.data != REDUNDANT + _spis(other):
         return []
     log.info("%s: %s has crossed with it, and the peer closes that", sa, other)
-    return [NotifyPayload(NotifyType.REDUNDANT_IKE_SA, spis)]
+    return [vendor]
 
 
 def _give_up(sa: IkeSa, stays: IkeSa, now: float) -> None:

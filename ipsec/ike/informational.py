@@ -18,7 +18,7 @@ from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, NotifyType, Protocol, name_of
-from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload, VendorPayload
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: fl
             if answer is None:
                 return None
             reply += answer
+        elif isinstance(payload, VendorPayload):
+            reply += agree(sa, payload)
     spis = [spi for p in deletes if p.protocol == Protocol.ESP for spi in p.spis]
     if spis and sa.quiet:
         settled_by_peer(sa, now)
@@ -75,8 +77,6 @@ def _heed(
     if number == NotifyType.REDIRECT and sa.original_initiator:
         sa.core.take_redirect(sa, [notify], now)
         return []
-    if number == NotifyType.REDUNDANT_IKE_SA:
-        return agree(sa, notify.data)
     if number == NotifyType.AUTHENTICATION_FAILED:
         # section 2.21.2: the initiator could not authenticate us, and has dropped its end
         log.warning("%s: the peer does not believe that we are %s", sa, sa.our_id)

@@ -249,7 +249,6 @@ class NotifyType(IntEnum):
     USE_AGGFRAG = 16442  # RFC 9347
     SUPPORTED_AUTH_METHODS = 16443  # RFC 9593
     SA_RESOURCE_INFO = 16444  # RFC 9611
-    REDUNDANT_IKE_SA = 51274  # private use, ours: ipsec/ike/giveway.py
 
 
 #: the first status type; everything below is an error (RFC 7296 section 3.10.1)

@@ -496,8 +496,8 @@ def test_one_of_two_that_cross_stays_on_a_bad_network(seed: int) -> None:
 
 
 def test_where_the_peer_has_no_rule_for_it_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """N(REDUNDANT_IKE_SA) is ours: another peer takes no notice of it, and may want back what we close."""
-    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, spis: [])
+    """The Vendor ID is ours: another peer takes no notice of it, and may want back what we close."""
+    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, vendor: [])
     pair = Pair(unique=Unique.REPLACE)
     pair.a.initiate()
     pair.b.initiate()
