@@ -72,7 +72,11 @@ class Follower:
         while self._uids:
             sa = self._engine.sas.get(self._uids.popleft())
             if sa is not None and sa.established:
-                self._follow(sa, now)
+                try:
+                    self._follow(sa, now)
+                except Exception:
+                    # those behind it must not stay where nothing leads any more
+                    log.exception("this is a bug: %s does not follow", sa)
             if self._clock() >= end:
                 break
         if not self._uids:

@@ -244,7 +244,7 @@ class IkeControl:
             self._give(self._config)
             self._keep_names(self._config)
         finally:
-            self.doorstep.open(self.on_datagram)
+            self.doorstep.open(self._hear)
 
     def _give(self, config: Config) -> None:
         self.engine.load(config.connections, config.credentials, config.pools)
@@ -355,8 +355,10 @@ class IkeControl:
 
     def on_datagram(self, datagram: Datagram) -> None:
         """IKE from outside."""
-        if self.doorstep.keeps(datagram):
-            return
+        if not self.doorstep.keeps(datagram):
+            self._hear(datagram)
+
+    def _hear(self, datagram: Datagram) -> None:
         path = Path(datagram.local, datagram.local_port, datagram.source, datagram.port)
         self.engine.receive_datagram(datagram.data, path, self._loop.time())
         self.turn()
@@ -573,7 +575,7 @@ class IkeControl:
         if found is None:
             return None
         connection = found[0]
-        path = found[1] or (self.engine.standing(connection) if remote is None else None)
+        path = (event.path if event is not None else None) or found[1]
         if path is None:
             where = str(remote) if remote is not None else ", ".join(connection.remote_addrs)
             why = f"no way to {where or 'a peer without remote_addrs'}"

@@ -30,7 +30,7 @@ from ipsec.esp.sa import Direction, SaParams
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection
 from ipsec.ike.engine import IkeEngine
-from ipsec.ike.events import Event
+from ipsec.ike.events import Event, Initiate
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_GOING, IkeState
 from ipsec.vici.commands import ViciService
@@ -148,7 +148,9 @@ class ViciControl:
     async def connect(self, connection: Connection, child: ChildConfig | None) -> IkeSa | None:
         """See Control."""
         self._settle()
-        return await self._ike.connect(connection, child)
+        path = self.engine.standing(connection)
+        event = Initiate(connection.name, child.name if child is not None else None, path=path)
+        return await self._ike.connect(connection, child, event)
 
     async def install(self, connection: Connection, child: ChildConfig) -> bool:
         """See Control."""

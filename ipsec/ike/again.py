@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from ipsec.ike.config import Action, ChildConfig, Connection
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
-from ipsec.ike.table import names_a_peer
+from ipsec.ike.table import names_its_peers
 
 if TYPE_CHECKING:
     from ipsec.ike.engine import IkeEngine
     from ipsec.ike.sa import IkeSa
 
 log = logging.getLogger(__name__)
+
+_NAT_T_PORT = 4500
 
 
 def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
@@ -31,42 +33,57 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
         # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
         log.warning("%s: only %s can re-authenticate, since it has virtual addresses of ours", sa, sa.path.remote)
         return
-    remote = _whereabouts(sa)
+    path = _whereabouts(sa)
     if core.settings.make_before_break:
-        core.emit(Initiate(sa.name, None, remote, replaces=sa.uid))
+        core.emit(Initiate(sa.name, None, replaces=sa.uid, path=path))
         return
     names: list[str | None] = [child.name for child in sa.children_up()]
     for name in names or [None]:
-        core.emit(Initiate(sa.name, name, remote, addresses=sa.addresses))
+        core.emit(Initiate(sa.name, name, addresses=sa.addresses, path=path))
     core.terminate_ike(sa, now, "re-authenticating")
 
 
 def act(
-    core: IkeEngine, sa: IkeSa, config: ChildConfig, action: Action, had: tuple[IpAddress, ...] = ()
+    core: IkeEngine,
+    sa: IkeSa,
+    config: ChildConfig,
+    action: Action,
+    had: tuple[IpAddress, ...] = (),
+    *,
+    leased: bool,
 ) -> None:
-    """Bring a child of an IKE_SA up again, or let it wait for traffic."""
+    """Bring a child of an IKE_SA up again, or let it wait for traffic. ``leased``: it had virtual addresses of ours."""
     if Action.START in action:
-        core.emit(Initiate(sa.name, config.name, _whereabouts(sa), addresses=had))
+        if leased:
+            log.info("%s: %s has to come by itself, since it had virtual addresses of ours", sa, sa.path.remote)
+        else:
+            core.emit(Initiate(sa.name, config.name, addresses=had, path=_whereabouts(sa)))
     if Action.TRAP in action:
         core.emit(TrapWanted(sa.name, config.name))
 
 
-def _whereabouts(sa: IkeSa) -> IpAddress | None:
-    """Where the peer of an IKE_SA is, if its connection does not say so."""
-    return None if names_a_peer(sa.connection) else sa.path.remote
+def _whereabouts(sa: IkeSa) -> Path | None:
+    """Where the peer of an IKE_SA is, if its connection does not say so: behind a NAT the port matters too."""
+    return None if names_its_peers(sa.connection) else sa.path
 
 
 def leads_to(sa: IkeSa, path: Path) -> bool:
     """Whether an IKE_SA of a connection is with the peer that somebody looks for at the end of ``path``.
 
-    Where the connection names a peer, that is who it is with, wherever it has moved.
+    Where the connection names its peers, that is who it is with, wherever it has moved. Else there may be several
+    behind one NAT, each with a port of its own; who has IKE's has both.
     """
-    return names_a_peer(sa.connection) or sa.path.remote == path.remote
+    if names_its_peers(sa.connection):
+        return True
+    ours = (sa.core.settings.port, sa.core.settings.port_nat_t, sa.connection.remote_port, _NAT_T_PORT)
+    same_port = sa.path.remote_port == path.remote_port or (sa.path.remote_port in ours and path.remote_port in ours)
+    return sa.path.remote == path.remote and same_port
 
 
 def standing(core: IkeEngine, connection: Connection) -> Path | None:
-    """The path of an IKE_SA of a connection that names nobody, if there is one that serves it."""
-    for sa in core.named(connection.name):
-        if sa.established and not sa.quiet and sa.connection.is_alike(connection):
-            return sa.path
+    """The path of an IKE_SA of a connection that does not name its peers, if there is one that serves it."""
+    if not names_its_peers(connection):
+        for sa in core.named(connection.name):
+            if sa.established and not sa.quiet and sa.connection.is_alike(connection):
+                return sa.path
     return None

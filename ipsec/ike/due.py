@@ -97,7 +97,8 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
 def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if sa.established:
         # the peer may refuse it or not answer, or nothing may lead there. Once the new one is up this one has no timers
-        core.timers.set((Timer.REAUTH, sa.uid), now + RETRY_FAILED_S * (1 + core.fraction()))
+        if not sa.leases:  # else it is the peer's to do
+            core.timers.set((Timer.REAUTH, sa.uid), now + RETRY_FAILED_S * (1 + core.fraction()))
         core.reauthenticate(sa, now)
 
 

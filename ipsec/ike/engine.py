@@ -45,7 +45,7 @@ from ipsec.ike.rekey import RekeyIke, handle_rekey, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.ike.status import StatusUnknownError
-from ipsec.ike.table import ConnectionTable
+from ipsec.ike.table import ConnectionTable, names_its_peers
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
@@ -278,6 +278,9 @@ class IkeEngine(Registry):
         sa.auth = AuthProgress()
         sa.auth.configs = wanted
         sa.auth.had = old.addresses if old is not None else addresses
+        if not names_its_peers(connection):
+            # somebody else may have that address by tomorrow, and the peer come from another one
+            sa.tries_left = 1
         log.info("%s: connecting to %s", sa, path.remote)
         start_init(sa, now, redirected_from=redirected_from)
         return sa
@@ -534,7 +537,9 @@ class IkeEngine(Registry):
         self.emit(IkeUp(sa))
         giveway.look(sa, now)
         old = self.sas.get(sa.replaces)
-        if old is not None:
+        if old is not None and old.peer_id != sa.peer_id:
+            log.warning("%s: %s is another peer than that of %s, which stays", sa, sa.peer_id, old)
+        elif old is not None:
             old.quiet = True
             old.queue.clear()
             lifetimes.disarm(self, old)
@@ -564,19 +569,20 @@ class IkeEngine(Registry):
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
         actions = [(child.config, child.config.dpd_action) for child in sa.children.values() if child.serves]
-        had = sa.addresses
+        had, leased = sa.addresses, bool(sa.leases)
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
         sa.response = []
         sa.destroy(failure, now)
         for config, action in actions:
-            again.act(self, sa, config, action, had)
+            again.act(self, sa, config, action, had, leased=leased)
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
         for child in sa.children.values():
             if child.serves:
-                again.act(self, sa, child.config, child.config.close_action, sa.addresses)
+                action = child.config.close_action
+                again.act(self, sa, child.config, action, sa.addresses, leased=bool(sa.leases))
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""

@@ -174,12 +174,14 @@ class Initiate:
     connection: str
     child: str | None
     remote: IpAddress | str | None = None
-    "only there: the gateway or its name of a redirect (RFC 5685), or where a peer is that the connection does not name"
+    "only there: the gateway, or its name, that a redirect named (RFC 5685)"
     redirected_from: IpAddress | None = None
     replaces: int = 0
     "unique id of the IKE_SA that this re-authenticates, whose CHILD_SAs are to be made again"
     addresses: tuple[IpAddress, ...] = ()
     "virtual addresses of the IKE_SA before, to ask for again"
+    path: Path | None = None
+    "where the peer is, if the connection does not say so"
 
 
 @dataclass(frozen=True)

@@ -132,4 +132,4 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     sa.core.note(Failure(Cause.CLOSED, "closed by the peer", child.name, by_peer=True), sa)
     sa.core.emit(ChildDown(child, "closed by the peer"))
     sa.remove_child(child)
-    again.act(sa.core, sa, child.config, child.config.close_action)
+    again.act(sa.core, sa, child.config, child.config.close_action, leased=bool(sa.leases))

@@ -51,10 +51,10 @@ class _Entry:
         return EXACT if address in resolve(self.name) else NOT
 
 
-def names_a_peer(connection: Connection) -> bool:
-    """Whether ``remote_addrs`` has an address or a name: somebody to begin with."""
+def names_its_peers(connection: Connection) -> bool:
+    """Whether ``remote_addrs`` is of addresses and names alone, so that nobody else can come by it."""
     entries = [_Entry(text) for text in connection.remote_addrs]
-    return any(entry.range is None and entry.name != "%any" for entry in entries)
+    return bool(entries) and all(entry.range is None and entry.name != "%any" for entry in entries)
 
 
 class ConnectionTable:

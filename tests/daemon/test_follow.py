@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from ipsec.daemon.follow import SLICE_S, Follower
 from tests.daemon.test_ike import run
 
@@ -114,3 +116,20 @@ def test_stopped_it_looks_at_nothing() -> None:
         assert len(lab.seen) == before
 
     run(main())
+
+
+def test_one_that_cannot_follow_keeps_none_from_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        lab = Lab(range(1, 12))
+
+        def fail(uid: int) -> None:
+            if uid == 3:
+                raise ValueError("a bug")
+
+        lab.then = fail
+        lab.follower.host_changed()
+        await lab.done()
+        assert lab.seen == list(range(1, 12))
+
+    run(main())
+    assert "does not follow" in caplog.text

@@ -18,6 +18,7 @@ from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, PolicyError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
+from ipsec.ike.events import Initiate
 from ipsec.wire.selector import TrafficSelector
 
 LOOP = ip_address("127.0.0.1")
@@ -189,7 +190,7 @@ def test_up_and_down_again() -> None:
 
 
 def test_a_child_for_a_peer_that_the_connection_does_not_name() -> None:
-    """charon makes it in the IKE_SA that the peer has begun; without one there is nobody."""
+    """Who asks for it by vici gets it in the IKE_SA that a peer has begun, as with charon; nobody else has a way."""
 
     async def main() -> None:
         pair = Pair(A, B.replace("remote_addrs = 127.0.0.1", "remote_addrs = %any"))
@@ -199,7 +200,10 @@ def test_a_child_for_a_peer_that_the_connection_does_not_name() -> None:
         await pair.start()
         await until(lambda: len(pair.backends[0].sas) == len(pair.backends[1].sas) == 2)
         (sa,) = b.engine.sas.values()
-        assert await b.connect(connection, connection.children[0]) is sa
+        child = connection.children[0]
+        assert await b.connect(connection, child) is None
+        event = Initiate("c", child.name, path=b.engine.standing(connection))
+        assert await b.connect(connection, child, event) is sa
         await pair.stop()
 
     run(main())

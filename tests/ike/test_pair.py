@@ -10,7 +10,6 @@ import pytest
 
 from ipsec.crypto.identity import ANY_IDENTITY
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.again import leads_to
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
@@ -386,30 +385,6 @@ def test_a_peer_that_deletes_nothing_rekeys_a_few_times_only(monkeypatch: pytest
     pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
     pair.finish()
     assert not pair.a.engine.sas
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("remote", ["%any", "192.0.2.0/24"])
-def test_a_responder_that_knows_no_address_authenticates_anew_where_the_peer_is(first: bool, remote: str) -> None:
-    pair = Pair(settings=IkeSettings(make_before_break=first), b={"remote_addrs": (remote,)}).up()
-    pair.b.do(pair.b.engine.reauthenticate, pair.b.ike)
-    (event,) = pair.b.events(Initiate)
-    assert event.remote == pair.a.addresses[0]
-    pair.world.run(REPLACED_S)
-    assert pair.b.ike.initiator
-    pair.finish()
-
-
-def test_a_responder_that_knows_no_address_brings_back_what_the_peer_has_closed() -> None:
-    pair = Pair(b={"remote_addrs": ("%any",), "child": {"close_action": Action.START}}).up()
-    ike = pair.b.ike
-    pair.a.do(pair.a.engine.terminate_child, pair.a.child)
-    pair.world.settle()
-    assert pair.b.ike is ike
-    # nobody else who comes by the same connection is meant
-    assert not leads_to(ike, ike.path._replace(remote=ip_address("192.0.2.3")))
-    assert leads_to(pair.a.ike, ike.path)
-    pair.finish()
 
 
 def test_initial_contact_is_not_said_of_a_peer_that_may_be_known() -> None:

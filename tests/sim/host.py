@@ -139,8 +139,10 @@ class SimHost:
         connection = self.connections[name]
         wanted = [c for c in connection.children if children is None or c.name in set(children)]
         local = next((ip_address(a) for a in connection.local_addrs if a[0] != "%"), self.addresses[0])
-        remote = more.pop("remote", None) or ip_address(connection.remote_addrs[0])
-        path = Path(local if local in self.addresses else self.addresses[0], 500, remote, 500)
+        path = more.pop("path", None)
+        if path is None:
+            remote = more.pop("remote", None) or ip_address(connection.remote_addrs[0])
+            path = Path(local if local in self.addresses else self.addresses[0], 500, remote, 500)
         reqids = [(child, more.get("reqid", 0)) for child in wanted]
         more.pop("reqid", None)
         sa = self.engine.initiate(connection, reqids, path, self.world.now, **more)
@@ -277,7 +279,7 @@ class SimHost:
         old = self.engine.sas.get(event.replaces)
         if event.connection not in self.connections:
             return
-        more: dict[str, Any] = {"addresses": event.addresses}
+        more: dict[str, Any] = {"addresses": event.addresses, "path": event.path}
         if event.remote is not None:
             more["remote"] = event.remote
             more["redirected_from"] = event.redirected_from
