@@ -77,11 +77,13 @@ async def _reset(session: Session, name: str) -> None:
                 code=ExitCode.UNKNOWN_NAME,
             )
         try:
-            await session.request("reset-counters", {"name": name})
+            # resetting says yes to every name
+            await fetch_counters(session, name)
         except ViciError as error:
             if "no counters found" not in str(error):
                 raise
             await _none_yet(session, name)
+        await session.request("reset-counters", {"name": name})
         return
     await session.request("reset-counters")
     await session.request("reset-counters", {"all": "yes"})

@@ -97,7 +97,11 @@ class Lists:
     # -- what is up
 
     async def list_sas(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """IKE_SAs with their CHILD_SAs, one event each."""
+        """IKE_SAs with their CHILD_SAs, one event each.
+
+        ``child`` and ``child-id`` choose among the CHILD_SAs only: who asks for one learns also that its IKE_SA is up
+        without it.
+        """
         ike, ike_id = text(message, "ike"), number(message, "ike-id")
         child, child_id = text(message, "child"), number(message, "child-id")
         wanted = [sa for sa in self._control.engine.sas.values() if ike in ("", sa.name) and ike_id in (0, sa.uid)]
@@ -106,10 +110,7 @@ class Lists:
             for sa in wanted:
                 if sa.state is IkeState.DESTROYING:
                     continue
-                found = self.describe(sa, lambda one: child in ("", one.name) and child_id in (0, one.uid))
-                if (child or child_id) and not found[sa.name]["child-sas"]:
-                    continue
-                yield found
+                yield self.describe(sa, lambda one: child in ("", one.name) and child_id in (0, one.uid))
 
         await stream(client, "list-sa", events())
         return {}
@@ -249,24 +250,23 @@ class Lists:
             found = {known: counters.named[known] for known in counters.named}
         elif name:
             if name not in counters.named:
-                raise CommandError(f"no counters found for '{name}'")
+                raise CommandError("no counters found for this connection", counters={})
             found = {name: counters.named[name]}
         else:
             found = {"": counters.all}
         return {
-            "success": "yes",
             "counters": {known: {one: values[one] for one in NAMES} for known, values in found.items()},
+            "success": "yes",
         }
 
     async def reset_counters(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Begin to count anew."""
+        """Begin to count anew. A connection for which nothing was counted yet is no error, as in charon."""
         counters = self._control.engine.counters
-        name = text(message, "name")
         if truth(message, "all"):
             for known in list(counters.named):
                 counters.reset(known)
-        elif not counters.reset(name):
-            raise CommandError(f"no counters found for '{name}'")
+        else:
+            counters.reset(text(message, "name"))
         return {"success": "yes"}
 
 
