@@ -66,11 +66,11 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
                 if names and not before:
                     there = await known(session)
                     targets = {target for name in names for target in there.find(name)}
-                await _register(session)
+                events = await _register(session)
                 if gone:
                     _tell(app, Happening("daemon-back"))
                 before, gone = True, False
-                await _tell_what_comes(app, session, names, targets)
+                await _tell_what_comes(app, session, names, targets, "ipsecd-problem" in events)
         except HungUp:
             _tell(app, Happening("daemon-gone"))
             if once:
@@ -83,10 +83,15 @@ async def _watch(app: App, names: tuple[str, ...], once: bool) -> None:
         await asyncio.sleep(PAUSE_S)
 
 
-async def _tell_what_comes(app: App, session: Session, names: tuple[str, ...], targets: set[Target]) -> None:
+async def _tell_what_comes(
+    app: App, session: Session, names: tuple[str, ...], targets: set[Target], problems: bool
+) -> None:
+    """``problems``: the daemon says of each failure what it was, so that what never was up need not be called down."""
     async with contextlib.aclosing(session.listen()) as heard:
         async for name, message in heard:
             for one in happenings(name, message):
+                if problems and one.event == "ike-down" and one.ike_sa is not None and one.ike_sa.state == "CONNECTING":
+                    continue
                 if not names or concerns(one, names, targets):
                     _tell(app, one)
 
@@ -104,8 +109,8 @@ def concerns(one: Happening, names: Iterable[str], targets: Iterable[Target]) ->
     )
 
 
-async def _register(session: Session) -> None:
-    """Register for all events that the daemon has; for alert only if it does not tell more."""
+async def _register(session: Session) -> list[str]:
+    """Register for all events that the daemon has, which it returns; for alert only if it does not tell more."""
     known: list[str] = []
     for event in EVENTS:
         if event == "alert" and "ipsecd-problem" in known:
@@ -113,6 +118,7 @@ async def _register(session: Session) -> None:
         with contextlib.suppress(UnknownToDaemon):
             await session.register(event)
             known.append(event)
+    return known
 
 
 def happenings(event: str, message: Message) -> list[Happening]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ipsec.crypto.revocation import Source
     from ipsec.ike.child_sa import ChildSa
     from ipsec.ike.config import ChildConfig
-    from ipsec.ike.failure import Problem
+    from ipsec.ike.failure import Cause, Problem
     from ipsec.ike.sa import IkeSa
 
 IpAddress = IPv4Address | IPv6Address
@@ -115,11 +115,12 @@ class IkeUp:
 
 @dataclass(frozen=True)
 class IkeDown:
-    """An IKE_SA is gone. ``established`` tells whether it ever was up."""
+    """An IKE_SA is gone. ``established`` tells whether it ever was up, ``cause`` what kind of failure it was."""
 
     sa: IkeSa
     reason: str
     established: bool
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)

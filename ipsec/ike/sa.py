@@ -617,7 +617,7 @@ class IkeSa:
         self.core.forget(self, now)
         self.in_cipher = self.out_cipher = self.keys = None
         if not self.quiet:
-            self.core.emit(IkeDown(self, reason, up))
+            self.core.emit(IkeDown(self, reason, up, why.cause if isinstance(why, Failure) else None))
 
     def remove_child(self, child: ChildSa) -> None:
         """Take a CHILD_SA out of the data path and off our list."""

@@ -59,15 +59,28 @@ _ALERTS = {
     Cause.NO_PATH: "peer-addr-failed",
     Cause.EXPIRED: "ike-sa-expired",
 }
+#: failures of our attempts that charon tells of with ``ike-updown``: one end refused the other. It says nothing where
+#: nobody answered. Attempts of others, of which it tells as well, are for anybody to make.
+_REFUSALS = frozenset(
+    {
+        *(Cause.IKE_PROPOSALS, Cause.LOCAL_AUTH, Cause.PEER_AUTH, Cause.PEER_ID, Cause.CERTIFICATE, Cause.UNIQUE),
+        *(Cause.MALFORMED, Cause.REFUSED),
+    }
+)
 
 
 class Publisher:
-    """Tells a server's clients what happens."""
+    """Tells a server's clients what happens.
+
+    When an IKE_SA goes, its CHILD_SAs go before it in the engine, and after it in the events: that is charon's order.
+    """
 
     def __init__(self, control: Control, server: ViciServer) -> None:
         self._control = control
         self._server = server
         self._undo: list[Callable[[], None]] = []
+        self._held: dict[int, list[Message]] = {}
+        "child-updown of IKE_SAs that are going, by their number"
 
     def start(self) -> None:
         """Begin to listen."""
@@ -92,8 +105,13 @@ class Publisher:
         match event:
             case IkeUp(sa):
                 publish("ike-updown", lambda: {"up": "yes", **self._ike(sa)})
-            case IkeDown(sa, _, True):
-                publish("ike-updown", lambda: {sa.name: self._fields(sa, IkeState.DELETING)})
+            case IkeDown(sa, _, up, cause):
+                if up:
+                    publish("ike-updown", lambda: {sa.name: self._fields(sa, IkeState.DELETING)})
+                elif sa.initiator and cause in _REFUSALS:
+                    publish("ike-updown", lambda: {sa.name: self._fields(sa, IkeState.CONNECTING)})
+                for message in self._held.pop(sa.uid, ()):
+                    publish("child-updown", message)
             case IkeRekeyed(before, after):
                 both = self._fields(before, IkeState.REKEYING), self._fields(after)
                 publish("ike-rekey", {after.name: dict(zip(("old", "new"), both, strict=True))})
@@ -104,12 +122,21 @@ class Publisher:
             case ChildUp(child, old) if old is not None:
                 publish("child-rekey", lambda: self._rekeyed(old, child))
             case ChildDown(child, _):
-                gone = ChildState.DELETED
-                publish("child-updown", lambda: self._children(child.ike, self._child(child, gone)))
+                self._child_down(child)
             case Failed(problem, about):
                 publish("ipsecd-problem", lambda: show_problem(problem))
                 if problem.failure.cause in _ALERTS:
                     publish("alert", lambda: self._alert(_ALERTS[problem.failure.cause], about))
+
+    def _child_down(self, child: ChildSa) -> None:
+        if not self._server.wanted("child-updown"):
+            return
+        sa, gone = child.ike, self._child(child, ChildState.DELETED)
+        if sa.state is IkeState.DESTROYING and not sa.quiet:
+            # what it has carried is known now
+            self._held.setdefault(sa.uid, []).append(self._children(sa, gone, IkeState.DELETING))
+        else:
+            self._server.publish("child-updown", self._children(sa, gone))
 
     def _alert(self, name: str, sa: IkeSa | None) -> Message:
         return {"type": name, "ike-sa": self._ike(sa) if sa is not None else None}
@@ -130,8 +157,8 @@ class Publisher:
         fields = show.child_sa(child, self._control.traffic(child), self._control.now())
         return fields | {"state": (state or child.state).value}
 
-    def _children(self, sa: IkeSa, children: Message) -> Message:
-        return {sa.name: {**self._fields(sa), "child-sas": children}}
+    def _children(self, sa: IkeSa, children: Message, state: IkeState | None = None) -> Message:
+        return {sa.name: {**self._fields(sa, state), "child-sas": children}}
 
     def _rekeyed(self, old: ChildSa, new: ChildSa) -> Message:
         both = {"old": self._child_fields(old, ChildState.REKEYED), "new": self._child_fields(new)}

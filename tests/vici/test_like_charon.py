@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ipsec.daemon.run import Daemon
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import Path as IkePath
+from ipsec.ike.failure import Cause, Failure
 from ipsec.vici.client import Session
 from ipsec.vici.show import Traffic
 from tests.vici.test_service import refused, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
+
+
+async def first(session: Session, count: int) -> list[tuple[str, Any]]:
+    """The first events that come."""
+    async with asyncio.timeout(5), contextlib.aclosing(session.listen()) as heard:
+        return [await anext(heard) for _ in range(count)]
 
 
 def test_counters_of_what_has_none(tmp_path: Path) -> None:
@@ -50,5 +61,57 @@ def test_list_sas_of_a_child_that_is_down(tmp_path: Path, monkeypatch: Any) -> N
         assert await children(ike="another", child="net") == []
         del sa.children[child.uid]
         sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+def test_events_of_an_ike_sa_that_goes(tmp_path: Path, monkeypatch: Any) -> None:
+    """The IKE_SA comes first, its CHILD_SAs after it."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        connection = engine.table.by_name["old"]
+        sa = engine.new_sa(connection, initiator=True, path=PATH)
+        sa.established_at = engine.now + 1
+        child = ChildSa(engine.next_uid(), sa, connection.children[0], 1)
+        sa.children[child.uid] = child
+        monkeypatch.setattr(ChildSa, "serves", True)
+        monkeypatch.setattr("ipsec.daemon.vici.ViciControl.traffic", lambda *_: Traffic(bytes_in=7))
+        for event in ("child-updown", "ike-updown"):
+            await session.register(event)
+        sa.destroy("closed by the peer", engine.now)
+        one.ike.turn()
+        (name, ike), (after, children) = await first(session, 2)
+        assert (name, after) == ("ike-updown", "child-updown")
+        assert "up" not in ike
+        assert "up" not in children
+        assert ike["old"]["state"] == children["old"]["state"] == b"DELETING"
+        (fields,) = children["old"]["child-sas"].values()
+        assert (fields["state"], fields["bytes-in"]) == (b"DELETED", b"7")
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize("cause", [None, *Cause])
+def test_an_attempt_that_fails(tmp_path: Path, cause: Cause | None) -> None:
+    """What one end refuses is an ike-updown of an IKE_SA that still was connecting; silence and commands are none."""
+    silent = {None, Cause.NO_ANSWER, Cause.NOT_IN_TIME, Cause.NO_PATH, Cause.CLOSED, Cause.EXPIRED, Cause.RESTARTED}
+    silent |= {Cause.CHILD_PROPOSALS, Cause.SELECTORS, Cause.ADDRESS, Cause.INSTALL, Cause.NO_CONNECTION, Cause.BUG}
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        await session.register("ike-updown")
+        why = "told to" if cause is None else Failure(cause, "so it is")
+        refused = Failure(Cause.PEER_AUTH, "a wrong key")
+        for initiator, end in ((True, why), (False, refused), (True, refused)):
+            sa = engine.new_sa(engine.table.by_name["old"], initiator=initiator, path=PATH)
+            sa.destroy(end, engine.now)
+        one.ike.turn()
+        seen = await first(session, 1 if cause in silent else 2)
+        assert {name for name, _ in seen} == {"ike-updown"}
+        assert [message["old"]["state"] for _, message in seen] == [b"CONNECTING"] * len(seen)
+        assert seen[-1][1]["old"]["uniqueid"] == str(sa.uid).encode()
 
     with_daemon(tmp_path, test)
