@@ -73,4 +73,6 @@ def _read_authority(section: Section, name: str, files: CredentialFiles) -> tupl
         certificate = files.named_certificates(AUTHORITIES, values[key])[0]
     except ConfigError as error:
         raise error_at(section, key, error.message) from None
+    if not certificate.is_ca:
+        raise error_at(section, key, f"{certificate.subject} is not the certificate of an authority")
     return Authority(certificate, values.get("crl_uris", ()), values.get("ocsp_uris", ()), name), key

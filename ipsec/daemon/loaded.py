@@ -30,7 +30,7 @@ from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
 from ipsec.config.secrets import make_ppk, parse_ppk_id
 from ipsec.crypto.identity import parse_pattern
-from ipsec.crypto.keyfiles import load_private_key
+from ipsec.crypto.keyfiles import load_private_key, load_public_key
 from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
 from ipsec.crypto.x509 import Certificate, load_certificates
 from ipsec.errors import ConfigError, ParseError
@@ -79,6 +79,7 @@ class Loaded:
         self._nameless: list[SharedSecret | Ppk] = []
         self._keys: dict[str, PrivateKey] = {}
         self._certificates: dict[Certificate, None] = {}
+        self._public_keys: dict[bytes, None] = {}
         self._authorities: dict[str, Authority] = {}
         self._anchors: dict[Certificate, Authority] = {}
         self._crls: dict[Hashable, Crl] = {}
@@ -240,7 +241,8 @@ class Loaded:
         for certificate in found:
             if flag == "CA":
                 if not certificate.is_ca:
-                    raise ConfigError(f"{certificate.subject} is not the certificate of an authority")
+                    why = f"{certificate.subject} is not the certificate of an authority"
+                    raise ConfigError(f"ca certificate lacks CA basic constraint, rejected: {why}")
                 self._anchors.setdefault(certificate, Authority(certificate))
             else:
                 self._certificates[certificate] = None
@@ -254,6 +256,17 @@ class Loaded:
             raise ConfigError(f"parsing X509_CRL certificate failed: {error}") from None
         keep_newest(self._crls, crl)
         self._credentials_changed()
+
+    def load_public_key(self, data: bytes) -> None:
+        """A raw public key in PEM or DER. Nobody is authenticated with it unless a connection names it."""
+        try:
+            self._public_keys[load_public_key(data)] = None
+        except ConfigError as error:
+            raise ConfigError(f"parsing PUBKEY certificate failed: {error.message}") from None
+
+    def public_keys(self) -> list[bytes]:
+        """All of them."""
+        return list(self._public_keys)
 
     def load_key(self, kind: str, data: bytes) -> str:
         """A private key; its id."""
@@ -305,6 +318,7 @@ class Loaded:
         """Forget all but the authorities that have a name."""
         for table in (self._secrets, self._nameless, self._keys, self._certificates, self._anchors, self._crls):
             table.clear()
+        self._public_keys.clear()
         self._credentials_changed()
 
     def load_authority(self, name: str, message: Mapping[str, Any]) -> None:
@@ -358,6 +372,9 @@ def section_of(path: str, message: Mapping[str, Any]) -> Section:
             section.sections[name] = section_of(section.child_path(name), value)
             continue
         items = value if isinstance(value, list) else [value]
+        if not items:
+            # programs send lists that they have nothing for
+            continue
         texts = []
         for item in items:
             try:

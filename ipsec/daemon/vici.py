@@ -200,6 +200,14 @@ class ViciControl:
         self._ike.loaded.load_crl(data)
         self._changed()
 
+    def load_public_key(self, data: bytes) -> None:
+        """See Control."""
+        self._ike.loaded.load_public_key(data)
+
+    def public_keys(self) -> Sequence[bytes]:
+        """See Control."""
+        return self._ike.loaded.public_keys()
+
     def load_key(self, kind: str, data: bytes) -> str:
         """See Control."""
         found = self._ike.loaded.load_key(kind, data)

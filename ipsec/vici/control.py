@@ -157,6 +157,12 @@ class Control(Protocol):
     def load_crl(self, data: bytes) -> None:
         """Load a revocation list, PEM or DER."""
 
+    def load_public_key(self, data: bytes) -> None:
+        """Load a raw public key, PEM or DER, to be listed: connections bring those that they use."""
+
+    def public_keys(self) -> Sequence[bytes]:
+        """Raw public keys that are loaded, DER (SubjectPublicKeyInfo)."""
+
     def load_key(self, kind: str, data: bytes) -> str:
         """Load a private key, PEM or DER; its id."""
 

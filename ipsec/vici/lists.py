@@ -166,8 +166,18 @@ class Lists:
         if kind in ("ANY", "X509_CRL"):
             crls = {crl.der: crl for crl in (*self._control.engine.credentials.crls, *self._control.engine.status.crls)}
             found += [_crl(crl) for crl in crls.values() if subject.matches(crl.issuer)]
+        if kind in ("ANY", "PUBKEY"):
+            found += [{"type": "PUBKEY", "data": key} for key in self._public_keys(subject)]
         await stream(client, "list-cert", found)
         return {}
+
+    def _public_keys(self, subject: IdentityPattern) -> Iterable[bytes]:
+        """Raw public keys that are loaded or that connections have. They have no subject."""
+        if not subject.any:
+            return ()
+        connections = self._control.engine.table.by_name.values()
+        own = [key for one in connections for key in (*one.local.pubkeys, *one.remote.pubkeys)]
+        return dict.fromkeys((*self._control.public_keys(), *own))
 
     def _certificates(self, flag: str, subject: IdentityPattern) -> list[Message]:
         credentials = self._control.engine.credentials

@@ -20,6 +20,16 @@ OK: Mapping[str, Any] = {"success": "yes"}
 _KEY_TYPES = ("any", "rsa", "ecdsa", "ed25519", "ed448")
 _UNSUPPORTED_SECRETS = ("EAP", "XAUTH", "NTLM")
 _CERTIFICATE_FLAGS = ("NONE", "CA", "OCSP", "AA")
+_CERTIFICATE_TYPES = ("ANY", "X509", "X509_AC", "X509_CRL", "OCSP_RESPONSE", "PUBKEY")
+#: types of older clients, as type and flag; names of swanctl's directories
+_OLD_TYPES = {
+    "ANY": ("X509", ""),
+    "X509CA": ("X509", "CA"),
+    "X509AA": ("X509", "AA"),
+    "X509OCSP": ("X509", "OCSP"),
+    "X509AC": ("X509_AC", ""),
+    "X509CRL": ("X509_CRL", ""),
+}
 
 
 class Loading:
@@ -61,7 +71,7 @@ class Loading:
     async def unload_conn(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Forget a connection."""
         name = text(message, "name")
-        if not name:
+        if "name" not in message:
             raise CommandError("unload: missing connection name")
         if not await self._control.unload_connection(name):
             raise CommandError(f"unload: connection '{name}' not found")
@@ -70,8 +80,10 @@ class Loading:
     # -- credentials
 
     async def load_cert(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Load a certificate or a revocation list."""
+        """Load a certificate, a raw public key or a revocation list."""
         kind, flag, data = text(message, "type").upper(), text(message, "flag").upper() or "NONE", _blob(message)
+        kind, implied = _OLD_TYPES.get(kind, (kind, ""))
+        flag = implied or flag
         if not kind:
             raise CommandError("certificate type missing")
         if flag not in _CERTIFICATE_FLAGS:
@@ -84,7 +96,9 @@ class Loading:
             self._control.load_certificate(data, flag)
         elif kind == "X509_CRL":
             self._control.load_crl(data)
-        elif kind in ("X509_AC", "PUBKEY", "OCSP_RESPONSE"):
+        elif kind == "PUBKEY":
+            self._control.load_public_key(data)
+        elif kind in ("X509_AC", "OCSP_RESPONSE"):
             raise CommandError(f"parsing {kind} certificate failed: not supported")
         else:
             raise CommandError(f"invalid certificate type '{kind}'")
@@ -149,7 +163,10 @@ class Loading:
 
     async def flush_certs(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Forget what was learnt about certificates: fetched CRLs and OCSP responses. What is loaded stays."""
-        if text(message, "type", "ANY").upper() in ("ANY", "X509_CRL", "OCSP_RESPONSE"):
+        kind = text(message, "type", "ANY")
+        if kind.upper() not in _CERTIFICATE_TYPES:
+            raise CommandError(f"invalid certificate type '{kind}'")
+        if kind.upper() in ("ANY", "X509_CRL", "OCSP_RESPONSE"):
             self._control.engine.status.clear()
         return OK
 
@@ -185,7 +202,7 @@ class Loading:
     async def unload_pool(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Forget one that nobody has an address of."""
         name = text(message, "name")
-        if not name:
+        if "name" not in message:
             raise CommandError("missing pool name to unload")
         if not self._control.unload_pool(name):
             raise CommandError(f"{name} not found")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.daemon.run import Daemon
 from ipsec.ike.child_sa import ChildSa
@@ -16,7 +21,7 @@ from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.vici.client import Session
 from ipsec.vici.show import Traffic
-from tests.vici.test_service import refused, with_daemon
+from tests.vici.test_service import CONNECTION, PSK, refused, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
 
@@ -113,5 +118,84 @@ def test_an_attempt_that_fails(tmp_path: Path, cause: Cause | None) -> None:
         assert {name for name, _ in seen} == {"ike-updown"}
         assert [message["old"]["state"] for _, message in seen] == [b"CONNECTING"] * len(seen)
         assert seen[-1][1]["old"]["uniqueid"] == str(sa.uid).encode()
+
+    with_daemon(tmp_path, test)
+
+
+def test_raw_public_keys(tmp_path: Path) -> None:
+    """``swanctl --load-creds`` loads what is in pubkey/, and calls it a failure if one is not taken."""
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    der, pem = (public.public_bytes(form, PublicFormat.SubjectPublicKeyInfo) for form in (Encoding.DER, Encoding.PEM))
+
+    async def test(one: Daemon, session: Session) -> None:
+        async def listed(**wanted: str) -> list[Any]:
+            return [item async for item in session.stream("list-certs", "list-cert", wanted)]
+
+        for data in (pem, der):
+            await session.request("load-cert", {"type": "PUBKEY", "flag": "NONE", "data": data})
+        assert await listed() == await listed(type="pubkey") == [{"type": b"PUBKEY", "data": der}]
+        assert await listed(type="x509") == await listed(subject="a.example") == []
+        said = await refused(session, "load-cert", {"type": "PUBKEY", "data": b"garbage"})
+        assert said == "parsing PUBKEY certificate failed: not a public key in PEM or DER"
+        await session.request("clear-creds")
+        assert await listed() == []
+
+    with_daemon(tmp_path, test)
+
+
+def test_certificate_types_of_older_clients(tmp_path: Path) -> None:
+    root, end = authority_and_end()
+
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-cert", {"type": "x509ca", "data": root})
+        await session.request("load-cert", {"type": "any", "data": end})
+        listed = [item async for item in session.stream("list-certs", "list-cert")]
+        assert {(item["flag"], item["data"]) for item in listed} == {(b"CA", root), (b"NONE", end)}
+        why = await refused(session, "load-cert", {"type": "X509CA", "flag": "NONE", "data": end})
+        assert why.startswith("ca certificate lacks CA basic constraint, rejected: ")
+        assert "X509_CRL" in await refused(session, "load-cert", {"type": "x509crl", "data": b"garbage"})
+        assert "not the certificate of" in await refused(session, "load-authority", {"mine": {"cacert": end}})
+        assert await refused(session, "flush-certs", {"type": "x"}) == "invalid certificate type 'x'"
+        await session.request("flush-certs", {"type": "x509_crl"})
+
+    with_daemon(tmp_path, test)
+
+
+def authority_and_end() -> tuple[bytes, bytes]:
+    """Two certificates."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = []
+    for number, name in enumerate(("authority", "end")):
+        subject = x509.Name.from_rfc4514_string(f"CN={name}")
+        issuer = x509.Name.from_rfc4514_string("CN=authority")
+        begin, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
+        builder = x509.CertificateBuilder(issuer, subject, key.public_key(), number + 1, begin, end)
+        builder = builder.add_extension(x509.BasicConstraints(ca=not number, path_length=None), critical=True)
+        made.append(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+    return made[0], made[1]
+
+
+def test_lists_of_nothing(tmp_path: Path) -> None:
+    """Programs send lists that they have nothing for, also where such a list could not be."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        ends = {"local": PSK | {"certs": []}, "remote": PSK | {"id": "c", "certs": [], "cacerts": [], "groups": []}}
+        await session.request("load-conn", {"new": CONNECTION | ends | {"vips": [], "pools": []}})
+
+    with_daemon(tmp_path, test)
+
+
+def test_what_has_an_empty_name(tmp_path: Path) -> None:
+    """What can be loaded can be unloaded."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-conn", {"": CONNECTION})
+        await session.request("unload-conn", {"name": ""})
+        await session.request("load-pool", {"": {"addrs": "10.9.0.0/24"}})
+        await session.request("unload-pool", {"name": ""})
+        assert (await session.request("get-conns"))["conns"] == [b"old"]
+        assert await session.request("get-pools") == {}
+        assert await refused(session, "unload-conn", {}) == "unload: missing connection name"
+        assert await refused(session, "unload-pool", {}) == "missing pool name to unload"
 
     with_daemon(tmp_path, test)
