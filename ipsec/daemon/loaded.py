@@ -339,10 +339,6 @@ class Loaded:
     def load_pool(self, name: str, message: Mapping[str, Any], *, online: int = 0) -> str:
         """Addresses to assign; whether that was ``added``, ``updated`` or ``replaced``. ``online`` are in use."""
         pool = read_pool(section_of(f"pools.{name}", message), name)
-        for other in self._pools.values():
-            same = other.first.version == pool.first.version
-            if same and other.name != name and other.first <= pool.last and pool.first <= other.last:  # type: ignore[operator]
-                raise ConfigError(f"the pool {name} overlaps with the pool {other.name}")
         before = self._pools.get(name)
         moved = before is not None and (before.first, before.last) != (pool.first, pool.last)
         if moved and online:
@@ -350,6 +346,17 @@ class Loaded:
         self._pools[name] = pool
         self._complete = {name: one for name, one in self._complete.items() if not one.pools}
         return "added" if before is None else "replaced" if moved else "updated"
+
+    def overlapping(self, name: str) -> list[str]:
+        """Other pools that have some of a pool's addresses, as while ``swanctl --load-pools`` renames one."""
+        pool = self._pools[name]
+        return [
+            other.name
+            for other in self._pools.values()
+            if other.first.version == pool.first.version
+            and other is not pool
+            and (other.first <= pool.last and pool.first <= other.last)  # type: ignore[operator]
+        ]
 
     def unload_pool(self, name: str) -> bool:
         """Whether there was one."""

@@ -256,6 +256,8 @@ class ViciControl:
         before = self._ike.loaded.load_pool(name, message, online=pool.online if pool is not None else 0)
         self._changed()
         log.info("%s pool %s", before, name)
+        for other in self._ike.loaded.overlapping(name):
+            log.warning("the pools %s and %s overlap: what one has given, the other does not give", name, other)
 
     def unload_pool(self, name: str) -> bool:
         """See Control."""

@@ -6,6 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from ipsec.errors import ParseError
@@ -63,10 +64,13 @@ class Pool:
         "_size",
         "_used",
         "config",
+        "rivals",
     )
 
     def __init__(self, config: PoolConfig, keep: int = KEPT_MAX) -> None:
         self.config = config
+        self.rivals: tuple[Pool, ...] = ()
+        "pools that have some of the same addresses: what one of them has given, this one does not give"
         self._first = config.first
         self._size = int(config.last) - int(config.first) + 1
         self._keep = keep
@@ -112,7 +116,7 @@ class Pool:
         if requested.version != self._first.version:
             return 0
         wanted = self._offset(requested)
-        if wanted is not None and (self._is_free(wanted, identity) or self._shared(wanted, identity, peer)):
+        if wanted is not None and (self._is_free(wanted, identity, peer) or self._shared(wanted, identity, peer)):
             return 3
         return 2 if identity in self._offline_of else 1
 
@@ -136,7 +140,7 @@ class Pool:
         if shared is not None:
             shared.count += 1
             return requested
-        offset = self._pick(identity, wanted, reassign)
+        offset = self._pick(identity, wanted, peer, reassign)
         if offset is None:
             return None
         self._take(offset, identity, peer)
@@ -196,24 +200,37 @@ class Pool:
         lease = self._online.get(offset) if offset is not None and peer is not None else None
         return lease if lease is not None and (lease.identity, lease.peer) == (identity, peer) else None
 
-    def _is_free(self, offset: int, identity: Hashable) -> bool:
-        """Nobody uses it, and it is not kept for another one."""
-        return offset not in self._online and self._offline.get(offset, identity) == identity
+    def _is_free(self, offset: int, identity: Hashable, peer: Hashable) -> bool:
+        """Nobody uses it, or only this one from another pool, and it is not kept for another one."""
+        if offset in self._online or self._is_given(offset, identity, peer):
+            return False
+        return self._offline.get(offset, identity) == identity
 
-    def _pick(self, identity: Hashable, wanted: int | None, reassign: bool) -> int | None:
+    def _pick(self, identity: Hashable, wanted: int | None, peer: Hashable, reassign: bool) -> int | None:
         """The best offset that is not in use."""
-        if wanted is not None and self._is_free(wanted, identity):
+        if wanted is not None and self._is_free(wanted, identity, peer):
             return wanted
-        had = self._offline_of.get(identity)
-        if had:
-            return next(reversed(had))
-        if self._used:
-            return next(iter(self._used))
+        for offsets in (reversed(self._offline_of.get(identity, {})), self._used):
+            found = next((offset for offset in offsets if not self._is_given(offset)), None)
+            if found is not None:
+                return found
         while self._fresh < self._size:
+            offset = self._fresh
             self._fresh += 1
-            if self._fresh - 1 not in self._online and self._fresh - 1 not in self._offline:
-                return self._fresh - 1
-        return next(iter(self._offline), None) if reassign else None
+            if offset in self._online or offset in self._offline:
+                continue
+            if not self._is_given(offset):
+                return offset
+            self._used[offset] = None
+        return next((offset for offset in self._offline if not self._is_given(offset)), None) if reassign else None
+
+    def _is_given(self, offset: int, identity: Hashable = None, peer: Hashable = None) -> bool:
+        """Somebody has it from another pool, who is not this one."""
+        for rival in self.rivals:
+            there = rival._offset(self._first + offset)
+            if there in rival._online and not rival._shared(there, identity, peer):
+                return True
+        return False
 
     def _take(self, offset: int, identity: Hashable, peer: Hashable) -> None:
         self._used.pop(offset, None)
@@ -240,6 +257,20 @@ class Pool:
         del had[offset]
         if not had:
             del self._offline_of[identity]
+
+
+def find_rivals(pools: Iterable[Pool]) -> None:
+    """Let pools that have addresses in common know of each other."""
+    by_start = sorted(pools, key=lambda pool: (pool.config.first.version, int(pool.config.first)))
+    found: dict[str, list[Pool]] = {pool.name: [] for pool in by_start}
+    for position, pool in enumerate(by_start):
+        for other in islice(by_start, position + 1, None):
+            if other.config.first.version != pool.config.first.version or other.config.first > pool.config.last:  # type: ignore[operator]
+                break
+            found[pool.name].append(other)
+            found[other.name].append(pool)
+    for pool in by_start:
+        pool.rivals = tuple(found[pool.name])
 
 
 def assign(

@@ -13,7 +13,7 @@ from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings, PoolConfig
-from ipsec.ike.config_payload import Pool
+from ipsec.ike.config_payload import Pool, find_rivals
 from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
 from ipsec.ike.counters import Counters
 from ipsec.ike.credentials import Credentials
@@ -347,6 +347,7 @@ class Registry:
             else:
                 pool = Pool(config)
             self.pools[config.name] = pool
+        find_rivals(self.pools.values())
         for sa in self.sas.values():
             sa.leases = [(self._pool_of(sa, pool, address), address) for pool, address in sa.leases]
         for name, pool in before.items():

@@ -19,6 +19,7 @@ from ipsec.ike.config_payload import (
     assign,
     build_reply,
     build_request,
+    find_rivals,
     parse_reply,
     parse_request,
 )
@@ -55,6 +56,33 @@ def test_an_identity_gets_its_address_back() -> None:
     assert addresses.release("a", A)
     assert addresses.acquire("c") == C
     assert addresses.acquire("a") == A
+
+
+def test_pools_with_the_same_addresses_give_each_once() -> None:
+    one, two = pool(), Pool(PoolConfig("q", B, D))
+    other = Pool(PoolConfig("far", ip_address("10.3.0.5"), ip_address("10.3.0.6")))
+    find_rivals((two, other, one))
+    assert (one.rivals, two.rivals, other.rivals) == ((two,), (one,), ())
+    assert one.acquire("a", B) == B
+    assert [two.acquire(name, B) for name in "bc"] == [C, D]
+    assert two.acquire("d") is None
+    assert one.acquire("e") == A
+    assert one.acquire("f") is None
+    assert one.release("a", B)
+    assert two.acquire("d", B) == B
+    assert one.acquire("a", B) is None
+
+
+def test_who_has_an_address_from_one_pool_keeps_it_with_another() -> None:
+    """As while a pool is renamed: re-authentication makes the new IKE_SA first."""
+    old, new = pool(), Pool(PoolConfig("q", A, C))
+    find_rivals((old, new))
+    assert old.acquire("a", peer="there") == A
+    assert new.suits("a", A, "there") == 3
+    assert new.acquire("b", A, peer="there") == B
+    assert new.acquire("a", A, peer="there") == A
+    assert old.release("a", A)
+    assert new.acquire("c") == C
 
 
 def test_an_address_is_reassigned_only_when_there_is_no_other() -> None:

@@ -21,7 +21,7 @@ from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.vici.client import Session
 from ipsec.vici.show import Traffic
-from tests.vici.test_service import CONNECTION, PSK, refused, with_daemon
+from tests.vici.test_service import CONNECTION, PSK, refused, settled, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
 
@@ -197,5 +197,27 @@ def test_what_has_an_empty_name(tmp_path: Path) -> None:
         assert await session.request("get-pools") == {}
         assert await refused(session, "unload-conn", {}) == "unload: missing connection name"
         assert await refused(session, "unload-pool", {}) == "missing pool name to unload"
+
+    with_daemon(tmp_path, test)
+
+
+def test_pools_are_renamed_and_change_places(tmp_path: Path) -> None:
+    """``swanctl --load-pools`` loads what is new before it unloads what is gone, and loads one after the other."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        for name, addresses in (("p", "10.8.0.0/24"), ("q", "10.9.0.0/24"), ("p", "10.9.0.0/24"), ("q", "10.8.0.0/24")):
+            await session.request("load-pool", {name: {"addrs": addresses}})
+        found = await session.request("get-pools")
+        assert {name: pool["base"] for name, pool in found.items()} == {"p": b"10.9.0.0", "q": b"10.8.0.0"}
+        pool = (await settled(one, session)).pools["p"]
+        address = pool.acquire("somebody")
+        await session.request("load-pool", {"renamed": {"addrs": "10.9.0.0/24"}})
+        renamed = (await settled(one, session)).pools["renamed"]
+        assert renamed.acquire("another") == ip_address("10.9.0.2"), "not what somebody has"
+        assert "online leases" in await refused(session, "unload-pool", {"name": "p"})
+        assert address is not None
+        pool.release("somebody", address)
+        await session.request("unload-pool", {"name": "p"})
+        assert set(await session.request("get-pools")) == {"q", "renamed"}
 
     with_daemon(tmp_path, test)
