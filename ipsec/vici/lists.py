@@ -167,17 +167,23 @@ class Lists:
             crls = {crl.der: crl for crl in (*self._control.engine.credentials.crls, *self._control.engine.status.crls)}
             found += [_crl(crl) for crl in crls.values() if subject.matches(crl.issuer)]
         if kind in ("ANY", "PUBKEY"):
-            found += [{"type": "PUBKEY", "data": key} for key in self._public_keys(subject)]
+            found += self._public_keys(subject)
         await stream(client, "list-cert", found)
         return {}
 
-    def _public_keys(self, subject: IdentityPattern) -> Iterable[bytes]:
-        """Raw public keys that are loaded or that connections have. They have no subject."""
-        if not subject.any:
-            return ()
-        connections = self._control.engine.table.by_name.values()
-        own = [key for one in connections for key in (*one.local.pubkeys, *one.remote.pubkeys)]
-        return dict.fromkeys((*self._control.public_keys(), *own))
+    def _public_keys(self, subject: IdentityPattern) -> list[Message]:
+        """Raw public keys that are loaded, and those of connections, which are of whom the connection says."""
+        found: dict[tuple[bytes, str], None] = {}
+        if subject.any:
+            found |= dict.fromkeys((key, "") for key in self._control.public_keys())
+        for one in self._control.engine.table.by_name.values():
+            for key, whose in (
+                *((key, one.local.id) for key in one.local.pubkeys),
+                *((key, one.remote.id.exact) for key in one.remote.pubkeys),
+            ):
+                if subject.any or (whose is not None and subject.matches(whose)):
+                    found[key, str(whose or "")] = None
+        return [{"type": "PUBKEY", "data": key, "subject": whose or None} for key, whose in found]
 
     def _certificates(self, flag: str, subject: IdentityPattern) -> list[Message]:
         credentials = self._control.engine.credentials

@@ -175,9 +175,14 @@ def _local(auth: LocalAuth) -> Message:
         "id": auth.id or "%any",
         "groups": [],
         "cert_policy": [],
-        "certs": [certificate.subject for certificate in auth.certs],
+        "certs": _shown(auth),
         "cacerts": [],
     }
+
+
+def _shown(auth: LocalAuth | RemoteAuth) -> list[Any]:
+    """Subjects of what an end shows: a raw public key is of whom the connection says."""
+    return [*(certificate.subject for certificate in auth.certs), *(auth.id or "%any" for _ in auth.pubkeys)]
 
 
 #: what charon says where a configuration says this
@@ -192,7 +197,7 @@ def _remote(auth: RemoteAuth) -> Message:
         "ca_id": auth.ca_id,
         "groups": [],
         "cert_policy": list(auth.cert_policy),
-        "certs": [certificate.subject for certificate in auth.certs],
+        "certs": _shown(auth),
         "cacerts": [certificate.subject for certificate in auth.cacerts],
     }
 

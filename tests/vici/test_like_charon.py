@@ -139,6 +139,13 @@ def test_raw_public_keys(tmp_path: Path) -> None:
         assert said == "parsing PUBKEY certificate failed: not a public key in PEM or DER"
         await session.request("clear-creds")
         assert await listed() == []
+        peer = {"auth": "pubkey", "id": "b.example", "pubkeys": [pem]}
+        await session.request("load-conn", {"new": CONNECTION | {"remote": peer}})
+        one_of_it = [{"type": b"PUBKEY", "data": der, "subject": b"b.example"}]
+        assert await listed() == await listed(subject="b.example") == one_of_it
+        assert await listed(subject="a.example") == []
+        (conn,) = [item["new"] async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        assert conn["remote-1"]["certs"] == [b"b.example"]
 
     with_daemon(tmp_path, test)
 
