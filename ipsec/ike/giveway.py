@@ -8,6 +8,7 @@ no RFC has a rule for. With ``unique = replace`` or ``keep`` it is the one with 
 section 2.8.1 has it for nonces. Who knows that they have crossed names it through the other one, and closes it if the
 peer agrees. What is said is a Vendor ID payload, which whoever does not know it ignores (RFC 7296 section 3.12): with a
 peer that is not ours both stay, as it may want to have back what we close (charon's ``close_action``), and so for ever.
+Both stay as well if one of them is rekeyed before the first question, as nothing tells then that they have crossed.
 """
 
 from __future__ import annotations
@@ -46,13 +47,11 @@ class Confirm(Liveness):
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """V(REDUNDANT), or nothing to say; nothing to ask either, if there is nothing to give up any more."""
-        self.crossed = _redundant(sa)
-        if self.crossed is not None and _at_once(sa, self.crossed):
+        found = _redundant(sa)
+        self.crossed = found if found is not None and _at_once(sa, found) else None
+        if self.crossed is not None:
             return [VendorPayload(REDUNDANT + _spis(self.crossed))]
-        age = now - sa.established_at
-        if age < CROSSED_S and any(_loses(other, sa) for other in _rivals(sa) if _at_once(sa, other)):
-            # CHILD_SAs are still on their way
-            sa.core.timers.set((Timer.GIVE_WAY, sa.uid), now + max(age, REAUTHENTICATED_S))
+        _look_again(sa, now)
         return [] if knocks_of(sa) else None
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
@@ -62,9 +61,13 @@ class Confirm(Liveness):
             log.info("%s: not needed any more, %s is up", knock, sa)
             knock.quiet = True
             knock.destroy("the peer was first", now)
+        if self.crossed is None:
+            return
         named = [p.data for p in payloads if isinstance(p, VendorPayload)]
-        if self.crossed is not None and REDUNDANT + _spis(self.crossed) in named and self.crossed is _redundant(sa):
+        if REDUNDANT + _spis(self.crossed) in named and self.crossed is _redundant(sa):
             _give_up(self.crossed, sa, now)
+        else:
+            _look_again(sa, now)
 
 
 def knocks_of(sa: IkeSa) -> list[IkeSa]:
@@ -96,6 +99,13 @@ def look(sa: IkeSa, now: float) -> None:
             sa.core.timers.set((Timer.GIVE_WAY, stays.uid), now + wait)
 
 
+def _look_again(sa: IkeSa, now: float) -> None:
+    """CHILD_SAs are still on their way, or one end is just about something else: that may be over later."""
+    age = now - sa.established_at
+    if age < CROSSED_S and any(_loses(other, sa) for other in _rivals(sa) if _at_once(sa, other)):
+        sa.core.timers.set((Timer.GIVE_WAY, sa.uid), now + max(age, REAUTHENTICATED_S))
+
+
 def agree(sa: IkeSa, vendor: VendorPayload) -> list[Payload]:
     """The peer may want to close an IKE_SA that has crossed with ``sa``: whether nothing is missing here without it.
 
@@ -106,6 +116,11 @@ def agree(sa: IkeSa, vendor: VendorPayload) -> list[Payload]:
         return []
     log.info("%s: %s has crossed with it, and the peer closes that", sa, other)
     return [vendor]
+
+
+def stays_for(sa: IkeSa) -> IkeSa | None:
+    """The peer closes an IKE_SA: the one against which it has lost, and where nothing of it is missing."""
+    return next((other for other in _rivals(sa) if _loses(sa, other) and _covers(other, sa)), None)
 
 
 def _give_up(sa: IkeSa, stays: IkeSa, now: float) -> None:
@@ -119,17 +134,29 @@ def _give_up(sa: IkeSa, stays: IkeSa, now: float) -> None:
 
 
 def _redundant(sa: IkeSa) -> IkeSa | None:
-    """The one that has lost against ``sa``, if nothing of it is missing there."""
-    if not _is_in_use(sa):
+    """The one that has lost against ``sa``, if nothing of it is missing there and nothing is going on in it."""
+    if sa.state is not IkeState.ESTABLISHED:
         return None
-    up = {child.name: (set(child.local_ts), set(child.remote_ts)) for child in sa.children_up()}
     for other in _rivals(sa):
-        have = {child.name: (set(child.local_ts), set(child.remote_ts)) for child in other.children_up()}
-        covered = have.items() <= up.items() and sa.core.under_way(other) <= up.keys()
-        rests = all(one.state is ChildState.INSTALLED and one.peer_rekey is None for one in other.children.values())
-        if covered and rests and _loses(other, sa) and _is_in_use(other):
+        rests = other.state is IkeState.ESTABLISHED and all(
+            one.state is ChildState.INSTALLED and one.peer_rekey is None for one in other.children.values()
+        )
+        if rests and _is_in_use(other) and _loses(other, sa) and _covers(sa, other):
             return other
     return None
+
+
+def _covers(sa: IkeSa, other: IkeSa) -> bool:
+    """Whether an IKE_SA is in use that has all that another one has."""
+    if not _is_in_use(sa) or other.ppk > sa.ppk or other.mobike > sa.mobike:
+        return False
+    leases, theirs = ({address for _, address in one.leases} for one in (sa, other))
+    if not theirs <= leases or not set(other.addresses) <= set(sa.addresses):
+        return False
+    up, have = (
+        {child.name: (set(child.local_ts), set(child.remote_ts)) for child in one.children_up()} for one in (sa, other)
+    )
+    return have.items() <= up.items() and sa.core.under_way(other) <= up.keys()
 
 
 def _rivals(sa: IkeSa) -> Iterator[IkeSa]:
@@ -147,7 +174,7 @@ def _at_once(sa: IkeSa, other: IkeSa) -> bool:
 
 
 def _is_in_use(sa: IkeSa) -> bool:
-    return sa.state is IkeState.ESTABLISHED and not sa.quiet and (Timer.REPLACED, sa.uid) not in sa.core.timers
+    return sa.established and not sa.quiet and (Timer.REPLACED, sa.uid) not in sa.core.timers
 
 
 def _loses(sa: IkeSa, other: IkeSa) -> bool:

@@ -12,7 +12,7 @@ from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import crossed
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
-from ipsec.ike.giveway import agree
+from ipsec.ike.giveway import agree, stays_for
 from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
 from ipsec.ike.rekey import closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
@@ -58,6 +58,11 @@ def _close_ike(sa: IkeSa, path: Path, now: float) -> None:
     sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
     if not sa.quiet:
         log.info("%s: closed by the peer", sa)
+        stays = stays_for(sa)
+        if stays is not None:
+            # nothing is lost: no failure, and nothing to bring back
+            sa.destroy(f"begun by both ends, {stays} stays", now)
+            return
         sa.core.closed_by_peer(sa, now)
     sa.destroy(Failure(Cause.CLOSED, "closed by the peer", by_peer=True), now)
 

@@ -9,16 +9,32 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.config import Action, IkeSettings, SelectorTemplate, Unique
+from ipsec.ike import giveway
+from ipsec.ike.config import Action, IkeSettings, PoolConfig, SelectorTemplate, Unique
+from ipsec.ike.credentials import Ppk
 from ipsec.ike.delete import Liveness
 from ipsec.ike.errors import PeerError
-from ipsec.ike.events import KEEPALIVE, ChildDown, ChildNotMade, IkeDown, IkeUp, Initiate, Path
+from ipsec.ike.events import (
+    KEEPALIVE,
+    AddressesReleased,
+    ChildDown,
+    ChildNotMade,
+    Failed,
+    IkeDown,
+    IkeUp,
+    Initiate,
+    Path,
+    TrapWanted,
+)
+from ipsec.ike.failure import Cause
 from ipsec.ike.redirect import LOOP_PERIOD_S, REDIRECTS_MAX, redirect
+from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType, Protocol
 from ipsec.wire.ike import HEADER_LEN, parse_header, parse_payloads
-from ipsec.wire.payloads import NotifyPayload, Payload
+from ipsec.wire.payloads import NotifyPayload, Payload, VendorPayload
 from tests.pair import IKE, A, Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.invariants import agree
@@ -454,10 +470,10 @@ class Talk:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("children", [("net",), ("net", "two", "three")])
-@pytest.mark.parametrize("action", [Action.NONE, Action.START])
+@pytest.mark.parametrize("action", [Action.NONE, Action.START, Action.TRAP])
 @pytest.mark.parametrize("unique", [Unique.REPLACE, Unique.KEEP])
 def test_one_of_two_that_cross_stays(unique: Unique, action: Action, children: tuple[str, ...], seed: int) -> None:
-    """Both ends mean the same one, nothing is lost, and nobody brings back what was closed."""
+    """Both ends mean the same one, nothing is lost, what was closed is no failure, and nobody brings it back."""
     child = {"close_action": action, "dpd_action": action}
     pair = both(f"{seed}/crossed", children, unique=unique, child=child)
     pair.a.initiate()
@@ -472,7 +488,9 @@ def test_one_of_two_that_cross_stays(unique: Unique, action: Action, children: t
         one.over = True
     pair.world.run(1)
     assert pair.world.delivered - before == sum(one.sent for one in talks)
-    assert len(pair.a.events(IkeUp)) == len(pair.b.events(IkeUp)) == 2
+    for host in (pair.a, pair.b):
+        assert [len(host.events(kind)) for kind in (IkeUp, IkeDown)] == [2, 1]
+        assert not [event for kind in (Failed, Initiate, TrapWanted) for event in host.events(kind)]
     pair.finish(children=len(children))
 
 
@@ -495,15 +513,112 @@ def test_one_of_two_that_cross_stays_on_a_bad_network(seed: int) -> None:
     pair.finish(children=len(pair.a.children))
 
 
-def test_where_the_peer_has_no_rule_for_it_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Vendor ID is ours: another peer takes no notice of it, and may want back what we close."""
-    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, vendor: [])
-    pair = Pair(unique=Unique.REPLACE)
+def loser(pair: Pair) -> SimHost:
+    """Who has begun the one of two IKE_SAs that is to go."""
+    lowest = min(pair.a.ikes, key=lambda sa: min(sa.spi_i, sa.spi_r))
+    return pair.a if lowest.initiator else pair.b
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("what", ["addresses", "ppk", "mobike"])
+def test_what_has_more_is_not_redundant(what: str, seed: int) -> None:
+    """Only what moon begins has a virtual address, a PPK, or (as if sun had not been able to) MOBIKE."""
+    more: dict[str, Any] = {"addresses": {"vips": (ip_address("0.0.0.0"),)}, "ppk": {"ppk_id": parse_pattern("ppk")}}
+    pair = Pair(f"{seed}/more", unique=Unique.REPLACE, a=more.get(what, {}))
+    pair.b.pools = [PoolConfig("p", ip_address("10.3.0.1"), ip_address("10.3.0.8"))]
+    for host in (pair.a, pair.b):
+        ppks = [Ppk(b"\xa5" * 32, (parse_pattern("ppk"),), "ppk")]
+        host.load(replace(host.connections["c"], pools=("p",) if host is pair.b else ()), ppks=ppks)
     pair.a.initiate()
     pair.b.initiate()
+    pair.world.run(1)
+    for host in (pair.a, pair.b):
+        for sa in host.ikes:
+            moons = sa.initiator is (host is pair.a)
+            sa.mobike = what == "mobike" and moons
+            assert bool(sa.addresses or sa.leases) is (what == "addresses" and moons)
+            assert sa.ppk is (what == "ppk" and moons)
+    stay = 2 if loser(pair) is pair.a else 1
     pair.world.run(120)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == stay
+    assert not pair.a.events(AddressesReleased)
+    pair.finish(children=stay, ikes=stay)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_peer_that_cannot_agree_at_once_is_asked_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its CHILD_SAs may be replaced just then."""
+    pair = Pair(f"{seed}/later", unique=Unique.REPLACE)
+    real, world = giveway.agree, pair.world
+    ready = world.now + 20
+    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, v: real(sa, v) if world.now > ready else [])
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(20)
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    pair.world.run(giveway.CROSSED_S)
+    pair.finish()
+
+
+def test_where_the_peer_has_no_rule_for_it_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Vendor ID is ours: another peer takes no notice of it, and may want back what we close."""
+    asked: list[float] = []
+    pair = Pair(unique=Unique.REPLACE)
+    monkeypatch.setattr("ipsec.ike.informational.agree", lambda sa, vendor: asked.append(pair.world.now) or [])
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(600)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    # of both ends, ever more rarely, and no more after a while
+    assert 4 <= len(asked) <= 12
+    assert asked[-1] - asked[0] < 2 * giveway.CROSSED_S
     pair.finish(children=2, ikes=2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_who_has_agreed_may_be_busy_when_the_other_one_is_closed(
+    what: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rekeys a CHILD_SA of the one that goes, or the IKE_SA that stays: the Delete is no failure for that."""
+    pair = Pair(f"{seed}/busy", unique=Unique.REPLACE, child={"close_action": Action.TRAP})
+    real, hosts = giveway.agree, (pair.a, pair.b)
+    busy: list[SimHost] = []
+
+    def agreeing(sa: IkeSa, vendor: VendorPayload) -> list[Payload]:
+        answer = real(sa, vendor)
+        if answer:
+            host = next(one for one in hosts if one.engine is sa.core)
+            goes = next(one for one in host.ikes if one is not sa)
+            engine, (child,) = host.engine, goes.children_up()
+            command = (engine.rekey_child, child) if what == "child" else (engine.rekey_ike_sa, sa)
+            pair.world.at(0.001, host.do, *command)
+            busy.append(host)
+        return answer
+
+    monkeypatch.setattr("ipsec.ike.informational.agree", agreeing)
+    pair.world.link = Link(latency=0.03)
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(60)
+    assert len(busy) == 1
+    assert not [event for kind in (Failed, Initiate, TrapWanted) for host in hosts for event in host.events(kind)]
+    pair.finish()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_peer_closes_one_of_two_that_is_not_redundant(seed: int) -> None:
+    """What is closed has a child that the other one has not: that is a failure, and its close_action counts."""
+    pair = both(f"{seed}/closed", ("net", "two"), unique=Unique.REPLACE, child={"close_action": Action.TRAP})
+    pair.a.initiate()
+    pair.b.initiate(children=("net",))
+    pair.world.run(1)
+    moons = next(sa for sa in pair.a.ikes if sa.initiator)
+    assert len(moons.children) == 2
+    pair.a.do(pair.a.engine.terminate_ike, moons)
+    pair.world.settle()
+    assert sorted(event.child for event in pair.b.events(TrapWanted)) == ["net", "two"]
+    assert [event.problem.failure.cause for event in pair.b.events(Failed)] == [Cause.CLOSED]
 
 
 def test_what_is_about_to_be_closed_does_not_stay_for_another() -> None:
