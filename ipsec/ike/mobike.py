@@ -110,15 +110,22 @@ def _take_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> bool:
                 told = True
                 found.append(kind(payload.data))
     if told:
+        own = _own(sa, path)
+        known = tuple(a for a in dict.fromkeys(found) if _may_be_peers(a, own))[:ADDRESSES_MAX]
         for one in sa.line:
-            one.peer_addresses = tuple(a for a in dict.fromkeys(found) if _may_be_peers(a))[:ADDRESSES_MAX]
+            one.peer_addresses = known
     return told
 
 
-def _may_be_peers(address: IpAddress) -> bool:
-    """Whether we would send to it because a peer says so."""
+def _own(sa: IkeSa, path: Path) -> tuple[IpAddress, ...]:
+    """Our addresses, where a message has come along ``path``."""
+    return path.local, *sa.core.host.local_addresses(sa.connection)
+
+
+def _may_be_peers(address: IpAddress, own: Sequence[IpAddress]) -> bool:
+    """Whether we would send to it because a peer says so; what is sent to our own addresses comes back to us."""
     bad = address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local
-    return not bad and address != IPv4Address("255.255.255.255")
+    return not bad and address not in own and address != IPv4Address("255.255.255.255")
 
 
 def handle_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: float) -> None:
@@ -128,7 +135,7 @@ def handle_addresses(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: fl
     told = _take_addresses(sa, payloads, path)
     if not sa.original_initiator or path == sa.path:
         return
-    if told and path.remote != sa.path.remote and sa.path.remote not in sa.peer_addresses:
+    if told and path.remote in sa.peer_addresses and sa.path.remote not in sa.peer_addresses:
         known = sa.peer_addresses
         log.info("%s: the peer has left %s, and is at %s", sa, sa.path.remote, path.remote)
         move(sa, path, now)
@@ -383,8 +390,7 @@ def handle_update(sa: IkeSa, payloads: list[Payload], path: Path, now: float) ->
 
 def _acceptable(sa: IkeSa, path: Path) -> bool:
     """Whether a peer can be there. Who it is has been proved, so where it is may be anywhere else."""
-    own = (path.local, *sa.core.host.local_addresses(sa.connection))
-    return path.remote_port != 0 and path.remote not in own and _may_be_peers(path.remote)
+    return path.remote_port != 0 and _may_be_peers(path.remote, _own(sa, path))
 
 
 def nat_is_unexpected(payloads: Sequence[Payload], path: Path) -> bool:

@@ -20,6 +20,7 @@ from ipsec.ike.mobike import (
     UpdateAddresses,
     behind_nat,
     detection,
+    handle_addresses,
     move,
     nat_is_unexpected,
     ways,
@@ -136,6 +137,29 @@ def test_addresses_that_nobody_has_are_left_out(address: str) -> None:
     made.b.do(made.b.ike.ask, Told([this]))
     made.world.settle()
     assert made.a.ike.peer_addresses == ()
+    made.finish()
+
+
+def test_our_own_addresses_are_not_the_peers() -> None:
+    """Of private ones both ends may have the same; what we send there comes back to us."""
+    made = pair()
+    these = [NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, address.packed) for address in (A2, B2, A)]
+    made.b.do(made.b.ike.ask, Told(these))
+    made.world.settle()
+    assert made.a.ike.peer_addresses == (B2,)
+    made.finish()
+
+
+def test_a_list_that_comes_from_an_address_of_ours() -> None:
+    """Somebody on the way has put that there: the peer is not at it."""
+    made = pair(dpd_delay=0.0)
+    made.world.broken.clear()
+    here = made.a.ike.path
+    this = NotifyPayload(NotifyType.ADDITIONAL_IP4_ADDRESS, B2.packed)
+    made.a.do(lambda now: handle_addresses(made.a.ike, [this], here._replace(remote=A2), now))
+    assert made.a.ike.peer_addresses == (B2,)
+    made.world.settle()
+    goes(made, A, B)
     made.finish()
 
 
