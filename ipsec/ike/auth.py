@@ -96,7 +96,8 @@ class AuthRequest(Request):
         except AuthenticationError as error:
             raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
         payloads: list[Payload] = [mine, *proof.certificates]
-        if connection.unique is not Unique.NEVER and core.first_contact(sa):
+        # one that does not say so is there for the others nevertheless
+        if core.first_contact(sa) and connection.unique is not Unique.NEVER:
             payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
         payloads += core.certificate_requests(connection)
         wanted = connection.remote.id.exact

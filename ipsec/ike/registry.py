@@ -76,6 +76,8 @@ class Registry:
         self.by_spi: dict[bytes, IkeSa] = {}
         self._stopping = False
         self.by_peer: dict[tuple[Identity | None, Identity | None], dict[int, IkeSa]] = {}
+        self.by_wanted: dict[tuple[Identity | None, Identity], dict[int, IkeSa]] = {}
+        "those that we have begun and whose IKE_AUTH has gone out, by who we are and whom alone we want there"
         self.closed: OrderedDict[bytes, tuple[bytes, list[bytes]]] = OrderedDict()
         self._reqids: dict[tuple[str, str], int] = {}
         "of children with a trap, by connection and child"
@@ -272,6 +274,11 @@ class Registry:
             peers.pop(sa.uid, None)
             if not peers:
                 del self.by_peer[sa.our_id, sa.peer_id]
+        wanted = sa.connection.remote.id.exact
+        if wanted is not None and sa.uid in (same := self.by_wanted.get((sa.our_id, wanted), {})):
+            del same[sa.uid]
+            if not same:
+                del self.by_wanted[sa.our_id, wanted]
         for pool, address in sa.leases:
             pool.release(sa.peer_id, address)
         sa.leases = []
@@ -288,13 +295,18 @@ class Registry:
             sa.auth.configs.insert(0, (child.config, child.reqid))
 
     def first_contact(self, sa: IkeSa) -> bool:
-        """Whether we know of no other IKE_SA between these identities (RFC 7296 section 2.4)."""
+        """Whether we know of no other IKE_SA between these identities (RFC 7296 section 2.4); ``sa`` is asking."""
         peer = sa.connection.remote.id.exact
-        same: Iterable[IkeSa] = self.by_peer.get((sa.our_id, peer), {}).values()
         if peer is None:
-            # it may turn out to be any of those that we have something to do with
-            same = (other for other in self.sas.values() if other.our_id == sa.our_id)
-        return not any(other.established for other in (*self.named(sa.name), *same) if other is not sa)
+            # it may turn out to be anybody, and charon does not say it either
+            return False
+        asking = self.by_wanted.setdefault((sa.our_id, peer), {})
+        asking[sa.uid] = sa
+        up = (*self.named(sa.name), *self.by_peer.get((sa.our_id, peer), {}).values())
+        if any(other.established for other in up if other is not sa):
+            return False
+        # the peer may have it up before us, and would close it
+        return not any(other.uid in self.initiating for other in asking.values() if other is not sa)
 
     def named(self, connection: str) -> list[IkeSa]:
         """IKE_SAs of a connection."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ipsec.crypto.identity import ANY_IDENTITY
+from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
@@ -387,8 +387,49 @@ def test_a_peer_that_deletes_nothing_rekeys_a_few_times_only(monkeypatch: pytest
     assert not pair.a.engine.sas
 
 
-def test_initial_contact_is_not_said_of_a_peer_that_may_be_known() -> None:
+@pytest.mark.parametrize("whom", [ANY_IDENTITY, parse_pattern("*n")])
+def test_initial_contact_is_not_said_to_anybody(whom: IdentityPattern, said: list[tuple[IkeSa, str]]) -> None:
     """Section 2.4: it is about two identities, and who is to be %any may be somebody whom another connection has."""
+    pair = Pair()
+    pair.a.load(replace(pair.a.connections["c"], remote=RemoteAuth(AuthClass.PSK, whom)))
+    pair.up()
+    assert said == []
+    pair.finish()
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.NEVER])
+def test_initial_contact_is_said_once_by_two_that_begin_together(
+    unique: Unique, gap: float, said: list[tuple[IkeSa, str]]
+) -> None:
+    """The second one's would close the first, which the peer has up already."""
+    pair = Pair(link=Link(latency=0.03))
+    one = replace(pair.a.connections["c"], unique=unique)
+    pair.a.load(one, replace(one, name="d", unique=Unique.NO))
+    first = pair.a.initiate("c")
+    pair.world.run(gap)
+    pair.a.initiate("d")
+    pair.world.settle()
+    assert said == ([] if unique is Unique.NEVER else [(first, "INITIAL_CONTACT")])
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    pair.world.close()
+
+
+def test_initial_contact_is_said_after_an_attempt_that_failed(said: list[tuple[IkeSa, str]]) -> None:
+    pair = Pair()
+    good = pair.b.connections["c"]
+    pair.b.load(replace(good, remote=RemoteAuth(AuthClass.PSK, parse_pattern("nobody"))))
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.a.ikes
+    pair.b.load(good)
+    pair.up()
+    assert [what for _, what in said] == ["INITIAL_CONTACT"] * 2
+    pair.finish()
+
+
+def test_initial_contact_is_not_said_of_a_peer_that_may_be_known() -> None:
+    """Two connections to one gateway, one after the other."""
     pair = Pair()
     one = replace(pair.a.connections["c"], remote=RemoteAuth(AuthClass.PSK, ANY_IDENTITY))
     pair.a.load(one, replace(one, name="d"))

@@ -53,6 +53,7 @@ def leaks(host: SimHost) -> None:
         "timers": list(engine.timers._live),
         "SPIs": engine.by_spi,
         "peers": engine.by_peer,
+        "wanted": engine.by_wanted,
         "first messages": engine.init_requests,
         "half-open": engine._half_open,
         "retries": engine._retries,
