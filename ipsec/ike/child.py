@@ -304,7 +304,7 @@ def _match(
         negotiate.shorten(local_ts, remote_ts, len(replaces.local_ts) * len(replaces.remote_ts))
         if local_ts and remote_ts:
             return replaces.config, local_ts, remote_ts
-    best: tuple[tuple[int, int], ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
+    best: tuple[tuple[int, int, int], ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
     for config in sa.connection.children:
         if config.shunt:
             continue
@@ -315,12 +315,18 @@ def _match(
             continue
         # the one that is for exactly what they want, before one that is for more and would be narrowed to it
         exact = sum(s in ours for s in own_local) + sum(s in theirs for s in own_remote)
-        score = exact, sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
+        kept = sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
+        score = exact, kept, -_unwanted(own_local, ours) - _unwanted(own_remote, theirs)
         if best is None or score > best[0]:
             best = score, config, local_ts, remote_ts
     if best is None:
         raise _no_match(sa, theirs, ours)
     return best[1:]
+
+
+def _unwanted(own: list[TrafficSelector], wanted: list[TrafficSelector]) -> int:
+    """How many of our selectors are for more than what the peer wants, or for something else."""
+    return sum(not any(w.contains(s) for w in wanted) for s in own)
 
 
 def _no_match(sa: IkeSa, theirs: list[TrafficSelector], ours: list[TrafficSelector]) -> PeerError:

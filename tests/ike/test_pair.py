@@ -106,6 +106,33 @@ def test_the_child_for_exactly_what_is_wanted(first: str) -> None:
     pair.finish()
 
 
+def test_the_child_for_nothing_else() -> None:
+    """One that lists what is wanted among others is not the one that is for exactly that, though it stands first."""
+    near = SelectorTemplate((ip_address("10.2.1.0"), ip_address("10.2.1.255")))
+    more = SelectorTemplate((ip_address("10.2.2.0"), ip_address("10.2.2.255")))
+    pair = Pair(a={"child": {"remote_ts": (near,)}}, b={"child": {"local_ts": (near,)}})
+    config = pair.b.connections["c"]
+    (exact,) = config.children
+    pair.b.load(replace(config, children=(replace(exact, name="wide", local_ts=(near, more)), exact)))
+    pair.up()
+    assert pair.b.child.name == "net"
+    pair.finish()
+
+
+def test_a_child_for_parts_of_what_is_wanted() -> None:
+    """Who wants more than any child has gets the first: what is within that is not unwanted."""
+    near = SelectorTemplate((ip_address("10.2.1.0"), ip_address("10.2.1.255")))
+    more = SelectorTemplate((ip_address("10.2.4.0"), ip_address("10.2.4.255")))
+    pair = Pair(b={"child": {"local_ts": (near, more)}})
+    config = pair.b.connections["c"]
+    (both,) = config.children
+    pair.b.load(replace(config, children=(both, replace(both, name="one", local_ts=(near,)))))
+    pair.up()
+    assert pair.b.child.name == "net"
+    assert len(pair.a.child.remote_ts) == 2
+    pair.world.close()
+
+
 @pytest.mark.parametrize("size", [120, 200, 576])
 def test_small_fragments(size: int) -> None:
     pair = Pair(settings=IkeSettings(fragment_size=size), link=Link(mtu=600))
