@@ -86,8 +86,8 @@ def _covers(other: TrafficSelector, selector: TrafficSelector, earlier: bool) ->
 
 
 def local_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
-    """Our side; while we do not know the virtual address that we have asked for, all of its family."""
-    if sa.addresses or not sa.connection.vips:
+    """Our side; while we do not know the virtual address that we ask for, all of its family."""
+    if not _awaits_address(sa):
         return resolve(config.local_ts, sa.addresses or (sa.path.local,))
     found: list[TrafficSelector] = []
     for template in config.local_ts:
@@ -98,6 +98,11 @@ def local_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
             if any(vip.version == first.version for vip in sa.connection.vips):
                 found.append(TrafficSelector(first, last, template.protocol, template.ports))
     return found
+
+
+def _awaits_address(sa: IkeSa) -> bool:
+    """Whether IKE_AUTH may bring a virtual address yet, for which the first CHILD_SA is offered with all of them."""
+    return bool(sa.connection.vips) and sa.initiator and not sa.authenticated and not sa.addresses
 
 
 def remote_selectors(sa: IkeSa, config: ChildConfig) -> list[TrafficSelector]:
@@ -200,15 +205,17 @@ def take_answer(
     if transport and child.config.mode is not ChildMode.TRANSPORT:
         raise ChildRefusedError(0, "the peer answers with transport mode, which we did not offer")
     child.mode = ChildMode.TRANSPORT if transport else ChildMode.TUNNEL
-    child.local_ts, child.remote_ts = _meant(sa, child, ours.selectors), list(theirs.selectors)
+    child.local_ts, child.remote_ts = list(ours.selectors), list(theirs.selectors)
+    if first and sa.connection.vips:
+        child.local_ts = _meant(sa, child, ours.selectors)
     _take(child, proposal, payloads)
     return shared
 
 
 def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list[TrafficSelector]:
-    """What the responder left of our side, without what was only there because our virtual address was not known."""
-    if not sa.connection.vips:
-        return list(chosen)
+    """What the responder left of our side in IKE_AUTH, without what was only there because our virtual address was not
+    known. Elsewhere the offer was exact, and a successor may have selectors of addresses that we do not have any more.
+    """
     meant = resolve(child.config.local_ts, sa.addresses or (sa.path.local,))
     left = negotiate.narrow(meant, chosen)
     if not left:

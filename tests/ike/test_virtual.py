@@ -337,3 +337,48 @@ def test_what_starts_again_asks_for_the_address(ends: str) -> None:
     pair.world.run(300.0)
     assert first(pair.a) == "10.3.0.2"
     assert leased(pair.b) == {"10.3.0.2": "moon"}
+
+
+# -- none was assigned
+
+
+def without(**more: Any) -> Pair:
+    """moon asks for an address, and sun has none to give; the child comes up in a second exchange."""
+    mine = {"vips": (ANY4,), "child": {"local_ts": (DYNAMIC,)}}
+    return Pair(a=mine, b={"remote_addrs": ("%any",), "child": {"remote_ts": (DYNAMIC,)}}, mobike=True, **more)
+
+
+@pytest.mark.parametrize("by", ["moon", "sun"])
+def test_without_an_address_a_child_is_rekeyed_after_a_move(by: str) -> None:
+    """A successor carries what was agreed (section 2.9.2), not what ``dynamic`` means where we are now."""
+    pair = without()
+    pair.a.addresses.append(CAROL)
+    pair.a.initiate()
+    pair.world.settle()
+    pair.up()
+    had = pair.a.child.local_ts
+    assert had == DYNAMIC.resolve((A,))
+    pair.a.do(pair.a.engine.update_address, pair.a.ike, CAROL)
+    pair.world.settle()
+    assert pair.a.ike.path.local == CAROL
+    host = pair.a if by == "moon" else pair.b
+    old = host.child
+    host.do(host.engine.rekey_child, old)
+    pair.world.settle()
+    assert host.child is not old
+    assert pair.a.child.local_ts == had
+    pair.finish()
+
+
+def test_without_an_address_a_child_is_for_ours_alone() -> None:
+    """The peer, whoever asks, gets no more of us than ``dynamic`` means once it is known that there is no address."""
+    pair = without()
+    everything = SelectorTemplate((ip_address("0.0.0.0"), ip_address("255.255.255.255")))
+    one = pair.b.connections["c"]
+    pair.b.load(replace(one, children=tuple(replace(child, remote_ts=(everything,)) for child in one.children)))
+    pair.a.initiate()
+    pair.world.settle()
+    pair.b.initiate(remote=A)
+    pair.world.settle()
+    assert {tuple(child.local_ts) for child in pair.a.children} == {tuple(DYNAMIC.resolve((A,)))}
+    pair.world.close()
