@@ -109,7 +109,9 @@ def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:
     last = max([sa.last_in, *(when for when in used if when is not None)])
     # as the timer was set: a difference may be rounded to just below the delay, and the timer be due again at once
     if now >= last + delay:
-        if sa.pending is None and sa.established:
+        # what is under way is as good a check, but does not show whether a NAT's mapping is another
+        asks = sa.pending is None or (sa.maps and not any(isinstance(one, Liveness) for one in sa.queue))
+        if asks and sa.established:
             sa.ask(Liveness(detection(sa, sa.path) if sa.mobike and sa.original_initiator else None), now)
         last = now
     core.timers.set((Timer.DPD, sa.uid), last + delay)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import again, due, giveway, lifetimes, mobike, natd, qcd, redirect
+from ipsec.ike import again, due, giveway, lifetimes, mobike, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
@@ -626,16 +626,13 @@ class IkeEngine(Registry):
 
     def alive(self, sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
         """A liveness check was answered. With MOBIKE it also shows whether a NAT gave us another address."""
-        nats = mobike.behind_nat(sa, payloads, sa.path) if sa.mobike and sa.original_initiator else None
-        if nats is None:
+        if not sa.mobike or not sa.original_initiator:
             return
-        seen = [p.data for p in payloads if isinstance(p, NotifyPayload)
-                and p.notify == NotifyType.NAT_DETECTION_DESTINATION_IP]  # fmt: skip
-        mapped = natd.hash(sa.spi_i, sa.spi_r, sa.path.local, sa.path.local_port)
-        fingerprint = seen[0] if seen[0] != mapped else b""
-        if sa.seen_as is not None and sa.seen_as != fingerprint:
+        before = sa.seen_as
+        nats = mobike.take_mapping(sa, payloads)
+        # what it was before an IKE_SA's first check is not known, since the hashes have its SPIs in them
+        if nats is not None and sa.seen_as != before and (before is not None or nats[0]):
             sa.ask(mobike.UpdateAddresses(), now)
-        sa.seen_as = fingerprint
 
     # -- a CHILD_SA's way
 

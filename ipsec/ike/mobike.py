@@ -247,6 +247,15 @@ def behind_nat(sa: IkeSa, payloads: Sequence[Payload], path: Path) -> tuple[bool
     return natd.compare(sources, destinations, sa.spi_i, sa.spi_r, path)
 
 
+def take_mapping(sa: IkeSa, payloads: Sequence[Payload]) -> tuple[bool, bool] | None:
+    """Keep by which hash the peer knows our end, by an answer along the path in use; what ``behind_nat`` says of it."""
+    nats = behind_nat(sa, payloads, sa.path)
+    if nats is not None:
+        seen = _notifies(payloads, NotifyType.NAT_DETECTION_DESTINATION_IP)[0]
+        sa.seen_as = seen if nats[0] else b""
+    return nats
+
+
 def _take_nats(sa: IkeSa, payloads: Sequence[Payload], path: Path, now: float) -> None:
     """Keep who is behind a NAT, by a message that came along ``path``."""
     nats = behind_nat(sa, payloads, path)
@@ -305,6 +314,7 @@ class UpdateAddresses(Request):
             return
         _check_cookie(payloads, self.cookie)
         _take_nats(sa, payloads, sa.path, now)
+        take_mapping(sa, payloads)
         sa.core.move_children(sa, now)
         log.info("%s: moved to %s", sa, sa.path)
 

@@ -279,6 +279,11 @@ class IkeSa:
         return self.established or self.state is IkeState.REKEYED
 
     @property
+    def maps(self) -> bool:
+        """A NAT has a mapping for us, and if that changes it is for us to say so (RFC 4555 section 3.8)."""
+        return self.mobike and self.original_initiator and self.nat_local
+
+    @property
     def line(self) -> tuple[IkeSa, ...]:
         """It, and a successor of the peer's that may take over yet: what is learnt of addresses is so for both."""
         peers = self.rekey.peers if self.rekey is not None else None
@@ -516,7 +521,9 @@ class IkeSa:
         if opened is None:
             return
         first, content, _ = opened
-        self.last_in = now
+        if not self.maps:
+            # an answer goes to where its request came from, though the peer may send ESP to a mapping that is gone
+            self.last_in = now
         self.core.counters.message(header.exchange, self.name, incoming=True, response=True)
         self.answered_by(pending, header, path, now)
         elsewhere = path in pending.ways and path != self.path

@@ -688,6 +688,41 @@ def test_keepalives_go_on_in_a_successor() -> None:
     made.finish()
 
 
+@pytest.mark.parametrize("rekeyed", [False, True])
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_nat_that_rebinds_and_a_peer_that_does_not_follow_esp(
+    monkeypatch: pytest.MonkeyPatch, asks: bool, rekeyed: bool
+) -> None:
+    """Section 3.8: moon tells it, before it has ever had a reason to ask, and though its requests are answered."""
+    made = Pair(nat=True, mobike=True, dpd_delay=10.0).up()
+    monkeypatch.setattr(made.b, "_follow", lambda child, path: None)
+
+    def busy(seconds: int) -> None:
+        for _ in range(seconds):
+            made.b.send_traffic()
+            made.a.send_traffic()
+            if asks:
+                made.a.do(made.a.engine.rekey_child, made.a.child)
+            made.world.run(1.0)
+
+    busy(25)
+    if rekeyed:
+        made.b.do(made.b.engine.rekey_ike_sa, made.b.ike)
+        busy(1)
+    port = made.b.current()[0].path.remote_port
+    assert made.nat is not None
+    made.nat.rebind()
+    busy(15)
+    assert made.b.current()[0].path.remote_port != port
+    made.world.settle()
+    moves = len(made.b.events(IkeMoved))
+    for _ in range(4):
+        # nothing more is told once it is known
+        made.world.run(11.0)
+    assert len(made.b.events(IkeMoved)) == moves
+    made.finish()
+
+
 # -- whom to believe
 
 
