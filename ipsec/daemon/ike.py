@@ -91,8 +91,8 @@ class IkeControl:
         "when the timer ends"
         self._tasks: set[asyncio.Task[object]] = set()
         self._retries: dict[tuple[str, str], float] = {}
-        self._retry_at: dict[tuple[str, str], float] = {}
-        "children that are tried again, and when"
+        self.retry_at: dict[tuple[str, str], float] = {}
+        "children that are tried again, and when; who is taken out is not"
         self._not_begun: set[str] = set()
         "connections with a child whose start action failed, but not so that it ended the start"
         self._names: dict[str, None] = {}
@@ -545,13 +545,14 @@ class IkeControl:
         key = connection.name, child.name
         wait = min(self._retries.get(key, RETRY_S / 2) * 2, RETRY_MAX_S)
         self._retries[key] = wait
-        self._retry_at[key] = self._loop.time() + wait
+        self.retry_at[key] = self._loop.time() + wait
         log.info("%s: trying %s again in %d s", connection.name, child.name, wait)
         self._spawn(self._connect_later(connection, child, wait))
 
     async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
         await asyncio.sleep(wait)
-        self._retry_at.pop((connection.name, child.name), None)
+        if self.retry_at.pop((connection.name, child.name), None) is None:
+            return
         # a reload may have changed it, or the peer may have come by itself
         current = self.engine.table.by_name.get(connection.name)
         if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):
@@ -559,7 +560,7 @@ class IkeControl:
 
     def retry_in(self, connection: str, child: str) -> float | None:
         """Seconds until a child is tried again; None if that is not planned."""
-        at = self._retry_at.get((connection, child))
+        at = self.retry_at.get((connection, child))
         return max(at - self._loop.time(), 0.0) if at is not None else None
 
     def _is_up(self, connection: str, child: ChildConfig) -> bool:

@@ -133,6 +133,15 @@ class ViciControl:
         """See Control."""
         return self._ike.retry_in(connection, child)
 
+    def give_up(self, connection: str, child: str) -> int:
+        """See Control."""
+        waiting = self._ike.retry_at
+        found = [key for key in waiting if connection in ("", key[0]) and child in ("", key[1])]
+        for key in found:
+            log.info("%s: %s is not tried again: terminated", *key)
+            del waiting[key]
+        return len(found)
+
     def observe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
         """See Control."""
         self._ike.observers.append(observer)

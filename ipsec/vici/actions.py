@@ -100,10 +100,19 @@ class Actions:
     # -- terminate
 
     async def terminate(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Close IKE_SAs or CHILD_SAs. ``force``: those whose peer does not answer in time are forgotten."""
+        """Close IKE_SAs or CHILD_SAs. ``force``: those whose peer does not answer in time are forgotten.
+
+        What failed before is not tried again either, which would bring back an IKE_SA that is closed.
+        """
         timeout, force = _timeout(message), truth(message, "force")
         ikes, children = self._select(message, "terminate", also=(ChildState.DELETING,) if force else ())
         matches = len(ikes) + len(children)
+        names = {(sa.name, "") for sa in ikes} | {(one.ike.name, one.name) for one in children}
+        if not (number(message, "ike-id") or number(message, "child-id")):
+            names.add((text(message, "ike"), text(message, "child")))
+        ended = sum(self._control.give_up(*one) for one in names)
+        if not matches and ended:
+            return {"success": "yes", "matches": 0, "terminated": 0}
         if not matches:
             raise CommandError("no matching SAs to terminate found", matches="0", terminated="0")
         name = ikes[0].name if ikes else children[0].ike.name
@@ -115,6 +124,9 @@ class Actions:
                 if child.state in CHILD_UP:
                     self._control.engine.terminate_child(child, now)
             self._control.turn()
+            # one that was not up yet has failed by that
+            for one in names:
+                self._control.give_up(*one)
             if timeout is not None and timeout < 0:
                 return {"success": "yes", "matches": matches, "terminated": matches}
             left = await self._gone(ikes, children, 0 if force and timeout is None else timeout)

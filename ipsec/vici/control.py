@@ -123,6 +123,9 @@ class Control(Protocol):
     def retry_in(self, connection: str, child: str) -> float | None:
         """Seconds until a child that failed is tried again; None if that is not planned."""
 
+    def give_up(self, connection: str, child: str) -> int:
+        """Try no more what failed: a child, or with one name empty all that have the other one. How many those are."""
+
     def observe(self, observer: Observer) -> Callable[[], None]:
         """Tell ``observer`` of the engine's events from now on, after the daemon has acted upon each; how to stop."""
 

@@ -280,6 +280,27 @@ def test_retries_come_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits[:5] == [0.02, 0.04, 0.08, 0.1, 0.1]
 
 
+def test_who_is_taken_out_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(ike_module, "RETRY_S", 0.2)
+        pair = Pair(A, B.replace("for these two alone", "another one altogether"))
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: end.retry_at)
+        connected: list[object] = []
+
+        async def connect(*args: object) -> None:
+            connected.append(args)
+
+        monkeypatch.setattr(end, "connect", connect)
+        end.retry_at.clear()
+        await asyncio.sleep(0.4)
+        assert not connected
+        await pair.stop()
+
+    run(main())
+
+
 def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody looks at the IKE_SAs of all the others."""
 
@@ -298,10 +319,13 @@ def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: 
             connected.append(args)
 
         monkeypatch.setattr(end, "connect", connect)
+        key = renewed.name, renewed.children[0].name
+        end.retry_at[key] = 0.0
         await end._connect_later(renewed, renewed.children[0], 0.0)
         assert not connected, "it is up"
         other = replace(renewed, remote=replace(renewed.remote, id=parse_pattern("somebody else")))
         end.engine.load((other,), end.loaded.config().credentials, ())
+        end.retry_at[key] = 0.0
         await end._connect_later(other, other.children[0], 0.0)
         assert connected
         await pair.stop()

@@ -23,6 +23,8 @@ class Host:
         self.engine = host.engine
         self._host = host
         self._late = 0.0
+        self.retried: set[tuple[str, str]] = set()
+        "children that have failed and are tried again"
 
     def now(self) -> float:
         """Each look at the clock takes a while, so that a time-out passes."""
@@ -31,6 +33,11 @@ class Host:
 
     def turn(self) -> None:
         self._host.world.after(self._host)
+
+    def give_up(self, connection: str, child: str) -> int:
+        found = {one for one in self.retried if connection in ("", one[0]) and child in ("", one[1])}
+        self.retried -= found
+        return len(found)
 
     def observe(self, observer: object) -> Any:
         return lambda: None
@@ -46,6 +53,27 @@ def ask(host: SimHost, command: str, **message: str) -> dict[str, Any]:
 def terminate(host: SimHost, **message: str) -> dict[str, Any]:
     """The answer."""
     return ask(host, "terminate", **message)
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize(
+    ("named", "left"),
+    [
+        ({"ike": "c"}, {("d", "net")}),
+        ({"child": "net"}, {("c", "other")}),
+        ({"ike": "c", "child": "net"}, {("c", "other"), ("d", "net")}),
+    ],
+    ids=str,
+)
+def test_what_is_terminated_is_not_tried_again(named: dict[str, str], left: set[tuple[str, str]], up: bool) -> None:
+    """A child of it that has failed would bring it up again; also while nothing else is there to be closed."""
+    pair = Pair().up() if up else Pair()
+    host = Host(pair.a)
+    host.retried = {("c", "net"), ("c", "other"), ("d", "net")}
+    encoded = {key: value.encode() for key, value in named.items()}
+    handler: Any = Actions(host).commands["terminate"]  # type: ignore[arg-type]
+    assert dict(asyncio.run(handler(None, {**encoded, "timeout": b"-1"})))["success"] == "yes"
+    assert host.retried == left
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["at-once", "behind-another-request"])
