@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike import giveway
+from ipsec.ike.config import Action, ChildConfig, Connection, Unique
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
 from ipsec.ike.table import names_its_peers
@@ -32,6 +33,10 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if sa.leases:
         # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
         log.warning("%s: only %s can re-authenticate, since it has virtual addresses of ours", sa, sa.path.remote)
+        return
+    other = giveway.spared_by(sa) if sa.connection.unique is not Unique.NEVER else None
+    if other is not None:
+        giveway.give_up(sa, other, now, "not needed anew")
         return
     path = _whereabouts(sa)
     if core.settings.make_before_break:

@@ -65,7 +65,7 @@ class Confirm(Liveness):
             return
         named = [p.data for p in payloads if isinstance(p, VendorPayload)]
         if REDUNDANT + _spis(self.crossed) in named and self.crossed is _redundant(sa):
-            _give_up(self.crossed, sa, now)
+            give_up(self.crossed, sa, now, "begun by both ends")
         else:
             _look_again(sa, now)
 
@@ -123,14 +123,14 @@ def stays_for(sa: IkeSa) -> IkeSa | None:
     return next((other for other in _rivals(sa) if _loses(sa, other) and _covers(other, sa)), None)
 
 
-def _give_up(sa: IkeSa, stays: IkeSa, now: float) -> None:
+def give_up(sa: IkeSa, stays: IkeSa, now: float, why: str) -> None:
     """Close an IKE_SA for whose CHILD_SAs another one has the same."""
     for child in sa.children_up():
         # the peer takes nothing more through it when it has our Delete
         child.change(ChildState.REKEYED)
         sa.core.emit(ChildDown(child, f"{stays} stays"))
         stop_sending(child)
-    sa.core.terminate_ike(sa, now, f"begun by both ends, {stays} stays")
+    sa.core.terminate_ike(sa, now, f"{why}, {stays} stays")
 
 
 def _redundant(sa: IkeSa) -> IkeSa | None:
@@ -157,6 +157,21 @@ def _covers(sa: IkeSa, other: IkeSa) -> bool:
         {child.name: (set(child.local_ts), set(child.remote_ts)) for child in one.children_up()} for one in (sa, other)
     )
     return have.items() <= up.items() and sa.core.under_way(other) <= up.keys()
+
+
+def spared_by(sa: IkeSa) -> IkeSa | None:
+    """Another IKE_SA with the same peer that has all that ``sa`` has, which is closed instead of being made anew.
+
+    Two that both ends have re-authenticated at once may stay. Each would become two the next time, and so on.
+    """
+    if not sa.children_up() or not _is_in_use(sa):
+        return None
+    for other in sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values():
+        alike = other.name == sa.name and other.path == sa.path and other.connection.is_alike(sa.connection)
+        # both ends must not close the one that the other end keeps
+        if other is not sa and alike and _loses(sa, other) and _covers(other, sa):
+            return other
+    return None
 
 
 def _rivals(sa: IkeSa) -> Iterator[IkeSa]:

@@ -513,6 +513,24 @@ def test_one_of_two_that_cross_stays_on_a_bad_network(seed: int) -> None:
     pair.finish(children=len(pair.a.children))
 
 
+def test_what_both_ends_reauthenticate_does_not_multiply() -> None:
+    """Now and then both do it at once, which makes two of one; each of them would be two the next time."""
+    pair = both("multiply", ("net", "two"), unique=Unique.NO, a={"reauth_time": 18.0}, b={"reauth_time": 12.0})
+    pair.a.initiate()
+    pair.world.settle()
+    for _ in range(8):
+        pair.world.run(45.0)
+        assert 1 <= len(pair.a.ikes) <= 4, pair.a.ikes
+    # nothing is lost where one too many is closed
+    before = pair.world.delivered
+    talks = [Talk(host) for host in (pair.a, pair.b)]
+    pair.world.run(60.0)
+    for one in talks:
+        one.over = True
+    pair.world.run(1)
+    assert pair.world.delivered - before == sum(one.sent for one in talks)
+
+
 def loser(pair: Pair) -> SimHost:
     """Who has begun the one of two IKE_SAs that is to go."""
     lowest = min(pair.a.ikes, key=lambda sa: min(sa.spi_i, sa.spi_r))
