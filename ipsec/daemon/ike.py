@@ -558,11 +558,6 @@ class IkeControl:
         if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):
             await self.connect(current, child)
 
-    def retry_in(self, connection: str, child: str) -> float | None:
-        """Seconds until a child is tried again; None if that is not planned."""
-        at = self.retry_at.get((connection, child))
-        return max(at - self._loop.time(), 0.0) if at is not None else None
-
     def _is_up(self, connection: str, child: ChildConfig) -> bool:
         own = (sa for sa in self.engine.named(connection) if self.engine.is_current(sa.connection))
         return any(other.name == child.name for sa in own for other in sa.children_up())

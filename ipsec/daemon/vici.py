@@ -131,7 +131,8 @@ class ViciControl:
 
     def retry_in(self, connection: str, child: str) -> float | None:
         """See Control."""
-        return self._ike.retry_in(connection, child)
+        at = self._ike.retry_at.get((connection, child))
+        return max(at - self._loop.time(), 0.0) if at is not None else None
 
     def give_up(self, connection: str, child: str) -> int:
         """See Control."""
