@@ -63,7 +63,7 @@ def terminate(host: SimHost, **message: str) -> dict[str, Any]:
         ({"child": "net"}, {("c", "other")}),
         ({"ike": "c", "child": "net"}, {("c", "other"), ("d", "net")}),
     ],
-    ids=str,
+    ids=["connection", "child", "both"],
 )
 def test_what_is_terminated_is_not_tried_again(named: dict[str, str], left: set[tuple[str, str]], up: bool) -> None:
     """A child of it that has failed would bring it up again; also while nothing else is there to be closed."""
