@@ -45,7 +45,7 @@ from ipsec.ike.rekey import RekeyIke, handle_rekey, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.ike.status import StatusUnknownError
-from ipsec.ike.table import ConnectionTable, names_its_peers
+from ipsec.ike.table import ConnectionTable, names, names_its_peers
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
@@ -278,7 +278,7 @@ class IkeEngine(Registry):
         sa.auth = AuthProgress()
         sa.auth.configs = wanted
         sa.auth.had = old.addresses if old is not None else addresses
-        if not names_its_peers(connection):
+        if not names_its_peers(connection) and not names(connection, path.remote, self.host.resolved):
             # somebody else may have that address by tomorrow, and the peer come from another one
             sa.tries_left = 1
         log.info("%s: connecting to %s", sa, path.remote)

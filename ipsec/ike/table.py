@@ -57,6 +57,11 @@ def names_its_peers(connection: Connection) -> bool:
     return bool(entries) and all(entry.range is None and entry.name != "%any" for entry in entries)
 
 
+def names(connection: Connection, address: IpAddress, resolve: Resolver) -> bool:
+    """Whether ``remote_addrs`` has just this address, or a name for it."""
+    return any(_Entry(text).fits(address, resolve) == EXACT for text in connection.remote_addrs)
+
+
 class ConnectionTable:
     """All connections. Finding those with a fixed peer costs the same however many there are."""
 

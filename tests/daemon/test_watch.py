@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import Iterator
 
@@ -11,9 +10,9 @@ import pytest
 
 from ipsec.daemon import watch
 from ipsec.daemon.watch import HostWatch
-from ipsec.net import netns
-from ipsec.net.tun import Tun, open_tun
+from ipsec.net.tun import Tun
 from tests.backend.test_userspace import until
+from tests.net.device import tun_in_namespace
 
 OURS = 205
 
@@ -21,15 +20,8 @@ OURS = 205
 @pytest.fixture
 def tun() -> Iterator[Tun]:
     """A device in a fresh network namespace; the test's thread is inside."""
-    name = f"daemon-watch-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        with netns.inside(name):
-            tun = open_tun("ipsec0")
-            yield tun
-            tun.close()
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
+    with tun_in_namespace("daemon-watch") as device:
+        yield device
 
 
 def ip(*args: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ipsec.crypto.identity import ANY_IDENTITY
 from ipsec.ike.again import leads_to, standing
 from ipsec.ike.config import Action, AuthClass, IkeSettings, RemoteAuth, SelectorTemplate
-from ipsec.ike.events import Initiate
+from ipsec.ike.events import Initiate, IpAddress
 from ipsec.ike.lifetimes import REPLACED_S, Timer
 from ipsec.ike.table import names_its_peers
 from tests.ike.test_virtual import ANY4, DYNAMIC, give, inside
@@ -72,14 +72,20 @@ def test_who_names_its_peers(texts: tuple[str, ...], named: bool) -> None:
     assert names_its_peers(replace(Pair().a.connections["c"], remote_addrs=texts)) is named
 
 
-def test_a_peer_that_came_is_not_replaced_by_the_one_that_is_named() -> None:
-    """The connection is for carol's address and for anybody: who is to authenticate anew is who has come."""
-    pair = Pair(a={"remote_addrs": (str(C), "%any")})
+def sun_came(*remote_addrs: str) -> tuple[Pair, SimHost]:
+    """moon, whose connection is for these addresses, and that sun has come by; at C there is carol."""
+    pair = Pair(a={"remote_addrs": remote_addrs})
     pair.a.load(replace(pair.a.connections["c"], remote=ANYBODY))
     carol = pair.world.host("carol", C)
     carol.load(connection(C, A, "carol", "moon"))
     pair.b.initiate()
     pair.world.run(3)
+    return pair, carol
+
+
+def test_a_peer_that_came_is_not_replaced_by_the_one_that_is_named() -> None:
+    """The connection is for carol's address and for anybody: who is to authenticate anew is who has come."""
+    pair, carol = sun_came(str(C), "%any")
     pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
     pair.world.run(30)
     assert up(pair.a) == [("sun", ["net"])]
@@ -89,12 +95,7 @@ def test_a_peer_that_came_is_not_replaced_by_the_one_that_is_named() -> None:
 
 def test_an_ike_sa_with_another_peer_replaces_none() -> None:
     """Two peers are named, and the second one came: what leads to the first does not take its place."""
-    pair = Pair(a={"remote_addrs": (str(C), str(B))})
-    pair.a.load(replace(pair.a.connections["c"], remote=ANYBODY))
-    carol = pair.world.host("carol", C)
-    carol.load(connection(C, A, "carol", "moon"))
-    pair.b.initiate()
-    pair.world.run(3)
+    pair, _ = sun_came(str(C), str(B))
     pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
     pair.world.run(30)
     assert ("sun", ["net"]) in up(pair.a)
@@ -174,3 +175,9 @@ def test_nobody_is_knocked_for_ever_where_a_peer_was() -> None:
     assert pair.b.events(Initiate)
     pair.world.run(400)
     assert not pair.b.engine.sas
+
+
+@pytest.mark.parametrize(("address", "tries"), [(B, -1), (C, 1)], ids=["named", "somewhere"])
+def test_who_is_named_beside_others_is_tried_as_often_as_configured(address: IpAddress, tries: int) -> None:
+    pair = Pair(a={"remote_addrs": (str(B), "%any"), "keyingtries": 0})
+    assert pair.a.initiate(remote=address).tries_left == tries

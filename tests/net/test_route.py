@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -15,28 +14,22 @@ from pathlib import Path
 import pytest
 
 from ipsec.errors import BackendError
-from ipsec.net import netns, routebook, rtnetlink
+from ipsec.net import routebook, rtnetlink
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.netlink import Netlink
 from ipsec.net.route import Router
 from ipsec.net.routebook import Entry, RouteBook, prefixes
-from ipsec.net.tun import Tun, open_tun
+from ipsec.net.tun import Tun
 from tests.e2e.gateways import has_users
+from tests.net.device import tun_in_namespace
 from tests.net.test_routebook import between
 
 
 @pytest.fixture
 def tun() -> Iterator[Tun]:
     """A device in a fresh network namespace; the test's thread is inside."""
-    name = f"net-route-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        with netns.inside(name):
-            tun = open_tun("ipsec0")
-            yield tun
-            tun.close()
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
+    with tun_in_namespace("net-route") as device:
+        yield device
 
 
 def ip(*args: str) -> str:
