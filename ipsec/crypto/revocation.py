@@ -265,7 +265,8 @@ class Crl:
 
     def fresh(self, wall: datetime) -> bool:
         """Whether the list is in force; one that does not say until when is not."""
-        return self.this_update - CLOCK_SKEW <= wall and self.next_update is not None and wall <= self.next_update
+        # added to the time that is ours: nobody has verified this_update yet, and before it there may be no other
+        return self.this_update <= wall + CLOCK_SKEW and self.next_update is not None and wall <= self.next_update
 
     def __repr__(self) -> str:
         return f"<Crl {self.issuer}, {len(self.revoked)} entries>"
@@ -383,7 +384,7 @@ class OcspResponse:
         for single in self.singles:
             if single.serial != certificate.serial or not single.names_issuer(issuer):
                 continue
-            in_force = single.this_update - CLOCK_SKEW <= wall <= single.due
+            in_force = single.this_update <= wall + CLOCK_SKEW and wall <= single.due
             if single.status == ocsp.OCSPCertStatus.REVOKED:
                 return Answer(Status.REVOKED, single.reason, single.this_update, in_force, single.due)
             if not in_force:

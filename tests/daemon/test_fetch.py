@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 
 import pytest
 from cryptography.x509.ocsp import OCSPCertStatus
 
+from ipsec.crypto import der
 from ipsec.crypto.auth import parse_constraints
 from ipsec.crypto.revocation import Crl, OcspResponse, Source
 from ipsec.daemon import fetch
@@ -81,6 +83,17 @@ STALE = {"this": WALL - 5 * DAY, "due": WALL - 3 * DAY}
 OTHER = Ca("Other")
 
 
+def since_ever(made: bytes) -> bytes:
+    """With times before which there are none (RFC 5280 section 5.1.2.4); what that is signed with is wrong now."""
+    ever = der.emit(der.GENERALIZED_TIME, b"00010101000000Z")
+    if b"\x18\x0f" in made:
+        return made.replace((WALL - timedelta(hours=2)).strftime("%Y%m%d%H%M%SZ").encode(), ever[2:])
+    sequence, algorithm, signature = (element for _, element in der.elements(der.contents(made, der.SEQUENCE)))
+    fields = [element for _, element in der.elements(der.contents(sequence, der.SEQUENCE))]
+    fields[3] = ever
+    return der.emit(der.SEQUENCE, der.emit(der.SEQUENCE, *fields), algorithm, signature)
+
+
 def asked(ocsp: list[bytes], crls: list[bytes], constraints: str = "pubkey") -> tuple[int, list[Crl | OcspResponse]]:
     """From how many of the servers that give these something was fetched, and what is handed over."""
     count = 0
@@ -118,6 +131,7 @@ def asked(ocsp: list[bytes], crls: list[bytes], constraints: str = "pubkey") -> 
         ([respond(CA, LEAF, REVOKED, **STALE)], [CRL], "pubkey", 2, 2),
         ([respond(OTHER, LEAF), respond(CA, LEAF, REVOKED)], [CRL], "pubkey", 2, 1),
         ([], [CA.crl(**STALE), OTHER.crl(), CRL], "pubkey", 3, 1),
+        ([since_ever(respond(CA, LEAF))], [since_ever(CRL), CRL], "pubkey", 3, 1),
         ([], [CA.crl(LEAF.serial), CRL], "pubkey", 1, 1),
         # good enough for others
         ([respond(CA, LEAF)], [CRL], "rsa", 2, 0),
