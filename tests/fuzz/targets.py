@@ -19,7 +19,7 @@ from ipsec.config.selector import parse_selector
 from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.crypto.keyfiles import load_private_key, load_public_key
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.crypto.revocation import OcspResponse, parse_crl
+from ipsec.crypto.revocation import OcspResponse, Source, parse_crl, status_of
 from ipsec.crypto.x509 import load_certificates
 from ipsec.errors import ConfigError, IpsecError, ParseError, SuiteError
 from ipsec.esp.sa import Action, Direction, Policy
@@ -27,13 +27,17 @@ from ipsec.vici.codec import PacketType, emit_packet, parse_packet
 from ipsec.wire.iana import Protocol
 from ipsec.wire.ike import HEADER_LEN, find_encrypted, parse_header, parse_payloads
 from ipsec.wire.show import show_message
-from tests.crypto.pki import ED25519_KEY, VECTORS, Ca
+from tests.crypto.pki import ED25519_KEY, VECTORS, WALL, Ca
+from tests.crypto.test_revocation import respond
 from tests.esp.support import ENGINES, GCM, INNER, NOW, forge, opener, pair, params, trailer, udp
+from tests.fuzz import packets, peers
 from tests.properties.test_ike_codec import judge
 from tests.wire.ike_messages import GOLDEN, header
 
 ROOT = Path(__file__).parent.parent.parent
 NULL_SUITE = "null-sha256"
+CA = Ca("fuzz")
+ASKED = Source(CA.issue("moon"), CA.certificate, (), ())
 
 
 class Target(NamedTuple):
@@ -118,10 +122,11 @@ def certificate(data: bytes) -> None:
 
 
 def revocation(data: bytes) -> None:
-    """What a distribution point or a responder answers."""
-    for parse in (parse_crl, OcspResponse):
-        with contextlib.suppress(ParseError):
-            parse(data)
+    """What a distribution point or a responder answers, and what it says before anybody looks who signed it."""
+    with contextlib.suppress(ParseError):
+        status_of(ASKED, [parse_crl(data)], [], WALL)
+    with contextlib.suppress(ParseError):
+        status_of(ASKED, [], [OcspResponse(data)], WALL)
 
 
 def key_file(data: bytes) -> None:
@@ -208,7 +213,8 @@ def _certificate_seeds() -> list[bytes]:
 def _revocation_seeds() -> list[bytes]:
     folder = VECTORS / "x509"
     names = ("ocsp/resp-sha256.der", "custom/crl_all_reasons.pem")
-    return [(folder / name).read_bytes() for name in names]
+    ours = [CA.crl(1), CA.crl(ASKED.certificate.serial), respond(CA, ASKED.certificate)]
+    return [*ours, *((folder / name).read_bytes() for name in names)]
 
 
 def _key_seeds() -> list[bytes]:
@@ -245,4 +251,17 @@ TARGETS: dict[str, Target] = {
     "esp-outbound": Target(esp_outbound, _packet_seeds),
     "esp-inbound": Target(esp_inbound, _trailer_seeds),
     "esp-datagram": Target(esp_datagram, _datagram_seeds),
+    "superframe": Target(packets.superframe, packets.superframe_seeds),
+    "coalesced": Target(packets.coalesced, packets.coalesced_seeds),
+    "batch": Target(packets.batch, packets.batch_seeds),
+    "outer-packet": Target(packets.outer_packet, packets.outer_seeds),
+    "ike-inside": Target(peers.ike_inside, peers.inside_seeds),
+    "ike-opening": Target(peers.ike_opening, peers.opening_seeds),
+    "config-payload": Target(peers.config_payload, peers.config_seeds),
+    "redirect": Target(peers.redirect, peers.redirect_seeds),
+    "signature": Target(peers.signature, peers.signature_seeds),
+    "name": Target(peers.name, peers.name_seeds),
+    "extension": Target(peers.extension, peers.extension_seeds),
+    "http-request": Target(peers.http_request, peers.request_seeds),
+    "http-answer": Target(peers.http_answer, peers.answer_seeds),
 }

@@ -1,0 +1,139 @@
+"""Targets of ``make fuzz`` for the ways of the data path that take many packets at once."""
+
+from __future__ import annotations
+
+from ipsec.crypto.suites import all_esp_suites
+from ipsec.errors import ParseError
+from ipsec.esp.drops import DropReason
+from ipsec.esp.fast import Batch, Engine
+from ipsec.esp.reference import ReferenceEngine
+from ipsec.esp.sa import Action, DfPolicy, Direction, Lifetime, Mode, Policy
+from ipsec.wire.ip import parse_outer
+from tests.esp.support import NOW, params, udp
+from tests.fast.frames import superframe_vnet, tcp_packet, with_partial_checksum
+from tests.fast.pumps import BLOCKED, EVERYTHING, MORE, Liar, Tap, by_flow, cut, in_params, out_params, tap
+
+SUITES = all_esp_suites()
+SLOT = 2048
+PACKETS_MAX = 40
+PATHS = ({}, {"path_mtu": 600, "df": DfPolicy.CLEAR}, {"tfc": -1}, {"mode": Mode.TRANSPORT}, {"suite": "aes256-sha512"})
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """Some packets, each behind its length."""
+    found: list[bytes] = []
+    while len(data) > 2 and len(found) < PACKETS_MAX:
+        length = int.from_bytes(data[:2], "big") % SLOT
+        found.append(data[2 : 2 + length])
+        data = data[2 + length :]
+    return [one for one in found if one]
+
+
+def joined(packets: list[bytes]) -> bytes:
+    return b"".join(len(one).to_bytes(2, "big") + one for one in packets)
+
+
+def empty(t: Tap) -> list[bytes]:
+    """Run the pump until its device is empty; what it sent."""
+    sent: list[bytes] = []
+    while t.gateway.pump.run_tun() & (MORE | BLOCKED):
+        sent += t.sent()
+    return sent + t.sent()
+
+
+def superframe(data: bytes) -> None:
+    """A frame of the device with its virtio header, 10 octets: as many packets come out as the oracle sees in it."""
+    if len(data) < 12:
+        return
+    fields = PATHS[data[0] % len(PATHS)]
+    header, frame = data[1:11], data[11:]
+    with tap() as t:
+        t.engine.add_sa(out_params(**fields))
+        t.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        assert t.gateway.tun.send(frame, header)
+        sent = empty(t)
+        t.gateway.check()
+        receiver = Engine()
+        receiver.add_sa(in_params(**{key: fields[key] for key in fields if key in ("mode", "suite")}))
+        got = [receiver.inbound(one, NOW) for one in sent]
+        assert not receiver.drops()
+        if fields == {} and not t.engine.drops():
+            assert by_flow(one.packet for one in got) == by_flow(cut(header, frame))
+
+
+def coalesced(data: bytes) -> None:
+    """What an authenticated peer sends, put together for the device: the packets that came, in their order."""
+    liar, reference = Liar(), ReferenceEngine()
+    reference.add_sa(in_params())
+    lies = [liar.lie(one[1:], (4, 41, 59, one[0])[one[0] & 3]) for one in pieces(data)]
+    want = [reference.inbound(lie, NOW) for lie in lies]
+    with tap() as t:
+        t.engine.add_sa(in_params())
+        t.put(lies)
+        got = t.gateway.packets()
+        assert by_flow(got) == by_flow(one.packet for one in want if not one.drop)
+        assert t.engine.drops() == reference.drops()
+        t.gateway.check()
+
+
+def batch(data: bytes) -> None:
+    """Many packets in one call, sealed and opened again: the readable engine says the same one by one."""
+    if len(data) < 2:
+        return
+    suite = SUITES[data[0] % len(SUITES)]
+    fields = {"lifetime": Lifetime(packets_hard=data[1] % 32, bytes_hard=(data[1] & 64) * 30), "esn": data[1] >= 128}
+    packets = pieces(data[2:])
+    if not packets:
+        return
+    engines = (ReferenceEngine(), Engine())
+    outs = [engine.add_sa(params(Direction.OUT, suite, **fields)) for engine in engines]
+    for engine in engines:
+        engine.add_sa(params(Direction.IN, suite, esn=fields["esn"]))
+    source, sealed, opened = Batch(PACKETS_MAX, SLOT), Batch(PACKETS_MAX, SLOT + 128), Batch(PACKETS_MAX, SLOT + 128)
+    one_by_one = [engines[0].encapsulate(outs[0], packet, NOW) for packet in packets]
+    datagrams = [b"" if isinstance(one, DropReason) else one.datagram for one in one_by_one]
+    source.load(packets)
+    engines[1].encapsulate_batch(outs[1], source, sealed)
+    assert sealed.packets() == datagrams
+    # what was dropped is opened as it is
+    mixed = [one or packet for one, packet in zip(datagrams, packets, strict=True)]
+    want = [engines[0].inbound(one, NOW).packet for one in mixed]
+    sealed.load(mixed)
+    engines[1].decapsulate_batch(sealed, opened)
+    assert opened.packets() == want
+    assert engines[0].drops() == engines[1].drops()
+
+
+def outer_packet(data: bytes) -> None:
+    """An IP packet around ESP, for who uses the library."""
+    try:
+        outer = parse_outer(data)
+    except ParseError:
+        return
+    assert len(outer.payload) < len(data)
+
+
+# -- where the fuzzer begins
+
+
+def superframe_seeds() -> list[bytes]:
+    frames = [tcp_packet(version, 3000) for version in (4, 6)]
+    return [
+        bytes((path,)) + superframe_vnet(frame, 1000).emit() + with_partial_checksum(frame)
+        for frame in frames
+        for path in range(len(PATHS))
+    ]
+
+
+def coalesced_seeds() -> list[bytes]:
+    stream = [b"\0" + tcp_packet(4, 100, seq=1000 + 100 * n) for n in range(4)]
+    return [joined(stream), joined([b"\1" + udp(version=6)] * 3)]
+
+
+def batch_seeds() -> list[bytes]:
+    packets = [udp(b"x" * n, version=version) for version in (4, 6) for n in (1, 1, 1, 400)]
+    return [bytes((suite, 255)) + joined(packets) for suite in range(len(SUITES))]
+
+
+def outer_seeds() -> list[bytes]:
+    return [udp(version=version) for version in (4, 6)]

@@ -1,0 +1,229 @@
+"""Targets of ``make fuzz`` for what peers and servers say: IKE where it is waited for, certificates, HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import time
+from http.client import HTTPException
+
+from cryptography import x509 as cx
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ObjectIdentifier
+
+from ipsec.crypto import x509
+from ipsec.crypto.auth import AuthenticationError, load_spki, parse_hashes, sign, verify
+from ipsec.crypto.chain import verify_chain
+from ipsec.crypto.identity import Identity
+from ipsec.crypto.names import emails, name_key, name_text, parse_name
+from ipsec.crypto.revocation import Revocation, check_revocation
+from ipsec.daemon.fetch import _read, _Response
+from ipsec.errors import ParseError
+from ipsec.ike.config_payload import parse_reply, parse_request
+from ipsec.ike.redirect import parse_redirect, parse_redirected_from
+from ipsec.net.http import HttpError
+from ipsec.net.http import parse_request as parse_http
+from ipsec.wire.iana import AuthMethod, ExchangeType, IdType
+from ipsec.wire.payloads import parse_cp
+from tests.crypto.pki import EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
+from tests.ike.hostile import join_raw, seal
+from tests.ike.test_hostile import At, sized
+
+HTTP_MAX = 1 << 16
+#: exchange, response, how many such come before, scene
+STATES = (
+    (ExchangeType.IKE_AUTH, False, 0, "all"),
+    (ExchangeType.IKE_AUTH, True, 0, "all"),
+    (ExchangeType.IKE_AUTH, False, 0, "certificates"),
+    (ExchangeType.IKE_AUTH, True, 0, "certificates"),
+    (ExchangeType.CREATE_CHILD_SA, False, 0, "all"),
+    (ExchangeType.CREATE_CHILD_SA, True, 0, "all"),
+    (ExchangeType.CREATE_CHILD_SA, False, 2, "all"),
+    (ExchangeType.CREATE_CHILD_SA, True, 2, "all"),
+    (ExchangeType.INFORMATIONAL, False, 0, "mobike"),
+    (ExchangeType.INFORMATIONAL, True, 0, "mobike"),
+)
+OPENINGS = ((ExchangeType.IKE_SA_INIT, False, 0, "cookie"), (ExchangeType.IKE_SA_INIT, True, 0, "all"))
+
+
+@functools.cache
+def at(state: tuple[int, bool, int, str]) -> At:
+    exchange, response, skip, scene = state
+    return At(exchange, response=response, skip=skip, scene=scene)
+
+
+def ike_inside(data: bytes) -> None:
+    """Payloads of a peer that has the keys, with the engine in the state in which it waits for them."""
+    if len(data) < 2:
+        return
+    here = at(STATES[data[0] % len(STATES)])
+    header = here.header
+    sealed = seal(here.sa, data[1], data[2:], header.exchange, header.message_id, response=header.response)
+    here.attack.insider(sealed, here.allowed)
+    here.attack.before.restore()
+
+
+def ike_opening(data: bytes) -> None:
+    """Payloads of IKE_SA_INIT, request or answer, of anybody."""
+    if len(data) < 2:
+        return
+    here = at(OPENINGS[data[0] % len(OPENINGS)])
+    head = here.data[:16] + data[1:2] + here.data[17:28]
+    here.attack.opening(sized(head + data[2:]))
+
+
+def config_payload(data: bytes) -> None:
+    """What a peer asks of us, or assigns to us."""
+    for parse in (parse_request, parse_reply):
+        with contextlib.suppress(ParseError):
+            str(parse(parse_cp(data, 0, len(data))))
+
+
+def redirect(data: bytes) -> None:
+    """Where a gateway sends us, with and without our nonce."""
+    for nonce in (b"", data[-16:]):
+        with contextlib.suppress(ParseError):
+            str(parse_redirect(data, nonce))
+    with contextlib.suppress(ParseError):
+        str(parse_redirected_from(data))
+
+
+KEYS = (EC_KEY.public_key(), RSA_KEY.public_key(), ED25519_KEY.public_key())
+
+
+def signature(data: bytes) -> None:
+    """AUTH by signature, the hashes that a peer can do, and a raw public key."""
+    for key in KEYS:
+        for method in (AuthMethod.DIGITAL_SIGNATURE, AuthMethod.RSA, AuthMethod.ECDSA_256):
+            try:
+                verify(key, method, data, b"octets that nobody signed")
+            except AuthenticationError as error:
+                str(error)
+            else:
+                raise AssertionError("nobody has signed this")
+    with contextlib.suppress(ParseError):
+        parse_hashes(data)
+    with contextlib.suppress(ParseError):
+        load_spki(data)
+
+
+def name(data: bytes) -> None:
+    """A distinguished name: whoever compares or shows it."""
+    str(Identity(IdType.DER_ASN1_DN, data))
+    for read in (parse_name, name_key, emails, name_text):
+        with contextlib.suppress(ParseError):
+            read(data)
+
+
+ROOT = Ca("Root")
+EXTENSIONS = (
+    x509.BASIC_CONSTRAINTS, x509.KEY_USAGE, x509.EXTENDED_KEY_USAGE, x509.SUBJECT_ALT_NAME, x509.NAME_CONSTRAINTS,
+    x509.SUBJECT_KEY_ID, x509.AUTHORITY_KEY_ID, x509.CERTIFICATE_POLICIES, x509.POLICY_MAPPINGS,
+    x509.POLICY_CONSTRAINTS, x509.INHIBIT_ANY, x509.CRL_DISTRIBUTION_POINTS, x509.AUTHORITY_INFO_ACCESS,
+)  # fmt: skip
+NAMED = (cx.DNSName("moon.example"), cx.RFC822Name("moon@example.org"), cx.UniformResourceIdentifier("http://moon/x"))
+
+
+def extension(data: bytes) -> None:
+    """A certificate that is signed as it should be, with any extension in it, or in that of the authority above."""
+    if len(data) < 2:
+        return
+    odd = cx.UnrecognizedExtension(ObjectIdentifier(EXTENSIONS[data[0] % len(EXTENSIONS)]), data[2:])
+    try:
+        if data[1] & 1:
+            middle = Ca("Middle", ROOT, EC_KEY, extensions=[(odd, bool(data[1] & 2))])
+            end = middle.issue("moon", sans=NAMED)
+        else:
+            middle = Ca("Middle", ROOT, EC_KEY)
+            end = middle.issue("moon", extensions=[(odd, bool(data[1] & 2))])
+    except (ParseError, ValueError):
+        # the same extension twice
+        return
+    for policies in ((), ("1.3.6.1.4.1.55555.1",)):
+        try:
+            chain = verify_chain(end, [middle.certificate], [ROOT.certificate], wall=WALL, required_policies=policies)
+            check_revocation(chain, [], [], Revocation.IFURI, WALL)
+            str(end.identities)
+        except (AuthenticationError, ParseError) as error:
+            str(error)
+
+
+def http_request(data: bytes) -> None:
+    """Who asks for our health."""
+    try:
+        asked = parse_http(data + b"\r\n\r\n")
+    except HttpError as error:
+        error.response()
+        return
+    assert asked.path
+    assert "\n" not in asked.path
+
+
+def http_answer(data: bytes) -> None:
+    """What a server of CRLs says: octets, not more than were asked for, or an error that is caught where one asks."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data[:HTTP_MAX])
+        theirs.shutdown(socket.SHUT_WR)
+        try:
+            with _Response(ours, deadline=time.monotonic() + 4) as answer:
+                answer.begin()
+                assert len(_read(answer, 1000)) <= 1001
+        except (OSError, ValueError, HTTPException) as error:
+            str(error)
+
+
+# -- where the fuzzer begins
+
+
+def _contents(state: tuple[int, bool, int, str], number: int) -> bytes:
+    first, content = join_raw(at(state).chain)
+    return bytes((number, first)) + content
+
+
+def inside_seeds() -> list[bytes]:
+    return [_contents(state, number) for number, state in enumerate(STATES)]
+
+
+def opening_seeds() -> list[bytes]:
+    return [_contents(state, number) for number, state in enumerate(OPENINGS)]
+
+
+def config_seeds() -> list[bytes]:
+    return [
+        bytes.fromhex("01000000 0001 0000 0008 0000 0003 0000 000a 0000"),
+        bytes.fromhex("02000000 0001 0004 0a090001 0003 0004 0a090002 0019 0004 6c616e2e"),
+    ]
+
+
+def redirect_seeds() -> list[bytes]:
+    return [bytes.fromhex("0104c000024d"), b"\3\4moon" + bytes(16)]
+
+
+def signature_seeds() -> list[bytes]:
+    made = [sign(key, b"something else", peer_hashes=(2, 5))[1] for key in (EC_KEY, RSA_KEY, ED25519_KEY)]
+    return [*made, *(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in KEYS)]
+
+
+def name_seeds() -> list[bytes]:
+    return [ROOT.certificate.subject.data]
+
+
+def extension_seeds() -> list[bytes]:
+    odd = [cx.SubjectAlternativeName(NAMED), cx.NameConstraints([cx.DNSName("example")], None),
+           cx.BasicConstraints(True, 1), cx.KeyUsage(*[True] * 9)]  # fmt: skip
+    kinds = (3, 4, 0, 1)
+    return [bytes((kind, flags)) + one.public_bytes() for kind, one in zip(kinds, odd, strict=True) for flags in (0, 1)]
+
+
+def request_seeds() -> list[bytes]:
+    return [b"GET http://x/metrics?a=b HTTP/1.1\r\nHost: x\r\nAccept: text/plain;q=0.5"]
+
+
+def answer_seeds() -> list[bytes]:
+    return [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 x\r\n\r\n",
+    ]
