@@ -32,7 +32,7 @@ from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
 from ipsec.ike.proof import describe_received, make_proof, verify_proof
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
-from ipsec.wire.iana import CfgType, ExchangeType, NotifyType, PayloadType, name_of
+from ipsec.wire.iana import NOTIFY_STATUS_FIRST, CfgType, ExchangeType, NotifyType, PayloadType, name_of
 from ipsec.wire.payloads import (
     AuthPayload,
     CertPayload,
@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     from ipsec.ike.init import InitProgress
 
 log = logging.getLogger(__name__)
+
+#: errors in the answer to IKE_AUTH with which the responder drops the IKE_SA (RFC 7296 section 2.21.2); with any other
+#: it is up, and its CHILD_SA is not
+ENDS_IKE = frozenset(
+    {NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, NotifyType.INVALID_SYNTAX, NotifyType.AUTHENTICATION_FAILED}
+)
 
 
 def _identity(payload: IdPayload) -> Identity:
@@ -129,8 +135,10 @@ class AuthRequest(Request):
         """The responder proves who it is, or refuses us."""
         proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
         identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
-        if proof is None or identity is None:
-            errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < 16384]
+        errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < NOTIFY_STATUS_FIRST]
+        # first what ends it beside IDr and AUTH as well
+        errors.sort(key=lambda error: error not in ENDS_IKE)
+        if proof is None or identity is None or ENDS_IKE.intersection(errors):
             why = name_of(NotifyType, errors[0]) if errors else "an answer without IDr and AUTH"
             cause = cause_of(errors[0], child=False) if errors else Cause.MALFORMED
             reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
@@ -377,6 +385,8 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     assert sa.peer_id is not None
     assert sa.auth is not None
     refuse_nat(sa, payloads)
+    wants_child = any(isinstance(p, SaPayload) for p in payloads)
+    _check_childless(connection, wants_child)
     identity = sa.our_id = local_identity(sa, connection)
     mine = _id_payload(PayloadType.IDR, identity)
     try:
@@ -392,7 +402,6 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     if sa.ppk:
         # RFC 8784 section 3: empty, the initiator knows which
         reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
-    wants_child = any(isinstance(p, SaPayload) for p in payloads)
     no_address: PeerError | None = None
     try:
         reply += _assign(sa, payloads)
@@ -408,9 +417,9 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
             reply += _first_child(sa, nonces, payloads, now)
             if knocks_of(sa):
                 core.timers.set((Timer.GIVE_WAY, sa.uid), now + GIVE_WAY_S)
-        elif connection.childless is Childless.NEVER:
-            raise PeerError(NotifyType.INVALID_SYNTAX, "childless = never, and the peer asks for no CHILD_SA")
     except PeerError as error:
+        if error.fatal:
+            raise
         # section 1.3: the IKE_SA stays up without it
         log.warning("%s: no first CHILD_SA: %s", sa, error)
         if error.failure is not None:
@@ -419,6 +428,17 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     reply += mobike_payloads(sa, payloads)
     reply += core.token_payloads(sa)
     return reply
+
+
+def _check_childless(connection: Connection, wants_child: bool) -> None:
+    """RFC 6023 has no error for that; this is charon's, and both ends drop the IKE_SA with it."""
+    if wants_child and connection.childless is Childless.FORCE:
+        why = "childless = force, and the peer asks for a CHILD_SA (RFC 6023)"
+    elif not wants_child and connection.childless is Childless.NEVER:
+        why = "childless = never, and the peer asks for no CHILD_SA"
+    else:
+        return
+    raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.REFUSED)
 
 
 def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
@@ -451,8 +471,6 @@ def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
 
 
 def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: float) -> list[Payload]:
-    if sa.connection.childless is Childless.FORCE:
-        raise PeerError(NotifyType.NO_PROPOSAL_CHOSEN, "childless = force (RFC 6023)")
     child, out, _, _ = answer(sa, payloads, first=True)
     install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=False)
     log_up(sa, child)
@@ -464,6 +482,9 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
     """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
     request = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REQUEST), None)
     if request is None:
+        if sa.connection.pools and any(isinstance(p, SaPayload) for p in payloads):
+            why = "the connection has pools, and the peer asks for no virtual address"
+            raise PeerError(NotifyType.FAILED_CP_REQUIRED, why)
         return []
     assert sa.peer_id is not None
     wanted = config_payload.parse_request(request)

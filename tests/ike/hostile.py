@@ -319,7 +319,7 @@ class Lab:
         if vip:
             own_a["vips"] = (IPv4Address(0),)
             own_b["pools"] = ("pool",)
-            pools = [PoolConfig("pool", ip_address("10.9.0.1"), ip_address("10.9.0.99"))]
+            pools = [PoolConfig("pool", ip_address("10.9.0.1"), ip_address("10.9.9.99"))]
         self.ca = connection("moon", "sun", A, B, **{**more, **own_a})
         self.cb = connection("sun", "moon", B, "%any", **{**more, **own_b})
         self.a.load([self.ca], cert_credentials(MOON, EC_KEY) if certs else psk_credentials())

@@ -110,6 +110,7 @@ class Radius:
         own = {"dpd_delay": 30.0, "child": {"esp_proposals": ESP_PFS}, **more}
         a = {"local": LocalAuth(AuthClass.PUBKEY, parse_identity("moon"))} if certs else {}
         self.lab = lab = Lab(a=a, b=b, **own)
+        self.vips = lab.ca.vips
         secrets, authorities = [SharedSecret(SECRET)], [Authority(ROOT.certificate)]
         lab.a.credentials = Credentials(secrets=secrets, private_keys=[PrivateKey(EC_KEY)], certificates=[MOON])
         lab.b.credentials = Credentials(secrets=secrets, authorities=authorities)
@@ -128,7 +129,8 @@ class Radius:
         """Somebody else, who connects."""
         engine = Target(self.lab.a.settings, Stub((A2,)), Rng(name))
         proposals = self.lab.ca.proposals
-        config = connection(name, "sun", A2, B, child={"esp_proposals": ESP_PFS}, proposals=proposals)
+        child = {"esp_proposals": ESP_PFS}
+        config = connection(name, "sun", A2, B, child=child, proposals=proposals, vips=self.vips)
         engine.load([config], Credentials(secrets=[SharedSecret(SECRET)]))
         engine.initiate(config, [(config.children[0], 0)], Path(A2, 500, B, 500), self.lab.now)
         return engine

@@ -10,6 +10,7 @@ import pytest
 
 from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
+from ipsec.ike.child import offer
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
@@ -19,7 +20,7 @@ from ipsec.ike.negotiate import PAIRS_MAX
 from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
-from ipsec.wire.iana import NotifyType, Protocol
+from ipsec.wire.iana import NotifyType, Protocol, name_of
 from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload, SaPayload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
@@ -50,6 +51,51 @@ def test_rekey_many_times(who: str) -> None:
 @pytest.mark.parametrize("childless", list(Childless))
 def test_childless(childless: Childless) -> None:
     Pair(childless=childless, b={"childless": Childless.ALLOW}).up().finish()
+
+
+@pytest.mark.parametrize("wants_child", [True, False])
+@pytest.mark.parametrize("theirs", list(Childless))
+@pytest.mark.parametrize("ours", list(Childless))
+def test_childless_at_both_ends(ours: Childless, theirs: Childless, wants_child: bool) -> None:
+    """RFC 6023: what the responder does not want costs the IKE_SA, at both ends (RFC 7296 section 2.21.2)."""
+    pair = Pair(a={"childless": ours}, b={"childless": theirs})
+    pair.a.initiate(children=None if wants_child else ())
+    pair.world.run(5.0)
+    first = wants_child and (theirs is Childless.NEVER or ours in (Childless.ALLOW, Childless.NEVER))
+    refused = theirs is (Childless.FORCE if first else Childless.NEVER)
+    refused = refused or (ours is Childless.FORCE and theirs is Childless.NEVER)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == (0 if refused else 1)
+    if refused:
+        assert not pair.b.events(IkeUp)
+        assert not pair.a.engine.sas
+    else:
+        pair.finish(children=int(wants_child))
+
+
+@pytest.mark.parametrize(
+    "error", [NotifyType.INVALID_SYNTAX, NotifyType.AUTHENTICATION_FAILED, NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD]
+)
+def test_what_ends_an_ike_sa_beside_idr_and_auth(error: NotifyType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """charon answers so, and has no IKE_SA then (RFC 7296 section 2.21.2)."""
+    more = [NotifyPayload(error)]
+    monkeypatch.setattr("ipsec.ike.auth.mobike_payloads", lambda sa, request=None: more if request is not None else [])
+    pair = Pair()
+    pair.a.initiate()
+    pair.world.run(5.0)
+    assert not pair.a.engine.sas
+    assert not pair.a.events(IkeUp)
+    assert [name_of(NotifyType, error) in event.reason for event in pair.a.events(IkeDown)] == [True]
+
+
+def test_an_ike_auth_that_makes_no_sense_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SA without TSi and TSr: INVALID_SYNTAX ends the IKE_SA at both ends."""
+    real = offer
+    monkeypatch.setattr("ipsec.ike.auth.offer", lambda *a, **k: real(*a, **k)[:-2])
+    pair = Pair()
+    pair.a.initiate()
+    pair.world.run(5.0)
+    assert not pair.a.engine.sas
+    assert not pair.b.engine.sas
 
 
 def test_cookies() -> None:

@@ -21,7 +21,8 @@ from ipsec.ike.config import (
     SelectorTemplate,
     Unique,
 )
-from ipsec.ike.events import AddressesAssigned, AddressesReleased, Initiate
+from ipsec.ike.events import AddressesAssigned, AddressesReleased, Failed, Initiate
+from ipsec.ike.failure import Cause
 from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 
@@ -196,6 +197,18 @@ def test_an_ike_sa_without_an_address_to_give_has_mobike_all_the_same() -> None:
     assert not pair.a.children
     assert pair.a.ike.mobike
     assert pair.b.ike.mobike
+
+
+def test_who_asks_for_no_address_where_there_are_pools() -> None:
+    """FAILED_CP_REQUIRED: no CHILD_SA, least of all for the address that the peer's own packets come from."""
+    pair = roads(inside(9), a={"child": {}})
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.a.children
+    assert not pair.b.children
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 1
+    assert [event.problem.failure.cause for event in pair.a.events(Failed)] == [Cause.ADDRESS]
+    pair.world.close()
 
 
 def test_ipv6_through_a_reload() -> None:

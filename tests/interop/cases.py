@@ -482,6 +482,12 @@ def _children() -> Iterator[Case]:
     yield Case("childless", forced, (*UP, OnWire("CREATE_CHILD_SA"), Count(1, 1)))
     never = make_sides(initiator=gw({"childless": "force"}), responder=gw({"childless": "never"}))
     yield Case("childless refused", never, (Initiate(up=False), NoTraffic()))
+    # with that error neither end keeps the IKE_SA, though both have shown who they are
+    insists = make_sides(responder=gw({"childless": "force"}))
+    yield Case("childless insisted on", insists, (Initiate(up=False), Count(0, 0), Log("INVALID_SYNTAX", INITIATOR)))
+    pools = merge({"pools": {"p": {"addrs": "10.9.0.0/24"}}}, gw({"pools": "p"}))
+    wanted = (Initiate(up=False), Log(r"FAILED_CP_REQUIRED", INITIATOR), Count(1, 0), NoTraffic())
+    yield Case("no address asked for where there are pools", make_sides(responder=pools), wanted)
     sides = make_sides(
         initiator=net({"local_ts": "10.0.0.0/8", "remote_ts": "10.0.0.0/8"}),
         responder=net({"local_ts": "10.2.0.0/24", "remote_ts": "10.1.0.0/24"}),
