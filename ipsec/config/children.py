@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -76,9 +76,9 @@ def parse_action(text: str) -> Action:
     return action
 
 
-def parse_template(text: str) -> SelectorTemplate:
+def parse_template(text: str, *, whole_types: bool = False) -> SelectorTemplate:
     """A traffic selector; ``dynamic`` stays open until the addresses are known."""
-    selector = parse_selector(text, IPv4Address(0))
+    selector = parse_selector(text, IPv4Address(0), whole_types=whole_types)
     if text.strip().lower().partition("[")[0] == "dynamic":
         return SelectorTemplate(None, selector.protocol, selector.ports)
     return SelectorTemplate((selector.start, selector.end), selector.protocol, selector.ports)
@@ -165,11 +165,20 @@ def read_child(section: Section, name: str, *, allow_weak: bool = False) -> Chil
         values |= _read_lifetime(section, values, unit, default)
     for key in _LIFETIMES:
         values[key] = float(values.get(key, 0))
+    if values.get("mode") in (ChildMode.PASS, ChildMode.DROP):
+        values |= _selectors_of_shunt(section)
     child = ChildConfig(name=name, **values)
     _check_selectors(section, child)
     if child.shunt and Action.START in child.start_action:
         raise error_at(section, "start_action", f"mode = {child.mode.value} starts nothing, write trap")
     return child
+
+
+def _selectors_of_shunt(section: Section) -> dict[str, Any]:
+    """What passes or is dropped, of which no peer is told, by whole types of ICMP."""
+    texts = {key: section.values[key].text for key in ("local_ts", "remote_ts") if key in section.values}
+    parse = list_of(partial(parse_template, whole_types=True))
+    return {key: parse(text) for key, text in texts.items() if text}
 
 
 def child_warnings(section: Section, child: ChildConfig) -> list[str]:

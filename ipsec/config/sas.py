@@ -312,7 +312,7 @@ def _read_selectors(
     for key, address in (("local_ts", outer["local"]), ("remote_ts", outer["remote"])):
         texts = values.get(key) or (inherited or {}).get(key) or ("dynamic",)
         try:
-            sides.append([parse_selector(text, address) for text in texts])
+            sides.append([parse_selector(text, address, whole_types=True) for text in texts])
         except ConfigError as error:
             raise error_at(section, key, error.message) from None
     try:

@@ -29,14 +29,18 @@ from ipsec.wire.selector import (
     agreeing_pairs,
 )
 
-_FORM = re.compile(r"([^\[\]\s]+)(?:\[([^\[\]\s/]*)(?:/([^\[\]\s]+))?\])?")
+_FORM = re.compile(r"([^\[\]\s]+)(?: *\[([^\[\]\s/]*)(?:/([^\[\]\s]*))?\])?")
 _PROTOCOLS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6, "icmp6": ICMPV6, "mh": MH}
 _PROTOCOLS |= {"any": 0, "": 0}
 _SERVICES = {name: number for number, name in SERVICE_NAMES.items()}
 
 
-def parse_selector(text: str, dynamic: IpAddress | None = None) -> TrafficSelector:
-    """A selector from its text; ``dynamic`` is what that word means. ConfigError says which part is wrong."""
+def parse_selector(text: str, dynamic: IpAddress | None = None, *, whole_types: bool = False) -> TrafficSelector:
+    """A selector from its text; ``dynamic`` is what that word means. ConfigError says which part is wrong.
+
+    ``icmp/8`` is what charon sends to its peers for it, type 8 with code 0 alone. ``whole_types``: with all its codes,
+    as charon has it where no peer is told, in the policies of the kernel.
+    """
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{quoted(text)} is not a traffic selector such as 10.1.0.0/16 or 10.1.0.0/16[tcp/https]")
@@ -44,7 +48,7 @@ def parse_selector(text: str, dynamic: IpAddress | None = None) -> TrafficSelect
     if match[2] is None:
         return TrafficSelector(start, end)
     protocol = _parse_protocol(match[2])
-    ports = _parse_ports(match[3], protocol) if match[3] else ANY_PORT
+    ports = _parse_ports(match[3], protocol, whole_types) if match[3] else ANY_PORT
     return TrafficSelector(start, end, protocol, ports)
 
 
@@ -91,7 +95,7 @@ def _parse_protocol(text: str) -> int:
         raise ConfigError(f"{quoted(text)} is not a protocol") from None
 
 
-def _parse_ports(text: str, protocol: int) -> tuple[int, int]:
+def _parse_ports(text: str, protocol: int, whole_types: bool) -> tuple[int, int]:
     if not protocol:
         if text.lower() == "any":
             return ANY_PORT
@@ -104,9 +108,9 @@ def _parse_ports(text: str, protocol: int) -> tuple[int, int]:
         return ANY_PORT
     if text.lower() == "opaque":
         return OPAQUE
-    bounds = _parse_port(text, protocol)
+    bounds = _parse_port(text, protocol, whole_types)
     if bounds is None and "-" in text:
-        low, high = (_parse_port(part, protocol) for part in text.split("-", 1))
+        low, high = (_parse_port(part, protocol, whole_types) for part in text.split("-", 1))
         if low is not None and high is not None:
             bounds = low[0], high[1]
     if bounds is None:
@@ -116,16 +120,16 @@ def _parse_ports(text: str, protocol: int) -> tuple[int, int]:
     return bounds
 
 
-def _parse_port(text: str, protocol: int) -> tuple[int, int] | None:
+def _parse_port(text: str, protocol: int, whole_types: bool) -> tuple[int, int] | None:
     """Lowest and highest number that ``text`` stands for, None if it stands for nothing."""
     match = re.fullmatch(r"([0-9]{1,5})(?:\(([0-9]{1,3})\))?", text)
     if match and match[2] is None:
         number = int(match[1])
         if number > 65535:
             return None
-        # swanctl.conf: below 256 it is a type with all its codes, above that both
+        # swanctl.conf: below 256 it is a type, above that type and code
         if protocol in TYPE_PROTOCOLS and number < 256:
-            return number << 8, number << 8 | 255
+            return number << 8, number << 8 | (255 if whole_types else 0)
         return number, number
     if match:
         kind, code = int(match[1]), int(match[2])

@@ -129,11 +129,8 @@ class TrafficSelector:
             return "OPAQUE"
         low, high = self.ports
         if self.protocol in TYPE_PROTOCOLS:
-            # whole types are shown as such; a code only where it matters
-            if not low & 0xFF and high & 0xFF == 0xFF:
-                low_text, high_text = str(low >> 8), str(high >> 8)
-            else:
-                low_text, high_text = (f"{port >> 8}({port & 0xFF})" for port in self.ports)
+            # as charon: a code of 0 is not shown, all of type 8 are 8-8(255)
+            low_text, high_text = (f"{port >> 8}" + (f"({port & 0xFF})" if port & 0xFF else "") for port in self.ports)
         else:
             low_text, high_text = (
                 SERVICE_NAMES.get(port, str(port)) if low == high else str(port) for port in self.ports

@@ -108,7 +108,7 @@ def network(low: str, high: str, protocol: int = 0, ports: tuple[int, int] = (0,
         ("local_ts = dynamic[tcp/80], dynamic", (SelectorTemplate(None, 6, (80, 80)), DYNAMIC)),
         ("remote_ts = 10.0.0.1-10.0.0.9[udp]", (network("10.0.0.1", "10.0.0.9", 17),)),
         ("remote_ts = ::/0, 0.0.0.0/0", (network("::", "ff" * 2 + ":ffff" * 7), network("0.0.0.0", "255.255.255.255"))),
-        ("remote_ts = 10.0.0.0/8[icmp/8]", (network("10.0.0.0", "10.255.255.255", 1, (0x800, 0x8FF)),)),
+        ("remote_ts = 10.0.0.0/8[icmp/8]", (network("10.0.0.0", "10.255.255.255", 1, (0x800, 0x800)),)),
     ],
 )
 def test_keys(line: str, value: Any) -> None:
@@ -119,6 +119,14 @@ def test_keys(line: str, value: Any) -> None:
     default = read("")
     changed = [f.name for f in fields(ChildConfig) if getattr(child, f.name) != getattr(default, f.name)]
     assert set(changed) <= {name}
+
+
+@pytest.mark.parametrize("mode", ["pass", "drop"])
+def test_icmp_of_shunts(mode: str) -> None:
+    """No peer is told: all codes of a type, as in the policies that charon gives to the kernel."""
+    child = read(f"mode = {mode}\nlocal_ts = 10.0.0.0/8[icmp/3]\nremote_ts = dynamic[icmp/3]")
+    assert child.local_ts == (network("10.0.0.0", "10.255.255.255", 1, (0x300, 0x3FF)),)
+    assert child.remote_ts == (SelectorTemplate(None, 1, (0x300, 0x3FF)),)
 
 
 @pytest.mark.parametrize(

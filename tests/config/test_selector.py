@@ -46,13 +46,18 @@ from ipsec.wire.selector import (
         ("10.0.0.1[gre]", "10.0.0.1", "10.0.0.1", 47, ANY_PORT),
         ("10.0.0.1[tcp/opaque]", "10.0.0.1", "10.0.0.1", TCP, OPAQUE),
         ("10.0.0.1[tcp/OPAQUE]", "10.0.0.1", "10.0.0.1", TCP, OPAQUE),
-        ("10.0.0.1[icmp/8]", "10.0.0.1", "10.0.0.1", ICMP, (0x0800, 0x08FF)),
-        ("10.0.0.1[icmp/8-10]", "10.0.0.1", "10.0.0.1", ICMP, (0x0800, 0x0AFF)),
+        ("10.0.0.1 [tcp/80]", "10.0.0.1", "10.0.0.1", TCP, (80, 80)),
+        ("10.0.0.1[tcp/]", "10.0.0.1", "10.0.0.1", TCP, ANY_PORT),
+        # what charon 5.9.8 sends for it
+        ("10.0.0.1[icmp/8]", "10.0.0.1", "10.0.0.1", ICMP, (0x0800, 0x0800)),
+        ("10.0.0.1[icmp/8-10]", "10.0.0.1", "10.0.0.1", ICMP, (0x0800, 0x0A00)),
+        ("10.0.0.1[icmp/2048-2303]", "10.0.0.1", "10.0.0.1", ICMP, (0x0800, 0x08FF)),
+        ("10.0.0.1[icmp/3-3(255)]", "10.0.0.1", "10.0.0.1", ICMP, (0x0300, 0x03FF)),
         ("10.0.0.1[icmp/772]", "10.0.0.1", "10.0.0.1", ICMP, (0x0304, 0x0304)),
         ("10.0.0.1[icmp/3(4)]", "10.0.0.1", "10.0.0.1", ICMP, (0x0304, 0x0304)),
         ("10.0.0.1[icmp/0(3)]", "10.0.0.1", "10.0.0.1", ICMP, (3, 3)),
-        ("::1[ipv6-icmp/128]", "::1", "::1", ICMPV6, (0x8000, 0x80FF)),
-        ("::1[135/5]", "::1", "::1", MH, (0x0500, 0x05FF)),
+        ("::1[ipv6-icmp/128]", "::1", "::1", ICMPV6, (0x8000, 0x8000)),
+        ("::1[135/5]", "::1", "::1", MH, (0x0500, 0x0500)),
         ("10.0.0.1[any/any]", "10.0.0.1", "10.0.0.1", 0, ANY_PORT),
         ("10.0.0.1[any]", "10.0.0.1", "10.0.0.1", 0, ANY_PORT),
         ("10.0.0.1[]", "10.0.0.1", "10.0.0.1", 0, ANY_PORT),
@@ -65,12 +70,25 @@ def test_parse(text: str, start: str, end: str, protocol: int, ports: tuple[int,
 
 
 @pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ("10.0.0.1[icmp/8]", (0x0800, 0x08FF)),
+        ("10.0.0.1[icmp/8-10]", (0x0800, 0x0AFF)),
+        ("10.0.0.1[icmp/3(4)]", (0x0304, 0x0304)),
+        ("10.0.0.1[icmp/2048]", (0x0800, 0x0800)),
+        ("10.0.0.1[tcp/80]", (80, 80)),
+    ],
+)
+def test_whole_types(text: str, ports: tuple[int, int]) -> None:
+    assert parse_selector(text, whole_types=True).ports == ports
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "is not a traffic selector"),
         ("10.0.0.0/8[", "is not a traffic selector"),
-        ("10.0.0.0/8[tcp/]", "is not a traffic selector"),
-        ("10.0.0.0/8 [tcp]", "is not a traffic selector"),
+        ("10.0.0.0/8[tcp /80]", "is not a traffic selector"),
         ("10.0.0.0/33", "is not an address, prefix or range"),
         ("gateway.example", "is not an address, prefix or range"),
         ("10.0.0.1-", "is not an address, prefix or range"),
