@@ -202,7 +202,9 @@ def _read_lifetime(section: Section, values: dict[str, Any], unit: str, default:
     soft, hard = values.get(rekey), values.get(life)
     least = LIFE_AFTER_REKEY_S if unit == "time" else 0
     if soft is None:
-        soft = default if hard is None else hard - max(hard // 10, min(least, hard // 2))
+        # as in charon the default stays where the limit leaves room for it; where not, charon would never rekey
+        end = hard or 0
+        soft = default if not end or 0 < default <= end - least else end - max(end // 10, min(least, end // 2))
     spare = soft // 10
     if hard is None:
         hard = soft + max(spare, least) if soft else 0
