@@ -26,8 +26,7 @@ ATTRIBUTES = {
     "O": "2.5.4.10",
     "OU": "2.5.4.11",
     "CN": "2.5.4.3",
-    "S": "2.5.4.4",
-    "SN": "2.5.4.5",
+    "SN": "2.5.4.4",
     "serialNumber": "2.5.4.5",
     "T": "2.5.4.12",
     "title": "2.5.4.12",
@@ -52,9 +51,9 @@ ATTRIBUTES = {
     "unstructuredName": "1.2.840.113549.1.9.2",
     "UA": "1.2.840.113549.1.9.8",
     "unstructuredAddress": "1.2.840.113549.1.9.8",
-    "EN": "2.16.840.1.113730.3.1.3",
     "employeeNumber": "2.16.840.1.113730.3.1.3",
-    "TCGID": "1.3.6.1.4.1.2177.1.1.2.75",
+    "EN": "2.16.840.1.113730.3.1.3",
+    "TCGID": "1.3.6.1.4.1.1201.1.1.2.75",
 }
 _OID_BY_NAME = {name.lower(): der.emit_oid(oid)[2:] for name, oid in ATTRIBUTES.items()}
 _NAME_BY_OID = {oid: next(n for n in ATTRIBUTES if n.lower() == low) for low, oid in reversed(_OID_BY_NAME.items())}

@@ -86,7 +86,7 @@ def test_what_is_no_identity(text: str) -> None:
         ("DC=org, DC=example, CN=x", None),
         ("1.2.3.4=x", None),
         ("CN=#0403ab0102", None),
-        ("E=a@b.c, serialNumber=7, S=y", "E=a@b.c, SN=7, S=y"),
+        ("E=a@b.c, serialNumber=7, SN=y, EN=1", "E=a@b.c, serialNumber=7, SN=y, employeeNumber=1"),
         ("CN=\\*", None),
         ("CN=", None),
     ],
@@ -96,6 +96,12 @@ def test_names(text: str, shown: str | None) -> None:
     assert identity.type == DN
     assert str(identity) == (shown or text)
     assert parse_identity(str(identity)) == identity
+
+
+def test_surname_is_no_serial_number() -> None:
+    """SN is what charon takes it for."""
+    assert bytes((0x55, 4, 4)) in parse_identity("SN=x").data
+    assert bytes((0x55, 4, 5)) in parse_identity("serialNumber=x").data
 
 
 def test_name_as_cryptography_encodes_it() -> None:
