@@ -31,6 +31,8 @@ KEY_FILE_SIZE_MAX = 4096
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
+_ITEM = re.compile(r"""\s*+(?:(['"])(.*?)\1\s*+|([^,]*+)),?""", re.DOTALL)
+
 
 class Switch(Enum):
     """A feature that can be forced, forbidden, or left to a probe."""
@@ -78,16 +80,24 @@ def _parse_scaled(text: str, units: Mapping[str, int], what: str) -> int:
     match = re.fullmatch(r"([0-9]{1,18})[ \t]*([a-zA-Z]?)", text)
     if match is None or match[2].lower() not in units:
         raise ConfigError(f"{quoted(text)} is not {what}")
-    value = int(match[1]) * units[match[2].lower()]
+    value = _decimal(match[1]) * units[match[2].lower()]
     if value >= 1 << 63:
         raise ConfigError(f"{quoted(text)} is too large")
+    return value
+
+
+def _decimal(digits: str) -> int:
+    """A number from its digits. ConfigError where charon would take it for octal, and for another one."""
+    value = int(digits)
+    if value > 7 and digits[0] == "0":
+        raise ConfigError(f"{quoted(digits)} begins with 0, which makes it octal for strongSwan: write it without")
     return value
 
 
 def parse_number(text: str) -> int:
     """A number without sign, decimal or 0x hexadecimal."""
     if re.fullmatch(r"[0-9]{1,18}", text):
-        return int(text)
+        return _decimal(text)
     if re.fullmatch(r"0[xX][0-9a-fA-F]{1,15}", text):
         return int(text, 16)
     raise ConfigError(f"{quoted(text)} is not a number")
@@ -140,12 +150,27 @@ def one_of_words(words: Mapping[str, T]) -> Callable[[str], T]:
     return parse
 
 
+def split_list(text: str) -> list[str]:
+    """The items of a list as swanctl tells them apart."""
+    items = (match[2] if match[1] else match[3].strip() for match in _ITEM.finditer(text))
+    return [item for item in items if item]
+
+
+def join_list(items: Collection[str]) -> str:
+    """The text that ``split_list`` makes these items of."""
+    return ", ".join(_quote(item) if "," in item else item for item in items)
+
+
+def _quote(item: str) -> str:
+    quote = "'" if "'" not in item else '"'
+    return f"{quote}{item}{quote}"
+
+
 def list_of(parse_item: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """A parser for items between commas."""
+    """A parser for items between commas; quotes around an item, single or double, keep the commas in it."""
 
     def parse(text: str) -> tuple[T, ...]:
-        items = [item.strip() for item in text.split(",")]
-        items = [item for item in items if item]
+        items = split_list(text)
         if not items:
             raise ConfigError("the list is empty")
         if len(items) > LIST_MAX:

@@ -29,6 +29,7 @@ from ipsec.config.directories import CredentialFiles
 from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
 from ipsec.config.secrets import make_ppk, parse_ppk_id
+from ipsec.config.values import join_list
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.keyfiles import load_private_key, load_public_key
 from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
@@ -371,7 +372,7 @@ def key_id(key: PrivateKey) -> str:
 def section_of(path: str, message: Mapping[str, Any]) -> Section:
     """A message as the section of a configuration file that it was, or could have been, made of.
 
-    A list becomes ``a, b``; what a file held becomes ``0x...``.
+    A list becomes ``a, b`` or ``'a,b', c``; what a file held becomes ``0x...``.
     """
     section = Section(path, "vici", 0)
     for name, value in message.items():
@@ -394,7 +395,7 @@ def section_of(path: str, message: Mapping[str, Any]) -> Section:
             elif not text and item:
                 raise ConfigError("the value is not UTF-8", key=section.child_path(name))
             texts.append(text)
-        text = ", ".join(texts)
+        text = join_list(texts) if isinstance(value, list) else texts[0]
         # as in a file, nothing unsets the key
         section.values[name] = Value(text or None, "vici", 0)
     return section

@@ -204,7 +204,7 @@ def _remote(auth: RemoteAuth) -> Message:
 
 def _action(action: Action) -> str:
     words = [word for flag, word in ((Action.TRAP, "trap"), (Action.START, "start")) if flag in action]
-    return "|".join(words) or "none"
+    return " | ".join(words) or "none"
 
 
 def child_config(config: ChildConfig) -> Message:
@@ -217,9 +217,10 @@ def child_config(config: ChildConfig) -> Message:
         "dpd_action": _action(config.dpd_action),
         "close_action": _action(config.close_action),
         # charon does not tell it; without it nobody knows whether a child that is not up is meant to be
-        "ipsecd-start-action": _action(config.start_action),
+        "ipsecd-start-action": _action(config.start_action).replace(" ", ""),
         "local-ts": list(config.local_ts),
         "remote-ts": list(config.remote_ts),
+        "priority": config.priority or None,
     }
 
 

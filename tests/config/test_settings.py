@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipsec.config import load_text, settings
 from ipsec.config.settings import (
@@ -20,7 +23,7 @@ from ipsec.config.settings import (
     ProviderKind,
     Readiness,
 )
-from ipsec.config.values import Switch, parse_number, parse_size, parse_time
+from ipsec.config.values import Switch, join_list, parse_number, parse_size, parse_time, split_list
 from ipsec.errors import ConfigError
 
 
@@ -193,8 +196,43 @@ def test_time_and_size_refused(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.parametrize("parse", [parse_number, parse_time, parse_size])
+def test_octal(parse: Callable[[str], int]) -> None:
+    """charon reads 010 as 8, and nobody who writes it means that."""
+    for text in ("010", "08", "0000000000000000010"[1:]):
+        with pytest.raises(ConfigError, match="begins with 0, which makes it octal for strongSwan"):
+            parse(text)
+    assert (parse("0"), parse("000"), parse("07")) == (0, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        # what swanctl 5.9.8 makes of the same
+        ("a, b,c", ["a", "b", "c"]),
+        ("'a,b',c", ["a,b", "c"]),
+        ('"a,b" ,c', ["a,b", "c"]),
+        ("a'b,c'd", ["a'b", "c'd"]),
+        ("'a' b,c", ["a", "b", "c"]),
+        ("'a,b", ["'a", "b"]),
+        ("x 'a,b'", ["x 'a", "b'"]),
+        ("'', ,a, ", ["a"]),
+        (" ' a,b ' ,c", [" a,b ", "c"]),
+        ("\"'a,b'\",c", ["'a,b'", "c"]),
+    ],
+)
+def test_list(text: str, items: list[str]) -> None:
+    assert split_list(text) == items
+
+
+@given(st.lists(st.text("a,'b /"), max_size=5))
+def test_list_and_back(items: list[str]) -> None:
+    items = [item for item in items if item.strip(" ,") and item == item.strip() and item[0] not in "',"]
+    assert split_list(join_list(items)) == items
+
+
 def test_number() -> None:
-    assert (parse_number("0x1F"), parse_number("010")) == (31, 10)
+    assert (parse_number("0x1F"), parse_number("007")) == (31, 7)
     for text in ("", "0x", "1_000", "+1", "\u0661", "0x" + "f" * 40):
         with pytest.raises(ConfigError, match="is not a number"):
             parse_number(text)

@@ -192,6 +192,34 @@ def test_lists_of_nothing(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+def test_a_child_in_list_conns(tmp_path: Path) -> None:
+    actions = {"start_action": "start|trap", "dpd_action": "trap|start"}
+    child = actions | {"priority": "0x10", "local_ts": ["10.0.0.1[icmp/8]"]}
+
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-conn", {"new": CONNECTION | {"children": {"one": child, "two": {}}}})
+        (conn,) = [item["new"] async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        assert list(conn["children"]["one"])[-3:] == ["local-ts", "remote-ts", "priority"]
+        listed = {key: conn["children"]["one"][key] for key in ("dpd_action", "ipsecd-start-action", "priority")}
+        assert listed == {"dpd_action": b"trap | start", "ipsecd-start-action": b"trap|start", "priority": b"16"}
+        assert conn["children"]["one"]["local-ts"] == [b"10.0.0.1/32[icmp/8]"]
+        assert "priority" not in conn["children"]["two"]
+
+    with_daemon(tmp_path, test)
+
+
+def test_commas_in_uris(tmp_path: Path) -> None:
+    root, _ = authority_and_end()
+    uris = ["http://crl.example/a,b.crl", "http://crl.example/'c',d", "http://crl.example/e"]
+
+    async def test(one: Daemon, session: Session) -> None:
+        await session.request("load-authority", {"mine": {"cacert": root, "crl_uris": uris}})
+        (found,) = [item["mine"] async for item in session.stream("list-authorities", "list-authority")]
+        assert [uri.decode() for uri in found["crl_uris"]] == uris
+
+    with_daemon(tmp_path, test)
+
+
 def test_what_has_an_empty_name(tmp_path: Path) -> None:
     """What can be loaded can be unloaded."""
 
