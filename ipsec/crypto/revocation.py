@@ -3,9 +3,10 @@
     for source in revocation_sources(chain): ...          # what the caller may fetch, chains that are trusted only
     check_revocation(chain, crls, responses, policy, wall)
 
-Indirect CRLs are not used. Delta CRLs, those for some reasons only and those with critical extensions that we do not
-know make nothing GOOD, for they could hide a revocation; what they list is revoked (RFC 5280 section 6.3.3). What a
-connection asks of signatures it asks of those that say GOOD: to doubt a revocation would be to trust.
+Indirect and delta CRLs, those for some reasons only and those with critical extensions that we do not know make nothing
+GOOD, for they could hide a revocation; what they list of their own issuer's is revoked (RFC 5280 section 6.3.3). What a
+connection asks of signatures, and the key usage of the issuer, are asked of those that say GOOD: to doubt a revocation
+would be to trust.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ OCSP_AGE_MAX = timedelta(hours=1)
 "for responses that do not say when the next one is due"
 
 _CRL_NUMBER, _DELTA_INDICATOR, _ISSUING_POINT = "2.5.29.20", "2.5.29.27", "2.5.29.28"
-_SOME_REASONS = der.context(3, constructed=False)
+_SOME_REASONS, _INDIRECT = der.context(3, constructed=False), der.context(4, constructed=False)
 "of the fields of IssuingDistributionPoint"
 _ENTRY_REASON, _ENTRY_ISSUER = "2.5.29.21", "2.5.29.29"
 _REMOVED = 8
@@ -55,6 +56,7 @@ _REASONS = {
     4: "superseded",
     5: "cessation of operation",
     6: "certificate hold",
+    _REMOVED: "removed",
     9: "privilege withdrawn",
     10: "AA compromise",
 }
@@ -159,8 +161,8 @@ class Crl:
         "serial number -> reason"
         self.unusable: str | None = None
         "why what is not on this list need not be good, if so"
-        self.direct = True
-        "all its entries are certificates of who issued it"
+        self.of_keys = True
+        "its entries are certificates of public keys, not attributes"
         if rest and rest[0][0] == der.SEQUENCE:
             self._read_entries(der.contents(rest.pop(0)[1], der.SEQUENCE))
         self.extensions: dict[str, tuple[bool, bytes]] = {}
@@ -173,33 +175,37 @@ class Crl:
         for oid, (critical, _) in self.extensions.items():
             if oid == _DELTA_INDICATOR or (critical and oid not in known):
                 self.unusable = f"extension {oid}"
+        if _DELTA_INDICATOR in self.extensions:
+            # section 5.3.1: nothing but a delta CRL takes a revocation back
+            self.revoked = {serial: reason for serial, reason in self.revoked.items() if reason != _REASONS[_REMOVED]}
 
     def _read_entries(self, data: bytes) -> None:
-        offset = 0
+        offset, ours = 0, True
         while offset < len(data):
             tag, start, offset = der.read(data, offset)
             serial_tag, begin, end = der.read(data[start:offset])
             if tag != der.SEQUENCE or serial_tag != der.INTEGER:
                 raise ParseError("malformed entry of a CRL")
             entry = data[start:offset]
-            reason = self._entry_reason(entry[end:])
-            if reason is not None:
+            reason, ours = self._read_entry(entry[end:], ours)
+            if ours:
                 self.revoked[der.read_int(entry[begin:end], octets_max=64)] = reason
 
-    def _entry_reason(self, rest: bytes) -> str | None:
-        """Why, None if the entry takes a revocation back."""
+    def _read_entry(self, rest: bytes, ours: bool) -> tuple[str, bool]:
+        """Why, and whether the certificate is one of who issued the list: an entry that does not say so is about the
+        same issuer as the one before it (section 5.3.3), which is ``ours``."""
         _, _, end = der.read(rest)
-        if end == len(rest):
-            return "unspecified"
-        reason: str | None = "unspecified"
-        for oid, (critical, value) in x509.parse_extensions(rest[end:]).items():
+        reason = "unspecified"
+        for oid, (critical, value) in x509.parse_extensions(rest[end:]).items() if end < len(rest) else ():
             if oid == _ENTRY_REASON:
                 number = der.read_int(der.contents(value, der.ENUMERATED), octets_max=2)
-                reason = None if number == _REMOVED else _REASONS.get(number, f"reason {number}")
+                reason = _REASONS.get(number, f"reason {number}")
             elif oid == _ENTRY_ISSUER or critical:
                 self.unusable = f"entry extension {oid}"
-                self.direct = self.direct and oid != _ENTRY_ISSUER
-        return reason
+            if oid == _ENTRY_ISSUER:
+                names = der.items(der.contents(value, der.SEQUENCE))
+                ours = any(tag == x509.DIRECTORY and name_key(name) == self.issuer_key for tag, name in names)
+        return reason, ours
 
     def _read_issuing_point(self) -> None:
         """IssuingDistributionPoint: which certificates the list is about (RFC 5280 section 5.2.5)."""
@@ -216,7 +222,7 @@ class Crl:
                 self.for_users = not der.read_bool(value)
             else:
                 self.unusable = "part of the reasons, indirect, or for attribute certificates"
-                self.direct = self.direct and tag == _SOME_REASONS
+                self.of_keys = self.of_keys and tag in (_SOME_REASONS, _INDIRECT)
 
     def covers(self, certificate: Certificate) -> bool:
         """Whether the absence of the certificate from this list means something."""
@@ -230,7 +236,7 @@ class Crl:
         """What the list says of ``certificate``, and why; "" if it is about others. It is not verified here."""
         if self.issuer_key != certificate.issuer_key or self.issuer_key != issuer.subject_key:
             return Answer(Status.UNKNOWN, "")
-        if self.direct and certificate.serial in self.revoked:
+        if self.of_keys and certificate.serial in self.revoked:
             due = self.next_update or self.this_update
             return Answer(Status.REVOKED, self.revoked[certificate.serial], self.this_update, self.fresh(wall), due)
         if not self.covers(certificate):
@@ -243,7 +249,7 @@ class Crl:
         """Whether ``issuer``, which is trusted, signed this list and may. AuthenticationError, ParseError."""
         if self.issuer_key != issuer.subject_key:
             raise CertificateError(f"the CRL of {self.issuer} is not one of {issuer.subject}")
-        if issuer.key_usage is not None and x509.CRL_SIGN not in issuer.key_usage:
+        if rules is not None and issuer.key_usage is not None and x509.CRL_SIGN not in issuer.key_usage:
             raise CertificateError(f"the key of {issuer.subject} is not for signing CRLs")
         _check_scheme(self.algorithm, issuer, rules)
         if issuer.spki not in self._signed_by:

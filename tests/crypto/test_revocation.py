@@ -161,6 +161,7 @@ def test_who_signs_crls() -> None:
     ca = Ca(extensions=[(usage, True)])
     end = ca.issue()
     assert status(ca, end, Crl(ca.crl())) is Status.UNKNOWN  # no cRLSign
+    assert status(ca, end, Crl(ca.crl(end.serial))) is Status.REVOKED  # but it is who issued the certificate
     other = Ca("Other")
     good = Ca()
     end = good.issue()
@@ -192,18 +193,39 @@ def test_what_is_listed_is_revoked_whatever_the_list_is_about(extensions: list[t
     assert status(ca, ca.issue(serial=5), listed) is Status.UNKNOWN
 
 
-@pytest.mark.parametrize("field", ["indirect_crl", "only_contains_attribute_certs"])
-def test_a_list_of_other_certificates_revokes_none_of_ours(field: str) -> None:
+def test_a_list_of_other_certificates_revokes_none_of_ours() -> None:
     ca = Ca()
-    assert status(ca, ca.issue(serial=6), Crl(ca.crl(6, extensions=idp(**{field: True})))) is Status.UNKNOWN
+    listed = Crl(ca.crl(6, extensions=idp(only_contains_attribute_certs=True)))
+    assert status(ca, ca.issue(serial=6), listed) is Status.UNKNOWN
 
 
-def listing(ca: Ca, extension: cx.ExtensionType) -> Crl:
-    """A delta CRL with an entry for 6 that has the extension."""
-    entry = cx.RevokedCertificateBuilder().serial_number(6).revocation_date(WALL).add_extension(extension, True).build()
+def listing(ca: Ca, *entries: cx.ExtensionType | None, about: tuple[Any, bool] | None = None) -> Crl:
+    """A CRL, by default a delta, with entries for 6, 7 and so on that have these extensions."""
     builder = cx.CertificateRevocationListBuilder().issuer_name(ca.name).last_update(WALL - DAY).next_update(WALL + DAY)
-    builder = builder.add_extension(cx.DeltaCRLIndicator(1), True).add_revoked_certificate(entry)
+    for serial, extension in enumerate(entries, 6):
+        entry = cx.RevokedCertificateBuilder().serial_number(serial).revocation_date(WALL)
+        entry = entry.add_extension(extension, True) if extension is not None else entry
+        builder = builder.add_revoked_certificate(entry.build())
+    builder = builder.add_extension(*(about or (cx.DeltaCRLIndicator(1), True)))
     return Crl(builder.sign(ca.key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def test_indirect_crls() -> None:
+    """RFC 5280 section 5.3.3: an entry is about a certificate of whom it names, else of whom the one before is about,
+    the first else of who issued the list."""
+    ca = Ca()
+    other, own = (cx.CertificateIssuer([cx.DirectoryName(name)]) for name in (Ca("Other").name, ca.name))
+    crl = listing(ca, None, None, other, None, own, None, about=idp(indirect_crl=True)[0])
+    found = [status(ca, ca.issue(serial=serial), crl) for serial in range(5, 13)]
+    yes, no = Status.REVOKED, Status.UNKNOWN
+    assert found == [no, yes, yes, no, no, yes, yes, no]
+
+
+def test_only_a_delta_takes_a_revocation_back() -> None:
+    """RFC 5280 section 5.3.1."""
+    ca, removed = Ca(), cx.CRLReason(cx.ReasonFlags.remove_from_crl)
+    assert status(ca, ca.issue(serial=6), listing(ca, removed)) is Status.UNKNOWN
+    assert status(ca, ca.issue(serial=6), listing(ca, removed, about=(cx.CRLNumber(1), False))) is Status.REVOKED
 
 
 def test_entries_of_a_delta_crl() -> None:
