@@ -428,13 +428,15 @@ def parse_constraints(text: str) -> Constraints:
     """swanctl's ``auth``: ``rsa-2048-sha256-ecdsa-256-sha256``, ``rsa/pss-sha256``, ``pubkey-ike:pubkey-sha384``.
 
     A key type without hashes has those of the next one that names some, so ``rsa-2048-ecdsa-256-sha256`` is SHA-256 for
-    both. What follows ``ike:`` is for AUTH alone; without it all is for both. ConfigError.
+    both. A key type with ``ike:`` before it is for AUTH alone; without any all is for both. ConfigError.
     """
     rules: dict[str, list[SchemeRule]] = {"chain": [], "ike": []}
     target = "chain"
     for word in text.strip().lower().replace(",", "-").split("-"):
         if word.startswith("ike:"):
             target, word = "ike", word[4:]
+        elif word in _FAMILIES:
+            target = "chain"
         _add_word(rules[target], word, text)
     return Constraints(_filled(rules["chain"]), _filled(rules["ike"]), text)
 

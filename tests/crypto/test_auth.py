@@ -75,7 +75,7 @@ def test_hashes() -> None:
         "rsa-2048-sha512-ecdsa-256-sha384": (3, 4),
         "rsa-sha384-ed25519": (3, 5),
         "pubkey-sha384-identity": (3, 5),
-        "ike:rsa/pss-sha256-rsa-sha1": (2,),
+        "ike:rsa/pss-sha256-ike:rsa-sha1": (2,),
         "ike:rsa-sha1": (2, 3, 4, 5),
     }.items():
         assert parse_hashes(our_hashes(parse_constraints(text).hashes)) == told, text
@@ -475,6 +475,9 @@ def test_short_rsa_keys_need_a_constraint() -> None:
         ("ike:pubkey-sha384", Scheme("rsa", SHA256), RSA_KEY, True, False),
         ("pubkey-sha256-ike:pubkey-sha384", Scheme("rsa", SHA384), RSA_KEY, False, True),
         ("ike:rsa/pss-sha256", Scheme("rsa", SHA256), RSA_KEY, True, False),
+        ("ike:ecdsa-sha256-ecdsa-sha384", Scheme("ecdsa", SHA256), EC_KEY, False, True),
+        ("ike:ecdsa-sha256-ecdsa-sha384", Scheme("ecdsa", SHA384), EC_KEY, True, False),
+        ("ike:rsa-sha256-ike:ecdsa-sha384", Scheme("ecdsa", SHA384), EC_KEY, True, True),
     ],
 )
 def test_constraints(text: str, scheme: Scheme, key: Any, chain: bool, auth: bool) -> None:
