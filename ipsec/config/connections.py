@@ -7,7 +7,6 @@ at most half of the shorter.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from ipaddress import ip_network
 from typing import Any
@@ -34,7 +33,7 @@ from ipsec.config.values import (
 from ipsec.crypto.auth import Constraints, parse_constraints
 from ipsec.crypto.identity import Identity, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.revocation import Revocation
-from ipsec.crypto.x509 import Certificate
+from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError
 from ipsec.ike.config import (
     Action,
@@ -47,7 +46,7 @@ from ipsec.ike.config import (
     SendCert,
     Unique,
 )
-from ipsec.wire.iana import IdType, Protocol
+from ipsec.wire.iana import Protocol
 
 DEFAULT_REKEY_TIME = 4 * 3600
 ANY_HOST = ("%any", "%any4", "%any6", "0.0.0.0", "::", "0.0.0.0/0", "::/0")
@@ -339,7 +338,7 @@ def _read_local(section: Section, files: CredentialFiles) -> LocalAuth:
             raise error_at(section, "id", f"{identity} is not in the certificate {names}: subject or subjectAltName")
     if values["pubkeys"] and not identity:
         # as charon has it, whose peers may know us by nothing else: a raw key has no subject
-        values["id"] = Identity(IdType.KEY_ID, hashlib.sha1(values["pubkeys"][0], usedforsecurity=False).digest())
+        values["id"] = key_ids(values["pubkeys"][0])[0]
     return LocalAuth(**values)
 
 

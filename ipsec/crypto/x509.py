@@ -139,10 +139,7 @@ class Certificate:
     @cached_property
     def key_octets(self) -> bytes:
         """The key without its algorithm: contents of the subjectPublicKey."""
-        parts = der.items(der.contents(self.spki, der.SEQUENCE))
-        if [tag for tag, _ in parts] != [der.SEQUENCE, der.BIT_STRING]:
-            raise ParseError("malformed public key")
-        return der.read_bits(parts[1][1])
+        return _key_octets(self.spki)
 
     @cached_property
     def key_sha1(self) -> bytes:
@@ -311,6 +308,20 @@ class Certificate:
 
     def __repr__(self) -> str:
         return f"<Certificate {self.subject}>"
+
+
+def _key_octets(spki: bytes) -> bytes:
+    parts = der.items(der.contents(spki, der.SEQUENCE))
+    if [tag for tag, _ in parts] != [der.SEQUENCE, der.BIT_STRING]:
+        raise ParseError("malformed public key")
+    return der.read_bits(parts[1][1])
+
+
+def key_ids(spki: bytes) -> tuple[Identity, Identity]:
+    """The KEY_IDs that a raw public key has in charon: the SHA-1 of it, and of the key without its algorithm."""
+    digests = (hashlib.sha1(octets, usedforsecurity=False).digest() for octets in (spki, _key_octets(spki)))
+    whole, key = (Identity(IdType.KEY_ID, digest) for digest in digests)
+    return whole, key
 
 
 def _load(data: bytes) -> x509.Certificate:

@@ -17,7 +17,7 @@ from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
 from ipsec.crypto.chain import CertificateError, Chain, Signatures, verify_chain
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern, parse_identity
 from ipsec.crypto.revocation import Crl
-from ipsec.crypto.x509 import Certificate
+from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError, ParseError
 from ipsec.ike.config import LocalAuth, RemoteAuth
 from ipsec.wire.iana import IdType
@@ -319,8 +319,11 @@ class Credentials:
             signatures=signatures,
         )
 
-    def peer_key(self, spki: bytes, remote: RemoteAuth) -> PublicKey:
-        """The raw public key (RFC 7670) of a peer, if the configuration trusts it. AuthenticationError."""
+    def peer_key(self, spki: bytes, remote: RemoteAuth, identity: Identity) -> PublicKey:
+        """The raw public key (RFC 7670) of a peer, if the configuration trusts it. AuthenticationError.
+
+        A key says nothing about whose it is: that is for the configuration to say, or else the peer could be anybody.
+        """
         if spki not in remote.pubkeys:
             raise CertificateError("the raw public key of the peer is not one of those configured")
         try:
@@ -328,6 +331,8 @@ class Credentials:
         except ParseError as error:
             raise CertificateError(str(error)) from None
         remote.constraints.check_key(key)
+        if remote.id.exact is None and identity not in key_ids(spki):
+            raise CertificateError(f"the raw public key stands for its KEY_ID, remote.id would have to be {identity}")
         return key
 
     def __repr__(self) -> str:

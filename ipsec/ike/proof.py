@@ -214,7 +214,7 @@ def _keys(
             reasons.append(error)
     for spki in remote.pubkeys if raw is None else (raw,):
         try:
-            found.append((None, credentials.peer_key(spki, remote)))
+            found.append((None, credentials.peer_key(spki, remote, peer_id)))
         except AuthenticationError as error:
             reasons.append(error)
     return found

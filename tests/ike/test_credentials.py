@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import AuthenticationError, parse_constraints, sign, verify
 from ipsec.crypto.chain import CertificateError
-from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
+from ipsec.crypto.identity import Identity, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import LocalAuth, RemoteAuth
 from ipsec.ike.credentials import PSKS_MAX, Authority, Credentials, PrivateKey, SharedSecret
+from ipsec.wire.iana import IdType
 from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
 
 
@@ -300,7 +302,8 @@ def test_raw_public_keys() -> None:
     spki = EC_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     other = EC384_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     credentials = Credentials()
-    assert credentials.peer_key(spki, RemoteAuth(pubkeys=(spki,))) == EC_KEY.public_key()
+    key_id = Identity(IdType.KEY_ID, hashlib.sha1(spki).digest())
+    assert credentials.peer_key(spki, RemoteAuth(pubkeys=(spki,)), key_id) == EC_KEY.public_key()
     for presented, remote in (
         (spki, RemoteAuth()),
         (other, RemoteAuth(pubkeys=(spki,))),
@@ -309,7 +312,22 @@ def test_raw_public_keys() -> None:
         (spki, RemoteAuth(pubkeys=(spki,), constraints=parse_constraints("rsa"))),
     ):
         with pytest.raises(AuthenticationError):
-            credentials.peer_key(presented, remote)
+            credentials.peer_key(presented, remote, key_id)
+
+
+def test_whose_a_raw_public_key_is() -> None:
+    """The connection says it; where that may be many, it is the key's own KEY_ID and not what the peer likes to be."""
+    spki = EC_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    own = [hashlib.sha1(spki).digest(), cx.SubjectKeyIdentifier.from_public_key(EC_KEY.public_key()).digest]
+    for text in ("%any", "*.example.org", "keyid:^.*$"):
+        remote = RemoteAuth(id=parse_pattern(text), pubkeys=(spki,))
+        for digest in own:
+            Credentials().peer_key(spki, remote, Identity(IdType.KEY_ID, digest))
+        for other in (parse_identity("moon.example.org"), Identity(IdType.KEY_ID, bytes(20)), Identity(2, own[0])):
+            with pytest.raises(AuthenticationError, match="stands for its KEY_ID"):
+                Credentials().peer_key(spki, remote, other)
+    moon = parse_identity("moon.example.org")
+    Credentials().peer_key(spki, RemoteAuth(id=IdentityPattern.exactly(moon), pubkeys=(spki,)), moon)
 
 
 def test_uris_of_authorities() -> None:
