@@ -146,13 +146,13 @@ class RemoteAuth:
     method: AuthClass = AuthClass.ANY
     id: IdentityPattern = ANY_IDENTITY
     certs: tuple[Certificate, ...] = ()
-    "if any: only these"
+    "if any: only these, and ``pubkeys``"
     cacerts: tuple[Certificate, ...] = ()
     "if any: one of these must be in the chain"
     ca_id: IdentityPattern | None = None
     "an authority in the chain has to be one of these"
     pubkeys: tuple[bytes, ...] = ()
-    "raw public keys (DER SubjectPublicKeyInfo) that are trusted for this connection"
+    "raw public keys (DER SubjectPublicKeyInfo); if any: only these, and ``certs``"
     cert_policy: tuple[str, ...] = ()
     revocation: Revocation = Revocation.RELAXED
     constraints: Constraints = ANY_SCHEME

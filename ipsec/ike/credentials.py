@@ -300,7 +300,8 @@ class Credentials:
                 raise CertificateError(f"the certificate of {end.subject} is not one of {identity}")
         except ParseError as error:
             raise CertificateError(str(error)) from None
-        if remote.certs and end not in remote.certs:
+        # who names a key for the peer does not mean others that an authority says are the peer's
+        if (remote.certs or remote.pubkeys) and end not in remote.certs:
             raise CertificateError(f"the certificate of {end.subject} is not one of those configured")
         trusted = (end,) if end in remote.certs or end in self._trusted else ()
 

@@ -315,6 +315,18 @@ def test_raw_public_keys() -> None:
             credentials.peer_key(presented, remote, key_id)
 
 
+def test_a_key_that_is_named_is_the_only_one() -> None:
+    """Certificates are not taken in its place, but for those that are named beside it."""
+    ca = Ca()
+    end = ca.issue("moon", sans=(cx.DNSName("moon"),))
+    spki = EC384_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    credentials = Credentials(authorities=[Authority(ca.certificate)], certificates=[end])
+    for remote in (RemoteAuth(pubkeys=(spki,)), RemoteAuth(pubkeys=(spki,), cacerts=(ca.certificate,))):
+        with pytest.raises(CertificateError, match="not one of those configured"):
+            credentials.verify_peer(end, (), remote, MOON, WALL)
+    credentials.verify_peer(end, (), RemoteAuth(pubkeys=(spki,), certs=(end,)), MOON, WALL)
+
+
 def test_whose_a_raw_public_key_is() -> None:
     """The connection says it; where that may be many, it is the key's own KEY_ID and not what the peer likes to be."""
     spki = EC_KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
