@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 
-from ipsec.crypto.names import looks_like_name, name_key, name_text, parse_name_pattern, parse_name_text
+from ipsec.crypto.names import (
+    grouped,
+    looks_like_name,
+    name_key,
+    name_text,
+    parse_name_pattern,
+    parse_name_text,
+    reads_as,
+)
 from ipsec.crypto.regex import Regex, RegexError
 from ipsec.errors import ConfigError, ParseError
 from ipsec.text import printable
@@ -133,6 +141,12 @@ class Identity:
         return Identity, (self.type, self.data)
 
 
+def is_called(identity: Identity, name: Identity) -> bool:
+    """Whether somebody who is ``identity`` may be called ``name``: a distinguished name also as ``reads_as`` has it."""
+    names = identity.type == name.type == IdType.DER_ASN1_DN
+    return identity == name or (names and reads_as(name.data, identity.data))
+
+
 def _split_type(text: str) -> tuple[int, str] | None:
     """Type and rest of ``type:rest``, if the text has that form."""
     head, colon, rest = text.partition(":")
@@ -237,7 +251,7 @@ class IdentityPattern:
         if kind is _Kind.ANY:
             return MATCH_ANY
         if kind is _Kind.EXACT:
-            return MATCH_PERFECT if self.exact == identity else MATCH_NONE
+            return MATCH_PERFECT if self.exact is not None and is_called(identity, self.exact) else MATCH_NONE
         if identity.type != self._type:
             return MATCH_NONE
         if kind is _Kind.SUFFIX:
@@ -253,7 +267,11 @@ class IdentityPattern:
             name = name_key(identity.data)
         except ParseError:
             return MATCH_NONE
-        if len(name) != len(self._name) or not all(map(_match_rdn, self._name, name)):
+        pattern = self._name
+        if all(len(rdn) == 1 for rdn in pattern) and len(pattern) == sum(map(len, name)):
+            # as in ``reads_as``
+            pattern = grouped([attribute for (attribute,) in pattern], name)
+        if len(name) != len(pattern) or not all(map(_match_rdn, pattern, name)):
             return MATCH_NONE
         return max(MATCH_PERFECT - sum(map(_count_wildcards, self._name)), MATCH_PATTERN)
 

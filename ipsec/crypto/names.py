@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
 
 from ipsec.crypto import der
 from ipsec.errors import ConfigError, ParseError
+
+T = TypeVar("T")
 
 NAME_OCTETS_MAX = 8192
 RDNS_MAX = 64
@@ -151,6 +155,25 @@ def _sorted(attributes: Iterator[KeyAttribute]) -> KeyRdn:
 def name_key(data: bytes) -> tuple[KeyRdn, ...]:
     """What of a DER Name is compared: equal keys are one name (RFC 5280 section 7.1). ParseError."""
     return _cached_key(data) if len(data) <= 512 else _name_key(data)
+
+
+def grouped(flat: Sequence[T], name: tuple[tuple[object, ...], ...]) -> tuple[tuple[T, ...], ...]:
+    """The attributes of ``flat``, each of which has been taken for an RDN, in RDNs of the sizes that ``name`` has."""
+    left = iter(flat)
+    return tuple(tuple(islice(left, len(rdn))) for rdn in name)
+
+
+def reads_as(flat: bytes, name: bytes) -> bool:
+    """Whether ``flat`` is ``name`` without its RDNs of several attributes: each is one of its own. charon shows names
+    so, takes them for the same, and sends what it was configured with. False if one is malformed."""
+    try:
+        mine, other = name_key(flat), name_key(name)
+    except ParseError:
+        return False
+    if any(len(rdn) != 1 for rdn in mine) or len(mine) != sum(map(len, other)):
+        return False
+    rdns = grouped([attribute for (attribute,) in mine], other)
+    return all(_sorted(iter(rdn)) == wanted for rdn, wanted in zip(rdns, other, strict=True))
 
 
 def emails(data: bytes) -> list[str]:

@@ -19,7 +19,7 @@ from cryptography import x509
 
 from ipsec.crypto import der
 from ipsec.crypto.auth import PublicKey, load_spki
-from ipsec.crypto.identity import Identity
+from ipsec.crypto.identity import Identity, is_called
 from ipsec.crypto.names import KeyRdn, name_key
 from ipsec.errors import ParseError
 from ipsec.wire.iana import IdType
@@ -283,7 +283,7 @@ class Certificate:
         """
         if identity.type == IdType.KEY_ID:
             return identity.data in (self.key_id, self.key_sha1, self.spki_sha1)
-        return identity in self.identities
+        return any(is_called(one, identity) for one in self.identities)
 
     @property
     def x509(self) -> x509.Certificate:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from ipsec.crypto import der
 from ipsec.crypto.identity import (
     ANY_IDENTITY,
+    MATCH_PERFECT,
     Identity,
     IdentityPattern,
+    is_called,
     parse_identity,
     parse_pattern,
 )
@@ -256,6 +258,25 @@ def test_patterns(pattern: str, identity: str, quality: int) -> None:
     else:
         found = parse_pattern(pattern).matches(parse_identity(identity))
     assert found == quality
+
+
+def test_several_attributes_in_one_rdn() -> None:
+    """As charon shows a name, and takes it: without the ``+``. The order within an RDN means nothing."""
+    name = parse_identity("C=CH, O=x + OU=y, CN=z")
+    for text in ("C=CH, O=x, OU=y, CN=z", "C=CH, OU=y, O=x, CN=z", "C=ch, O=x, OU=Y, CN=z", str(name)):
+        assert parse_pattern(text).matches(name) == MATCH_PERFECT, text
+        assert is_called(name, parse_identity(text)), text
+    for text, quality in {"C=CH, O=*, OU=y, CN=*": 18, "C=*, OU=*, O=x, CN=z": 18, "C=CH, O=x, OU=*, CN=z": 19}.items():
+        assert parse_pattern(text).matches(name) == quality, text
+    for text in ("O=x, C=CH, OU=y, CN=z", "C=CH, O=x, OU=y", "C=CH, O=x, OU=z, CN=z", "C=CH + O=x, OU=y, CN=z"):
+        assert not parse_pattern(text).matches(name), text
+        assert not is_called(name, parse_identity(text)), text
+    for text in ("O=x, C=*, OU=y, CN=z", "C=CH, O=x, OU=*", "C=CH + O=x, OU=*, CN=z"):
+        assert not parse_pattern(text).matches(name), text
+    # two names are one only if they are the same
+    assert parse_identity("C=CH, O=x, OU=y, CN=z") != name
+    assert not is_called(parse_identity("C=CH, O=x, OU=y, CN=z"), name)
+    assert not is_called(Identity(DN, b"junk"), name)
 
 
 def test_a_wildcard_of_the_peer_is_none() -> None:

@@ -213,6 +213,17 @@ def test_san_mismatch_with_matching_cn() -> None:
     assert not certificate.has_identity(parse_identity("moon.example.org"))
 
 
+def test_a_subject_with_several_attributes_in_one_rdn() -> None:
+    """charon sends the name as it was configured, which is without the ``+``."""
+    parts = [(NameOID.ORGANIZATION_NAME, "x"), (NameOID.ORGANIZATIONAL_UNIT_NAME, "y"), (NameOID.COMMON_NAME, "z")]
+    first, unit, common = (cx.NameAttribute(oid, value) for oid, value in parts)
+    name = cx.Name([cx.RelativeDistinguishedName([first, unit]), cx.RelativeDistinguishedName([common])])
+    certificate = Ca().issue(name=name)
+    assert certificate.has_identity(parse_identity("O=x + OU=y, CN=z"))
+    assert certificate.has_identity(parse_identity("O=x, OU=y, CN=z"))
+    assert not certificate.has_identity(parse_identity("OU=y, CN=z, O=x"))
+
+
 def test_loading() -> None:
     path = VECTORS / "x509" / "cryptography.io.chain.pem"
     many = load_certificates(path.read_bytes())
