@@ -300,6 +300,8 @@ class Loaded:
         else:
             shared = SharedSecret(secret, tuple(map(parse_pattern, owners)), name)
         if name:
+            # the last that was loaded comes first, see ``find_psks``
+            self._secrets.pop(name, None)
             self._secrets[name] = shared
         elif shared not in self._nameless:
             self._nameless.append(shared)

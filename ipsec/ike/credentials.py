@@ -144,7 +144,7 @@ class Credentials:
         self._secrets_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
         "with their places in the order of loading"
         self._alone_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
-        "the first that have this one owner"
+        "the last that have this one owner"
         self._loose_secrets: list[tuple[int, SharedSecret]] = []
         "those that have an owner which is no single identity, or none"
         for place, secret in enumerate(self.secrets):
@@ -168,8 +168,8 @@ class Credentials:
         exact = [owner.exact for owner in secret.owners if owner.exact is not None]
         if len(exact) == len(secret.owners) == 1:
             alone = self._alone_of.setdefault(exact[0], [])
-            if len(alone) < PSKS_MAX:
-                alone.append((place, secret))
+            alone.append((place, secret))
+            del alone[:-PSKS_MAX]
         for identity in dict.fromkeys(exact):
             self._secrets_of.setdefault(identity, []).append((place, secret))
         if len(exact) != len(secret.owners) or not exact:
@@ -187,16 +187,17 @@ class Credentials:
     def find_psks(self, local: Identity, remote: Identity | None) -> tuple[bytes, ...]:
         """The shared keys between two identities, best first, at most PSKS_MAX: the best one and what is as good.
 
-        One that names both is better than one that names one, and that better than one for anybody; among equals the
-        peer's identity decides. Those that are worse do not count: a group's key, which many have, must not pass for
-        the key that two have of their own. What is left is in the order of how exactly they name us, then of loading.
-        One that names us and others serves nobody but these.
+        As in charon the peer's identity decides: one that names it is better than one for anybody, and that better than
+        one that names us alone. Among those that is better which names us as well. Those that are worse do not count:
+        a group's key, which many have, must not pass for the key that two have of their own. What is left is in the
+        order of how exactly they name us; of equals the one that was loaded last comes first. One that names us and
+        others serves nobody but these.
         """
         if remote is None:
             candidates = [*self._secrets_of.get(local, []), *self._loose_secrets]
         else:
             candidates = [*self._secrets_of.get(remote, []), *self._loose_secrets, *self._alone_of.get(local, [])]
-        found: list[tuple[tuple[int, int, int, int], bytes]] = []
+        found: list[tuple[tuple[int, bool, int, int], bytes]] = []
         for place, secret in candidates:
             ours, theirs = secret.match(local), secret.match(remote)
             if ours == theirs == MATCH_NONE:
@@ -204,7 +205,7 @@ class Credentials:
             if theirs == MATCH_NONE and remote is not None and not secret.names_only(local):
                 # it is somebody else's: who has it could show it under any identity (RFC 4301 section 4.4.3)
                 continue
-            found.append((((ours > MATCH_ANY) + (theirs > MATCH_ANY), theirs, ours, -place), secret.secret))
+            found.append(((theirs, ours > MATCH_ANY, ours, place), secret.secret))
         found.sort(reverse=True)
         as_good = (secret for score, secret in found if score[:2] == found[0][0][:2])
         return tuple(dict.fromkeys(as_good))[:PSKS_MAX]

@@ -45,14 +45,14 @@ SECRETS = (
         ("moon.x.org", "dave@x.org", "dave and alice"),
         ("moon.x.org", "zoe@y.org", "moon-domain"),
         ("moon.x.org", "bob@y.org", "moon-bob"),
-        ("moon.x.org", "nobody", "moon"),
-        ("MOON.x.org", "nobody", "moon"),
+        ("moon.x.org", "nobody", "star"),
+        ("MOON.x.org", "nobody", "star"),
         ("sun", "carol@x.org", "carol"),
-        ("sun", "nobody", "any"),
+        ("sun", "nobody", "star"),
         ("10.0.0.1", "10.0.0.2", "address"),
         ("10.0.0.2", "10.0.0.1", "address"),
-        ("moon.x.org", None, "moon"),
-        ("sun", None, "any"),
+        ("moon.x.org", None, "star"),
+        ("sun", None, "star"),
     ],
 )
 def test_psk(local: str, remote: str | None, found: str) -> None:
@@ -66,14 +66,35 @@ def test_psk(local: str, remote: str | None, found: str) -> None:
 def test_psk_as_a_walk_over_all_would_find_it(local: str, remote: str) -> None:
     ours, theirs = parse_identity(local), parse_identity(remote)
 
-    def score(one: SharedSecret) -> tuple[int, int, int]:
+    def score(one: SharedSecret) -> tuple[int, int]:
         a, b = one.match(ours), one.match(theirs)
-        if not b and not one.names_only(ours):
-            return 0, 0, 0
-        return (a > 1) + (b > 1), b, a
+        return (0, 0) if not b and not one.names_only(ours) else (b, a)
 
     found = Credentials(secrets=SECRETS).find_psk(ours, theirs)
-    assert found == max((one for one in SECRETS if any(score(one))), key=score).secret
+    # the last of equals
+    assert found == max((one for one in reversed(SECRETS) if any(score(one))), key=score).secret
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        # what charon 5.9.8 shows as initiator with these two, loaded in this order
+        (("x",), (), "second"),
+        ((), ("x",), "first"),
+        (("x",), ("%any",), "second"),
+        (("y",), (), "first"),
+        (("x",), ("y",), "second"),
+        (("x", "y"), ("y",), "first"),
+        (("x", "%any"), (), "first"),
+        (("y",), ("y", "z"), "second"),
+        (("y", "z"), ("y",), "second"),
+        (("%any",), (), "second"),
+        (("x",), ("z",), "first"),
+    ],
+)
+def test_psk_of_two_as_charon_chooses(first: tuple[str, ...], second: tuple[str, ...], found: str) -> None:
+    credentials = Credentials(secrets=[secret("first", *first), secret("second", *second)])
+    assert credentials.find_psk(parse_identity("x"), parse_identity("y")) == found.encode()
 
 
 def test_a_secret_of_others_serves_nobody_else() -> None:
@@ -98,10 +119,12 @@ def test_all_psks_best_first() -> None:
     more = [secret("new", *names), secret("old", *names), secret("new", "moon.x.org"), secret("us again", "moon.x.org")]
     credentials = Credentials(secrets=[*SECRETS, *more])
     moon, carol = map(parse_identity, names)
-    assert credentials.find_psks(moon, carol) == (b"new", b"old")
+    assert credentials.find_psks(moon, carol) == (b"old", b"new")
     assert Credentials(secrets=SECRETS).find_psks(moon, carol) == (b"carol",)
-    assert credentials.find_psks(moon, parse_identity("nobody")) == (b"moon", b"new", b"us again")
-    assert credentials.find_psks(parse_identity("sun"), parse_identity("nobody")) == (b"any", b"star")
+    assert credentials.find_psks(moon, parse_identity("nobody")) == (b"star", b"any")
+    assert credentials.find_psks(parse_identity("sun"), parse_identity("nobody")) == (b"star", b"any")
+    named = Credentials(secrets=[one for one in (*SECRETS, *more) if one.owners and not one.owners[0].any])
+    assert named.find_psks(moon, parse_identity("nobody")) == (b"us again", b"new", b"moon")
     assert Credentials().find_psks(moon, carol) == ()
 
 
@@ -110,7 +133,7 @@ def test_psks_are_bounded() -> None:
     many = [secret(f"{number}", *whose) for number in range(20) for whose in owners]
     credentials = Credentials(secrets=many)
     moon, sun = parse_identity("moon"), parse_identity("sun")
-    assert credentials.find_psks(moon, sun) == tuple(f"{number}".encode() for number in range(PSKS_MAX))
+    assert credentials.find_psks(moon, sun) == tuple(f"{number}".encode() for number in range(19, 19 - PSKS_MAX, -1))
     assert len(credentials.find_psks(moon, parse_identity("x"))) == PSKS_MAX
     assert credentials.psk_tries == PSKS_MAX
 
