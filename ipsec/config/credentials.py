@@ -13,6 +13,7 @@ from ipsec.config.directories import (
     AUTHORITIES,
     CERTIFICATES,
     KEY_DIRECTORIES,
+    OCSP_SIGNERS,
     REVOCATION_LISTS,
     UNUSED_DIRECTORIES,
     CredentialFiles,
@@ -47,6 +48,7 @@ def load_credentials(
         # not what connections name as the peer's: that is trusted there only
         certificates=(*loader.certificates(CERTIFICATES), *files.own, *bundled, *vouching),
         authorities=anchors.values(),
+        ocsp_signers=loader.certificates(OCSP_SIGNERS),
         crls=loader.each(REVOCATION_LISTS, lambda path: parse_crl(read_file(path)[0])),
     )
     for name, why in UNUSED_DIRECTORIES.items():

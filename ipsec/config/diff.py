@@ -67,7 +67,8 @@ def changes(old: Config, new: Config) -> list[Change]:
     for what, section in (("secrets", "secrets"), ("ppks", "secrets"), ("authorities", "authorities")):
         before, after = ([one for one in getattr(c.credentials, what) if one.name] for c in (old, new))
         found += _named(section, before, after, used)
-    for what, title in (("private_keys", "private key"), ("certificates", "certificate"), ("crls", "CRL")):
+    things = {"private_keys": "private key", "certificates": "certificate", "crls": "CRL"}
+    for what, title in (things | {"ocsp_signers": "OCSP signer"}).items():
         found += _things(title, getattr(old.credentials, what), getattr(new.credentials, what))
     nameless = [[a.certificate for a in c.credentials.authorities if not a.name] for c in (old, new)]
     found += _things("authority", *nameless)

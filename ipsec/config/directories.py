@@ -2,6 +2,7 @@
 
     x509                                certificates: ours, what is above them, peers that are trusted as they are
     x509ca x509crl                      trust anchors, revocation lists
+    x509ocsp                            whoever is trusted to sign OCSP responses besides the authorities
     private rsa ecdsa pkcs8 pkcs12      private keys; PKCS#12 containers also have certificates and trust anchors
     pubkey                              raw public keys: only those that a connection names
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 CERTIFICATES = "x509"
 AUTHORITIES = "x509ca"
 REVOCATION_LISTS = "x509crl"
+OCSP_SIGNERS = "x509ocsp"
 PUBLIC_KEYS = "pubkey"
 #: names of sections in ``secrets`` begin with one of these
 KEY_DIRECTORIES = ("private", "rsa", "ecdsa", "pkcs8", "pkcs12")
@@ -36,7 +38,6 @@ KEY_DIRECTORIES = ("private", "rsa", "ecdsa", "pkcs8", "pkcs12")
 UNUSED_DIRECTORIES = {
     "x509aa": "attribute certificates are not supported",
     "x509ac": "attribute certificates are not supported",
-    "x509ocsp": "OCSP responses are signed by the CA or by whom it names (RFC 6960 section 4.2.2.2)",
     "bliss": "BLISS keys are not supported",
 }
 

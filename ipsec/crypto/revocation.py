@@ -15,7 +15,7 @@ import base64
 import hashlib
 import re
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -113,6 +113,8 @@ class Source:
     "certificates of the chain in which the issuer has another key, as while it changes keys"
     constraints: Constraints = ANY_SCHEME
     "for signatures of what says that the certificate is good"
+    responders: tuple[Certificate, ...] = ()
+    "that are trusted to sign OCSP responses because somebody said so here (RFC 6960 section 4.2.2.2)"
 
 
 @dataclass(frozen=True)
@@ -400,14 +402,19 @@ class OcspResponse:
             return Answer(Status.UNKNOWN, "the OCSP responder does not know the certificate")
         return Answer(Status.UNKNOWN, "")
 
-    def verify(self, issuer: Certificate, rules: Rules | None) -> None:
-        """Whether ``issuer`` or whom it delegated to signed the response. AuthenticationError, ParseError."""
+    def verify(self, issuer: Certificate, rules: Rules | None, trusted: Collection[Certificate] = ()) -> None:
+        """Whether ``issuer``, whom it delegated to or one of those ``trusted`` signed the response.
+
+        AuthenticationError, ParseError.
+        """
         reason: AuthenticationError = CertificateError("the OCSP response was signed by somebody else")
-        for signer in (issuer, *self.certificates):
+        for signer in (issuer, *trusted, *self.certificates):
             if not self._is_responder(signer):
                 continue
             try:
-                if signer != issuer:
+                if signer in trusted:
+                    _check_valid(signer, rules)
+                elif signer != issuer:
                     _check_delegate(signer, issuer, rules)
                 return _check_signed(self.algorithm, self.signature, self.tbs, signer, rules)
             except AuthenticationError as error:
@@ -425,9 +432,13 @@ def _check_delegate(signer: Certificate, issuer: Certificate, rules: Rules | Non
     """RFC 6960 section 4.2.2.2: issued by the CA itself, for signing OCSP responses."""
     if signer.issuer_key != issuer.subject_key or _OCSP_SIGNING not in (signer.extended_key_usage or ()):
         raise CertificateError(f"{signer.subject} may not sign OCSP responses")
+    _check_valid(signer, rules)
+    _check_signed(signer.algorithm, signer.signature, signer.tbs, issuer, rules)
+
+
+def _check_valid(signer: Certificate, rules: Rules | None) -> None:
     if rules is not None and not signer.not_before <= rules.wall <= signer.not_after:
         raise CertificateError(f"{signer.subject}, which signed an OCSP response, is not valid now")
-    _check_signed(signer.algorithm, signer.signature, signer.tbs, issuer, rules)
 
 
 def _check_signed(algorithm: bytes, signature: bytes, tbs: bytes, signer: Certificate, rules: Rules | None) -> None:
@@ -451,6 +462,7 @@ def revocation_sources(
     chain: Chain,
     extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
     constraints: Constraints = ANY_SCHEME,
+    responders: tuple[Certificate, ...] = (),
 ) -> list[Source]:
     """For each certificate below the anchor, where to ask. Only of verified chains: URIs of others are bait.
 
@@ -463,7 +475,7 @@ def revocation_sources(
         crl_uris = tuple(dict.fromkeys((*crl_uris, *_fetchable(certificate.crl_uris))))
         ocsp_uris = tuple(dict.fromkeys((*ocsp_uris, *_fetchable(certificate.ocsp_uris))))
         others = (one for one in chain.authorities if one.subject_key == issuer.subject_key and one != issuer)
-        found.append(Source(certificate, issuer, crl_uris, ocsp_uris, tuple(others), constraints))
+        found.append(Source(certificate, issuer, crl_uris, ocsp_uris, tuple(others), constraints, responders))
     return found
 
 
@@ -515,7 +527,9 @@ def authentic(one: OcspResponse | Crl, sources: Iterable[Source]) -> bool:
 
 def _verify_evidence(one: OcspResponse | Crl, source: Source, rules: Rules | None) -> None:
     """A CRL may be signed with another key of the same authority, if that is in the same verified chain."""
-    signers = (source.issuer, *source.other_keys) if isinstance(one, Crl) else (source.issuer,)
+    if isinstance(one, OcspResponse):
+        return one.verify(source.issuer, rules, source.responders)
+    signers = (source.issuer, *source.other_keys)
     for signer in signers[:-1]:
         try:
             return one.verify(signer, rules)
@@ -533,6 +547,7 @@ def check_revocation(
     *,
     constraints: Constraints = ANY_SCHEME,
     extra: dict[bytes, tuple[tuple[str, ...], tuple[str, ...]]] | None = None,
+    responders: tuple[Certificate, ...] = (),
 ) -> list[tuple[Source, Status]]:
     """Hold a verified chain against what is known. RevokedError, or CertificateError if the policy wants to know more.
 
@@ -540,7 +555,7 @@ def check_revocation(
     """
     crls, responses = tuple(crls), tuple(responses)
     found: list[tuple[Source, Status]] = []
-    for source in revocation_sources(chain, extra, constraints):
+    for source in revocation_sources(chain, extra, constraints, responders):
         answer = status_of(source, crls, responses, wall)
         subject = source.certificate.subject
         if answer.status is Status.REVOKED:

@@ -84,6 +84,7 @@ class Loaded:
         self._authorities: dict[str, Authority] = {}
         self._anchors: dict[Certificate, Authority] = {}
         self._crls: dict[Hashable, Crl] = {}
+        self._ocsp_signers: dict[Certificate, None] = {}
         self._checked: tuple[Credentials, Checker] | None = None
         "out of what is above; None when that has changed"
         self._complete: dict[str, Connection] = {}
@@ -114,6 +115,7 @@ class Loaded:
                 certificates=(*self._certificates, *own),
                 authorities=(*self._authorities.values(), *self._anchors.values()),
                 crls=self._crls.values(),
+                ocsp_signers=self._ocsp_signers,
             )
             self._checked = credentials, Checker(CredentialFiles(None), credentials, self._pools)
         return self._checked
@@ -161,6 +163,8 @@ class Loaded:
             self._keys.pop(key_id(key), None)
         for certificate in credentials.certificates:
             self._certificates.pop(certificate, None)
+        for certificate in credentials.ocsp_signers:
+            self._ocsp_signers.pop(certificate, None)
         for authority in credentials.authorities:
             self._anchors.pop(authority.certificate, None)
             if self._authorities.get(authority.name) == authority:
@@ -186,6 +190,7 @@ class Loaded:
         self._secrets |= {secret.name: secret for secret in _secrets(credentials)}
         self._keys |= {key_id(key): key for key in credentials.private_keys}
         self._certificates |= dict.fromkeys(credentials.certificates)
+        self._ocsp_signers |= dict.fromkeys(credentials.ocsp_signers)
         self._authorities |= {authority.name: authority for authority in credentials.authorities if authority.name}
         self._anchors |= {one.certificate: one for one in credentials.authorities if not one.name}
         for crl in credentials.crls:
@@ -245,7 +250,9 @@ class Loaded:
                     why = f"{certificate.subject} is not the certificate of an authority"
                     raise ConfigError(f"ca certificate lacks CA basic constraint, rejected: {why}")
                 self._anchors.setdefault(certificate, Authority(certificate))
-            else:
+            elif flag == "OCSP":
+                self._ocsp_signers[certificate] = None
+            elif flag != "AA":
                 self._certificates[certificate] = None
         self._credentials_changed()
 
@@ -322,6 +329,7 @@ class Loaded:
         for table in (self._secrets, self._nameless, self._keys, self._certificates, self._anchors, self._crls):
             table.clear()
         self._public_keys.clear()
+        self._ocsp_signers.clear()
         self._credentials_changed()
 
     def load_authority(self, name: str, message: Mapping[str, Any]) -> None:

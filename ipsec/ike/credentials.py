@@ -126,6 +126,7 @@ class Credentials:
         authorities: Iterable[Authority] = (),
         crls: Iterable[Crl] = (),
         ppks: Iterable[Ppk] = (),
+        ocsp_signers: Iterable[Certificate] = (),
     ) -> None:
         self.secrets = tuple(secrets)
         self.ppks = tuple(ppks)
@@ -139,6 +140,8 @@ class Credentials:
         self.certificates = tuple(dict.fromkeys(certificates))
         self.authorities = tuple(authorities)
         self.crls = tuple(crls)
+        self.ocsp_signers = tuple(dict.fromkeys(ocsp_signers))
+        "trusted to sign OCSP responses about anybody's certificates, and for nothing else"
         self.anchors = tuple(dict.fromkeys(authority.certificate for authority in self.authorities))
         self._trusted = frozenset(self.certificates)
         self._secrets_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}

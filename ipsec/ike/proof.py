@@ -234,7 +234,7 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
     """Revocation, last: only what is otherwise trusted may make us ask anybody anything (CVE-2022-40617)."""
     core = sa.core
     credentials, cache, wall = core.credentials, core.status, core.host.wall()
-    extra = credentials.revocation_uris
+    extra, responders = credentials.revocation_uris, credentials.ocsp_signers
     try:
         known = check_revocation(
             chain,
@@ -244,6 +244,7 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             wall,
             constraints=connection.remote.constraints,
             extra=extra,
+            responders=responders,
         )
         unknown = [source for source, status in known if status is Status.UNKNOWN]
     except RevokedError as error:
@@ -251,7 +252,7 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             raise
         unknown = [error.again]
     except CertificateError:
-        unknown = revocation_sources(chain, extra, connection.remote.constraints)
+        unknown = revocation_sources(chain, extra, connection.remote.constraints, responders)
         if not any(cache.worth_asking(source, wall) for source in unknown):
             raise
     worth = tuple(source for source in unknown if cache.worth_asking(source, wall))

@@ -194,12 +194,13 @@ class Lists:
             for connection in self._control.engine.table.by_name.values()
             for one in (*connection.local.certs, *connection.remote.certs, *connection.remote.cacerts)
         ]
-        for certificate in dict.fromkeys((*credentials.certificates, *credentials.anchors, *configured)):
-            is_ca = certificate in anchors or certificate.is_ca
-            if flag not in ("ANY", "CA" if is_ca else "NONE") or not _is_of(certificate, subject):
+        loaded = dict.fromkeys((*credentials.certificates, *credentials.anchors, *configured), "NONE")
+        for certificate, kind in (loaded | dict.fromkeys(credentials.ocsp_signers, "OCSP")).items():
+            kind = "CA" if certificate in anchors or certificate.is_ca else kind
+            if flag not in ("ANY", kind) or not _is_of(certificate, subject):
                 continue
             own = credentials.private_key_for(certificate) is not None
-            found.append(_certificate(certificate, "CA" if is_ca else "NONE", own))
+            found.append(_certificate(certificate, kind, own))
         return found
 
     async def list_authorities(self, client: Client, message: Message) -> Mapping[str, Any]:

@@ -91,9 +91,9 @@ class Loading:
         if not data:
             raise CommandError("certificate data missing")
         if kind == "X509":
-            if flag in ("OCSP", "AA"):
-                raise CommandError(f"certificates with the flag {flag} are not supported")
             self._control.load_certificate(data, flag)
+            if flag == "AA":
+                log.info("load-cert: attribute authorities are not used: attribute certificates are not supported")
         elif kind == "X509_CRL":
             self._control.load_crl(data)
         elif kind == "PUBKEY":

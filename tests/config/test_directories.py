@@ -149,11 +149,20 @@ def test_open_key_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(config.credentials.private_keys) == 1
 
 
-@pytest.mark.parametrize("directory", ["x509ac", "x509aa", "x509ocsp", "bliss"])
+@pytest.mark.parametrize("directory", ["x509ac", "x509aa", "bliss"])
 def test_unused_directories(tmp_path: Path, directory: str) -> None:
     pki.write(tmp_path, f"{directory}/x", b"x")
     (warning,) = read(tmp_path).warnings
     assert warning.startswith(f"the files in {tmp_path}/{directory}/ are not read: ")
+
+
+def test_ocsp_signers(tmp_path: Path) -> None:
+    """They are trusted for OCSP alone."""
+    pki.lay_out(tmp_path)
+    pki.write(tmp_path, "x509ocsp/signer.pem", pki.pem("signer"))
+    credentials = read(tmp_path).credentials
+    assert credentials.ocsp_signers == (pki.parsed("signer"),)
+    assert pki.parsed("signer") not in (*credentials.certificates, *credentials.anchors)
 
 
 def test_peers_are_trusted_where_they_are_named(tmp_path: Path) -> None:

@@ -493,6 +493,32 @@ def test_who_signs_ocsp() -> None:
     assert status(ca, end, OcspResponse(respond(ca, end, issuer=stranger.certificate))) is Status.UNKNOWN
 
 
+def test_ocsp_signers_that_are_trusted_here() -> None:
+    """RFC 6960 section 4.2.2.2: they need nothing of the CA, not even that it has issued them."""
+    ca, stranger = Ca(), Ca("Stranger")
+    end = ca.issue()
+    signer = stranger.issue("responder", EC_KEY)
+    responses = [OcspResponse(respond(ca, end, signer=signer, key=EC_KEY))]
+    for trusted, wall, expected in (
+        ((signer,), WALL, Status.GOOD),
+        ((stranger.certificate,), WALL, Status.UNKNOWN),
+        ((), WALL, Status.UNKNOWN),
+    ):
+        known = check_revocation(chain_of(ca, end), [], responses, RELAXED, wall, responders=trusted)
+        assert [status for _, status in known] == [expected]
+    late = stranger.issue("responder", EC_KEY, not_after=WALL - DAY)
+    late_response = [OcspResponse(respond(ca, end, signer=late, key=EC_KEY))]
+    ((_, found),) = check_revocation(chain_of(ca, end), [], late_response, RELAXED, WALL, responders=(late,))
+    assert found is Status.UNKNOWN
+    revoked = [OcspResponse(respond(ca, end, ocsp.OCSPCertStatus.REVOKED, signer=signer, key=EC_KEY))]
+    with pytest.raises(RevokedError):
+        check_revocation(chain_of(ca, end), [], revoked, RELAXED, WALL, responders=(signer,))
+    # about the same serial of another CA
+    other = [OcspResponse(respond(ca, end, issuer=stranger.certificate, signer=signer, key=EC_KEY))]
+    ((_, found),) = check_revocation(chain_of(ca, end), [], other, RELAXED, WALL, responders=(signer,))
+    assert found is Status.UNKNOWN
+
+
 def test_ocsp_request() -> None:
     ca = Ca()
     end = ca.issue()

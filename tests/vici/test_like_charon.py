@@ -168,6 +168,31 @@ def test_certificate_types_of_older_clients(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+def test_flags_of_certificates(tmp_path: Path) -> None:
+    """``swanctl --load-creds`` loads x509ocsp/ and x509aa/, and calls it a failure if one is not taken."""
+    _, end = authority_and_end()
+
+    async def test(one: Daemon, session: Session) -> None:
+        async def flags(**wanted: str) -> list[bytes]:
+            return [item["flag"] async for item in session.stream("list-certs", "list-cert", wanted)]
+
+        await session.request("load-cert", {"type": "X509", "flag": "AA", "data": end})
+        assert await flags() == []
+        await session.request("load-cert", {"type": "X509", "flag": "OCSP", "data": end})
+        credentials = (await settled(one, session)).credentials
+        assert [signer.der for signer in credentials.ocsp_signers] == [end]
+        assert credentials.certificates == ()
+        assert await flags() == await flags(flag="OCSP") == [b"OCSP"]
+        assert await flags(flag="NONE") == []
+        await session.request("clear-creds")
+        assert await flags() == []
+        assert "parsing X509 certificate failed" in await refused(
+            session, "load-cert", {"type": "X509", "flag": "AA", "data": b"garbage"}
+        )
+
+    with_daemon(tmp_path, test)
+
+
 def authority_and_end() -> tuple[bytes, bytes]:
     """Two certificates."""
     key = ec.generate_private_key(ec.SECP256R1())
