@@ -12,10 +12,11 @@ from ipsec.config.directories import KEY_DIRECTORIES, CredentialFiles, confirms
 from ipsec.config.grammar import Section
 from ipsec.config.refused import numbered, warning_at
 from ipsec.config.values import error_at, quoted, suggestion
+from ipsec.crypto.auth import describe_key
 from ipsec.crypto.identity import Identity, IdentityPattern
 from ipsec.crypto.x509 import Certificate
 from ipsec.errors import ParseError
-from ipsec.ike.config import AuthClass, Childless, Connection
+from ipsec.ike.config import AuthClass, Childless, Connection, LocalAuth
 from ipsec.ike.credentials import Credentials
 
 _KEY_PLACES = ", ".join(f"{name}/" for name in KEY_DIRECTORIES)
@@ -76,6 +77,7 @@ class Checker:
                 why = f"is not valid before {first}, is this host's clock right?"
             if why:
                 yield warning_at(_part(section, "local"), "certs", f"{self._files.describe(certificate)} {why}")
+        yield from self._key_warnings(section, local)
         if AuthClass.PSK in (local.method, remote.method) and not self._has_psk(local.id, remote.id):
             ours, theirs = local.id or "our address", remote.id
             part = _part(section, "local" if local.method is AuthClass.PSK else "remote")
@@ -89,6 +91,15 @@ class Checker:
         elif remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
             places = "no trust anchor in x509ca/ or pkcs12/ and no peer's certificate in x509/"
             yield warning_at(_part(section, "remote"), "auth", f"there is {places}, no peer can be checked")
+
+    def _key_warnings(self, section: Section, local: LocalAuth) -> Iterator[str]:
+        """Our keys that ``auth`` does not take: nothing could be signed, and only the peer's log would hint at it."""
+        spkis = [certificate.spki for certificate in local.certs] or local.pubkeys[:1]
+        for spki in spkis if local.method is AuthClass.PUBKEY else ():
+            private = self._credentials.private_key_for(spki)
+            if private and not any(rule.takes_key(private.key) for rule in local.constraints.for_auth):
+                why = f"{quoted(str(local.constraints))} does not take our key, {describe_key(private.key)}"
+                yield warning_at(_part(section, "local"), "auth", f"{why}: we cannot authenticate ourselves")
 
     def _ppk_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
         wanted = connection.ppk_id.exact if connection.ppk_id is not None else None

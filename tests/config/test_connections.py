@@ -603,6 +603,31 @@ def test_a_certificate_of_the_future_is_a_warning(base: Path) -> None:
     assert "clock" in warning
 
 
+@pytest.mark.parametrize(
+    ("method", "whose"),
+    [
+        ("rsa", "certs = moon.pem"),
+        ("rsa/pss-sha256", "certs = moon.pem"),
+        ("ecdsa-384", "certs = moon.pem"),
+        ("pubkey-ike:rsa-sha256", "certs = moon.pem"),
+        ("ed25519", ""),
+        ("rsa-sha256", "pubkeys = moon.pub"),
+        ("ecdsa", None),
+        ("ike:ecdsa-256-sha256", None),
+        ("rsa-sha256-ecdsa-sha256", None),
+    ],
+)
+def test_a_key_that_auth_does_not_take(base: Path, method: str, whose: str | None) -> None:
+    """Said before somebody tries to connect; charon says it then."""
+    pki.write(base, "pubkey/moon.pub", pki.spki("moon"))
+    found = config("", auth(f"auth = {method}\n{whose or ''}", "auth = pubkey"), base=base).warnings
+    if whose is None:
+        assert found == ()
+        return
+    (warning,) = found
+    assert f"connections.gw.local.auth: '{method}' does not take our key, ECDSA 256: we cannot" in warning
+
+
 def test_road_warriors_have_secrets(base: Path) -> None:
     """No warning where one of several peers will have a secret."""
     secret = "secrets {\n ike {\n  id = carol@example.org\n  secret = 0123456789\n }\n}\n"
