@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Callable
 
 import atheris
 
@@ -10,10 +12,25 @@ import atheris
 with atheris.instrument_imports(include=["ipsec"]):
     from tests.fuzz.targets import TARGETS
 
+from tests.fuzz.__main__ import FOLDER
+
+
+def keeping(name: str, run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """The same, and an input that fails is kept: not every release of atheris does so."""
+
+    def one(data: bytes) -> None:
+        try:
+            run(data)
+        except BaseException:
+            (FOLDER / f"{name}.crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
+            raise
+
+    return one
+
 
 def main() -> None:
-    run = TARGETS[sys.argv.pop(1)].run
-    atheris.Setup(sys.argv, run)
+    name = sys.argv.pop(1)
+    atheris.Setup(sys.argv, keeping(name, TARGETS[name].run))
     atheris.Fuzz()
 
 
