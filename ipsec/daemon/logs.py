@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import select
 import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -17,6 +18,14 @@ from ipsec.text import printable
 
 #: what so many lines say is not kept until later
 WAITING_MAX = 256
+#: characters that are kept while who reads the log does not
+KEPT_MAX = 1 << 18
+#: seconds after which we look whether he reads again, and that he has when we end
+AGAIN_S = 0.1
+LAST_S = 1.0
+#: characters that a pipe with any room takes at once (pipe(7): PIPE_BUF octets), however many octets one has
+PIECE = select.PIPE_BUF // 6
+LOST = "%d lines are lost: nobody has read the log"
 TEXT = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -70,13 +79,20 @@ class TextFormatter(logging.Formatter):
 class PatientHandler(logging.StreamHandler[TextIO]):
     """Writes what a callback of the event loop logs once it is over: peers do not wait for our log.
 
-    A warning or worse is written at once, and so is what waits then. What waits at the end is written with ``flush``,
-    which ``logging`` sees to at exit.
+    A warning or worse is written at once, and so is what waits then. What waits at the end is written with ``flush``
+    and ``close``, which ``logging`` sees to at exit.
+
+    Nor does anybody wait for who reads the log: what a pipe or terminal does not take is kept. Of too much the newest
+    is lost, and counted.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._waiting: list[logging.LogRecord] = []
+        self._kept = ""
+        "lines that nobody has taken"
+        self._lost = 0
+        "lines for which there was no room after these"
         self._asked: asyncio.AbstractEventLoop | None = None
         "the loop that will call ``flush``"
 
@@ -85,16 +101,23 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         self._waiting.append(record)
         if record.levelno >= logging.WARNING or len(self._waiting) >= WAITING_MAX:
             self._write()
-            return
+        elif not self._ask(0):
+            # another thread, or before and after the loop
+            self._write()
+
+    def _ask(self, delay: float) -> bool:
+        """Have ``flush`` called by the loop that runs, if there is one."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            # another thread, or before and after the loop
-            self._write()
-            return
+            return False
         if self._asked is not loop:
             self._asked = loop
-            loop.call_soon(self.flush)
+            if delay:
+                loop.call_later(delay, self.flush)
+            else:
+                loop.call_soon(self.flush)
+        return True
 
     def flush(self) -> None:
         """See logging.Handler."""
@@ -104,22 +127,61 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         finally:
             self.release()
 
+    def close(self) -> None:
+        """See logging.Handler."""
+        self.acquire()
+        try:
+            self._give(LAST_S)
+        finally:
+            self.release()
+        super().close()
+
     def _write(self) -> None:
         waiting, self._waiting, self._asked = self._waiting, [], None
-        if not waiting:
-            return
-        lines = []
         for record in waiting:
             try:
-                lines.append(self.format(record) + self.terminator)
+                self._keep(self.format(record) + self.terminator)
             except Exception:
                 self.handleError(record)
         try:
-            self.stream.write("".join(lines))
-            self.stream.flush()
+            self._give(0)
         except Exception:
             # logging tells of the last one, on standard error
-            self.handleError(waiting[-1])
+            if waiting:
+                self.handleError(waiting[-1])
+        if self._kept:
+            self._ask(AGAIN_S)
+
+    def _keep(self, line: str) -> None:
+        if self._lost:
+            gap = logging.LogRecord(__name__, logging.WARNING, "", 0, LOST, (self._lost,), None)
+            line = self.format(gap) + self.terminator + line
+        if len(self._kept) + len(line) > KEPT_MAX:
+            self._lost += 1
+            return
+        self._kept += line
+        self._lost = 0
+
+    def _give(self, patience: float) -> None:
+        """Write what is taken within this time; all of it where there is nothing to ask."""
+        until = time.monotonic() + patience
+        try:
+            while self._kept and self._takes(max(until - time.monotonic(), 0)):
+                piece, self._kept = self._kept[:PIECE], self._kept[PIECE:]
+                self.stream.write(piece)
+                self.stream.flush()
+        except Exception:
+            self._kept = ""
+            raise
+
+    def _takes(self, patience: float) -> bool:
+        try:
+            descriptor = self.stream.fileno()
+        except (OSError, ValueError):
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        return bool(poll.poll(1000 * patience))
 
 
 def leave_out_what_no_line_says() -> None:

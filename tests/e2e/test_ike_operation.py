@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
+import os
 import shutil
 import signal
 import socket
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ipsec.net import netns
+from ipsec.vici.client import connect
 from tests.e2e.gateways import COMMAND, INNER, NETS, OUTER, WIRE, Gateway, eventually, finish
 from tests.e2e.ike_gateways import IkeWorld, launch, loss, ups
 
@@ -298,6 +302,42 @@ def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld, tmp_path: P
     assert "this is a bug" not in world.a.log()
     assert world.a.leftovers() == ""
     assert eventually(lambda: "10.1.0.0/16" not in world.b.leftovers()), world.b.log()
+
+
+def test_nobody_waits_for_who_reads_the_log(world: IkeWorld) -> None:
+    """Both log into pipes that are full before they are ready: tunnels are rekeyed, commands heard, a stop is one."""
+    world.set(":start_action", "start", 0)
+    world.set(":rekey_time", "2s")
+    world.set("ipsecd.log_level", "debug")
+    sockets = [world.a.directory / f"{side}.vici" for side in (0, 1)]
+    for side in (0, 1):
+        world.set("ipsecd.vici_socket", str(sockets[side]), side)
+    world.write()
+    ends = []
+    for gateway in (world.b, world.a):
+        reader, writer = os.pipe()
+        ends.append(reader)
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        command = ["ip", "netns", "exec", gateway.namespace, *COMMAND, "--config", str(gateway.config)]
+        gateway.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
+        os.close(writer)
+
+    async def newest() -> int:
+        async with await connect(f"unix://{sockets[0]}") as session:
+            found = [sa async for sa in session.stream("list-sas", "list-sa")]
+        return max(int(child["uniqueid"]) for sa in found for child in sa["site"]["child-sas"].values())
+
+    assert eventually(lambda: "1 received" in world.a.ping(INNER[4][1], count=1, check=False), 30)
+    assert eventually(lambda: asyncio.run(newest()) > 3, 20)
+    assert loss(world.a.ping(INNER[4][1])) == 0
+    for gateway in (world.a, world.b):
+        status, seconds = gateway.stop()
+        assert status == 0
+        assert seconds < 6
+        assert gateway.leftovers() == ""
+    for end in ends:
+        assert b"ready" not in os.read(end, 65536)
+        os.close(end)
 
 
 def test_json_log(world: IkeWorld) -> None:

@@ -1,0 +1,109 @@
+"""A log that nobody reads: what it is about goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+import pytest
+
+from ipsec.daemon.logs import KEPT_MAX, LAST_S, LOST, PatientHandler
+
+
+class Unread:
+    """A log into a pipe that takes one page."""
+
+    def __init__(self, end: BinaryIO, stream: Any) -> None:
+        self.end = end
+        self.handler = PatientHandler(stream)
+        self.log = logging.getLogger("test.unread")
+        self.log.propagate = False
+        self.log.setLevel(logging.INFO)
+        self.log.addHandler(self.handler)
+
+    def read(self) -> str:
+        """What is in the pipe."""
+        return (self.end.read(1 << 20) or b"").decode()
+
+
+@pytest.fixture
+def unread() -> Iterator[Unread]:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with open(reader, "rb", buffering=0) as end, suppress(BrokenPipeError), open(writer, "w") as stream:
+        made = Unread(end, stream)
+        yield made
+        made.log.removeHandler(made.handler)
+
+
+def test_nobody_waits_for_who_reads_and_nothing_is_lost(unread: Unread) -> None:
+    async def main() -> str:
+        for number in range(2000):
+            unread.log.log(logging.WARNING if number % 9 else logging.INFO, "line %d, \U0001f512", number)
+            await asyncio.sleep(0)
+        read = ""
+        async with asyncio.timeout(60):
+            while "line 1999" not in read:
+                read += unread.read()
+                # nothing more is logged, yet what was kept comes
+                await asyncio.sleep(0.02)
+        return read
+
+    assert asyncio.run(main()).splitlines() == [f"line {number}, \U0001f512" for number in range(2000)]
+
+
+def test_of_too_much_the_newest_is_lost_and_counted(unread: Unread) -> None:
+    text = "x" * (KEPT_MAX // 100)
+    for number in range(300):
+        unread.log.warning("%d %s", number, text)
+    read = ""
+    while part := unread.read():
+        read += part
+        unread.handler.flush()
+    unread.log.warning("after")
+    *kept, gap, last = (read + unread.read()).splitlines()
+    assert 95 < len(kept) < 105
+    assert [int(line.split()[0]) for line in kept] == list(range(len(kept)))
+    assert (gap, last) == (LOST % (300 - len(kept)), "after")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_the_end_waits_for_a_moment_only(unread: Unread, reads: bool) -> None:
+    for number in range(60):
+        unread.log.warning("%s %d", "x" * 100, number)
+    done = threading.Event()
+    found: list[str] = []
+
+    def read() -> None:
+        while not done.wait(0.02):
+            found.append(unread.read())
+
+    thread = threading.Thread(target=read)
+    if reads:
+        thread.start()
+    begin = time.monotonic()
+    unread.handler.close()
+    took = time.monotonic() - begin
+    done.set()
+    if reads:
+        thread.join()
+    assert took < LAST_S if reads else LAST_S <= took < LAST_S + 4
+    assert ("x 59\n" in "".join(found) + unread.read()) is reads
+
+
+def test_who_hangs_up_costs_what_he_would_have_read(unread: Unread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    for _ in range(60):
+        unread.log.warning("x" * 100)
+    unread.end.close()
+    for _ in range(60):
+        unread.log.warning("x" * 100)
+    unread.handler.close()
