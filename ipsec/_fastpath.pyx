@@ -693,8 +693,8 @@ cdef class Engine:
         return batch_seal(self.workers[self.worker_count], target, &source.state, &out.state)
 
     def decapsulate_batch(self, Batch source, Batch out):
-        """Open ESP packet i of ``source`` into slot i of ``out``; how many were good (a dropped one has length 0)."""
-        if out.slots < source.state.count or out.state.size < source.state.size:
-            raise ValueError("out needs as many slots as source, each as large")
+        """Open ESP packet i of ``source`` into slot i of ``out``; how many were good (dropped: length 0). Not in place."""
+        if out is source or out.slots < source.state.count or out.state.size < source.state.size:
+            raise ValueError("out is another batch, with as many slots as source, each as large")
         self.alone()
         return batch_open(self.workers[self.worker_count], self.shared.sad, &source.state, &out.state)

@@ -143,3 +143,17 @@ def test_sealing_many(suite, fields, stops):
     told = [[event.kind for event in engine.events()] for engine in engines]
     assert sorted(told[1]) == sorted(told[0])
     assert stops == bool({DropReason.OUT_STATE_EXPIRED, DropReason.OUT_STATE_SEQ_ERROR} & engines[0].drops().keys())
+
+
+def test_nothing_is_opened_in_place():
+    """A packet begins elsewhere than its ciphertext, and a cipher may write over what it has not read: ChaCha20 did."""
+    sender, receiver = Engine(), Engine()
+    out = sender.add_sa(params(Direction.OUT, "chacha20poly1305"))
+    receiver.add_sa(params(Direction.IN, "chacha20poly1305"))
+    given = [udp(bytes(size)) for size in (0, 100, 1400)]
+    both, other = Batch(3, 1600), Batch(3, 1600)
+    both.load([sender.encapsulate(out, packet, NOW).datagram for packet in given])
+    with pytest.raises(ValueError, match="another batch"):
+        receiver.decapsulate_batch(both, both)
+    assert receiver.decapsulate_batch(both, other) == 3
+    assert other.packets() == given
