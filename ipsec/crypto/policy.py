@@ -51,7 +51,7 @@ class _State:
 
 
 def check_policies(certificates: tuple[Certificate, ...], *, explicit: bool = False) -> PolicyResult:
-    """Policies of a chain, anchor (which takes no part) last. ParseError if an extension is malformed.
+    """Policies of a chain, anchor last, of which only the limits count (RFC 5937 section 3.2). ParseError if malformed.
 
     RFC 5280 section 6.1 says nothing of an anchor that is the end as well: it has the policies that it asserts.
     """
@@ -59,6 +59,7 @@ def check_policies(certificates: tuple[Certificate, ...], *, explicit: bool = Fa
         return PolicyResult(certificates[0].policies or frozenset(), False)
     count = len(certificates) - 1
     state = _State(count, 0 if explicit else count + 1, count + 1, count + 1)
+    _limit(state, certificates[-1])
     null = False
     for certificate in reversed(certificates[:-1]):
         state.left -= 1
@@ -112,13 +113,18 @@ def _prepare(state: _State, certificate: Certificate) -> bool:
         state.explicit = max(state.explicit - 1, 0)
         state.mapping = max(state.mapping - 1, 0)
         state.inhibit_any = max(state.inhibit_any - 1, 0)
+    _limit(state, certificate)
+    return not level
+
+
+def _limit(state: _State, certificate: Certificate) -> None:
+    """RFC 5280 section 6.1.4 (i) and (j)."""
     require, inhibit = _policy_constraints(certificate)
     state.explicit = min(state.explicit, state.explicit if require is None else require)
     state.mapping = min(state.mapping, state.mapping if inhibit is None else inhibit)
     if INHIBIT_ANY in certificate.extensions:
         value = der.contents(certificate.extensions[INHIBIT_ANY][1], der.INTEGER)
         state.inhibit_any = min(state.inhibit_any, _skip_certs(value))
-    return not level
 
 
 def _domain_policies(levels: list[dict[str, _Node]]) -> frozenset[str]:

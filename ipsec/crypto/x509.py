@@ -390,7 +390,9 @@ def parse_extensions(data: bytes) -> dict[str, tuple[bool, bytes]]:
 
 def _parse_subtree(tag: int, body: bytes) -> tuple[int, bytes]:
     fields = der.items(body) if tag == der.SEQUENCE else []
-    # RFC 5280 section 4.2.1.10: minimum is 0, which DER leaves out, and there is no maximum
+    # RFC 5280 section 4.2.1.10: minimum is 0, which DER leaves out and some do not, and there is no maximum
+    if len(fields) == 2 and fields[1] == (der.context(0, constructed=False), b"\0"):
+        fields.pop()
     if len(fields) != 1:
         raise ParseError("malformed name constraints")
     return fields[0]

@@ -174,6 +174,27 @@ def test_pkits_policies(name: str, explicit: bool, wanted: set[str], ok: bool) -
     assert fits == ok
 
 
+def test_limits_of_the_anchor_on_policies() -> None:
+    """RFC 5937 section 3.2: they hold as those of an authority below it would."""
+
+    def policies(*oids: str) -> list[tuple[Any, bool]]:
+        found = [cx.PolicyInformation(ObjectIdentifier(oid), None) for oid in oids]
+        return [(cx.CertificatePolicies(found), False)]
+
+    wanted = {"required_policies": ("1.2.3",)}
+    free = Ca()
+    verify(free.issue(), [free])
+    verify(free.issue(extensions=policies(ANY_POLICY)), [free], **wanted)
+    strict = Ca(extensions=[(cx.PolicyConstraints(0, None), True)])
+    verify(strict.issue(extensions=policies("1.2.3")), [strict])
+    with pytest.raises(CertificateError, match="policies"):
+        verify(strict.issue(), [strict])
+    exact = Ca(extensions=[(cx.InhibitAnyPolicy(0), True)])
+    verify(exact.issue(extensions=policies("1.2.3")), [exact], **wanted)
+    with pytest.raises(CertificateError, match="policies"):
+        verify(exact.issue(extensions=policies(ANY_POLICY)), [exact], **wanted)
+
+
 # What one certificate says
 
 
@@ -838,6 +859,21 @@ def test_malformed_name_constraints(body: bytes) -> None:
     root = Ca(extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.30"), value), True)])
     with pytest.raises(CertificateError):
         verify(root.issue(), [root])
+
+
+@pytest.mark.parametrize(("minimum", "ok"), [(b"\x80\x01\0", True), (b"\x80\x01\1", False), (b"\x81\x01\5", False)])
+def test_name_constraints_with_a_minimum(minimum: bytes, ok: bool) -> None:
+    """RFC 5280 section 4.2.1.10: it is 0, and there is no maximum. What is left out of DER may be there."""
+    tree = der.emit(der.SEQUENCE, der.emit(der.context(2, constructed=False), b"x.org"), minimum)
+    value = der.emit(der.SEQUENCE, der.emit(der.context(0), tree))
+    root = Ca(extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.30"), value), True)])
+    if ok:
+        verify(root.issue(sans=(cx.DNSName("a.x.org"),)), [root])
+        with pytest.raises(CertificateError, match="not permitted"):
+            verify(root.issue(sans=(cx.DNSName("a.y.org"),)), [root])
+    else:
+        with pytest.raises(CertificateError):
+            verify(root.issue(sans=(cx.DNSName("a.x.org"),)), [root])
 
 
 def test_variants_of_a_certificate_do_not_pile_up() -> None:
