@@ -107,7 +107,8 @@ class Actions:
         timeout, force = _timeout(message), truth(message, "force")
         ikes, children = self._select(message, "terminate", also=(ChildState.DELETING,) if force else ())
         matches = len(ikes) + len(children)
-        names = {(sa.name, "") for sa in ikes} | {(one.ike.name, one.name) for one in children}
+        names = {(sa.name, "") for sa in ikes if not self._goes_on(sa, ikes)}
+        names |= {(one.ike.name, one.name) for one in children}
         if not (number(message, "ike-id") or number(message, "child-id")):
             names.add((text(message, "ike"), text(message, "child")))
         ended = sum(self._control.give_up(*one) for one in names)
@@ -141,6 +142,11 @@ class Actions:
             why = "not all matching SAs could be terminated"
             raise CommandError(why, matches=matches, terminated=matches - left)
         return {"success": "yes", "matches": matches, "terminated": matches}
+
+    def _goes_on(self, sa: IkeSa, ended: list[IkeSa]) -> bool:
+        """Whether its connection has another IKE_SA, which is not ended: what is tried again comes up there."""
+        others = [other for other in self._control.engine.named(sa.name) if other not in ended]
+        return sa.established and any(other.established and not other.quiet for other in others)
 
     def _forget(self, child: ChildSa) -> None:
         """Take a CHILD_SA away whose peer does not say that it has; it is told when it answers again."""

@@ -76,6 +76,21 @@ def test_what_is_terminated_is_not_tried_again(named: dict[str, str], left: set[
     assert host.retried == left
 
 
+@pytest.mark.parametrize("which", ["one of two", "both", "one that is not up"])
+def test_one_ike_sa_of_a_connection_takes_no_tries_from_the_others(which: str) -> None:
+    pair = Pair()
+    pair.a.initiate()
+    if which != "one that is not up":
+        pair.b.initiate()
+        pair.world.settle()
+    host = Host(pair.a)
+    host.retried = {("c", "net"), ("d", "net")}
+    handler: Any = Actions(host).commands["terminate"]  # type: ignore[arg-type]
+    named = {"ike": b"c"} if which == "both" else {"ike-id": str(next(iter(pair.a.engine.sas))).encode()}
+    asyncio.run(handler(None, {**named, "timeout": b"-1"}))
+    assert host.retried == ({("c", "net"), ("d", "net")} if which == "one of two" else {("d", "net")})
+
+
 @pytest.mark.parametrize("busy", [False, True], ids=["at-once", "behind-another-request"])
 @pytest.mark.parametrize("dead", [False, True], ids=["frozen", "dead"])
 @pytest.mark.parametrize("again", [False, True], ids=["at-first", "after-a-try"])
