@@ -229,7 +229,7 @@ class Children:
             number = self._backend.add_policy(policy)
             same = self._policies.setdefault(pair, {})
             # of one that is replaced itself nothing has to go behind: what comes last counts last
-            older = [] if self.is_replaced(child) else [one for one in same.values() if self.is_replaced(one.child)]
+            older = [] if self._is_second(child) else [one for one in same.values() if self._is_second(one.child)]
             same[child.reqid] = _Shared(policy, number, child)
             known.policies.append((pair, child.reqid))
             self.new_policies = True
@@ -241,6 +241,10 @@ class Children:
         Where it is the same, re-authentication makes both, and the peer may not have the new one yet.
         """
         return not self._is_current(child.ike.connection)
+
+    def _is_second(self, child: ChildSa) -> bool:
+        """Whether another one for the same is better to send through: the peer may not have this one any more."""
+        return child.ike.doubted or self.is_replaced(child)
 
     def _put_behind(self, older: Iterable[_Shared]) -> None:
         """Let policies of the same selectors come after one that was just added (RFC 4301 section 4.4.1: the first that

@@ -24,7 +24,7 @@ from ipsec.ike.delete import DeleteIke, close_unused
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
-from ipsec.ike.giveway import GIVE_WAY_S, knocks_of
+from ipsec.ike.giveway import GIVE_WAY_S, doubt, knocks_of
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
@@ -104,6 +104,7 @@ class AuthRequest(Request):
         payloads: list[Payload] = [mine, *proof.certificates]
         # one that does not say so is there for the others nevertheless
         if core.first_contact(sa) and connection.unique is not Unique.NEVER:
+            auth.contact = True
             payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
         payloads += core.certificate_requests(connection)
         wanted = connection.remote.id.exact
@@ -180,6 +181,8 @@ class AuthRequest(Request):
         if sa.connection.vips:
             _take_addresses(sa, payloads)
         configs = sa.auth.configs
+        if sa.auth.contact:
+            doubt(sa, now)
         sa.core.established(sa, now)
         if child is not None:
             _take_first_child(sa, child, nonces, payloads, now)

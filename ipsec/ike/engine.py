@@ -524,6 +524,7 @@ class IkeEngine(Registry):
         sa.change(IkeState.ESTABLISHED)
         self.initiating.pop(sa.uid, None)
         sa.established_at = now
+        sa.handshake = (sa.created_at, now)
         more = sa.auth is not None and sa.auth.configs
         sa.init = None
         sa.auth = None
@@ -551,6 +552,7 @@ class IkeEngine(Registry):
 
     def succeeded(self, old: IkeSa, new: IkeSa, now: float) -> None:
         """A rekeyed IKE_SA has a successor that is in use."""
+        asks = (Timer.GIVE_WAY, old.uid) in self.timers
         lifetimes.disarm(self, old)
         peers = self.by_peer.setdefault((new.our_id, new.peer_id), {})
         peers.pop(old.uid, None)
@@ -558,6 +560,7 @@ class IkeEngine(Registry):
         new.established_at = now
         lifetimes.arm_ike(self, new, now, reauth=False)
         self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
+        giveway.rekeyed(new, now, asks=asks)
         waiting = self.retries(old)
         if waiting:
             self._retries[new.uid] = waiting

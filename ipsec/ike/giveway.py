@@ -8,7 +8,9 @@ no RFC has a rule for. With ``unique = replace`` or ``keep`` it is the one with 
 section 2.8.1 has it for nonces. Who knows that they have crossed names it through the other one, and closes it if the
 peer agrees. What is said is a Vendor ID payload, which whoever does not know it ignores (RFC 7296 section 3.12): with a
 peer that is not ours both stay, as it may want to have back what we close (charon's ``close_action``), and so for ever.
-Both stay as well if one of them is rekeyed before the first question, as nothing tells then that they have crossed.
+
+Such a peer takes INITIAL_CONTACT, which one of the two may have carried, for the end of the other one, though that has
+come up meanwhile. It is asked whether it has that still, and sent nothing through it where the new one does as well.
 """
 
 from __future__ import annotations
@@ -89,6 +91,26 @@ def _is_knock(other: IkeSa, sa: IkeSa, up: set[str]) -> bool:
 # -- both are up
 
 
+class StillThere(Liveness):
+    """Does the peer have this one in spite of our INITIAL_CONTACT in another one?"""
+
+    __slots__ = ()
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """It does."""
+        sa.doubted = False
+        super().answered(sa, payloads, now)
+
+
+def doubt(sa: IkeSa, now: float) -> None:
+    """The peer has taken our INITIAL_CONTACT: what came up since that went out may be gone there, without a word
+    (RFC 7296 section 2.4)."""
+    for other in list(sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values()):
+        if other is not sa and other.established and not other.quiet:
+            other.doubted = True
+            other.ask(StillThere(), now)
+
+
 def look(sa: IkeSa, now: float) -> None:
     """An IKE_SA is up. If one that we have begun has crossed with one of the peer's, ask soon which one stays."""
     for other in _rivals(sa):
@@ -101,9 +123,17 @@ def look(sa: IkeSa, now: float) -> None:
 
 def _look_again(sa: IkeSa, now: float) -> None:
     """CHILD_SAs are still on their way, or one end is just about something else: that may be over later."""
-    age = now - sa.established_at
+    age = now - sa.handshake[1]
     if age < CROSSED_S and any(_loses(other, sa) for other in _rivals(sa) if _at_once(sa, other)):
         sa.core.timers.set((Timer.GIVE_WAY, sa.uid), now + max(age, REAUTHENTICATED_S))
+
+
+def rekeyed(new: IkeSa, now: float, *, asks: bool) -> None:
+    """A successor is in use. ``asks``: the one before was about to ask. Other SPIs may mean that another one stays."""
+    if asks:
+        new.core.timers.set((Timer.GIVE_WAY, new.uid), now + REAUTHENTICATED_S)
+    for sa in (new, *_rivals(new)):
+        _look_again(sa, now)
 
 
 def agree(sa: IkeSa, vendor: VendorPayload) -> list[Payload]:
@@ -179,13 +209,13 @@ def _rivals(sa: IkeSa) -> Iterator[IkeSa]:
     if sa.connection.unique in (Unique.REPLACE, Unique.KEEP):
         for other in sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values():
             same = other.name == sa.name and other.connection.is_alike(sa.connection)
-            if same and other.initiator is not sa.initiator:
+            if same and other.original_initiator is not sa.original_initiator:
                 yield other
 
 
 def _at_once(sa: IkeSa, other: IkeSa) -> bool:
-    """Whether each was begun before the other one was there."""
-    return other.created_at < sa.established_at and sa.created_at < other.established_at
+    """Whether each was begun before the other one was there, however often they were rekeyed since."""
+    return other.handshake[0] < sa.handshake[1] and sa.handshake[0] < other.handshake[1]
 
 
 def _is_in_use(sa: IkeSa) -> bool:

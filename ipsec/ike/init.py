@@ -88,13 +88,15 @@ class InitProgress:
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("certreqs", "child", "configs", "had", "ppk_keys", "psk", "signatures")
+    __slots__ = ("certreqs", "child", "configs", "contact", "had", "ppk_keys", "psk", "signatures")
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
         "initiator: the CHILD_SA that goes with it"
         self.configs: list[tuple[ChildConfig, int]] = []
         "initiator: children to make, with the reqid of a trap or 0; the first one in IKE_AUTH, the others later"
+        self.contact = False
+        "initiator: INITIAL_CONTACT has been said"
         self.had: tuple[IpAddress, ...] = ()
         "initiator: virtual addresses of the IKE_SA before this one, to ask for again"
         self.certreqs: frozenset[bytes] | None = None

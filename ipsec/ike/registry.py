@@ -230,7 +230,7 @@ class Registry:
         self.by_spi[sa.spi_ours] = sa
         for name in ("original_initiator", "our_id", "peer_id", "fragmentation", "mobike", "nat_local", "nat_remote",
                      "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
-                     "last_out", "ppk", "redirectable"):  # fmt: skip
+                     "handshake", "last_out", "ppk", "redirectable"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
         sa.lineage = old.lineage
         sa.lineage.add(sa.uid)

@@ -137,8 +137,10 @@ class IkeSa:
         "core",
         "created_at",
         "deferred",
+        "doubted",
         "established_at",
         "fragmentation",
+        "handshake",
         "in_cipher",
         "init",
         "initiator",
@@ -195,8 +197,7 @@ class IkeSa:
         "we started the first one of those that each replace another (RFC 4555 section 1.3)"
         self.path = path
         self.state = IkeState.CREATED
-        self.spi_i = bytes(8)
-        self.spi_r = bytes(8)
+        self.spi_i = self.spi_r = bytes(8)
         self.proposal: Proposal | None = None
         self.prf: PrfAlgorithm | None = None
         self.keys: IkeKeys | None = None
@@ -204,8 +205,7 @@ class IkeSa:
         self.out_cipher: SkCipher | None = None
         self.sealed = 0
         "how many messages the key of ours has sealed: the counter in their IVs, never given out twice"
-        self.message_id_out = 0
-        self.message_id_in = 0
+        self.message_id_out = self.message_id_in = 0
         self.pending: Pending | None = None
         self.queue: deque[Request] = deque()
         self.request_digest = b""
@@ -221,8 +221,7 @@ class IkeSa:
         self.children: dict[int, ChildSa] = {}
         self.our_id: Identity | None = None
         self.peer_id: Identity | None = None
-        self.fragmentation = False
-        self.mobike = False
+        self.fragmentation = self.mobike = False
         self.nat_local = self.nat_remote = False
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
@@ -243,6 +242,8 @@ class IkeSa:
         "virtual addresses that the peer has from us"
         self.quiet = False
         "another IKE_SA stands for this one: its end is nobody's concern"
+        self.doubted = False
+        "the peer may have dropped it, since we have said INITIAL_CONTACT in another one"
         self.successor: IkeSa | None = None
         "the IKE_SA that took over our CHILD_SAs"
         self.lineage = {uid}
@@ -251,8 +252,9 @@ class IkeSa:
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now
         self.established_at = 0.0
-        self.rekey_at = self.reauth_at = 0.0
-        self.last_in = self.last_out = 0.0
+        self.handshake = (self.created_at, 0.0)
+        "when the first one of its line was begun, and when it was up"
+        self.rekey_at = self.reauth_at = self.last_in = self.last_out = 0.0
         self.tries_left = max(connection.keyingtries, 0) or -1
         self.unauthenticated_error: Failure | None = None
 

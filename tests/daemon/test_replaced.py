@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from ipsec.backend.base import Datagram
 from ipsec.daemon.health import Health
 from ipsec.daemon.vici import ViciControl
 from ipsec.esp.sa import Policy
@@ -15,6 +16,7 @@ from ipsec.ike.create_child import CreateChild
 from ipsec.ike.events import ChildNotMade, ChildUp, IkeUp
 from ipsec.vici import show
 from ipsec.vici.actions import _Attempt
+from ipsec.wire.iana import ExchangeType
 from tests.daemon.test_health import observe
 from tests.daemon.test_ike import A, B, Pair, run, until
 
@@ -179,6 +181,41 @@ def test_of_the_same_peer_the_older_child_has_the_traffic_until_it_goes() -> Non
         pair.ends[0].turn()
         await until(lambda: pair.ends[0].established() not in ([sa], []) and len(pair.backends[1].policies) == 1)
         assert len(added) == len({policy.reqid for policy in added}) == 2, "none again, behind the new one"
+        await pair.stop()
+
+    run(main())
+
+
+def test_what_the_peer_may_have_dropped_has_no_traffic() -> None:
+    """Our INITIAL_CONTACT meets an IKE_SA that the peer has begun, and that came up first."""
+
+    async def main() -> None:
+        here, there = (conf.replace("start_action = start", "") for conf in (A, B))
+        pair = Pair(here, there)
+        await pair.start()
+        backend, other = pair.backends
+        deliver, held = backend.deliver, []
+        assert deliver is not None
+
+        def hold(datagram: Datagram) -> None:
+            (held.append if datagram.data[18] == ExchangeType.IKE_AUTH else deliver)(datagram)
+
+        backend.deliver = hold
+        connections = [end.engine.table.by_name["c"] for end in pair.ends]
+        await pair.ends[0].connect(connections[0], connections[0].children[0])
+        await until(lambda: held)
+        # our answers would be held as well
+        backend.deliver = deliver
+        await pair.ends[1].connect(connections[1], connections[1].children[0])
+        await until(lambda: len(backend.sas) == 2 and len(other.sas) == 2)
+        (first,) = backend.policies.values()
+        assert isinstance(first, Policy)
+        deliver(held[0])
+        await until(lambda: len(backend.sas) == 4)
+        # of the same priority the one that was added first counts
+        order = [backend.policies[number].reqid for number in sorted(backend.policies)]
+        assert len(order) == 2
+        assert order[1] == first.reqid
         await pair.stop()
 
     run(main())

@@ -579,6 +579,74 @@ def test_a_peer_that_cannot_agree_at_once_is_asked_again(seed: int, monkeypatch:
     pair.finish()
 
 
+def crossing(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Pair:
+    """moon's IKE_AUTH with INITIAL_CONTACT is under way while sun's IKE_SA comes up."""
+    # charon takes it for the end of whatever it has by then, and has no token that would show that
+    monkeypatch.setattr("ipsec.ike.auth._check_unique", _as_charon)
+    pair = Pair(settings=IkeSettings(qcd=False), **more)
+    pair.world.hold()
+    pair.a.initiate()
+    pair.world.deliver("moon")
+    pair.world.deliver("sun")
+    pair.b.initiate()
+    for name in ("sun", "moon", "sun", "moon"):
+        pair.world.deliver(name, 1 if name == "moon" else 0)
+    assert [len(host.ikes) for host in (pair.a, pair.b)] == [1, 1]
+    return pair
+
+
+def _as_charon(sa: IkeSa, contact: bool, now: float) -> None:
+    for other in list(sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values()):
+        if contact and other is not sa and other.established:
+            other.response = []
+            other.destroy("INITIAL_CONTACT", now)
+
+
+@pytest.mark.parametrize("action", [Action.NONE, Action.START])
+def test_what_a_peer_has_dropped_at_our_initial_contact_is_found_dead(
+    action: Action, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked at once, without dpd_delay; and nothing is made again that the other one has."""
+    pair = crossing(monkeypatch, unique=Unique.NO, child={"dpd_action": action})
+    dead = pair.a.ike
+    pair.world.deliver("moon")
+    assert [sa.spi_i for sa in pair.b.ikes] != [dead.spi_i]
+    pair.world.deliver("sun")
+    assert len(pair.a.ikes) == 2
+    assert dead.doubted
+    pair.world.settle(300.0)
+    assert pair.a.ike is not dead
+    pair.finish()
+
+
+def test_what_a_peer_has_not_dropped_at_our_initial_contact_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = crossing(monkeypatch, unique=Unique.NO)
+    monkeypatch.undo()
+    (other,) = pair.a.ikes
+    pair.world.deliver("moon")
+    pair.world.deliver("sun")
+    assert other.doubted
+    pair.world.settle()
+    assert not other.doubted
+    pair.finish(children=2, ikes=2)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_of_two_that_cross_stays_if_one_is_rekeyed_before(seed: int) -> None:
+    """Whichever is rekeyed, by either end: that they have crossed is still known, and which one stays is said anew."""
+    pair = both(f"{seed}/rekeyed", ("net", "two"), unique=Unique.REPLACE)
+    pair.a.initiate()
+    pair.b.initiate()
+    pair.world.run(0.5)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    host = (pair.a, pair.b)[seed % 2]
+    for sa in host.ikes[seed // 2 % 2 :][: 1 + seed // 8]:
+        host.do(host.engine.rekey_ike_sa, sa)
+    pair.world.run(60)
+    assert not [event for one in (pair.a, pair.b) for event in one.events(Failed)]
+    pair.finish(children=2)
+
+
 def test_where_the_peer_has_no_rule_for_it_both_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Vendor ID is ours: another peer takes no notice of it, and may want back what we close."""
     asked: list[float] = []
