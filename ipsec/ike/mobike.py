@@ -157,7 +157,7 @@ class Announce(Request):
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """N(ADDITIONAL_IP*_ADDRESS), or N(NO_ADDITIONAL_ADDRESSES)."""
-        if not sa.established or (not self.needed and sa.told == _others(sa)):
+        if not sa.authenticated or (not self.needed and sa.told == _others(sa)):
             return None
         return _tell_all(sa)
 
@@ -194,7 +194,11 @@ def review(sa: IkeSa, now: float) -> None:
         # nobody can be asked anything; a host that is back has changed again
         return
     elif not sa.original_initiator:
-        sa.ask(Announce(stranded=True), now, first=True)
+        for one in (*_before(sa), sa):
+            if one.pending is not None:
+                # the list comes after it
+                one.transmit_request(one.pending, now)
+            one.ask(Announce(stranded=True), now, first=True)
     else:
         log.info("%s: no way leads along %s any more, trying %s", sa, sa.path, ", ".join(map(str, found)))
         move(sa, found[0], now, all_ways=True)
@@ -208,12 +212,15 @@ def tell(sa: IkeSa, now: float) -> None:
 
 def move(sa: IkeSa, path: Path, now: float, *, all_ways: bool = False) -> None:
     """As initiator, go another way; ``all_ways``: that or any other, whichever works."""
-    # the peer may have asked for this IKE_SA, and our answer may be lost: it knows the one before alone, asks again in
-    # that, and has to hear there where we are
-    for old in [one for uid in sa.lineage if (one := sa.core.sas.get(uid)) is not None and one.successor is sa]:
-        if old.state is IkeState.REKEYED:
-            _move(old, path, now, all_ways=all_ways)
-    _move(sa, path, now, all_ways=all_ways)
+    for one in (*_before(sa), sa):
+        _move(one, path, now, all_ways=all_ways)
+
+
+def _before(sa: IkeSa) -> list[IkeSa]:
+    """The peer may have asked for this IKE_SA, and our answer may be lost: it knows the one before alone, asks again in
+    that, and has to hear there where we are."""
+    line = [one for uid in sa.lineage if (one := sa.core.sas.get(uid)) is not None]
+    return [one for one in line if one.successor is sa and one.state is IkeState.REKEYED]
 
 
 def _move(sa: IkeSa, path: Path, now: float, *, all_ways: bool) -> None:

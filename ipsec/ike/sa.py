@@ -368,10 +368,13 @@ class IkeSa:
     def transmit_request(self, pending: Pending, now: float, *, all_ways: bool = False) -> None:
         """Send the request under way along the path in use, and with MOBIKE sooner or later along all others."""
         self.transmit(pending.datagrams, self.path, now)
+        if not self.mobike or not self.authenticated:
+            return
         patience = pending.request.patience
-        if all_ways and patience != ALONE:
+        # from an address that is gone nothing leaves, and what is to be known of that way never will be
+        if not self.core.usable(self, self.path) or (all_ways and patience != ALONE):
             patience = 0
-        if not self.mobike or not self.authenticated or pending.tries < patience:
+        if pending.tries < patience:
             return
         # RFC 4555 section 3.5: which way works shows when the answer comes
         others = [way for way in self.core.ways(self) if way != self.path]

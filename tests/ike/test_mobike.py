@@ -635,6 +635,69 @@ def test_ways_that_die_rekeyings_and_loss(seed: int) -> None:
     made.finish()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_responder_that_moves_rekeyings_and_loss(seed: int) -> None:
+    """It can only say where it is: also while something else waits for an answer, and in what the peer knows alone."""
+    rng = random.Random(f"x/{seed}/sun")
+    settings = IkeSettings(retransmit_timeout=1.0, retransmit_base=1.4, retransmit_tries=14, retransmit_limit=8.0)
+    made = pair(seed=seed, settings=settings)
+    made.world.broken.clear()
+    made.world.link = Link(latency=0.03, reorder=0.2, loss=0.3, late=1.0)
+    for _ in range(8):
+        if rng.random() < 0.5:
+            made.b.addresses[:] = rng.choice(([B], [B2], [B, B2]))
+            changed(made.b)
+        else:
+            for host in rng.choice(((made.a,), (made.b,), (made.a, made.b))):
+                if rng.random() < 0.7:
+                    host.do(host.engine.rekey_ike_sa, host.ikes[0])
+                elif host.ikes[0].children_up():
+                    host.do(host.engine.rekey_child, host.ikes[0].children_up()[0])
+        made.world.run(rng.choice((0.0, 0.01, 0.03, 0.1, 1.0, 3.0, 10.0)))
+    made.b.addresses[:] = rng.choice(([B], [B2], [B, B2]))
+    changed(made.b)
+    made.world.link = Link(latency=0.03)
+    made.world.run(200.0)
+    made.world.settle()
+    local, remote = paths(made)[0]
+    assert remote in made.b.addresses
+    goes(made, local, remote)
+    made.finish()
+
+
+def test_a_responder_whose_address_goes_while_it_checks_the_peer_s() -> None:
+    """What the check is about cannot be known any more, and nothing else is said before it is answered."""
+    made = pair()
+    made.world.broken.clear()
+    made.world.hold()
+    made.a.do(made.a.engine.update_address, made.a.ike, A2)
+    made.world.deliver("moon")
+    assert asks(made.b) is Routability
+    made.world.held = []
+    made.b.addresses[:] = [B2]
+    changed(made.b)
+    made.world.release()
+    made.world.settle()
+    goes(made, A2, B2)
+    made.finish()
+
+
+def test_a_responder_that_moves_is_heard_by_who_does_not_know_the_successor() -> None:
+    """Our answer to the peer's rekeying is lost, and the peer asks again where we are no more."""
+    made = pair(far=[B])
+    made.world.broken.clear()
+    made.world.hold()
+    made.a.do(made.a.engine.rekey_ike_sa, made.a.ike)
+    made.world.deliver("moon")
+    made.world.deliver("sun", drop=True)
+    made.b.addresses[:] = [B2]
+    changed(made.b)
+    made.world.release()
+    made.world.settle()
+    goes(made, A, B2)
+    made.finish()
+
+
 # -- keepalives (RFC 3948 section 4)
 
 
