@@ -14,7 +14,7 @@ from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import agree, stays_for
 from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
-from ipsec.ike.rekey import closed_by_peer, settled_by_peer
+from ipsec.ike.rekey import awaits_answer, closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, NotifyType, Protocol, name_of
@@ -56,6 +56,8 @@ def _close_ike(sa: IkeSa, path: Path, now: float) -> None:
     """The response to a Delete of the IKE_SA is empty, and the last message under its keys (section 1.4.1)."""
     closed_by_peer(sa, now)
     sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
+    if awaits_answer(sa, now):
+        return
     if not sa.quiet:
         log.info("%s: closed by the peer", sa)
         stays = stays_for(sa)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 #: IKE_SAs of one line that a peer may have without deleting those that it has replaced
 LINEAGE_MAX = 8
 RETRY_S = 2.0
+#: how much later than a Delete what was sent before it may come
+OVERTAKEN_S = 5.0
 RETRY_FAILED_S = 30.0
 
 
@@ -53,9 +55,11 @@ class RekeyIke(Request):
     """Ask for a successor of the IKE_SA."""
 
     exchange = ExchangeType.CREATE_CHILD_SA
-    __slots__ = ("any_prf", "kex", "methods", "nonce", "spi")
+    __slots__ = ("any_prf", "closed", "kex", "methods", "nonce", "spi")
 
     def __init__(self) -> None:
+        self.closed = False
+        "the peer has closed the IKE_SA, which is there for the answer alone"
         self.any_prf = False
         "the peer takes nothing with the PRF in use"
         self.kex: KeyExchange | None = None
@@ -105,6 +109,8 @@ class RekeyIke(Request):
             # section 2.8.2: the peer's successor is in use already, which makes ours the redundant one
             new.change(IkeState.ESTABLISHED)
             new.ask(DeleteIke("redundant"), now)
+            if self.closed:
+                sa.destroy("rekeyed", now)
             return
         rekey.ours = new
         rekey.ours_nonce = min(self.nonce, nonce)
@@ -292,6 +298,22 @@ def closed_by_peer(sa: IkeSa, now: float) -> None:
     rekey = sa.rekey
     if rekey is not None and rekey.peers is not None and rekey.peers.established and sa.established:
         take_over(sa, rekey.peers, now)
+
+
+def awaits_answer(sa: IkeSa, now: float) -> bool:
+    """Whether an IKE_SA that the peer closes stays for a while.
+
+    The peer's successor has taken over, and the answer to our own rekeying, which the Delete may have overtaken, brings
+    another one that is ours to delete (section 2.8.2).
+    """
+    pending = sa.pending
+    if sa.state is not IkeState.REKEYED or pending is None or not isinstance(pending.request, RekeyIke):
+        return False
+    pending.request.closed = True
+    # nobody is there to answer if it is sent again
+    pending.tries = sa.core.settings.retransmit_tries
+    sa.core.timers.set((Timer.RETRANSMIT, sa.uid), now + OVERTAKEN_S)
+    return True
 
 
 def settled_by_peer(new: IkeSa, now: float) -> None:

@@ -26,6 +26,7 @@ from ipsec.ike.config import Action
 from ipsec.ike.create_child import RETRY_FAILED_S, CreateChild
 from ipsec.ike.delete import Liveness
 from ipsec.ike.events import Initiate
+from ipsec.ike.rekey import OVERTAKEN_S
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
@@ -219,6 +220,20 @@ def test_collision(text: str, children: int | None, ikes: int) -> None:
             script = Script(seed)
             script.run(text)
             finish(script, children, ikes)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_delete_that_overtakes_the_answer_to_our_rekeying_leaves_no_successor(seed: int, lost: bool) -> None:
+    """Without anybody's timer: another peer may have none. If the answer never comes we do not wait for ever."""
+    script = Script(seed)
+    script.run("A:ike B:ike a b a b1" + (" -b" if lost else " b"))
+    script.world.release()
+    script.world.run(OVERTAKEN_S + 1)
+    left = [len(host.engine.sas) for host in script.hosts.values()]
+    assert left[0] == 1
+    assert left[1] == 1 or lost
+    finish(script, 1, 1)
 
 
 @pytest.mark.parametrize(
