@@ -16,6 +16,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Collection, Hashable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -271,6 +272,15 @@ class Crl:
         in another way, as with SHA-1, may not be good enough for all that the older one is."""
         return self.scope, self.extensions.get(_DELTA_INDICATOR), self.algorithm
 
+    @property
+    def recency(self) -> tuple[datetime, int]:
+        """Of two lists the newer one has the larger: the CRL number counts within a second (section 5.2.3)."""
+        number = -1
+        if _CRL_NUMBER in self.extensions:
+            with suppress(ParseError):
+                number = der.read_int(der.contents(self.extensions[_CRL_NUMBER][1], der.INTEGER), octets_max=64)
+        return self.this_update, number
+
     def fresh(self, wall: datetime) -> bool:
         """Whether the list is in force; one that does not say until when is not."""
         # added to the time that is ours: nobody has verified this_update yet, and before it there may be no other
@@ -283,7 +293,7 @@ class Crl:
 def keep_newest(table: dict[Hashable, Crl], crl: Crl) -> None:
     """Put a list into a table by kind, unless one that is newer is there: a revocation is not taken back by age."""
     known = table.get(crl.kind)
-    if known is None or crl.this_update >= known.this_update:
+    if known is None or crl.recency >= known.recency:
         table[crl.kind] = crl
 
 

@@ -24,6 +24,7 @@ from ipsec.crypto.revocation import (
     Rules,
     Status,
     check_revocation,
+    keep_newest,
     ocsp_request,
     parse_crl,
     revocation_sources,
@@ -329,6 +330,27 @@ def test_a_hold_that_was_lifted() -> None:
         with pytest.raises(RevokedError) as caught:
             check_revocation(chain_of(ca, end), [], evidence, RELAXED, WALL)
         assert (caught.value.again is not None) is again
+
+
+def test_the_newer_of_two_lists_stays() -> None:
+    """Of the same second that with the larger number (RFC 5280 section 5.2.3)."""
+    ca = Ca()
+    first, second = (Crl(ca.crl(*listed, extensions=[(cx.CRLNumber(n), False)])) for n, listed in ((5, ()), (6, (9,))))
+    odd = Crl(ca.crl(extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.20"), b"junk"), False)]))
+    older, newer = (Crl(ca.crl(this=time, extensions=[(cx.CRLNumber(1), False)])) for time in (WALL - 2 * DAY, WALL))
+    for lists, stays in (
+        ((first, second), second),
+        ((second, first), second),
+        ((second, odd), second),
+        ((odd, first), first),
+        ((older, first), first),
+        ((first, older), first),
+        ((second, newer), newer),
+    ):
+        table: dict[Any, Crl] = {}
+        for one in lists:
+            keep_newest(table, one)
+        assert list(table.values()) == [stays]
 
 
 def test_policies_of_revocation() -> None:
