@@ -39,7 +39,7 @@ def load_credentials(
     loader = _Loader(files)
     keys, bundled, vouching = loader.private_keys(secrets.passphrases)
     anchors = {authority.certificate: authority for authority in authorities}
-    for certificate in (*loader.certificates(AUTHORITIES), *vouching):
+    for certificate in (*loader.authorities(), *vouching):
         anchors.setdefault(certificate, Authority(certificate))
     credentials = Credentials(
         secrets=secrets.shared,
@@ -78,6 +78,17 @@ class _Loader:
     def certificates(self, directory: str) -> list[Certificate]:
         """The certificates of all files in a directory."""
         return [certificate for several in self.each(directory, self.files.certificates) for certificate in several]
+
+    def authorities(self) -> list[Certificate]:
+        """Those of x509ca/. A file that begins with something else is left out, as charon does."""
+
+        def load(path: str) -> list[Certificate]:
+            certificates = self.files.certificates(path)
+            if not certificates[0].is_ca:
+                raise ConfigError(f"{path}: {certificates[0].subject} is not the certificate of an authority")
+            return [certificate for certificate in certificates if certificate.is_ca]
+
+        return [certificate for several in self.each(AUTHORITIES, load) for certificate in several]
 
     def private_keys(
         self, passphrases: Sequence[Passphrase]

@@ -6,7 +6,8 @@
                     { file = ...; secret = ... }            a file of the directory of that name, and its passphrase
 
 As with certificates, ``file`` may be what the file would hold, ``0x`` hexadecimal or ``0s`` Base64.
-A secret is text as it is, ``0x`` and hexadecimal, or ``0s`` and Base64. It is in no error message and no ``repr``.
+A preshared key is text as it is, ``0x`` and hexadecimal, or ``0s`` and Base64; a passphrase is always text as it is.
+Neither is in an error message or a ``repr``.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _read_key(section: Section, parse_id: Callable[[str], T]) -> tuple[bytes, tu
 
 
 def _read_passphrase(section: Section, kind: str) -> Passphrase:
-    values = read_keys(section, {"file": str, "secret": parse_shared_secret})
+    values = read_keys(section, {"file": str, "secret": str.encode})
     if not values.get("file"):
         raise error_at(section, "file", f"a passphrase needs this key, the name of a file in {kind}/")
     return Passphrase(kind, values["file"], values.get("secret"), section)

@@ -87,7 +87,7 @@ def _credentials(top: Section, files: CredentialFiles, ask: Ask) -> Iterator[Ite
         file, secret = (section.values.get(key) for key in ("file", "secret"))
         if not directory or file is None or not file.text:
             continue
-        passphrase = _secret(section, secret.text) if secret is not None and secret.text is not None else None
+        passphrase = secret.text.encode() if secret is not None and secret.text is not None else None
         data = inline(file.text)
         if data is not None:
             yield from _key(section.child_path("file"), data, directory, passphrase, ask)

@@ -244,15 +244,16 @@ class Loaded:
             found = load_certificates(data)
         except ParseError as error:
             raise ConfigError(f"parsing X509 certificate failed: {error}") from None
+        if flag == "CA" and not found[0].is_ca:
+            why = f"{found[0].subject} is not the certificate of an authority"
+            raise ConfigError(f"ca certificate lacks CA basic constraint, rejected: {why}")
         for certificate in found:
-            if flag == "CA":
-                if not certificate.is_ca:
-                    why = f"{certificate.subject} is not the certificate of an authority"
-                    raise ConfigError(f"ca certificate lacks CA basic constraint, rejected: {why}")
+            # behind the first there may be others, of which charon takes no notice
+            if flag == "CA" and certificate.is_ca:
                 self._anchors.setdefault(certificate, Authority(certificate))
             elif flag == "OCSP":
                 self._ocsp_signers[certificate] = None
-            elif flag != "AA":
+            elif flag == "NONE":
                 self._certificates[certificate] = None
         self._credentials_changed()
 

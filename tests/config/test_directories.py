@@ -156,6 +156,15 @@ def test_unused_directories(tmp_path: Path, directory: str) -> None:
     assert warning.startswith(f"the files in {tmp_path}/{directory}/ are not read: ")
 
 
+def test_what_is_no_authority_is_no_trust_anchor(tmp_path: Path) -> None:
+    """As charon: neither alone in x509ca/ nor behind an authority."""
+    pki.write(tmp_path, "x509ca/bundle.pem", pki.pem("ca", "ca") + pki.pem("moon"))
+    path = pki.write(tmp_path, "x509ca/peer.pem", pki.pem("peer") + pki.pem("root", "root"))
+    config = read(tmp_path)
+    assert config.credentials.anchors == (pki.parsed("ca", "ca"),)
+    assert config.warnings == (f"{path}: CN=peer is not the certificate of an authority; this file is left out",)
+
+
 def test_ocsp_signers(tmp_path: Path) -> None:
     """They are trusted for OCSP alone."""
     pki.lay_out(tmp_path)

@@ -108,7 +108,6 @@ def test_secret_of_a_subnet() -> None:
             (f"{kind} {{\n secret = {SECRET}\n file = x.pem\n}}", f"secrets.{kind}.file", f"{kind}/x.pem: No such file")
             for kind in ("private", "rsa", "ecdsa", "pkcs8", "pkcs12")
         ),
-        (f"private {{\n file = x\n secret = 0x{SECRET}\n}}", "secrets.private.secret", "not valid hexadecimal"),
         (f"private {{\n file = x\n pin = {SECRET}\n}}", "secrets.private.pin", "unknown key"),
     ],
 )
@@ -157,7 +156,15 @@ def test_passphrase(tmp_path: Path, kind: str) -> None:
 
 def test_passphrase_by_absolute_path(tmp_path: Path) -> None:
     path = pki.write(tmp_path, "elsewhere/moon.pem", pki.key_pem("moon", SECRET.encode()))
-    config = read(f"private {{\n file = {path}\n secret = 0x{SECRET.encode().hex()}\n}}")
+    config = read(f"private {{\n file = {path}\n secret = {SECRET}\n}}")
+    assert config.credentials.private_key_for(pki.parsed("moon")) is not None
+
+
+@pytest.mark.parametrize("passphrase", ["0x0102", "0sAQID", "0xno"])
+def test_passphrase_is_text(tmp_path: Path, passphrase: str) -> None:
+    """swanctl decodes preshared keys, and no passphrases."""
+    pki.write(tmp_path, "private/moon.pem", pki.key_pem("moon", passphrase.encode()))
+    config = read(f"private {{\n file = moon.pem\n secret = {passphrase}\n}}", tmp_path)
     assert config.credentials.private_key_for(pki.parsed("moon")) is not None
 
 

@@ -156,6 +156,8 @@ def test_certificate_types_of_older_clients(tmp_path: Path) -> None:
     async def test(one: Daemon, session: Session) -> None:
         await session.request("load-cert", {"type": "x509ca", "data": root})
         await session.request("load-cert", {"type": "any", "data": end})
+        bundle = b"".join(x509.load_der_x509_certificate(one).public_bytes(Encoding.PEM) for one in (root, end))
+        await session.request("load-cert", {"type": "X509", "flag": "CA", "data": bundle})
         listed = [item async for item in session.stream("list-certs", "list-cert")]
         assert {(item["flag"], item["data"]) for item in listed} == {(b"CA", root), (b"NONE", end)}
         why = await refused(session, "load-cert", {"type": "X509CA", "flag": "NONE", "data": end})
