@@ -17,6 +17,7 @@ from ipsec.config.grammar import Section
 from ipsec.config.refused import EAP, IKEV1, MEDIATION, TOKEN, Parser, numbered, read_supported, refused
 from ipsec.config.secrets import parse_ppk_id
 from ipsec.config.values import (
+    IpAddress,
     error_at,
     list_of,
     number_in,
@@ -97,9 +98,14 @@ def _parse_version(text: str) -> int:
 
 
 def _parse_dscp(text: str) -> int:
-    if not re.fullmatch(r"[01]{6}", text):
-        raise ConfigError(f"{quoted(text)} is not six binary digits such as 101110")
+    if not re.fullmatch(r"[01]{1,6}", text):
+        raise ConfigError(f"{quoted(text)} is not up to six binary digits such as 101110")
     return int(text, 2)
+
+
+def _parse_vip(text: str) -> IpAddress:
+    """An address to ask for; any of a family is 0.0.0.0 or ::, or %any and %any6 as in charon."""
+    return parse_address({"%any": "0.0.0.0", "%any4": "0.0.0.0", "%any6": "::"}.get(text, text))
 
 
 def _parse_fragmentation(text: str) -> Fragmentation:
@@ -121,7 +127,7 @@ _KEYS: dict[str, Parser] = {
     "local_port": number_in(1, 65535),
     "remote_port": number_in(1, 65535),
     "proposals": lambda text: read_proposals(text, Protocol.IKE),
-    "vips": list_of(parse_address),
+    "vips": list_of(_parse_vip),
     "dscp": _parse_dscp,
     "encap": parse_bool,
     "mobike": parse_bool,

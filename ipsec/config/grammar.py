@@ -39,15 +39,17 @@ RESOLVE_STEPS_MAX = 1_000_000
 
 _GAP = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
 _BLANK = re.compile(r"[ \t\r]*+")
-_NAME = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++')
+_NAME = re.compile(r'[^\x00-\x20\x7f\udc80-\udcff.,:{}="#]++')
 # not "*+": before Python 3.11.5 a possessive group keeps what it had begun to match (gh-106052), here a last dot
-_REFERENCE = re.compile(r'[^\x00-\x20\x7f.,:{}="#]++(?:\.[^\x00-\x20\x7f.,:{}="#]++)*')
+_REFERENCE = re.compile(r'[^\x00-\x20\x7f\udc80-\udcff.,:{}="#]++(?:\.[^\x00-\x20\x7f\udc80-\udcff.,:{}="#]++)*')
 _WORD = re.compile(r'[^ \t\r\n#}"]++')
 #: of a file to include: what follows a backslash stands for itself
 _FILE_NAME = re.compile(r'(?:[^ \t\r\n#}"\\]++|\\.)*')
 _ESCAPED = re.compile(r"\\(.)")
 _STRING = re.compile(r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(\r?\n|.)|\r\n", re.DOTALL)
+#: octets that are not UTF-8, as ``surrogateescape`` has them
+_FOREIGN = re.compile(r"[\udc80-\udcff]")
 _INCLUDE = re.compile(r"include[ \t]++(?!=)(?=[^ \t\r\n])")
 _CONTROL = {"n": "\n", "r": "\r", "t": "\t", "\n": "", "\r\n": "", None: "\n"}
 
@@ -130,11 +132,8 @@ def _read_file(path: str, origin: _Cursor | None) -> str:
         raise fail(why_unread(error)) from None
     if len(data) > FILE_SIZE_MAX:
         raise fail(f"larger than {FILE_SIZE_MAX >> 20} MiB")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError("not UTF-8", file=path, line=line) from None
+    # comments may be in any encoding; elsewhere surrogates are errors
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
 class _Cursor:
@@ -184,6 +183,8 @@ class _Cursor:
         text = " ".join(words)
         if "\0" in text:
             raise self.error("the value has a NUL character", key)
+        if _FOREIGN.search(text):
+            raise self.error("not UTF-8; a secret of other octets can be written as 0x...", key)
         return text if words else None
 
 
@@ -250,6 +251,8 @@ class _Parser:
         """A key, or the head of a section: then that section."""
         line = cursor.line
         name = cursor.take(_NAME)
+        if _FOREIGN.match(cursor.peek()):
+            raise cursor.error("not UTF-8", section.path)
         if not name:
             raise cursor.error(f"unexpected {cursor.peek()!r}, a name must stand here", section.path)
         path = section.child_path(name)
@@ -291,6 +294,8 @@ class _Parser:
         name, pattern, wild = cursor.file_name(section.path)
         if not name or "\0" in name:
             raise cursor.error("include needs the name of a file", section.path)
+        if _FOREIGN.search(name):
+            raise cursor.error("not UTF-8", section.path)
         if depth >= INCLUDE_DEPTH_MAX:
             raise cursor.error(f"more than {INCLUDE_DEPTH_MAX} files include each other", section.path)
         folder = os.path.dirname(cursor.file)

@@ -336,6 +336,29 @@ def test_missing_and_binary(tmp_path: Path) -> None:
     assert str(caught.value) == f"{binary}:2: not UTF-8"
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"a = 1\nb = t\xfcr", "2: b: not UTF-8; a secret"),
+        (b'b = "x\n\xfc"', "2: b: not UTF-8; a secret"),
+        (b"c {\n t\xfcr = 1\n}", "2: c: not UTF-8"),
+        (b"c {\n}\nt\xfcr : c {\n}", "3: not UTF-8"),
+        (b"c {\n}\nd : \xfcr {\n}", "3: d: the name of a section to inherit from must stand here"),
+        (b"include t\xfcr", "1: not UTF-8"),
+    ],
+)
+def test_latin_1_is_for_comments(tmp_path: Path, data: bytes, why: str) -> None:
+    """As a file may have them that strongSwan has read for years; there it has no business elsewhere either."""
+    file = tmp_path / "latin.conf"
+    file.write_bytes(b"# T\xfcr\na = 1 # T\xfcr\nb : # T\xfcr\na {\n}\na {\n} # \xfc")
+    assert parse_file(str(file)).values["a"].text == "1"
+    file.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        parse_file(str(file))
+    assert str(caught.value).startswith(f"{file}:{why}")
+    str(caught.value).encode()
+
+
 def test_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "bom.conf"
     path.write_bytes(b"\xef\xbb\xbfa = 1\r\n")
