@@ -23,6 +23,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,12 +196,12 @@ def _name(encr_key: bytes, integ_key: bytes) -> str:
 def _read(path: Path) -> int | None:
     """The number in a file: 0 if there is no file, None if it is damaged. OSError if it cannot be read."""
     try:
-        words = path.read_text("ascii", "replace").split()
+        text = path.read_text("ascii", "replace")
     except FileNotFoundError:
         return 0
-    if len(words) != 2 or words[0] != _MAGIC or not words[1].isdecimal() or len(words[1]) > 20:
-        return None
-    return int(words[1])
+    # with its end, without which a number is another one
+    found = re.fullmatch(rf"{_MAGIC} ([0-9]{{1,20}})\n", text)
+    return int(found[1]) if found else None
 
 
 def _write(directory: Path, name: str, number: int, *, sync: bool = True) -> None:
@@ -209,7 +210,9 @@ def _write(directory: Path, name: str, number: int, *, sync: bool = True) -> Non
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
-            os.write(fd, f"{_MAGIC} {number}\n".encode())
+            data = f"{_MAGIC} {number}\n".encode()
+            if os.write(fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if sync:
                 os.fsync(fd)
         finally:

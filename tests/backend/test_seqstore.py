@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,9 @@ def test_an_integrity_key_does_where_there_is_no_cipher_key(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"ipsecd-sequence-1", b"ipsecd-sequence-1 -5", b"ipsecd-sequence-1 5 6", b"\xff 7", b"other 7"]
+    "damage",
+    [b"", b"ipsecd-sequence-1", b"ipsecd-sequence-1 -5\n", b"ipsecd-sequence-1 5 6\n", b"\xff 7\n", b"other 7\n",
+      b"ipsecd-sequence-1 6710886"],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     store = SequenceStore(tmp_path)
@@ -119,14 +122,22 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
         SequenceStore(tmp_path / "file" / "state").claim(KEY, b"", esn=False)
 
 
-def test_a_full_disk_keeps_the_old_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def half(fd: int, data: bytes, write: Callable[[int, bytes], int] = os.write) -> int:
+    """What a disk does that has room for no more: a mark that is cut off is a lower one."""
+    return write(fd, data[:-3])
+
+
+@pytest.mark.parametrize(("call", "instead"), [("fsync", full), ("write", half)])
+def test_a_full_disk_keeps_the_old_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, instead: Callable[..., object]
+) -> None:
     held = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
     block = held.next_block()
-
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, call, instead)
     with pytest.raises(BackendError, match=r"No space left.*make room"):
         held.next_block()
     monkeypatch.undo()
