@@ -571,8 +571,9 @@ def check_revocation(
         if answer.status is Status.REVOKED:
             raise RevokedError(f"{subject} was revoked: {answer.why}", None if answer.in_force else source)
         found.append((source, answer.status))
-        asked = policy is Revocation.STRICT or (policy is Revocation.IFURI and _names_uri(source))
-        if answer.status is Status.UNKNOWN and asked:
+        if answer.status is not Status.UNKNOWN or policy is Revocation.RELAXED:
+            continue
+        if policy is Revocation.STRICT or _names_uri(source) or _has_run_out(source, crls, wall):
             raise CertificateError(f"whether {subject} was revoked is not known: {answer.why}")
     return found
 
@@ -580,3 +581,10 @@ def check_revocation(
 def _names_uri(source: Source) -> bool:
     """Whether there is a URI to ask, also one that we do not ask, as with LDAP or for some of the reasons."""
     return bool(source.crl_uris or source.ocsp_uris) or source.certificate.names_status_uri
+
+
+def _has_run_out(source: Source, crls: Iterable[Crl], wall: datetime) -> bool:
+    """Whether somebody has seen to it that a CRL is there, and no longer does."""
+    return any(
+        crl.next_update is not None and crl.next_update < wall and crl.covers(source.certificate) for crl in crls
+    )

@@ -375,6 +375,17 @@ def test_policies_of_revocation() -> None:
         check_revocation(plain, [], [], IFURI, WALL, extra=extra)
 
 
+def test_a_list_that_has_run_out_is_missing() -> None:
+    """revocation = ifuri without a URI: who puts lists there means them to be asked, as in charon."""
+    ca = Ca()
+    chain = chain_of(ca, ca.issue())
+    lists = [Crl(one.crl(this=WALL - 2 * DAY, due=due)) for one, due in ((ca, WALL - DAY), (Ca("Other"), WALL - DAY))]
+    with pytest.raises(CertificateError, match="is not in force"):
+        check_revocation(chain, lists[:1], [], IFURI, WALL)
+    for crls, policy in ((lists[:1], RELAXED), (lists[1:], IFURI), ([*lists, Crl(ca.crl())], IFURI)):
+        check_revocation(chain, crls, [], policy, WALL)
+
+
 def access(*methods: tuple[ObjectIdentifier, cx.GeneralName]) -> cx.AuthorityInformationAccess:
     return cx.AuthorityInformationAccess([cx.AccessDescription(*one) for one in methods])
 
