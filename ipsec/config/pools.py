@@ -72,6 +72,7 @@ def read_pool(section: Section, name: str) -> PoolConfig:
 
 def _parse_range(text: str) -> tuple[IpAddress, IpAddress]:
     """First and last address that may be given to somebody."""
+    text = text.strip()
     low, dash, high = text.partition("-")
     if dash:
         start, end = parse_address(low.strip()), parse_address(high.strip())

@@ -37,6 +37,8 @@ from ipsec.wire.proposal import Transform
 BATCH = 16
 #: leases that fit into one answer with room to spare
 LEASES_MAX = 4096
+#: as large as charon calls any pool: programs expect a number of 32 bits
+POOL_SIZE_MAX = (1 << 31) - 2
 
 _CERTIFICATE_TYPES = ("ANY", "X509", "X509_AC", "X509_CRL", "OCSP_RESPONSE", "PUBKEY")
 _FLAGS = ("ANY", "NONE", "CA", "AA", "OCSP")
@@ -234,7 +236,7 @@ class Lists:
                 continue
             entry: Message = {
                 "base": show.pool_base(pool.config),
-                "size": pool.size,
+                "size": min(pool.size, POOL_SIZE_MAX),
                 "online": pool.online,
                 "offline": pool.offline,
             }

@@ -263,6 +263,17 @@ def test_what_has_an_empty_name(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+def test_size_of_a_large_pool(tmp_path: Path) -> None:
+    """A /64 has more addresses than the integers of programs have room for."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        for name, addresses, size in (("p", "10.0.0.0/8 ", b"16777214"), ("q", "2001:db8::/64", b"2147483646")):
+            await session.request("load-pool", {name: {"addrs": addresses}})
+            assert (await session.request("get-pools"))[name]["size"] == size
+
+    with_daemon(tmp_path, test)
+
+
 def test_pools_are_renamed_and_change_places(tmp_path: Path) -> None:
     """``swanctl --load-pools`` loads what is new before it unloads what is gone, and loads one after the other."""
 
