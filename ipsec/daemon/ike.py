@@ -168,9 +168,8 @@ class IkeControl:
             for connection in gone:
                 log.info("connection %s %s", connection.name, "changed" if connection.name in new else "was removed")
                 self.guards.remove_all(connection, hold=connection.name in new)
-                for sa in self.engine.named(connection.name):
-                    if sa.connection.is_alike(connection):
-                        self.engine.terminate_ike(sa, self._loop.time(), "its connection was reloaded")
+                old_sas = [sa for sa in self.engine.named(connection.name) if sa.connection.is_alike(connection)]
+                self.engine.terminate_all(old_sas, self._loop.time(), "its connection was reloaded")
             self._config = config
             self.turn()
             try:

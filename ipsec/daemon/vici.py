@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -314,9 +315,7 @@ class ViciControl:
         before = old.children if old is not None else ()
         after = new.children if new is not None else ()
         if old is not None:
-            for child in before:
-                if not same or child not in after:
-                    self._undo(old, child, replaced=new is not None)
+            self._undo(old, [one for one in before if not same or one not in after], replaced=new is not None)
             if same and new is not None:
                 engine = self._ike.engine
                 self._ike.guards.exchange(old, new)
@@ -339,24 +338,27 @@ class ViciControl:
             self._ike.guards.release(new.name)
         self.turn()
 
-    def _undo(self, connection: Connection, child: ChildConfig, *, replaced: bool) -> None:
-        """Take a child's trap or shunt away, and close what its start action began."""
-        self._ike.guards.remove(connection.name, child.name, hold=replaced)
-        if Action.START not in child.start_action:
+    def _undo(self, connection: Connection, children: Sequence[ChildConfig], *, replaced: bool) -> None:
+        """Take traps and shunts of children away, and close what their start actions began."""
+        for child in children:
+            self._ike.guards.remove(connection.name, child.name, hold=replaced)
+        names = {child.name for child in children if Action.START in child.start_action}
+        if not names:
             return
-        now = self.now()
-        for sa in self.engine.named(connection.name):
+        engine, now, why = self.engine, self.now(), "its connection was unloaded"
+        doomed: list[IkeSa] = []
+        parts: list[ChildSa] = []
+        for sa in engine.named(connection.name):
             # one that was rekeyed lingers for some seconds
             staying = [one for one in sa.children.values() if one.state not in CHILD_GOING]
-            own = [one for one in sa.children_up() if one.name == child.name]
             if sa.state is IkeState.CONNECTING:
-                if sa.initiator:
-                    self.engine.terminate_ike(sa, now, "its connection was unloaded")
-            elif all(one.name == child.name for one in staying):
-                self.engine.terminate_ike(sa, now, "its connection was unloaded")
+                doomed += [sa] if sa.initiator else []
+            elif all(one.name in names for one in staying):
+                doomed.append(sa)
             else:
-                for one in own:
-                    self.engine.terminate_child(one, now, "its connection was unloaded")
+                parts += [one for one in sa.children_up() if one.name in names]
+        engine.terminate_all(doomed, now, why)
+        engine.in_turns(((one, partial(engine.terminate_child, one, reason=why)) for one in parts), now)
 
 
 def traffic(ike: IkeControl, child: ChildSa) -> Traffic:

@@ -95,6 +95,16 @@ class DeleteIke(Request):
         """The peer may not know; its liveness check will tell it."""
 
 
+def close_later(sa: IkeSa, now: float, reason: str) -> bool:
+    """Use an IKE_SA that is to be closed for nothing new; False if it is not up, and goes at once."""
+    if not sa.authenticated:
+        sa.core.terminate_ike(sa, now, reason)
+        return False
+    sa.queue.clear()
+    sa.queue.append(DeleteIke(reason))
+    return True
+
+
 class Liveness(Request):
     """An empty request: does the peer still have this IKE_SA (RFC 7296 section 2.4)?"""
 

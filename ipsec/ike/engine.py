@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
@@ -21,7 +22,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
-from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_later
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
@@ -40,7 +41,7 @@ from ipsec.ike.init import AuthProgress, first_method, handle_init_request, hand
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
-from ipsec.ike.registry import Registry
+from ipsec.ike.registry import AT_ONCE, Registry
 from ipsec.ike.rekey import RekeyIke, handle_rekey, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
@@ -60,9 +61,6 @@ from ipsec.wire.ike import (
 from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
 
 log = logging.getLogger(__name__)
-
-#: timers in one call: each may start an exchange, of up to a millisecond
-TIMERS_AT_ONCE = 4
 
 
 class IkeEngine(Registry):
@@ -102,19 +100,25 @@ class IkeEngine(Registry):
         self.now = now
         if self._later:
             self.catch_up()
-        for key in self.timers.due(now, TIMERS_AT_ONCE):
+        self.go_on(now)
+        for key in self.timers.due(now, AT_ONCE):
             assert isinstance(key, tuple)
             kind, uid = key
             child = self.children.get(uid)
             sa = child.ike if child is not None else self.sas.get(uid)
-            if sa is None or sa.state is IkeState.DESTROYING:
-                continue
-            try:
-                due.handle(self, kind, sa, child, now)
-            except SaFailedError as error:
-                sa.destroy(error.failure, now)
-            except Exception:
-                self._contain(sa, now)
+            if sa is not None:
+                self.contained(sa, partial(due.handle, self, kind, sa, child), now)
+
+    def contained(self, sa: IkeSa, work: Callable[[float], None], now: float) -> None:
+        """See Registry."""
+        if sa.state is IkeState.DESTROYING:
+            return
+        try:
+            work(now)
+        except SaFailedError as error:
+            sa.destroy(error.failure, now)
+        except Exception:
+            self._contain(sa, now)
 
     def _contain(self, sa: IkeSa | None, now: float, before: int | None = None) -> None:
         """A bug of ours: the IKE_SA at hand pays for it. The traceback names code, never contents.
@@ -321,6 +325,11 @@ class IkeEngine(Registry):
         elif sa.state is not IkeState.DELETING:
             sa.destroy(reason, now)
 
+    def terminate_all(self, sas: Iterable[IkeSa], now: float, reason: str = "terminated") -> None:
+        """Close many IKE_SAs at both ends. Those that are up go a few in each turn, and are used for nothing new."""
+        up = [sa for sa in list(sas) if close_later(sa, now, reason)]
+        self.in_turns(((sa, partial(self.terminate_ike, sa, reason=reason)) for sa in up), now)
+
     def terminate_child(self, child: ChildSa, now: float, reason: str = "terminated") -> None:
         """Close a CHILD_SA at both ends."""
         self.now = now
@@ -403,8 +412,7 @@ class IkeEngine(Registry):
         """
         self.now = now
         self._stopping = True
-        for sa in list(self.sas.values()):
-            self.terminate_ike(sa, now, "shutting down")
+        self.terminate_all(self.sas.values(), now, "shutting down")
 
     def status_known(
         self, ticket: int, now: float, crls: Iterable[Crl] = (), responses: Iterable[OcspResponse] = ()

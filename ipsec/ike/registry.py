@@ -40,6 +40,8 @@ CLOSED_MAX = 1024
 #: unprotected answers and log lines about strangers, per second
 STRANGERS_PER_S = 20
 CONNECTIONS_TRIED_MAX = 8
+#: timers, and things that were asked for, in one call: each may start an exchange, of up to a millisecond
+AT_ONCE = 4
 #: IKE_SAs, not authenticated yet, of which there are fragments
 COLLECTING_MAX = 64
 
@@ -87,6 +89,11 @@ class Registry:
         self._key_pairs: dict[int, KeyExchange] = {}
         "made in advance, by method; each is used once"
         self._later: deque[Callable[[], None]] = deque()
+        self._asked: deque[tuple[IkeSa | ChildSa, Callable[[float], None]]] = deque()
+        "what a command is to do to many SAs, and has not done to all of them yet"
+        self._asked_at = 0.0
+        self._done = 0
+        "how much of it since the last ``datagrams_to_send``"
         self._events: deque[Event] = deque()
         self._outbox: list[Outgoing] = []
         self._uid = 0
@@ -99,11 +106,14 @@ class Registry:
 
     def next_timer(self) -> float | None:
         """When ``handle_timer`` wants to be called, None for never."""
+        if self._asked:
+            return self._asked_at
         return self.timers.next()
 
     def datagrams_to_send(self) -> list[Outgoing]:
         """What is to be sent, each once."""
         outbox, self._outbox = self._outbox, []
+        self._done = 0
         return outbox
 
     def next_event(self) -> Event | None:
@@ -123,6 +133,26 @@ class Registry:
                 work()
             except Exception:
                 log.exception("this is a bug")
+
+    def in_turns(self, work: Iterable[tuple[IkeSa | ChildSa, Callable[[float], None]]], now: float) -> None:
+        """Do something to each of perhaps thousands of SAs: to the first few now, to the others with the calls of
+        ``handle_timer`` that come. All at once would keep every peer waiting."""
+        if not self._asked:
+            self._asked_at = now
+        self._asked.extend(work)
+        self.go_on(now)
+
+    def go_on(self, now: float) -> None:
+        """The next few things that were to be done in turns."""
+        while self._asked and self._done < AT_ONCE:
+            self._done += 1
+            one, work = self._asked.popleft()
+            # a CHILD_SA may belong to a successor by now
+            self.contained(one.ike if isinstance(one, ChildSa) else one, work, now)
+
+    def contained(self, sa: IkeSa, work: Callable[[float], None], now: float) -> None:
+        """Do something that may fail for one IKE_SA."""
+        raise NotImplementedError
 
     def send(self, data: bytes, path: Path, dscp: int = 0) -> None:
         """For ``datagrams_to_send``."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -19,6 +20,7 @@ from ipsec.ike.config import ChildConfig, Connection
 from ipsec.ike.delete import DeleteChild, Liveness
 from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeUp, IpAddress
 from ipsec.ike.redirect import Gateway
+from ipsec.ike.redirect import redirect as encode_redirect
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.vici.codec import Message, text
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: a wait looks again after this even if no event came: an IKE_SA that another one stands for goes without one
 LOOK_S = 0.2
+#: more SAs than this are not looked at after every event
+MANY = 100
 _GONE = (ChildState.DELETED, ChildState.DESTROYING)
 #: spellings of yes and no, in any case: those of swanctl.conf (ipsec.config.values), as charon has them here too
 TRUE = ("yes", "true", "enabled", "1")
@@ -107,7 +111,7 @@ class Actions:
         timeout, force = _timeout(message), truth(message, "force")
         ikes, children = self._select(message, "terminate", also=(ChildState.DELETING,) if force else ())
         matches = len(ikes) + len(children)
-        names = {(sa.name, "") for sa in ikes if not self._goes_on(sa, ikes)}
+        names = {(one, "") for one in self._ending(ikes)}
         names |= {(one.ike.name, one.name) for one in children}
         if not (number(message, "ike-id") or number(message, "child-id")):
             names.add((text(message, "ike"), text(message, "child")))
@@ -118,12 +122,9 @@ class Actions:
             raise CommandError("no matching SAs to terminate found", matches="0", terminated="0")
         name = ikes[0].name if ikes else children[0].ike.name
         with relay(client, _loglevel(message), name):
-            now = self._control.now()
-            for sa in ikes:
-                self._control.engine.terminate_ike(sa, now)
-            for child in children:
-                if child.state in CHILD_UP:
-                    self._control.engine.terminate_child(child, now)
+            now, engine = self._control.now(), self._control.engine
+            engine.terminate_all(ikes, now)
+            engine.in_turns(((child, partial(self._close, child)) for child in children), now)
             self._control.turn()
             # one that was not up yet has failed by that
             for one in names:
@@ -132,27 +133,36 @@ class Actions:
                 return {"success": "yes", "matches": matches, "terminated": matches}
             left = await self._gone(ikes, children, 0 if force and timeout is None else timeout)
             if left and force:
-                for sa in ikes:
-                    sa.destroy("terminated", self._control.now())
-                for child in children:
-                    self._forget(child)
+                now = self._control.now()
+                engine.in_turns(((sa, partial(sa.destroy, "terminated")) for sa in ikes), now)
+                engine.in_turns(((child, partial(self._forget, child)) for child in children), now)
                 self._control.turn()
-                left = 0
+                left = await self._gone(ikes, children, None)
         if left:
             why = "not all matching SAs could be terminated"
             raise CommandError(why, matches=matches, terminated=matches - left)
         return {"success": "yes", "matches": matches, "terminated": matches}
 
-    def _goes_on(self, sa: IkeSa, ended: list[IkeSa]) -> bool:
-        """Whether its connection has another IKE_SA, which is not ended: what is tried again comes up there."""
-        others = [other for other in self._control.engine.named(sa.name) if other not in ended]
-        return sa.established and any(other.established and not other.quiet for other in others)
+    def _ending(self, ikes: list[IkeSa]) -> set[str]:
+        """Connections of which nothing that is up stays: of the others, what is tried again comes up there."""
+        ended = {sa.uid for sa in ikes}
+        found = set()
+        for name in {sa.name for sa in ikes}:
+            same = self._control.engine.named(name)
+            stays = any(sa.established and not sa.quiet for sa in same if sa.uid not in ended)
+            if not stays or any(not sa.established for sa in same if sa.uid in ended):
+                found.add(name)
+        return found
 
-    def _forget(self, child: ChildSa) -> None:
+    def _close(self, child: ChildSa, now: float) -> None:
+        if child.state in CHILD_UP:
+            self._control.engine.terminate_child(child, now)
+
+    def _forget(self, child: ChildSa, now: float) -> None:
         """Take a CHILD_SA away whose peer does not say that it has; it is told when it answers again."""
         if child.state in _GONE:
             return
-        engine, now, sa = self._control.engine, self._control.now(), child.ike
+        engine, sa = self._control.engine, child.ike
         log.info("%s: CHILD_SA %s is forgotten, the peer does not answer", sa, child)
         spi, told = child.spi_in, child.state is ChildState.DELETING
         request = sa.pending.request if sa.pending is not None else None
@@ -171,12 +181,17 @@ class Actions:
         stop = self._control.observe(lambda _: changed.set())
         try:
             while True:
-                left = sum(sa.state is not IkeState.DESTROYING for sa in ikes)
-                left += sum(child.state not in _GONE for child in children)
+                ikes = [sa for sa in ikes if sa.state is not IkeState.DESTROYING]
+                children = [child for child in children if child.state not in _GONE]
+                left = len(ikes) + len(children)
                 rest = LOOK_S if deadline is None else min(deadline - self._control.now(), LOOK_S)
                 if not left or rest <= 0:
                     return left
                 changed.clear()
+                if left > MANY:
+                    # looking at them after each event would take longer than closing them
+                    await asyncio.sleep(min(rest, LOOK_S / 4))
+                    continue
                 await _wait(changed, rest)
         finally:
             stop()
@@ -189,13 +204,9 @@ class Actions:
         if not ikes and not children:
             raise CommandError("no matching SAs to rekey found", matches="0")
         now, engine, reauth = self._control.now(), self._control.engine, truth(message, "reauth")
-        for sa in ikes:
-            if reauth:
-                engine.reauthenticate(sa, now)
-            else:
-                engine.rekey_ike_sa(sa, now)
-        for child in children:
-            engine.rekey_child(child, now)
+        renew = engine.reauthenticate if reauth else engine.rekey_ike_sa
+        engine.in_turns(((sa, partial(renew, sa)) for sa in ikes), now)
+        engine.in_turns(((child, partial(engine.rekey_child, child)) for child in children), now)
         self._control.turn()
         return {"success": "yes", "matches": len(ikes) + len(children)}
 
@@ -220,10 +231,11 @@ class Actions:
             why = ": no REDIRECT_SUPPORTED came from them (RFC 5685)" if came else ""
             raise CommandError(f"no matching SAs to redirect found{why}", matches="0", **more)
         try:
-            for sa in found:
-                self._control.engine.redirect_peer(sa, gateway, self._control.now())
+            encode_redirect(gateway)
         except ValueError as error:
             raise CommandError(str(error)) from None
+        engine = self._control.engine
+        engine.in_turns(((sa, partial(engine.redirect_peer, sa, gateway)) for sa in found), self._control.now())
         self._control.turn()
         return {"success": "yes", "matches": len(found), **more}
 

@@ -45,6 +45,9 @@ CODE = str(FilePath(ipsec.__file__).parent)
 #: "in every handler": at least that many places
 SITES_LEAST = 500
 
+#: what comes before the net of a timer or command, and the net itself
+NETS = ("Timers.due", "Registry.go_on", "IkeEngine.contained")
+
 Site = tuple[str, int, str]
 "file and line that calls, and what is called"
 
@@ -66,7 +69,7 @@ class Tracer:
         if event != "call" or self.failed or caller is None or not _ours(frame) or not _ours(caller):
             return
         # a generator may be called to be closed, where nobody hears of an exception
-        if code.co_qualname == "Timers.due" or code.co_flags & CO_GENERATOR or _contains(caller):
+        if code.co_qualname in NETS or code.co_flags & CO_GENERATOR or _contains(caller):
             return
         site = caller.f_code.co_filename, caller.f_lineno, code.co_qualname
         self.sites.append(site)

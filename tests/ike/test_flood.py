@@ -15,10 +15,9 @@ import pytest
 
 from ipsec.ike.config import IkeSettings
 from ipsec.ike.cookie import HalfOpenLimiter
-from ipsec.ike.engine import TIMERS_AT_ONCE
 from ipsec.ike.events import Path
 from ipsec.ike.init import REQUEST_MAX
-from ipsec.ike.registry import STRANGERS_PER_S
+from ipsec.ike.registry import AT_ONCE, STRANGERS_PER_S
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType
 from ipsec.wire.ike import HEADER_LEN, emit_header, emit_payloads, parse_header, parse_payloads
@@ -114,7 +113,7 @@ def test_memory_is_flat_under_spoofed_requests() -> None:
     # a bounded number of timers in each call
     while (due := lab.b.next_timer()) is not None and due <= lab.now:
         lab.b.handle_timer(lab.now)
-        assert len(lab.b.sas) >= half_open - TIMERS_AT_ONCE
+        assert len(lab.b.sas) >= half_open - AT_ONCE
         half_open = len(lab.b.sas)
     assert not lab.b.sas
     assert not lab.b.init_requests
@@ -245,7 +244,7 @@ def test_the_first_message_is_not_taken_once_a_cookie_was_asked_for() -> None:
     assert list(notifies(cookie)) == [NotifyType.COOKIE]
     # the five are gone before a copy of the first message comes in
     lab.now += 3.5
-    for _ in range(5 // TIMERS_AT_ONCE + 1):
+    for _ in range(5 // AT_ONCE + 1):
         lab.b.handle_timer(lab.now)
     assert not lab.b.sas
     late = deliver(lab.b, first, A, lab.now)

@@ -13,11 +13,11 @@ from typing import Any
 from ipsec.ike.config import (
     IkeSettings,
 )
-from ipsec.ike.engine import TIMERS_AT_ONCE
 from ipsec.ike.events import (
     Event,
     Path,
 )
+from ipsec.ike.registry import AT_ONCE
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType
 from ipsec.wire.ike import parse_header
@@ -98,7 +98,10 @@ class World:
             _, _, what, arguments = heapq.heappop(self.queue)
             what(*arguments)
             return True
-        for _ in range(len(who.engine.timers) // TIMERS_AT_ONCE + 1):
+        for _ in range(len(who.engine.timers) // AT_ONCE + 1):
+            who.engine.handle_timer(self.now)
+        while who.engine._asked:
+            self.after(who)
             who.engine.handle_timer(self.now)
         again = who.engine.next_timer()
         if again is not None and again <= self.now:
