@@ -16,6 +16,7 @@ from ipsec.config import Config
 from ipsec.config.diff import is_renewed
 from ipsec.config.settings import BackendKind
 from ipsec.daemon.children import Children
+from ipsec.daemon.closing import close_all
 from ipsec.daemon.collector import Collector
 from ipsec.daemon.doorstep import Doorstep
 from ipsec.daemon.fetch import Fetcher
@@ -57,9 +58,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: how long ``stop`` waits for peers to acknowledge, and how soon it asks them again
-STOP_S = 3.0
-STOP_RETRANSMIT_S = 0.5
 #: a child that is to be up and cannot be is tried again after this, doubled each time up to the second
 RETRY_S = 10.0
 RETRY_MAX_S = 300.0
@@ -321,24 +319,14 @@ class IkeControl:
         self._release(connection)
 
     async def stop(self) -> None:
-        """Close everything at the peers, within STOP_S."""
+        """Close everything at the peers, as far as they answer."""
         self._stopping = True
         if self._handled:
             return
         self._handled = True
         for task in list(self._tasks):
             task.cancel()
-        engine = self.engine
-        engine.settings = replace(engine.settings, retransmit_timeout=STOP_RETRANSMIT_S, retransmit_tries=4)
-        engine.stop(self._loop.time())
-        self.turn()
-        deadline = self._loop.time() + STOP_S
-        while engine.sas and self._loop.time() < deadline:
-            await asyncio.sleep(0.02)
-        for sa in list(engine.sas.values()):
-            log.warning("%s: %s has not acknowledged that it is closed", sa, sa.path.remote)
-            sa.destroy("shutting down", self._loop.time())
-        self.turn()
+        await close_all(self.engine, self.turn)
         if self._timer is not None:
             self._timer.cancel()
         if self._watch is not None:

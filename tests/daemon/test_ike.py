@@ -13,6 +13,7 @@ import pytest
 from ipsec.backend.base import Acquire, Datagram
 from ipsec.config import load_text
 from ipsec.crypto.identity import parse_pattern
+from ipsec.daemon import closing
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, PolicyError
@@ -542,7 +543,7 @@ def test_stop_does_not_wait_for_a_dead_peer() -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         await pair.ends[0].stop()
-        assert loop.time() - begin <= ike_module.STOP_S + 20
+        assert loop.time() - begin <= closing.STOP_S + 20
         assert not pair.backends[0].sas
         await pair.ends[1].stop()
 
