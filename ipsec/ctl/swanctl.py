@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ipsec.config.directories import CredentialFiles, base_directory, inline, read_file
 from ipsec.config.grammar import Section, parse_file
 from ipsec.config.secrets import parse_shared_secret
-from ipsec.config.values import error_at
+from ipsec.config.values import error_at, split_list
 from ipsec.crypto.keyfiles import load_pkcs12, load_private_key
 from ipsec.errors import ConfigError
 
@@ -34,6 +34,7 @@ _CERTIFICATES = {
     "x509aa": ("X509", "AA"),
     "x509ac": ("X509_AC", "NONE"),
     "x509crl": ("X509_CRL", "NONE"),
+    "pubkey": ("PUBKEY", "NONE"),
 }
 _KEYS = {"private": "any", "rsa": "rsa", "ecdsa": "ecdsa", "pkcs8": "any", "pkcs12": "any"}
 _SHARED = ("ike", "eap", "xauth", "ntlm", "ppk")
@@ -44,7 +45,7 @@ class Item:
     """One thing to load."""
 
     kind: str
-    "certificate, key, secret, token, authority, pool or connection"
+    "certificate, revocation list, public key, key, secret, token, authority, pool or connection"
     name: str
     command: str
     message: dict[str, Any] = field(repr=False)
@@ -66,17 +67,13 @@ def _part(top: Section, name: str) -> dict[str, Section]:
     return section.sections if section is not None else {}
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in (part.strip() for part in text.split(",")) if word]
-
-
 # -- credentials
 
 
 def _credentials(top: Section, files: CredentialFiles, ask: Ask) -> Iterator[Item]:
     for directory, (kind, flag) in _CERTIFICATES.items():
         for path in files.scan(directory):
-            what = "revocation list" if kind == "X509_CRL" else "certificate"
+            what = {"X509_CRL": "revocation list", "PUBKEY": "public key"}.get(kind, "certificate")
             message = {"type": kind, "flag": flag, "data": read_file(path)[0]}
             yield Item(what, path, "load-cert", message)
     secrets = _part(top, "secrets")
@@ -158,7 +155,7 @@ def _authorities(top: Section, files: CredentialFiles) -> Iterator[Item]:
             elif key == "file":
                 message["cacert"] = _file(section, key, value.text, "x509ca", files)
             else:
-                message[key] = _words(value.text) if key in _LISTS else value.text
+                message[key] = split_list(value.text) if key in _LISTS else value.text
         yield Item("authority", name, "load-authority", {name: message})
 
 
@@ -174,7 +171,7 @@ def _file(section: Section, key: str, text: str, directory: str, files: Credenti
 def _pools(top: Section) -> Iterator[Item]:
     for name, section in _part(top, "pools").items():
         values = {key: value.text for key, value in section.values.items() if value.text is not None}
-        message = {key: text if key == "addrs" else _words(text) for key, text in values.items()}
+        message = {key: text if key == "addrs" else split_list(text) for key, text in values.items()}
         yield Item("pool", name, "load-pool", {name: message})
 
 
@@ -189,7 +186,7 @@ def _message(section: Section, files: CredentialFiles) -> dict[str, Any]:
         if value.text is None:
             continue
         if key in _FILES:
-            found[key] = [_file(section, key, word, _FILES[key], files) for word in _words(value.text)]
+            found[key] = [_file(section, key, word, _FILES[key], files) for word in split_list(value.text)]
         else:
-            found[key] = _words(value.text) if key in _LISTS else value.text
+            found[key] = split_list(value.text) if key in _LISTS else value.text
     return found | {name: _message(one, files) for name, one in section.sections.items()}

@@ -110,6 +110,16 @@ def test_what_is_sent(tmp_path: Path) -> None:
     assert not any(secret in repr(items) for secret in ("very", "0x01", "\\x01\\x02"))
 
 
+def test_what_swanctl_sends_of_it(tmp_path: Path) -> None:
+    """Commas within quotes; what is in pubkey/."""
+    file = write(tmp_path, FILE.replace("http://127.0.0.1:1/a", "'http://127.0.0.1:1/a,b', http://127.0.0.1:1/c"))
+    (tmp_path / "pubkey").mkdir()
+    (tmp_path / "pubkey" / "c.pub").write_bytes(b"key")
+    items = {(item.kind, item.command): item.message for item in read(str(file), nobody)}
+    assert items["authority", "load-authority"]["root"]["crl_uris"] == ["http://127.0.0.1:1/a,b", "http://127.0.0.1:1/c"]
+    assert items["public key", "load-cert"] == {"type": "PUBKEY", "flag": "NONE", "data": b"key"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
