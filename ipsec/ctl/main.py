@@ -41,6 +41,10 @@ VERBS = {
         "down": Place("ipsec.ctl.down:down", "Close connections, children or single SAs, and tell the peers."),
         "rekey": Place("ipsec.ctl.rekey:rekey", "Give SAs new keys."),
         "redirect": Place("ipsec.ctl.rekey:redirect", "Send peers to another gateway (RFC 5685)."),
+        "install": Place(
+            "ipsec.ctl.install:install", "Let children wait for traffic, or put in place what passes or drops."
+        ),
+        "uninstall": Place("ipsec.ctl.install:uninstall", "Take traps away, and what passes or drops."),
         "load": Place("ipsec.ctl.load:load", "Load a swanctl.conf and its credentials into the daemon."),
         "reload": Place("ipsec.ctl.load:reload", "Have the daemon read its own file again, as SIGHUP does."),
     },

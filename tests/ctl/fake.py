@@ -113,6 +113,8 @@ class FakeDaemon:
         self.sas: list[tuple[str, Message]] = []
         self.policies: dict[str, str] = {}
         "traps and shunts that are in place: conn/child and mode"
+        self.refuses: set[str] = set()
+        "what cannot be put in place"
         self.growth = 0
         "octets that come in between two looks at a CHILD_SA"
         self.problems: list[Message] = []
@@ -213,6 +215,17 @@ class FakeDaemon:
 
     async def do_stats(self, client: Client, message: Message) -> Mapping[str, Any]:
         return {"uptime": {"running": "3 days", "since": "long ago"}}
+
+    async def do_install(self, client: Client, message: Message) -> Mapping[str, Any]:
+        name = f"{text(message, 'ike')}/{text(message, 'child')}"
+        if name in self.refuses:
+            raise CommandError(f"installing policy '{text(message, 'child')}' failed")
+        self.policies[name] = "TRAP"
+        return {"success": "yes"}
+
+    async def do_uninstall(self, client: Client, message: Message) -> Mapping[str, Any]:
+        del self.policies[f"{text(message, 'ike')}/{text(message, 'child')}"]
+        return {"success": "yes"}
 
     async def do_list_policies(self, client: Client, message: Message) -> Mapping[str, Any]:
         for name, mode in self.policies.items():

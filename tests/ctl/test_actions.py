@@ -1,4 +1,4 @@
-"""up, down, rekey, redirect."""
+"""up, down, rekey, redirect, install, uninstall."""
 
 from __future__ import annotations
 
@@ -312,3 +312,34 @@ def test_every_cause_has_advice() -> None:
 )
 def test_what_charon_logs(line: str, cause: str) -> None:
     assert cause_in_log(["something before", line, "and after"])[0] == cause
+
+
+def test_install_and_uninstall(two: FakeDaemon, ctl: Ctl) -> None:
+    done = ctl("install", "gw/voice")
+    assert (done.status, done.out) == (0, "gw/voice is in place\n")
+    assert asked(two, "install") == [{"ike": "gw", "child": "voice"}]
+    # a connection is all its children; what is there is left alone
+    results = ctl("install", "gw", "--json").document["results"]
+    assert [(one["name"], one["result"]) for one in results] == [
+        ("gw/net", "installed"),
+        ("gw/voice", "was-installed"),
+    ]
+    assert set(two.policies) == {"gw/net", "gw/voice"}
+    assert ctl("uninstall", "gw/net", "branch/net").out == "gw/net is taken away\nbranch/net is not in place\n"
+    assert set(two.policies) == {"gw/voice"}
+    (result,) = ctl("uninstall", "voice", "--json").document["results"]
+    assert result == {"name": "gw/voice", "result": "uninstalled", "reason": ""}
+    assert asked(two, "uninstall") == [{"ike": "gw", "child": "net"}, {"ike": "gw", "child": "voice"}]
+
+
+def test_install_that_fails(two: FakeDaemon, ctl: Ctl) -> None:
+    two.refuses = {"gw/net"}
+    done = ctl("install", "gw")
+    assert done.status == ExitCode.FAILED
+    assert done.out == "gw/net failed: installing policy 'net' failed\ngw/voice is in place\n"
+    assert ctl("install").status == ExitCode.USAGE
+    assert ctl("install", "voyce").status == ExitCode.UNKNOWN_NAME
+    two.sas = [("gw", ike_sa(5, [child_sa("old", 6)]))]
+    assert ctl("uninstall", "gw[5]").status == ExitCode.USAGE
+    assert ctl("uninstall", "gw/old").status == ExitCode.UNKNOWN_NAME
+    assert not asked(two, "uninstall")
