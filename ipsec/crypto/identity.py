@@ -167,6 +167,14 @@ def _parse_hex(digits: str, text: str) -> bytes:
         raise ConfigError(f"identity {text!r}: {digits!r} is not hexadecimal") from None
 
 
+def _octets(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        # clients of vici say whatever they like
+        raise ConfigError(f"identity {text!r} is not UTF-8") from None
+
+
 def parse_identity(text: str) -> Identity:
     """One identity, its type found as swanctl.conf has it (see above). ConfigError; ``%any`` is no identity."""
     text = text.strip()
@@ -178,19 +186,19 @@ def parse_identity(text: str) -> Identity:
         return addresses.exact
     if typed := _split_type(text):
         kind, rest = typed
-        return Identity(kind, _parse_hex(rest[1:], text) if rest.startswith("#") else rest.encode("utf-8"))
+        return Identity(kind, _parse_hex(rest[1:], text) if rest.startswith("#") else _octets(rest))
     if looks_like_name(text):
         return Identity(IdType.DER_ASN1_DN, parse_name_text(text))
     if "=" in text:
-        return Identity(IdType.KEY_ID, text.encode("utf-8"))
+        return Identity(IdType.KEY_ID, _octets(text))
     if text.startswith("@#"):
         return Identity(IdType.KEY_ID, _parse_hex(text[2:], text))
     if text.startswith("@@"):
-        return Identity(IdType.RFC822_ADDR, text[2:].encode("utf-8"))
+        return Identity(IdType.RFC822_ADDR, _octets(text[2:]))
     if text.startswith("@"):
-        return Identity(IdType.FQDN, text[1:].encode("utf-8"))
+        return Identity(IdType.FQDN, _octets(text[1:]))
     if "@" in text:
-        return Identity(IdType.RFC822_ADDR, text.encode("utf-8"))
+        return Identity(IdType.RFC822_ADDR, _octets(text))
     return _parse_host(text)
 
 
@@ -199,11 +207,11 @@ def _parse_host(text: str) -> Identity:
         try:
             return Identity(IdType.IPV6_ADDR, IPv6Address(text).packed)
         except AddressValueError:
-            return Identity(IdType.KEY_ID, text.encode("utf-8"))
+            return Identity(IdType.KEY_ID, _octets(text))
     try:
         return Identity(IdType.IPV4_ADDR, IPv4Address(text).packed)
     except AddressValueError:
-        return Identity(IdType.FQDN, text.encode("utf-8"))
+        return Identity(IdType.FQDN, _octets(text))
 
 
 class _Kind(Enum):

@@ -74,6 +74,14 @@ def test_what_is_no_identity(text: str) -> None:
         parse_identity(text)
 
 
+@pytest.mark.parametrize("text", ["{}", "fqdn:{}", "@{}", "a@{}", "@@{}", "*@{}", ":{}", "{}=x", "10.0.0.0/{}", "C={}"])
+def test_what_is_not_utf8(text: str) -> None:
+    """As clients of vici may send it."""
+    for parse in (parse_identity, parse_pattern):
+        with pytest.raises(ConfigError, match="UTF-8"):
+            parse(text.format("\udcff\udcfe"))
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

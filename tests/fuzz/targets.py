@@ -100,8 +100,8 @@ def swanctl_conf(data: bytes) -> None:
 
 
 def texts(data: bytes) -> None:
-    """The small languages of swanctl.conf: proposals, identities, selectors."""
-    text = data.decode("utf-8", "replace")
+    """The small languages of swanctl.conf, and of clients of vici: proposals, identities, selectors."""
+    text = data.decode("utf-8", "surrogateescape")
     for protocol in (Protocol.IKE, Protocol.ESP):
         with contextlib.suppress(SuiteError):
             parse_proposals(text.split(","), protocol)
