@@ -17,7 +17,7 @@ from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IkeRekeyed, Path
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
-from ipsec.ike.lifetimes import REPLACED_S, Timer
+from ipsec.ike.lifetimes import REAUTHENTICATED_S, REPLACED_S, Timer, disarm
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, TransformType, name_of
@@ -207,6 +207,7 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     if new.state is IkeState.CREATED:
         new.change(IkeState.ESTABLISHED)
     sa.change(IkeState.REKEYED)
+    going = _is_going(sa, new)
     # one that another IKE_SA stands for already, by re-authentication, hands that down
     replaced, sa.quiet = sa.quiet, True
     new.quiet = replaced
@@ -234,6 +235,9 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     sa.queue.clear()
     sa.rekey = None
     core.succeeded(sa, new, now)
+    if going:
+        disarm(core, new)
+        core.timers.set((Timer.REPLACED, new.uid), now + REAUTHENTICATED_S)
     core.counters.add("ike-rekey-init" if new.initiator else "ike-rekey-resp", new.name)
     core.emit(IkeRekeyed(sa, new))
     log.info("%s: rekeyed, %s takes over", sa, new)
@@ -241,6 +245,13 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
         new.ask(request, now)
     if replaced:
         new.ask(DeleteIke("replaced"), now)
+
+
+def _is_going(sa: IkeSa, new: IkeSa) -> bool:
+    """Whether an IKE_SA was to be closed, as the peer has another one (``unique = replace``)."""
+    # where both ends have rekeyed it, the timer is for the peer's Delete
+    settles = sa.rekey is not None and sa.rekey.peers is new
+    return (Timer.REPLACED, sa.uid) in sa.core.timers and not settles and not sa.quiet
 
 
 # -- the responder's side

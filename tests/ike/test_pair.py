@@ -336,6 +336,21 @@ def test_replace_closes_what_the_peer_leaves(said: list[tuple[IkeSa, str]]) -> N
     pair.finish()
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_what_replace_closes_is_closed_also_if_it_is_rekeyed_before(who: str) -> None:
+    """The peer does not close it and goes on with it: that it has another one is so for the successor as well."""
+    pair = Pair(unique=Unique.REPLACE).up()
+    pair.a.load(pair.a.connections["c"], replace(pair.a.connections["c"], name="two"))
+    pair.a.initiate("two")
+    pair.world.run(REAUTHENTICATING_S / 2)
+    host = getattr(pair, who)
+    host.do(host.engine.rekey_ike_sa, host.ikes[0])
+    pair.world.run(1.0)
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    pair.world.run(REAUTHENTICATING_S)
+    pair.finish()
+
+
 def test_reauthentication_twice_at_once() -> None:
     """HDR, SAi1, KEi, Ni once: a second IKE_SA would bring each CHILD_SA up twice (RFC 7296 section 2.8.3)."""
     pair = Pair().up()
