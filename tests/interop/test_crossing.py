@@ -1,0 +1,84 @@
+"""Both ends begin at once, and the peer is charon."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pyroute2.nftables.expressions import genex, verdict
+from pyroute2.nftables.main import NFTables
+
+from tests.commands import run
+from tests.interop.cases import QUICK, gw, make_sides
+from tests.interop.charon import CharonGateway
+from tests.interop.gateway import Side
+from tests.interop.ipsecd import IpsecdGateway
+from tests.interop.lab import INNER, Lab, Namespace, eventually
+from tests.interop.wire import IKE_AUTH
+
+pytestmark = [pytest.mark.interop, pytest.mark.e2e]
+
+#: where the exchange type of IKE is, behind the UDP header and the non-ESP marker; its flags follow
+EXCHANGE_AT = 8 + 4 + 18
+INITIATOR_ASKS = 0x08
+TRANSPORT_HEADER = 2
+NF_DROP = 0
+
+
+@contextmanager
+def without_ike_auth(end: Namespace) -> Iterator[None]:
+    """What the initiator of an IKE_SA in here asks in IKE_AUTH gets lost; all else, as answers, gets through."""
+
+    def change(command: str) -> None:
+        with NFTables(nfgen_family=socket.AF_INET) as tables:
+            tables.table(command, name="loss")
+            if command == "add":
+                tables.chain("add", table="loss", name="out", hook="output", type="filter", policy=1)
+                tables.rule("add", table="loss", chain="out", expressions=rule)
+
+    load = genex("payload", {"dreg": 1, "base": TRANSPORT_HEADER, "offset": EXCHANGE_AT, "len": 2})
+    wanted = {"attrs": [("NFTA_DATA_VALUE", bytes((IKE_AUTH, INITIATOR_ASKS)))]}
+    rule = ([load], [genex("cmp", {"sreg": 1, "op": 0, "data": wanted})], verdict(NF_DROP))
+    end.inside(lambda: change("add"))
+    try:
+        yield
+    finally:
+        end.inside(lambda: change("del"))
+
+
+def swanctl(end: IpsecdGateway, *args: str) -> str:
+    """Stock swanctl on ipsecd."""
+    done = run("swanctl", *args, "--uri", f"unix://{end.home}/ipsecd.vici", check=False)
+    return done.stdout + done.stderr
+
+
+def test_what_charon_drops_at_our_initial_contact(lab: Lab, credentials: Path, tmp_path: Path) -> None:
+    """Its own IKE_SA, which has come up while our IKE_AUTH was on its way. Not a packet is sent into that."""
+    lab.reset(one_address=True)
+    ours, theirs = make_sides(both=gw({"mobike": "no", "unique": "no"}))
+    quick = {**QUICK, "retransmit_tries": "12", "vici_socket": f"unix://{tmp_path}/a/ipsecd.vici"}
+    a = IpsecdGateway(lab.a, 0, tmp_path / "a", Side(ours.swanctl, quick), credentials)
+    b = CharonGateway(lab.b, 1, tmp_path / "b", theirs, credentials)
+    try:
+        b.start()
+        a.start()
+        with without_ike_auth(lab.a):
+            swanctl(a, "--initiate", "--child", "net", "--timeout", "-1")
+            eventually(lambda: "takes IKE" in a.log(), "IKE_AUTH is about to be sent")
+            assert b.initiate()
+            eventually(lambda: lab.a.ping(*INNER[4]), "ping through charon's IKE_SA")
+        eventually(lambda: a.log().count("established between") == 2, "our IKE_SA is up")
+        assert lab.a.ping(*INNER[4], count=20)
+        assert lab.b.ping(*reversed(INNER[4]), count=20)
+        assert len([sa for sa in b.sas() if sa["state"] == "ESTABLISHED"]) == 1
+        eventually(lambda: swanctl(a, "--list-sas").count("ESTABLISHED") == 1, "what charon does not have is gone here")
+        assert lab.a.ping(*INNER[4])
+    except BaseException as error:
+        error.add_note(f"--- ipsecd\n{a.log()[-4000:]}\n--- charon\n{b.log()[-3000:]}")
+        raise
+    finally:
+        a.kill()
+        b.kill()
