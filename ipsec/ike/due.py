@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ipsec.ike.child import superseded
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_ANSWER = Failure(Cause.NO_ANSWER, "no answer", by_peer=True)
+_NO_SPI = bytes(8)
 
 
 def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: float) -> None:
@@ -89,9 +91,20 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
     elif sa.initiator and sa.state is IkeState.CONNECTING and sa.tries_left != 1:
         core.restart(sa, now)
     else:
-        why = sa.unauthenticated_error or NO_ANSWER
-        log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
+        why = sa.unauthenticated_error or _silence(sa)
+        if sa.unauthenticated_error is None:
+            # an error that it has answered is told already, and it can be reached then
+            log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
         sa.destroy(why, now)
+
+
+def _silence(sa: IkeSa) -> Failure:
+    """No answer, and how far it came: on the way to the second port a firewall may be that knows the first one only."""
+    if sa.spi_r == _NO_SPI or not sa.initiator:
+        return NO_ANSWER
+    port, before = sa.path.remote_port, sa.connection.remote_port
+    where = f" on UDP {port}" if port != before else ""
+    return replace(NO_ANSWER, reason=f"no answer to IKE_AUTH{where}, though one came to IKE_SA_INIT on UDP {before}")
 
 
 def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:

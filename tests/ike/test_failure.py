@@ -13,7 +13,7 @@ from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import SelectorTemplate, Unique
 from ipsec.ike.events import ChildNotMade, Failed, IkeDown
 from ipsec.ike.failure import KEPT_MAX, STRANGERS_MAX, TEXT_MAX, Cause, Failure, Problem, Problems, bounded, texts
-from ipsec.wire.iana import Protocol
+from ipsec.wire.iana import ExchangeType, Protocol
 from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.link import Link
@@ -120,6 +120,17 @@ def test_nobody_answers() -> None:
     pair.world.run(2000)
     assert problem(pair.a).failure == Failure(Cause.NO_ANSWER, "no answer", by_peer=True)
     assert [event.reason for event in pair.a.events(IkeDown)] == ["no answer"]
+
+
+def test_the_second_port_is_closed() -> None:
+    """A firewall that knows UDP 500 alone: the peer is there, and cannot be reached all the same."""
+    pair = Pair()
+    # everything behind the first message goes to the second port
+    pair.world.filter = lambda host, data: data if data[18] == ExchangeType.IKE_SA_INIT else None
+    pair.a.initiate()
+    pair.world.run(2000)
+    why = "no answer to IKE_AUTH on UDP 4500, though one came to IKE_SA_INIT on UDP 500"
+    assert problem(pair.a).failure == Failure(Cause.NO_ANSWER, why, by_peer=True)
 
 
 def test_a_dead_peer_is_a_problem_until_it_is_back() -> None:
