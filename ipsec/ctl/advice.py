@@ -16,10 +16,11 @@ ADVICE = {
     "proposal-mismatch-child": "`esp_proposals` of the two ends need an algorithm of each kind in common, also a key "
     "exchange in both or in none",
     "ts-mismatch": "`local_ts` here has to overlap with `remote_ts` there, and the other way round",
-    "local-auth-failed": "compare `local.id` and the secret or certificate here with what the peer expects; its log "
-    "says what it does not like",
+    "local-auth-failed": "compare `local.id` and the secret or certificate here with what the peer expects, and "
+    "`remote.id` with who it is; its log says what it does not like",
     "peer-auth-failed": "compare the secrets of both ends, and `remote.auth` here with how the peer authenticates",
-    "peer-identity": "compare `remote.id` here with the identity that the peer uses",
+    "peer-identity": "compare `remote.id` here with `local.id` at the peer, and `local.id` here with whom it asks for, "
+    "its `remote.id`",
     "certificate": "the peer's certificate needs an issuer in x509ca/, to be valid now (do the clocks agree?) and not "
     "revoked, and to have the peer's identity among its names",
     "unique-keep": "the peer is connected already: `unique` says what is to happen then",

@@ -73,6 +73,8 @@ class Explanation:
     problems: tuple[Problem, ...] | None
     "None: the daemon does not remember any"
     certs: tuple[Cert, ...]
+    strangers: tuple[Problem, ...] = ()
+    "what failed before it was clear for which connection"
 
     @property
     def up(self) -> bool:
@@ -86,9 +88,15 @@ class Explanation:
             return found
         open_ones = [problem for problem in self.problems or () if not problem.over]
         found += [ADVICE[problem.cause] for problem in open_ones if problem.cause in ADVICE]
-        if open_ones:
-            return list(dict.fromkeys(found))
         name = self.conn.name
+        if open_ones:
+            if self._stays_down(open_ones):
+                found.append(f"it is not tried again by itself: ipsecctl up {name}; dpd_action = start would do that")
+            return list(dict.fromkeys(found))
+        found += [
+            f"{one.peer} came {one.count} times, and none of the connections was for it: {one.reason}"
+            for one in self.strangers
+        ]
         if self.problems is None:
             found.append(f"this daemon does not remember failures: ipsecctl up {name} shows one as it happens")
         elif any(not sa.up for sa in self.sas):
@@ -100,6 +108,13 @@ class Explanation:
         else:
             found.append(f"nobody has tried so far: ipsecctl up {name}, or start_action = start")
         return found
+
+
+    def _stays_down(self, problems: list[Problem]) -> bool:
+        """Whether it is to be up, and nobody here is about to do something for it."""
+        wanted = any("start" in child.start_action for child in self.conn.children if not child.shunt)
+        busy = any(not sa.up for sa in self.sas) or any(one.retry_in_s is not None for one in problems)
+        return wanted and not busy and not any(child.trap for child in self.children)
 
 
 @click.command(cls=Verb)
@@ -150,7 +165,8 @@ async def _explain(session: Session, name: str) -> Explanation:
     problems: tuple[Problem, ...] | None = await fetch_problems(session, conn.name)
     if not problems and await fetch_data_path(session) is None:
         problems = None
-    return Explanation(conn, sas, children, problems, await _certs(session, conn))
+    strangers = tuple(one for one in await fetch_problems(session) if not one.conn)
+    return Explanation(conn, sas, children, problems, await _certs(session, conn), strangers)
 
 
 async def _certs(session: Session, conn: Conn) -> tuple[Cert, ...]:

@@ -126,3 +126,26 @@ def test_a_charon(charon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: st
     done = ctl("explain", "gw")
     assert "gw up" in done.out
     assert "What to do" not in done.out
+
+
+def test_what_is_lost_and_not_tried_again(daemon: FakeDaemon, ctl: Ctl) -> None:
+    """Without dpd_action a child with start_action = start stays down."""
+    daemon.conns["gw"] = conn()
+    daemon.problem("gw")
+    words = "not tried again by itself: ipsecctl up gw"
+    assert words not in ctl("explain", "gw").out
+    daemon.conns["gw"]["children"]["net"]["ipsecd-start-action"] = "start"
+    assert words in ctl("explain", "gw").out
+    daemon.problems[0]["retry-in"] = "7"
+    assert words not in ctl("explain", "gw").out
+
+
+def test_whom_no_connection_is_for(daemon: FakeDaemon, ctl: Ctl) -> None:
+    daemon.conns["gw"] = conn()
+    why = "no connection has 192.0.2.1 and 192.0.2.9"
+    daemon.problem("", **{"remote-host": "192.0.2.9", "count": 3, "cause": "no-connection", "reason": why})
+    words = f"192.0.2.9 came 3 times, and none of the connections was for it: {why}"
+    assert words in ctl("explain", "gw").out
+    assert ctl("explain", "gw", "--json").document["advice"][0] == words
+    daemon.problem("gw")
+    assert "192.0.2.9" not in ctl("explain", "gw").out
