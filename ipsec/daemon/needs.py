@@ -68,7 +68,7 @@ class Prepared:
                 with Router(table=self._table) as router:
                     self._present = router.present()
             except BackendError as error:
-                log.warning("whether mode = pass passes anything is not known, routes cannot be read: %s", error)
+                log.warning("what was prepared is not known, routes cannot be read: %s", error)
                 self._present = ()
         return self._present
 
@@ -94,6 +94,25 @@ def refuse(
             )
         if why:
             raise ConfigError(why, file=file, key=f"connections.{connection.name}.children.{child.name}")
+        if settings.prepared:
+            _warn_of_routes(connection, child, prepared)
+
+
+def _warn_of_routes(connection: Connection, child: ChildConfig, prepared: Prepared) -> None:
+    """A child that came after ``ipsecd --prepare`` has no routes: its SA comes up, and its traffic goes elsewhere."""
+    present = prepared.present()
+    if not present or not child.policies or child.mode is ChildMode.PASS:
+        # without any, somebody else makes the routes
+        return
+    for template in child.remote_ts:
+        if template.network is not None and not all(_leads_in(one, present) for one in prefixes(*template.network)):
+            log.warning(
+                "connections.%s.children.%s: what was prepared does not lead %s to the device, so what goes there is not "
+                "protected: put the connection into the file, stop ipsecd, and run ipsecd --prepare again",
+                connection.name,
+                child.name,
+                template,
+            )
 
 
 def _tells_ours(settings: UserspaceSettings) -> bool:

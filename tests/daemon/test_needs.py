@@ -100,6 +100,16 @@ def test_rights_are_looked_for_where_they_count() -> None:
     assert udp.may_bypass(1) <= udp.may_mark()
 
 
+def entries(routes: str) -> set[Entry]:
+    """Such as ``unicast 10.0.0.0/8, throw 10.1.0.0/16``."""
+    present = set()
+    for text in filter(None, routes.split(", ")):
+        kind, network = text.split()
+        (prefix,) = prefixes(ip_network(network)[0], ip_network(network)[-1])
+        present.add(Entry(cast(Any, kind), prefix))
+    return present
+
+
 def refused(child: str, have: UserspaceSettings) -> str:
     (one,) = load_text(connection(child)).connections
     try:
@@ -182,11 +192,7 @@ def test_who_gets_an_address_of_ours_is_not_inside_before(pools: str, start: str
 def test_what_was_prepared_may_lead_elsewhere(
     remote: str, routes: str, astray: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    present = set()
-    for text in filter(None, routes.split(", ")):
-        kind, network = text.split()
-        (prefix,) = prefixes(ip_network(network)[0], ip_network(network)[-1])
-        present.add(Entry(cast(Any, kind), prefix))
+    present = entries(routes)
     monkeypatch.setattr(Router, "present", lambda self: present)
     said = refused(f"remote_ts = {remote}\nmode = pass\nstart_action = trap", UserspaceSettings(prepared=True))
     assert ("what was prepared leads that to the device" in said) == astray
@@ -404,3 +410,37 @@ def test_ike_that_cannot_begin_leaves_manual_sas_alone(
         await daemon.stop()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("routes", "mode", "missing"),
+    [
+        ("unicast 10.9.0.0/16", "", []),
+        ("unicast 10.0.0.0/8", "", []),
+        ("unicast 10.8.0.0/16", "", ["10.9.0.0/16"]),
+        ("unicast 10.9.0.0/24", "mode = drop", ["10.9.0.0/16"]),
+        ("unicast 10.0.0.0/8, throw 10.9.0.0/16", "", ["10.9.0.0/16"]),
+        ("unicast 10.8.0.0/16", "policies = no", []),
+        ("unicast 10.8.0.0/16", "mode = pass", []),
+        ("", "", []),
+    ],
+)
+def test_a_connection_that_nothing_was_prepared_for(
+    routes: str,
+    mode: str,
+    missing: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It comes up, and what it is to protect goes elsewhere, perhaps in clear."""
+    monkeypatch.setattr(Router, "present", lambda self: entries(routes))
+    child = f"remote_ts = 10.9.0.0/16\n{mode}\nstart_action = trap"
+    assert not refused(child, UserspaceSettings(prepared=True))
+    assert [one in caplog.text for one in missing] == [True] * len(missing)
+    assert bool(missing) == bool(caplog.records)
+    if missing:
+        assert "connections.c.children.n" in caplog.text
+        assert "ipsecd --prepare again" in caplog.text
+    caplog.clear()
+    assert not refused(child.replace("mode = pass", ""), UserspaceSettings(fwmark=1))
+    assert not caplog.records
