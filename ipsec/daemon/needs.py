@@ -107,8 +107,8 @@ def _warn_of_routes(connection: Connection, child: ChildConfig, prepared: Prepar
     for template in child.remote_ts:
         if template.network is not None and not all(_leads_in(one, present) for one in prefixes(*template.network)):
             log.warning(
-                "connections.%s.children.%s: what was prepared does not lead %s to the device, so what goes there is not "
-                "protected: put the connection into the file, stop ipsecd, and run ipsecd --prepare again",
+                "connections.%s.children.%s: what was prepared does not lead %s to the device, and what goes there is "
+                "not protected: put the connection into the file, stop ipsecd, and run ipsecd --prepare again",
                 connection.name,
                 child.name,
                 template,
