@@ -41,7 +41,7 @@ def test_an_ike_sa_without_another_child_goes(before: str) -> None:
         b.do(b.engine.terminate_child, b.child)
         world.run(20)
     connection = a.connections["c"]
-    ViciControl._undo(cast(Any, Control(a)), connection, connection.children[0], replaced=False)
+    ViciControl._undo(cast(Any, Control(a)), connection, connection.children[:1], replaced=False)
     world.after(a)
     world.run(10)
     assert not a.ikes
