@@ -73,13 +73,24 @@ class IkeControl:
     """The IKE engine of one daemon. Everything belongs to the event loop's thread."""
 
     def __init__(
-        self, config: Config, backend: Backend, *, fwmark: int, qcd_secret: bytes = b"", refuse: Refuse = lambda _: None
+        self,
+        config: Config,
+        backend: Backend,
+        *,
+        fwmark: int,
+        device: str = "",
+        qcd_secret: bytes = b"",
+        refuse: Refuse = lambda _: None,
     ) -> None:
-        """``refuse``: see ``Loaded``."""
+        """``device``, if it has another name than the configuration says: one that was handed down has its own.
+
+        ``refuse``: see ``Loaded``.
+        """
         self._config = config
         self._backend = backend
         self._resolver = Resolver()
-        self._own = OwnAddresses(self._resolver, device=config.settings.device, fwmark=fwmark)
+        self._device = device or config.settings.device
+        self._own = OwnAddresses(self._resolver, device=self._device, fwmark=fwmark)
         self._paths = Paths(backend, self._resolver, fwmark=fwmark, outside=self._backend_is_outside())
         self._fetcher = Fetcher()
         self._collector = Collector()
@@ -137,8 +148,7 @@ class IkeControl:
         if self._backend_is_outside():
             self._own.read()
             try:
-                device = self._config.settings.device
-                self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL, ignore_device=device)
+                self._watch = HostWatch(self._host_changed, ignore_protocol=PROTOCOL, ignore_device=self._device)
             except OSError as error:
                 log.warning("changes of our own addresses will not be noticed: %s", error.strerror)
         await self._load(self.loaded.config())

@@ -128,7 +128,8 @@ class Daemon:
         secret = qcd_secret(Path(config.settings.state_dir))
         fwmark = self._backend_settings.fwmark
         refuse = partial(refuse_connection, settings=self._backend_settings)
-        ike = IkeControl(config, self.backend, fwmark=fwmark, qcd_secret=secret, refuse=refuse)
+        device = self.backend.device
+        ike = IkeControl(config, self.backend, fwmark=fwmark, device=device, qcd_secret=secret, refuse=refuse)
         try:
             if vici:
                 # before anything is started: another daemon may be there

@@ -599,3 +599,31 @@ def test_a_guard_covers_any_virtual_address(vips: str) -> None:
         await pair.stop()
 
     run(main())
+
+
+def test_a_device_that_was_handed_down_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its addresses are not the host's, and what changes about it is no news."""
+    seen: list[str] = []
+
+    def watch(changed: object, *, ignore_protocol: int, ignore_device: str) -> Any:
+        seen.append(ignore_device)
+        raise OSError(1, "enough is known")
+
+    monkeypatch.setattr(ike_module, "HostWatch", watch)
+    own = ike_module.OwnAddresses
+
+    def addresses(*args: Any, device: str, **more: Any) -> Any:
+        seen.append(device)
+        return own(*args, device=device, **more)
+
+    monkeypatch.setattr(ike_module, "OwnAddresses", addresses)
+
+    async def main() -> None:
+        config = load_text(B.replace("backend = memory", "device = ipsec7"))
+        for device in ("tun3", ""):
+            end = IkeControl(config, FakeBackend(), fwmark=0, device=device)  # type: ignore[arg-type]
+            await end.start()
+            await end.stop()
+
+    run(main())
+    assert seen == ["tun3", "tun3", "ipsec7", "ipsec7"]
