@@ -46,6 +46,7 @@ VERBS = {
         ),
         "uninstall": Place("ipsec.ctl.install:uninstall", "Take traps away, and what passes or drops."),
         "load": Place("ipsec.ctl.load:load", "Load a swanctl.conf and its credentials into the daemon."),
+        "flush": Place("ipsec.ctl.flush:flush", "Forget the revocation lists and OCSP responses that were fetched."),
         "reload": Place("ipsec.ctl.load:reload", "Have the daemon read its own file again, as SIGHUP does."),
     },
     "Find out why": {

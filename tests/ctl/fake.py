@@ -216,6 +216,9 @@ class FakeDaemon:
     async def do_stats(self, client: Client, message: Message) -> Mapping[str, Any]:
         return {"uptime": {"running": "3 days", "since": "long ago"}}
 
+    async def do_flush_certs(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return {"success": "yes"}
+
     async def do_install(self, client: Client, message: Message) -> Mapping[str, Any]:
         name = f"{text(message, 'ike')}/{text(message, 'child')}"
         if name in self.refuses:

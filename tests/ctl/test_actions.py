@@ -343,3 +343,11 @@ def test_install_that_fails(two: FakeDaemon, ctl: Ctl) -> None:
     assert ctl("uninstall", "gw[5]").status == ExitCode.USAGE
     assert ctl("uninstall", "gw/old").status == ExitCode.UNKNOWN_NAME
     assert not asked(two, "uninstall")
+
+
+def test_flush(two: FakeDaemon, ctl: Ctl) -> None:
+    done = ctl("flush")
+    assert (done.status, done.err) == (0, "")
+    assert "are forgotten" in done.out
+    assert ctl("flush", "--json").document["kind"] == "flush"
+    assert asked(two, "flush-certs") == [{}, {}]
