@@ -68,7 +68,7 @@ class HostWatch:
                 # ENOBUFS: the kernel had more to say than we could take
                 relevant = True
                 continue
-            relevant = relevant or concerns_us(data, self._protocol, self._own_index())
+            relevant = relevant or concerns_us(data, self._protocol, self._own_index)
         if relevant:
             now = self._loop.time()
             if self._timer is None:
@@ -89,8 +89,8 @@ class HostWatch:
         self._changed()
 
 
-def concerns_us(data: bytes, ignore_protocol: int, ignore_index: int) -> bool:
-    """Whether netlink messages tell of more than our own routes and device."""
+def concerns_us(data: bytes, ignore_protocol: int, own_index: Callable[[], int]) -> bool:
+    """Whether netlink messages tell of more than our own routes and device, which most are about."""
     at = 0
     while at + _NLMSG.size <= len(data):
         length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
@@ -105,7 +105,7 @@ def concerns_us(data: bytes, ignore_protocol: int, ignore_index: int) -> bool:
         elif kind in (_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR):
             if body + _INTERFACE.size > len(data):
                 return False
-            if _INTERFACE.unpack_from(data, body)[0] != ignore_index:
+            if _INTERFACE.unpack_from(data, body)[0] != own_index():
                 return True
         else:
             return True

@@ -82,7 +82,7 @@ def netlink(kind: int, protocol: int = 0, index: int = 0) -> bytes:
          "another address too", "a link, cut", "something else", "nothing", "cut", "zeros"],
 )  # fmt: skip
 def test_our_own_routes_and_device_are_no_news(data: bytes, concerned: bool) -> None:
-    assert concerns_us(data, OURS, OUR_DEVICE) is concerned
+    assert concerns_us(data, OURS, lambda: OUR_DEVICE) is concerned
 
 
 @pytest.mark.parametrize(
