@@ -393,8 +393,9 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     if gateway is not None and _redirectable(notifies):
         _reply(core, header, redirect.redirect(gateway, nonce.data), path)
         return
-    found = _choose(core, offer, ke, path)
+    found = _choose(core, offer, ke, path, news=digest not in core.refused)
     if found is None:
+        core.refused.append(digest)
         _reply(core, header, NotifyPayload(NotifyType.NO_PROPOSAL_CHOSEN), path)
         return
     connection, proposal = found
@@ -439,14 +440,16 @@ def _reply(core: IkeEngine, header: Header, notify: NotifyPayload, path: Path) -
     core.counters.message(ExchangeType.IKE_SA_INIT, incoming=False, response=True)
 
 
-def _choose(core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path) -> tuple[Connection, Proposal] | None:
+def _choose(
+    core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path, *, news: bool
+) -> tuple[Connection, Proposal] | None:
     candidates = core.candidates(path)
     theirs = [p for p in offer.proposals if p.protocol == Protocol.IKE and not p.spi]
     for connection in candidates:
         proposal = negotiate.choose(connection.proposals, theirs, ke=ke.method)
         if proposal is not None:
             return connection, proposal
-    if not core.may_speak(core.now):
+    if not news or not core.may_speak(core.now):
         return None
     name = ""
     if not candidates:

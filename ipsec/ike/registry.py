@@ -40,6 +40,7 @@ CLOSED_MAX = 1024
 #: unprotected answers and log lines about strangers, per second
 STRANGERS_PER_S = 20
 CONNECTIONS_TRIED_MAX = 8
+REFUSED_MAX = 64
 #: timers, and things that were asked for, in one call: each may start an exchange, of up to a millisecond
 AT_ONCE = 4
 #: IKE_SAs, not authenticated yet, of which there are fragments
@@ -72,6 +73,8 @@ class Registry:
         )
         self.init_requests: dict[bytes, IkeSa] = {}
         "half-open IKE_SAs as responder, by their first message"
+        self.refused: deque[bytes] = deque(maxlen=REFUSED_MAX)
+        "the last first messages that found no connection: sent again they are answered, but no news"
         self.collecting: OrderedDict[int, IkeSa] = OrderedDict()
         "those that have sent a part of a message and are not authenticated, the longest waiting first"
         self._half_open: dict[int, tuple[bytes, IpAddress]] = {}

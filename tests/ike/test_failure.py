@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -40,6 +41,19 @@ def failing(request: pytest.FixtureRequest) -> Pair:
 
 def case(more: dict[str, Any], name: str) -> Any:
     return pytest.param(more, id=name)
+
+
+def test_a_first_message_that_comes_again_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """The initiator does not trust our refusal, which nobody has authenticated, and asks once more; then it may begin
+    anew, which is."""
+    caplog.set_level(logging.WARNING, "ipsec")
+    pair = Pair(b={"proposals": OTHER_IKE})
+    for attempt in (1, 2):
+        pair.a.initiate()
+        pair.world.run(60)
+        assert pair.b.engine.counters.total("ike-init-in-req") == 2 * attempt
+        refusals = [line for line in caplog.messages if line.startswith(f"IKE_SA_INIT from {A}: NO_PROPOSAL_CHOSEN")]
+        assert (len(refusals), problem(pair.b).count) == (attempt, attempt)
 
 
 @pytest.mark.parametrize("failing", [case({"b": {"proposals": OTHER_IKE}}, "ike")], indirect=True)
