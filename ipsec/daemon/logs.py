@@ -94,7 +94,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         self._lost = 0
         "lines for which there was no room after these"
         self._asked: asyncio.AbstractEventLoop | None = None
-        "the loop that will call ``flush``"
+        "the loop that will call ``_called``"
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
@@ -106,7 +106,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
             self._write()
 
     def _ask(self, delay: float) -> bool:
-        """Have ``flush`` called by the loop that runs, if there is one."""
+        """Have it flushed by the loop that runs, if there is one; once, however often that is asked."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -114,10 +114,15 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         if self._asked is not loop:
             self._asked = loop
             if delay:
-                loop.call_later(delay, self.flush)
+                loop.call_later(delay, self._called)
             else:
-                loop.call_soon(self.flush)
+                loop.call_soon(self._called)
         return True
+
+    def _called(self) -> None:
+        # here alone: else each warning that nobody takes would have the loop call for ever
+        self._asked = None
+        self.flush()
 
     def flush(self) -> None:
         """See logging.Handler."""
@@ -137,7 +142,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         super().close()
 
     def _write(self) -> None:
-        waiting, self._waiting, self._asked = self._waiting, [], None
+        waiting, self._waiting = self._waiting, []
         for record in waiting:
             try:
                 self._keep(self.format(record) + self.terminator)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from ipsec.daemon.logs import KEPT_MAX, LAST_S, LOST, PatientHandler
+from ipsec.daemon.logs import AGAIN_S, KEPT_MAX, LAST_S, LOST, PatientHandler
 
 
 class Unread:
@@ -58,6 +58,23 @@ def test_nobody_waits_for_who_reads_and_nothing_is_lost(unread: Unread) -> None:
         return read
 
     assert asyncio.run(main()).splitlines() == [f"line {number}, \U0001f512" for number in range(2000)]
+
+
+def test_who_does_not_read_is_looked_for_once_however_many_warnings_wait(
+    unread: Unread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(unread.handler, "_takes", lambda patience: looks.append(patience))
+
+    async def main() -> None:
+        for _ in range(50):
+            unread.log.warning("a warning")
+            await asyncio.sleep(0)
+        looks.clear()
+        await asyncio.sleep(5.5 * AGAIN_S)
+
+    asyncio.run(main())
+    assert 1 <= len(looks) <= 6
 
 
 def test_of_too_much_the_newest_is_lost_and_counted(unread: Unread) -> None:
