@@ -133,6 +133,9 @@ class RekeyIke(Request):
     def _refused(self, sa: IkeSa, error: NotifyPayload, now: float) -> None:
         name = name_of(NotifyType, error.notify)
         rekey = sa.rekey
+        if self.closed:
+            sa.destroy("rekeyed", now)
+            return
         if rekey is not None and rekey.peers is not None:
             log.info("%s: rekeying: %s, which the peer has done itself", sa, name)
             # section 2.8.2: its Delete makes the successor take over; should that never come, we do it ourselves

@@ -236,6 +236,14 @@ def test_a_delete_that_overtakes_the_answer_to_our_rekeying_leaves_no_successor(
     finish(script, 1, 1)
 
 
+def test_a_delete_that_overtakes_the_refusal_of_our_rekeying_leaves_nothing_to_delete() -> None:
+    """The peer has closed the old one: to a Delete of ours nobody would answer."""
+    script = Script(0)
+    script.run("A:ike B:ike b a1 a b b")
+    assert len(script.pair.a.engine.sas) == 1
+    finish(script, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("one", "other"), list(itertools.combinations_with_replacement(("child", "ike", "del", "new", "bye"), 2))
 )
