@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipsec.ike import giveway
 from ipsec.ike.config import Action, ChildConfig, Connection, Unique
+from ipsec.ike.delete import is_to_go
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
 from ipsec.ike.table import names_its_peers
@@ -26,6 +27,8 @@ _NAT_T_PORT = 4500
 
 def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     """Make the IKE_SA anew, from IKE_SA_INIT on, and let the old one go when the new one is up."""
+    if is_to_go(sa):
+        return
     if any(other.replaces == sa.uid and other.state is IkeState.CONNECTING for other in core.named(sa.name)):
         # a second one would bring every CHILD_SA up twice (section 2.8.3)
         log.info("%s: re-authentication is under way already", sa)

@@ -68,9 +68,11 @@ def close_unused(sa: IkeSa, child: ChildSa, now: float) -> None:
 class DeleteIke(Request):
     """Close the IKE_SA. ``notify`` says what was wrong, in place of a Delete payload, before it was established."""
 
-    __slots__ = ("notify", "reason")
+    __slots__ = ("expired", "notify", "reason")
 
-    def __init__(self, reason: str, notify: NotifyPayload | None = None) -> None:
+    def __init__(self, reason: str, notify: NotifyPayload | None = None, *, expired: bool = False) -> None:
+        self.expired = expired
+        "nobody wanted it to go: if the peer is dead, ``dpd_action`` counts"
         self.reason = reason
         self.notify = notify
 
@@ -93,6 +95,18 @@ class DeleteIke(Request):
 
     def lost(self, sa: IkeSa, now: float) -> None:
         """The peer may not know; its liveness check will tell it."""
+
+
+def is_to_go(sa: IkeSa) -> bool:
+    """Whether we are closing an IKE_SA, or will when what is under way is answered."""
+    return sa.state is IkeState.DELETING or any(isinstance(request, DeleteIke) for request in sa.queue)
+
+
+def missed(sa: IkeSa) -> list[ChildSa]:
+    """CHILD_SAs of an IKE_SA that the peer ends, or the peer's silence, that we have not wanted to end ourselves."""
+    if is_to_go(sa) and not any(isinstance(request, DeleteIke) and request.expired for request in sa.queue):
+        return []
+    return [child for child in sa.children.values() if child.serves]
 
 
 def close_later(sa: IkeSa, now: float, reason: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ipsec.ike.child import superseded
-from ipsec.ike.delete import DeleteChild, Liveness
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import Confirm
@@ -52,7 +52,8 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
         case Timer.OVER:
             log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
             core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
-            core.terminate_ike(sa, now, "expired")
+            sa.queue.clear()
+            sa.ask(DeleteIke("expired", expired=True), now)
         case Timer.REPLACED:
             # the peer's successor stays, and the peer does not say so (RFC 7296 section 2.8.2)
             closed_by_peer(sa, now)

@@ -22,7 +22,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
-from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_later
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_later, is_to_go, missed
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
@@ -291,8 +291,7 @@ class IkeEngine(Registry):
 
     def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:
         """Whether these children can come up through an IKE_SA that is there (``reuse_ikesa``)."""
-        if any(isinstance(request, DeleteIke) for request in sa.queue):
-            # it is to be closed as soon as what is under way is answered
+        if is_to_go(sa):
             return False
         if sa.established:
             under_way = self.under_way(sa)
@@ -579,7 +578,7 @@ class IkeEngine(Registry):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
-        actions = [(child.config, child.config.dpd_action) for child in sa.children.values() if child.serves]
+        actions = [(child.config, child.config.dpd_action) for child in missed(sa)]
         had, leased = sa.addresses, bool(sa.leases)
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
@@ -590,10 +589,8 @@ class IkeEngine(Registry):
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
-        for child in sa.children.values():
-            if child.serves:
-                action = child.config.close_action
-                again.act(self, sa, child.config, action, sa.addresses, leased=bool(sa.leases))
+        for child in missed(sa):
+            again.act(self, sa, child.config, child.config.close_action, sa.addresses, leased=bool(sa.leases))
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""

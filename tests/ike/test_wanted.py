@@ -1,0 +1,66 @@
+"""What we close ourselves stays closed, whatever the peer does before it has our Delete."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipsec.ike.config import Action
+from ipsec.ike.delete import Liveness
+from ipsec.ike.events import Initiate
+from ipsec.ike.lifetimes import Timer
+from tests.pair import Pair
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """Nothing arrives any more by itself."""
+    actions = {"close_action": Action.START, "dpd_action": Action.START}
+    pair = Pair(a={"child": actions}).up()
+    pair.world.hold()
+    return pair
+
+
+def end(pair: Pair) -> None:
+    """Until the engine of A has given up."""
+    while pair.a.engine.sas:
+        when = pair.a.engine.next_timer()
+        assert when is not None
+        pair.world.steps = 0
+        pair.world.run(max(when - pair.world.now, 0) + 0.001)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_delete_of_the_peer_that_crosses_ours_is_no_reason_to_begin_again(pair: Pair, waits: bool) -> None:
+    a, b = pair.a, pair.b
+    if waits:
+        a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_ike, a.ike)
+    b.do(b.engine.terminate_ike, b.ike)
+    pair.world.deliver("sun", 0)
+    assert not a.engine.sas
+    assert not a.events(Initiate)
+
+
+def test_nor_is_a_peer_that_was_dead_before(pair: Pair) -> None:
+    a = pair.a
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_ike, a.ike)
+    end(pair)
+    assert not a.events(Initiate)
+
+
+def test_nor_is_it_authenticated_anew(pair: Pair) -> None:
+    a = pair.a
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_ike, a.ike)
+    a.do(a.engine.reauthenticate, a.ike)
+    assert not a.events(Initiate)
+
+
+def test_what_goes_because_nobody_has_renewed_it_is_brought_back(pair: Pair) -> None:
+    """The peer that does not answer a rekeying is as dead as any other."""
+    a = pair.a
+    a.do(a.engine.rekey_ike_sa, a.ike)
+    a.engine.timers.set((Timer.OVER, a.ike.uid), pair.world.now + 1)
+    end(pair)
+    assert a.events(Initiate)
