@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -358,7 +357,7 @@ class ViciControl:
             else:
                 parts += [one for one in sa.children_up() if one.name in names]
         engine.terminate_all(doomed, now, why)
-        engine.in_turns(((one, partial(engine.terminate_child, one, reason=why)) for one in parts), now)
+        engine.terminate_children(parts, now, why)
 
 
 def traffic(ike: IkeControl, child: ChildSa) -> Traffic:

@@ -26,7 +26,7 @@ from ipsec.ike.child import (
 )
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig
-from ipsec.ike.delete import DeleteChild, close_unused
+from ipsec.ike.delete import DeleteChild, close_unused, waits_to_go
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildUp
 from ipsec.ike.init import NONCE_LEN
@@ -265,7 +265,7 @@ def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"we wait for a CHILD_SA, which may be {spi:08x}")
     if old is None or old.state in (ChildState.DELETED, ChildState.DESTROYING):
         raise PeerError(NotifyType.CHILD_SA_NOT_FOUND, f"there is no SA {spi:08x} to rekey")
-    if old.state not in CHILD_UP or old.peer_rekey is not None:
-        # section 2.25.1: being closed, or a second rekeying of what the peer has replaced already
+    if old.state not in CHILD_UP or old.peer_rekey is not None or waits_to_go(old):
+        # section 2.25.1: being closed, or soon, or a second rekeying of what the peer has replaced already
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"{old} is {old.state.value}")
     return old

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
@@ -106,7 +107,12 @@ def missed(sa: IkeSa) -> list[ChildSa]:
     """CHILD_SAs of an IKE_SA that the peer ends, or the peer's silence, that we have not wanted to end ourselves."""
     if is_to_go(sa) and not any(isinstance(request, DeleteIke) and request.expired for request in sa.queue):
         return []
-    return [child for child in sa.children.values() if child.serves]
+    return [child for child in sa.children.values() if child.serves and not waits_to_go(child)]
+
+
+def waits_to_go(child: ChildSa) -> bool:
+    """Whether we will close a CHILD_SA when what is under way is answered."""
+    return any(isinstance(request, DeleteChild) and request.child is child for request in child.ike.queue)
 
 
 def close_later(sa: IkeSa, now: float, reason: str) -> bool:
@@ -117,6 +123,15 @@ def close_later(sa: IkeSa, now: float, reason: str) -> bool:
     sa.queue.clear()
     sa.queue.append(DeleteIke(reason))
     return True
+
+
+def close_children_later(children: Iterable[ChildSa], reason: str) -> list[IkeSa]:
+    """Count CHILD_SAs that are to be closed as up no more; the IKE_SAs whose turn it is to do it."""
+    doomed = [child for child in children if child.state in CHILD_UP and not waits_to_go(child)]
+    for child in doomed:
+        log.info("%s: closing CHILD_SA %s: %s", child.ike, child, reason)
+        child.ike.queue.append(DeleteChild(child, reason))
+    return list(dict.fromkeys(child.ike for child in doomed))
 
 
 class Liveness(Request):

@@ -16,13 +16,13 @@ from functools import partial
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import again, due, giveway, lifetimes, mobike, qcd, redirect
+from ipsec.ike import again, delete, due, giveway, lifetimes, mobike, qcd, redirect
 from ipsec.ike.auth import AuthRequest, handle_auth
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild, handle_create_child
 from ipsec.ike.credentials import Credentials
-from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_later, is_to_go, missed
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_children_later, close_later
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
@@ -291,7 +291,7 @@ class IkeEngine(Registry):
 
     def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:
         """Whether these children can come up through an IKE_SA that is there (``reuse_ikesa``)."""
-        if is_to_go(sa):
+        if delete.is_to_go(sa):
             return False
         if sa.established:
             under_way = self.under_way(sa)
@@ -310,7 +310,7 @@ class IkeEngine(Registry):
     def under_way(self, sa: IkeSa) -> set[str]:
         """Names of children that are up, or that we have asked for."""
         requests = [*sa.queue, *self._retries.get(sa.uid, ()), *([sa.pending.request] if sa.pending else ())]
-        return {child.name for child in sa.children_up()} | {
+        return {child.name for child in sa.children_up() if not delete.waits_to_go(child)} | {
             request.config.name for request in requests if isinstance(request, CreateChild)
         }
 
@@ -334,6 +334,10 @@ class IkeEngine(Registry):
         self.now = now
         log.info("%s: closing CHILD_SA %s: %s", child.ike, child, reason)
         child.ike.ask(DeleteChild(child, reason), now)
+
+    def terminate_children(self, children: Iterable[ChildSa], now: float, reason: str = "terminated") -> None:
+        """Close many CHILD_SAs at both ends, those of a few IKE_SAs in each turn; none counts as up from now on."""
+        self.in_turns(((sa, sa.ask_next) for sa in close_children_later(children, reason)), now)
 
     def rekey_ike_sa(self, sa: IkeSa, now: float) -> None:
         """Replace the keys of an IKE_SA."""
@@ -578,7 +582,7 @@ class IkeEngine(Registry):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
-        actions = [(child.config, child.config.dpd_action) for child in missed(sa)]
+        actions = [(child.config, child.config.dpd_action) for child in delete.missed(sa)]
         had, leased = sa.addresses, bool(sa.leases)
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
@@ -589,7 +593,7 @@ class IkeEngine(Registry):
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
-        for child in missed(sa):
+        for child in delete.missed(sa):
             again.act(self, sa, child.config, child.config.close_action, sa.addresses, leased=bool(sa.leases))
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:

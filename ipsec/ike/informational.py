@@ -9,7 +9,7 @@ from ipsec.ike import again
 from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.create_child import CreateChild
-from ipsec.ike.delete import crossed
+from ipsec.ike.delete import crossed, waits_to_go
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import agree, stays_for
@@ -121,7 +121,7 @@ def _named_by_peer(sa: IkeSa, spi: bytes) -> ChildSa | None:
 
 
 def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
-    up = child.state in CHILD_UP
+    up, wanted = child.state in CHILD_UP, not waits_to_go(child)
     if superseded(child, now) is not None or child.state is ChildState.REKEYED:
         # replaced: packets that are on their way are still taken for a while
         sa.core.linger(child, now)
@@ -139,4 +139,5 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     sa.core.note(Failure(Cause.CLOSED, "closed by the peer", child.name, by_peer=True), sa)
     sa.core.emit(ChildDown(child, "closed by the peer"))
     sa.remove_child(child)
-    again.act(sa.core, sa, child.config, child.config.close_action, leased=bool(sa.leases))
+    if wanted:
+        again.act(sa.core, sa, child.config, child.config.close_action, leased=bool(sa.leases))

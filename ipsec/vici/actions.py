@@ -124,7 +124,7 @@ class Actions:
         with relay(client, _loglevel(message), name):
             now, engine = self._control.now(), self._control.engine
             engine.terminate_all(ikes, now)
-            engine.in_turns(((child, partial(self._close, child)) for child in children), now)
+            engine.terminate_children(children, now)
             self._control.turn()
             # one that was not up yet has failed by that
             for one in names:
@@ -153,10 +153,6 @@ class Actions:
             if not stays or any(not sa.established for sa in same if sa.uid in ended):
                 found.add(name)
         return found
-
-    def _close(self, child: ChildSa, now: float) -> None:
-        if child.state in CHILD_UP:
-            self._control.engine.terminate_child(child, now)
 
     def _forget(self, child: ChildSa, now: float) -> None:
         """Take a CHILD_SA away whose peer does not say that it has; it is told when it answers again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -46,3 +47,25 @@ def test_an_ike_sa_without_another_child_goes(before: str) -> None:
     world.run(10)
     assert not a.ikes
     assert not b.ikes
+
+
+def test_children_that_are_loaded_anew_come_up_anew() -> None:
+    """However many of an IKE_SA that stays: they are closed one after the other, and asked for at once."""
+    names = [f"n{number}" for number in range(7)]
+    pair = Pair(children=names, a={"child": {"start_action": Action.START}})
+    a, world = pair.a, pair.world
+    a.initiate()
+    world.settle()
+    old = a.connections["c"]
+    stays, *changed = old.children
+    new = replace(old, children=(stays, *(replace(child, rekey_time=77.0) for child in changed)))
+    ViciControl._undo(cast(Any, Control(a)), old, changed, replaced=True)
+    a.load(new)
+    a.engine.rename(a.ike, new)
+    for child in new.children[1:]:
+        a.engine.initiate(new, [(child, 0)], a.ike.path, world.now)
+    world.after(a)
+    world.run(10)
+    assert len(a.ikes) == 1
+    assert {child.name: child.config for child in a.children} == {child.name: child for child in new.children}
+    assert len(a.children) == len(names)

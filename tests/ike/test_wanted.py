@@ -8,6 +8,7 @@ from ipsec.ike.config import Action
 from ipsec.ike.delete import Liveness
 from ipsec.ike.events import Initiate
 from ipsec.ike.lifetimes import Timer
+from ipsec.ike.state import ChildState
 from tests.pair import Pair
 
 
@@ -64,3 +65,42 @@ def test_what_goes_because_nobody_has_renewed_it_is_brought_back(pair: Pair) -> 
     a.engine.timers.set((Timer.OVER, a.ike.uid), pair.world.now + 1)
     end(pair)
     assert a.events(Initiate)
+
+
+def test_nor_is_a_child_that_waits_to_be_closed(pair: Pair) -> None:
+    """The peer closes it first, or wants to rekey it."""
+    a, b = pair.a, pair.b
+    child, theirs = a.child, b.child
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_children, [child])
+    assert child.state is ChildState.INSTALLED
+    b.do(b.engine.rekey_child, theirs)
+    pair.world.deliver("sun", 0)
+    assert child.peer_rekey is None
+    assert a.children == [child]
+    for host in ("sun", "moon"):
+        while pair.world.waiting(host):
+            pair.world.deliver(host, 0)
+    pair.world.release()
+    pair.world.run(30)
+    assert not a.children
+    assert not b.children
+    assert not a.events(Initiate)
+
+
+def test_nor_one_that_the_peer_closes_first(pair: Pair) -> None:
+    a, b = pair.a, pair.b
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_children, [a.child])
+    b.do(b.engine.terminate_child, b.child)
+    pair.world.deliver("sun", 0)
+    assert not a.children
+    assert not a.events(Initiate)
+
+
+def test_to_close_one_again_and_again_leaves_one_thing_to_do(pair: Pair) -> None:
+    a = pair.a
+    a.do(a.ike.ask, Liveness())
+    for _ in range(3):
+        a.do(a.engine.terminate_children, [a.child])
+    assert len(a.ike.queue) == 1
