@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -18,13 +19,11 @@ from ipsec.text import printable
 
 #: what so many lines say is not kept until later
 WAITING_MAX = 256
-#: characters that are kept while who reads the log does not
+#: octets that are kept while who reads the log does not
 KEPT_MAX = 1 << 18
 #: seconds after which we look whether he reads again, and that he has when we end
 AGAIN_S = 0.1
 LAST_S = 1.0
-#: characters that a pipe with any room takes at once (pipe(7): PIPE_BUF octets), however many octets one has
-PIECE = select.PIPE_BUF // 6
 LOST = "%d lines are lost: nobody has read the log"
 TEXT = "%(levelname)s %(name)s: %(message)s"
 
@@ -89,12 +88,13 @@ class PatientHandler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._waiting: list[logging.LogRecord] = []
-        self._kept = ""
+        self._kept = bytearray()
         "lines that nobody has taken"
         self._lost = 0
         "lines for which there was no room after these"
         self._asked: asyncio.AbstractEventLoop | None = None
         "the loop that will call ``_called``"
+        self._descriptor = _patient_descriptor(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
@@ -145,7 +145,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         waiting, self._waiting = self._waiting, []
         for record in waiting:
             try:
-                self._keep(self.format(record) + self.terminator)
+                self._keep(self._line(record))
             except Exception:
                 self.handleError(record)
         try:
@@ -157,36 +157,69 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         if self._kept:
             self._ask(AGAIN_S)
 
-    def _keep(self, line: str) -> None:
+    def _line(self, record: logging.LogRecord) -> bytes:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return (self.format(record) + self.terminator).encode(encoding, "backslashreplace")
+
+    def _keep(self, line: bytes) -> None:
         if self._lost:
-            gap = logging.LogRecord(__name__, logging.WARNING, "", 0, LOST, (self._lost,), None)
-            line = self.format(gap) + self.terminator + line
-        if len(self._kept) + len(line) > KEPT_MAX:
+            line = self._gap() + line
+        if self._kept and len(self._kept) + len(line) > KEPT_MAX:
             self._lost += 1
             return
         self._kept += line
         self._lost = 0
+
+    def _gap(self) -> bytes:
+        return self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, LOST, (self._lost,), None))
 
     def _give(self, patience: float) -> None:
         """Write what is taken within this time; all of it where there is nothing to ask."""
         until = time.monotonic() + patience
         try:
             while self._kept and self._takes(max(until - time.monotonic(), 0)):
-                piece, self._kept = self._kept[:PIECE], self._kept[PIECE:]
-                self.stream.write(piece)
-                self.stream.flush()
+                del self._kept[: self._put()]
+                if self._lost and not self._kept:
+                    self._kept, self._lost = bytearray(self._gap()), 0
+        except BlockingIOError:
+            # room for less than the next character: of a terminal, which is asked again soon, or is at its end
+            pass
         except Exception:
-            self._kept = ""
+            self._kept.clear()
             raise
 
+    def _put(self) -> int:
+        """Write some of what is kept; how many octets."""
+        if self._descriptor is None:
+            self.stream.write(self._kept.decode(getattr(self.stream, "encoding", None) or "utf-8"))
+            self.stream.flush()
+            return len(self._kept)
+        # a pipe with any room takes so much at once (pipe(7))
+        return os.write(self._descriptor, self._kept[: select.PIPE_BUF])
+
     def _takes(self, patience: float) -> bool:
-        try:
-            descriptor = self.stream.fileno()
-        except (OSError, ValueError):
+        if self._descriptor is None:
             return True
         poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
+        poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(1000 * patience))
+
+
+def _patient_descriptor(stream: TextIO) -> int | None:
+    """Where to write what goes into ``stream`` such that nobody waits; None if it is not one of the system's.
+
+    A terminal with room for one character takes more only when it is read. To be asked it has to be opened again:
+    O_NONBLOCK holds for everybody who has a descriptor from the same ``open``, such as the shell.
+    """
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+    if os.isatty(descriptor):
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{descriptor}", flags)
+    return descriptor
 
 
 def leave_out_what_no_line_says() -> None:

@@ -33,6 +33,10 @@ class Unread:
         return (self.end.read(1 << 20) or b"").decode()
 
 
+def _record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("test", logging.WARNING, "", 0, text, None, None)
+
+
 @pytest.fixture
 def unread() -> Iterator[Unread]:
     reader, writer = os.pipe()
@@ -90,6 +94,55 @@ def test_of_too_much_the_newest_is_lost_and_counted(unread: Unread) -> None:
     assert 95 < len(kept) < 105
     assert [int(line.split()[0]) for line in kept] == list(range(len(kept)))
     assert (gap, last) == (LOST % (300 - len(kept)), "after")
+
+
+def test_what_is_lost_is_told_also_if_nothing_more_is_logged(unread: Unread) -> None:
+    for _ in range(300):
+        unread.log.warning("x" * (KEPT_MAX // 100))
+    read = ""
+    while part := unread.read():
+        read += part
+        unread.handler.flush()
+    *kept, gap = read.splitlines()
+    assert gap == LOST % (300 - len(kept))
+
+
+def test_characters_that_the_encoding_lacks_are_longer_and_nobody_waits(unread: Unread) -> None:
+    stream = open(os.dup(unread.handler.stream.fileno()), "w", encoding="latin-1", errors="backslashreplace")  # noqa: SIM115
+    other = PatientHandler(stream)
+    thread = threading.Thread(target=other.handle, args=(_record("\U0001f512" * 3000),), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    read = unread.read()
+    while other._kept:
+        other.flush()
+        read += unread.read()
+    stream.close()
+    assert read + unread.read() == "\\U0001f512" * 3000 + "\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_nobody_waits_for_a_terminal_that_nobody_reads(size: int) -> None:
+    master, slave = os.openpty()
+    os.set_blocking(master, False)
+    with open(master, "rb", buffering=0) as end, open(slave, "w") as stream:
+        made = Unread(end, stream)
+        lines = [f"{number:04d}" + "x" * size for number in range(3000)]
+        thread = threading.Thread(target=lambda: [made.log.warning(line) for line in lines], daemon=True)
+        thread.start()
+        thread.join(10)
+        stuck = thread.is_alive()
+        read = made.read()
+        until = time.monotonic() + 30
+        while (thread.is_alive() or read.count("\n") < len(lines)) and time.monotonic() < until:
+            if not thread.is_alive():
+                made.handler.flush()
+            read += made.read()
+        made.log.removeHandler(made.handler)
+        assert os.get_blocking(slave), "others have this description, too"
+    assert not stuck
+    assert read.splitlines() == lines
 
 
 @pytest.mark.parametrize("reads", [False, True])
