@@ -43,7 +43,7 @@ OCSP_AGE_MAX = timedelta(hours=1)
 "for responses that do not say when the next one is due"
 
 _CRL_NUMBER, _DELTA_INDICATOR, _ISSUING_POINT = "2.5.29.20", "2.5.29.27", "2.5.29.28"
-_SOME_REASONS, _INDIRECT = der.context(3, constructed=False), der.context(4, constructed=False)
+_OF_ATTRIBUTES = der.context(5, constructed=False)
 "of the fields of IssuingDistributionPoint"
 _ENTRY_REASON, _ENTRY_ISSUER = "2.5.29.21", "2.5.29.29"
 _REMOVED = 8
@@ -223,9 +223,12 @@ class Crl:
                 self.for_authorities = not der.read_bool(value)
             elif tag == der.context(2, constructed=False):
                 self.for_users = not der.read_bool(value)
+            elif tag == _OF_ATTRIBUTES and not der.read_bool(value):
+                # the default, which DER leaves out and some do not: nothing that is revoked must be overlooked for that
+                pass
             else:
                 self.unusable = "part of the reasons, indirect, or for attribute certificates"
-                self.of_keys = self.of_keys and tag in (_SOME_REASONS, _INDIRECT)
+                self.of_keys = self.of_keys and tag != _OF_ATTRIBUTES
 
     def covers(self, certificate: Certificate) -> bool:
         """Whether the absence of the certificate from this list means something."""

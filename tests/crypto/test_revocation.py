@@ -200,6 +200,16 @@ def test_a_list_of_other_certificates_revokes_none_of_ours() -> None:
     assert status(ca, ca.issue(serial=6), listed) is Status.UNKNOWN
 
 
+@pytest.mark.parametrize("field", ["850100", "8600"])
+def test_a_list_that_says_it_is_not_of_other_certificates_revokes_ours(field: str) -> None:
+    """The default of onlyContainsAttributeCerts in full, and a field that nobody knows."""
+    ca = Ca()
+    value = der.emit(der.SEQUENCE, bytes.fromhex(field))
+    listed = Crl(ca.crl(6, extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.28"), value), True)]))
+    assert status(ca, ca.issue(serial=6), listed) is Status.REVOKED
+    assert status(ca, ca.issue(serial=5), listed) is (Status.GOOD if field == "850100" else Status.UNKNOWN)
+
+
 def listing(ca: Ca, *entries: cx.ExtensionType | None, about: tuple[Any, bool] | None = None) -> Crl:
     """A CRL, by default a delta, with entries for 6, 7 and so on that have these extensions."""
     builder = cx.CertificateRevocationListBuilder().issuer_name(ca.name).last_update(WALL - DAY).next_update(WALL + DAY)
