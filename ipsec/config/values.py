@@ -157,12 +157,14 @@ def split_list(text: str) -> list[str]:
 
 
 def join_list(items: Collection[str]) -> str:
-    """The text that ``split_list`` makes these items of."""
-    return ", ".join(_quote(item) if "," in item else item for item in items)
+    """The text that ``split_list`` makes these items of. ConfigError if there is none."""
+    return ", ".join(_quote(item) if "," in item or item[:1] in ("'", '"') else item for item in items)
 
 
 def _quote(item: str) -> str:
     quote = "'" if "'" not in item else '"'
+    if quote in item:
+        raise ConfigError(f"{quoted(item)} has quotes of both kinds, which no list can have")
     return f"{quote}{item}{quote}"
 
 

@@ -227,8 +227,15 @@ def test_list(text: str, items: list[str]) -> None:
 
 @given(st.lists(st.text("a,'b /"), max_size=5))
 def test_list_and_back(items: list[str]) -> None:
-    items = [item for item in items if item.strip(" ,") and item == item.strip() and item[0] not in "',"]
+    items = [item for item in items if item == item.strip() and item]
     assert split_list(join_list(items)) == items
+
+
+def test_list_that_no_text_stands_for() -> None:
+    assert split_list(join_list(["a'b\"c"])) == ["a'b\"c"]
+    for item in ("a,'b\"", "'\""):
+        with pytest.raises(ConfigError, match="quotes of both kinds"):
+            join_list(["x", item])
 
 
 def test_number() -> None:
