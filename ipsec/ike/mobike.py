@@ -198,7 +198,7 @@ def review(sa: IkeSa, now: float) -> None:
             if one.pending is not None:
                 # the list comes after it
                 one.transmit_request(one.pending, now)
-            one.ask(Announce(stranded=True), now, first=True)
+            _ask_instead(one, Announce(stranded=True), now)
     else:
         log.info("%s: no way leads along %s any more, trying %s", sa, sa.path, ", ".join(map(str, found)))
         move(sa, found[0], now, all_ways=True)
@@ -236,8 +236,13 @@ def _move(sa: IkeSa, path: Path, now: float, *, all_ways: bool) -> None:
 
 def ask_update(sa: IkeSa, update: UpdateAddresses, now: float) -> None:
     """Before anything else, and instead of what was to be told about addresses before."""
-    sa.queue = deque(request for request in sa.queue if not isinstance(request, UpdateAddresses))
-    sa.ask(update, now, first=True)
+    _ask_instead(sa, update, now)
+
+
+def _ask_instead(sa: IkeSa, request: UpdateAddresses | Announce, now: float) -> None:
+    """Before anything else, and instead of others of its kind that wait: a host may change again and again."""
+    sa.queue = deque(other for other in sa.queue if not isinstance(other, type(request)))
+    sa.ask(request, now, first=True)
 
 
 def detection(sa: IkeSa, path: Path) -> list[Payload]:

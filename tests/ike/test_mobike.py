@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
+from ipsec.ike.delete import Liveness
 from ipsec.ike.events import KEEPALIVE, IkeDown, IkeMoved, IkeRekeyed, Initiate, Path
 from ipsec.ike.lifetimes import TELL_AFTER_S, TELL_WITHIN_S
 from ipsec.ike.mobike import (
@@ -680,6 +681,17 @@ def test_a_responder_whose_address_goes_while_it_checks_the_peer_s() -> None:
     made.world.settle()
     goes(made, A2, B2)
     made.finish()
+
+
+def test_a_responder_that_changes_again_and_again_says_once_where_it_is() -> None:
+    made = pair()
+    made.world.broken.clear()
+    made.world.hold()
+    made.b.do(made.b.ike.ask, Liveness())
+    made.b.addresses[:] = [B2]
+    for _ in range(3):
+        changed(made.b)
+    assert [type(request) for request in made.b.ike.queue] == [Announce]
 
 
 def test_a_responder_that_moves_is_heard_by_who_does_not_know_the_successor() -> None:
