@@ -22,6 +22,8 @@ from ipsec.vici.client import Session
 
 #: a certificate that ends so soon is worth a word
 SOON_S = 14 * 86400.0
+#: of those for whom no connection was, the latest
+STRANGERS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,8 @@ class Explanation:
                 found.append(f"it is not tried again by itself: ipsecctl up {name}; dpd_action = start would do that")
             return list(dict.fromkeys(found))
         found += [
-            f"{one.peer} came {one.count} times, and none of the connections was for it: {one.reason}"
-            for one in self.strangers
+            f"{one.peer} came {plural(one.count, 'time')}, and none of the connections was for it: {one.reason}"
+            for one in self.strangers[-STRANGERS_MAX:]
         ]
         if self.problems is None:
             found.append(f"this daemon does not remember failures: ipsecctl up {name} shows one as it happens")
@@ -108,7 +110,6 @@ class Explanation:
         else:
             found.append(f"nobody has tried so far: ipsecctl up {name}, or start_action = start")
         return found
-
 
     def _stays_down(self, problems: list[Problem]) -> bool:
         """Whether it is to be up, and nobody here is about to do something for it."""

@@ -168,7 +168,7 @@ class Problems:
     def __init__(self) -> None:
         self._last: dict[tuple[str, str, bool], Problem] = {}
         self.strangers: deque[Problem] = deque(maxlen=STRANGERS_MAX)
-        "failures of no connection, the latest last"
+        "failures of no connection, each with how often it has come, the latest last"
         self.counts: Counter[tuple[str, Cause]] = Counter()
         "by connection and cause, since the start; the connection is empty for strangers"
 
@@ -176,13 +176,21 @@ class Problems:
         """Keep a failure; as it is kept, which says how often the same has come."""
         self.counts[problem.connection, problem.failure.cause] += 1
         if not problem.connection:
-            self.strangers.append(problem)
-            return problem
+            return self._note_stranger(problem)
         key = problem.connection, problem.failure.child, problem.initiator
         last = self._last.get(key)
         if last is not None and not last.over and last.failure == problem.failure and last.peer == problem.peer:
             problem = replace(problem, count=last.count + 1)
         self._last[key] = problem
+        return problem
+
+    def _note_stranger(self, problem: Problem) -> Problem:
+        for last in self.strangers:
+            if last.failure == problem.failure and last.peer == problem.peer:
+                problem = replace(problem, count=last.count + 1)
+                self.strangers.remove(last)
+                break
+        self.strangers.append(problem)
         return problem
 
     def came_up(self, connection: str, child: str = "") -> None:

@@ -140,6 +140,21 @@ def test_what_is_lost_and_not_tried_again(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert words not in ctl("explain", "gw").out
 
 
+def test_who_comes_again_and_again_is_one_line(tmp_path: Path, ctl: Ctl) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        assert one.ike is not None
+        for host in (9, 8, 7, 6, 6, 6):
+            one.ike.engine.note_without(MISMATCH, "", ip_address(f"192.0.2.{host}"), initiator=False)
+        advice = (await run("explain", "old", "--json")).document["advice"]
+        assert [line.split(",")[0] for line in advice[:-1]] == [
+            "192.0.2.8 came 1 time",
+            "192.0.2.7 came 1 time",
+            "192.0.2.6 came 3 times",
+        ]
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
 def test_whom_no_connection_is_for(daemon: FakeDaemon, ctl: Ctl) -> None:
     daemon.conns["gw"] = conn()
     why = "no connection has 192.0.2.1 and 192.0.2.9"

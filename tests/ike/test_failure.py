@@ -186,9 +186,14 @@ def test_strangers_are_kept_apart_and_few() -> None:
         pair.world.run(20)
     book = pair.b.engine.problems
     assert len(book) == 0
+    (only,) = book.strangers
+    assert only.failure.cause is Cause.NO_CONNECTION
+    assert only.count == book.counts["", Cause.NO_CONNECTION] >= STRANGERS_MAX + 5
+    for number in range(STRANGERS_MAX + 5):
+        book.note(_problem("", reason=str(number)))
     assert len(book.strangers) == STRANGERS_MAX
-    assert book.strangers[-1].failure.cause is Cause.NO_CONNECTION
-    assert book.counts["", Cause.NO_CONNECTION] >= STRANGERS_MAX + 5
+    assert book.note(_problem("", reason=str(number))).count == 2
+    assert only not in book.strangers
 
 
 def test_a_stranger_does_not_hide_what_we_began() -> None:
