@@ -20,6 +20,7 @@ from enum import Enum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 
 from ipsec.crypto.names import (
+    KeyRdn,
     grouped,
     looks_like_name,
     name_key,
@@ -71,7 +72,7 @@ class Identity:
 
     type: int
     data: bytes
-    _key: Hashable
+    _key: tuple[int, Hashable] | None
 
     def __init__(self, type: int, data: bytes) -> None:
         object.__setattr__(self, "type", type)
@@ -84,11 +85,21 @@ class Identity:
         return cls(IdType.IPV4_ADDR if address.version == 4 else IdType.IPV6_ADDR, address.packed)
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> tuple[int, Hashable]:
         """What is compared: equal keys are one identity."""
-        if self._key is None:
-            object.__setattr__(self, "_key", (self.type, self._meaning()))
-        return self._key
+        key = self._key
+        if key is None:
+            key = self.type, self._meaning()
+            object.__setattr__(self, "_key", key)
+        return key
+
+    @property
+    def name(self) -> tuple[KeyRdn, ...] | None:
+        """What of a distinguished name is compared, None if it is none or malformed.
+
+        Made once: of a long one that takes milliseconds, and peers send it to be held against much."""
+        meaning = self.key[1]
+        return meaning if self.type == IdType.DER_ASN1_DN and isinstance(meaning, tuple) else None
 
     def _meaning(self) -> Hashable:
         if self.type in _TEXT_TYPES:
@@ -143,8 +154,10 @@ class Identity:
 
 def is_called(identity: Identity, name: Identity) -> bool:
     """Whether somebody who is ``identity`` may be called ``name``: a distinguished name also as ``reads_as`` has it."""
-    names = identity.type == name.type == IdType.DER_ASN1_DN
-    return identity == name or (names and reads_as(name.data, identity.data))
+    if identity == name:
+        return True
+    whole, flat = identity.name, name.name
+    return whole is not None and flat is not None and reads_as(flat, whole)
 
 
 def _split_type(text: str) -> tuple[int, str] | None:
@@ -271,9 +284,8 @@ class IdentityPattern:
         return self._match_regex(identity)
 
     def _match_name(self, identity: Identity) -> int:
-        try:
-            name = name_key(identity.data)
-        except ParseError:
+        name = identity.name
+        if name is None:
             return MATCH_NONE
         pattern = self._name
         if all(len(rdn) == 1 for rdn in pattern) and len(pattern) == sum(map(len, name)):

@@ -163,17 +163,15 @@ def grouped(flat: Sequence[T], name: tuple[tuple[object, ...], ...]) -> tuple[tu
     return tuple(tuple(islice(left, len(rdn))) for rdn in name)
 
 
-def reads_as(flat: bytes, name: bytes) -> bool:
-    """Whether ``flat`` is ``name`` without its RDNs of several attributes: each is one of its own. charon shows names
-    so, takes them for the same, and sends what it was configured with. False if one is malformed."""
-    try:
-        mine, other = name_key(flat), name_key(name)
-    except ParseError:
+def reads_as(flat: tuple[KeyRdn, ...], name: tuple[KeyRdn, ...]) -> bool:
+    """Whether ``flat`` is ``name`` without its RDNs of several attributes: each is one of its own. See ``name_key``.
+
+    charon shows names so, takes them for the same, and sends what it was configured with.
+    """
+    if len(flat) != sum(map(len, name)) or any(len(rdn) != 1 for rdn in flat):
         return False
-    if any(len(rdn) != 1 for rdn in mine) or len(mine) != sum(map(len, other)):
-        return False
-    rdns = grouped([attribute for (attribute,) in mine], other)
-    return all(_sorted(iter(rdn)) == wanted for rdn, wanted in zip(rdns, other, strict=True))
+    rdns = grouped([attribute for (attribute,) in flat], name)
+    return all(_sorted(iter(rdn)) == wanted for rdn, wanted in zip(rdns, name, strict=True))
 
 
 def emails(data: bytes) -> list[str]:
