@@ -60,8 +60,9 @@ def uninstall(names: tuple[str, ...]) -> int:
     """Take traps away, and what passes or drops.
 
     Also those that `start_action = trap` has put in place, until the next reload that changes them. SAs that are up
-    stay up: `ipsecctl down` closes them. NAMEs are those of `ipsecctl install`; `ipsecctl list policies` shows what is
-    in place. What is not in place is no error.
+    stay up: `ipsecctl down` closes them. What `fail_closed` keeps in, traffic of children with `start_action = start`,
+    stays in. NAMEs are those of `ipsecctl install`; `ipsecctl list policies` shows what is in place. What is not in
+    place is no error.
     """
     return _run("uninstall", names)
 

@@ -78,7 +78,10 @@ class Guards:
         trap = trap or Action.TRAP in child.start_action
         known = self._guards.get(key)
         if known is not None:
-            known.trap = known.trap or trap
+            if trap and not known.trap:
+                known.trap = True
+                # packets that it kept in before have asked for nothing: the next one does, at once
+                self.rearm(*key)
             return
         if not self._wants(child, trap=trap):
             return
@@ -106,7 +109,11 @@ class Guards:
         """Whether there is anything to put in place for a child."""
         shunt = child.shunt and child.start_action is not Action.NONE
         trap = trap or Action.TRAP in child.start_action
-        return child.policies and (shunt or trap or (self._keep and Action.START in child.start_action))
+        return child.policies and (shunt or trap or self._keeps(child))
+
+    def _keeps(self, child: ChildConfig) -> bool:
+        """Whether a child's traffic is kept in while its tunnel is down, also without a trap."""
+        return self._keep and Action.START in child.start_action
 
     def needs_peer(self, connection: Connection, child: ChildConfig, *, trap: bool = False) -> bool:
         """Whether ``add`` has to be told where the peer is, which may take as long as a name server says nothing."""
@@ -221,6 +228,14 @@ class Guards:
         else:
             self._drop(guard.policies)
         return True
+
+    def uninstall(self, connection: str, child: str) -> bool:
+        """Undo a trap or a shunt, by command; False if there is none. What is kept in without a trap stays in."""
+        guard = self._guards.get((connection, child))
+        if guard is None or guard.child.shunt or not self._keeps(guard.child):
+            return self.remove(connection, child)
+        was_trap, guard.trap = guard.trap, False
+        return was_trap
 
     def release(self, connection: str) -> None:
         """What was expected, or was to come after guards that were held, is there or will not come.

@@ -171,7 +171,7 @@ class ViciControl:
 
     async def uninstall(self, connection: str, child: str) -> bool:
         """See Control."""
-        return self._ike.guards.remove(connection, child)
+        return self._ike.guards.uninstall(connection, child)
 
     def policies(self) -> list[Policy]:
         """See Control."""

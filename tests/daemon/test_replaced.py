@@ -254,3 +254,36 @@ def test_the_old_peer_cannot_pull_the_traffic_back(waits: bool) -> None:
         await lab.pair.stop()
 
     run(main())
+
+
+@pytest.mark.parametrize("start_action", ["start", "trap|start", "trap", "none"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_uninstalling_a_trap_lets_nothing_out_that_is_kept_in(start_action: str, keep: bool) -> None:
+    """A child that is to be up is guarded without a trap too (``ipsecd.fail_closed``)."""
+
+    async def main() -> None:
+        lab = Lab()
+        backend, guards = lab.pair.backends[0], lab.end.guards
+        guards._keep = keep
+        await lab.pair.start()
+        await lab.vici.load_connection("c", message("b", start_action))
+        await until(lambda: bool(lab.end.established()) == ("start" in start_action))
+        child = lab.connection().children[0]
+        before = set(guards._by_policy)
+        assert await lab.vici.install(lab.connection(), child)
+        assert len(lab.vici.policies()) == 1
+        kept = keep and "start" in start_action
+        if kept and "trap" not in start_action:
+            assert set(backend.rearmed) >= before, "a packet that it dropped before has been forgotten"
+        assert await lab.vici.uninstall("c", "n")
+        assert lab.vici.policies() == []
+        assert not await lab.vici.uninstall("c", "n")
+        assert bool(guards._by_policy) == kept
+        assert set(guards._by_policy) <= set(backend.policies)
+        assert not any(guards.wanted(policy) for policy in backend.policies)
+        # and again
+        assert await lab.vici.install(lab.connection(), child)
+        assert len(lab.vici.policies()) == 1
+        await lab.pair.stop()
+
+    run(main())
