@@ -13,6 +13,7 @@ from types import FrameType
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _occupy_standard_streams()
     if arguments and arguments[0] == "healthcheck":
         from ipsec.cli import healthcheck
 
@@ -35,6 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ipsecd.main(arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _occupy_standard_streams() -> None:
+    """Whoever began us may have closed them: what is opened next, a socket or a key file, would be in their place.
+
+    Libraries write to number 2, and libuv ends the process rather than close any of them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _be_init() -> None:

@@ -27,6 +27,7 @@ from ipsec.errors import BackendError, ConfigError, SequenceError
 from ipsec.net import udp
 from ipsec.net.marks import default_mark
 from tests.backend import python_core
+from tests.e2e.gateways import eventually
 
 KEY_IN, KEY_OUT = "00" * 19 + "01", "00" * 19 + "02"
 
@@ -334,6 +335,22 @@ def test_runs_in_memory_until_a_signal(loop: str, tmp_path: Path, monkeypatch: p
     assert daemon.run(load_text(sas(ipsecd_keys=keys)), core=python_core) == ExitCode.OK
     (path,) = tmp_path.glob("*.seq")
     assert path.read_text() == "ipsecd-sequence-1 0\n"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_runs_without_standard_streams(loop: str, tmp_path: Path) -> None:
+    """Their numbers are no socket's and no key file's, which libuv would not close either."""
+    keys = f"event_loop = {loop}\nbackend = memory\nstate_dir = {tmp_path}"
+    path = written(tmp_path / "good.conf", sas(ipsecd_keys=keys))
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "ipsec", "--config", path]
+    with subprocess.Popen(command) as process:
+        assert eventually(lambda: list(tmp_path.glob("*.seq")) or process.poll() is not None, 30)
+        try:
+            streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+    assert streams == ["/dev/null"] * 3
 
 
 def test_a_configuration_without_sas_is_not_silent(
