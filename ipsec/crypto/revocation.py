@@ -587,7 +587,7 @@ def _names_uri(source: Source) -> bool:
 
 
 def _has_run_out(source: Source, crls: Iterable[Crl], wall: datetime) -> bool:
-    """Whether somebody has seen to it that a CRL is there, and no longer does."""
-    return any(
-        crl.next_update is not None and crl.next_update < wall and crl.covers(source.certificate) for crl in crls
-    )
+    """Whether somebody has seen to it that a CRL is there, and no longer does. One that the authority has signed: the
+    last one of a key that it had before runs out as well."""
+    old = (crl for crl in crls if crl.next_update is not None and crl.next_update < wall)
+    return any(crl.covers(source.certificate) and authentic(crl, [source]) for crl in old)

@@ -394,6 +394,9 @@ def test_a_list_that_has_run_out_is_missing() -> None:
         check_revocation(chain, lists[:1], [], IFURI, WALL)
     for crls, policy in ((lists[:1], RELAXED), (lists[1:], IFURI), ([*lists, Crl(ca.crl())], IFURI)):
         check_revocation(chain, crls, [], policy, WALL)
+    # of the authority with the key that it had before
+    before = Crl(Ca().crl(this=WALL - 2 * DAY, due=WALL - DAY))
+    check_revocation(chain, [before], [], IFURI, WALL)
 
 
 def access(*methods: tuple[ObjectIdentifier, cx.GeneralName]) -> cx.AuthorityInformationAccess:
