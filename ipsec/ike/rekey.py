@@ -37,7 +37,7 @@ RETRY_FAILED_S = 30.0
 class IkeRekey:
     """What goes on about the successor of an IKE_SA."""
 
-    __slots__ = ("ours", "ours_nonce", "peer_nonce", "peers", "postponed")
+    __slots__ = ("going", "ours", "ours_nonce", "peer_nonce", "peers", "postponed")
 
     def __init__(self) -> None:
         self.ours: IkeSa | None = None
@@ -49,6 +49,8 @@ class IkeRekey:
         "the lower nonce of the exchange that made it"
         self.postponed: list[Request] = []
         "what was to be asked meanwhile; the successor asks it"
+        self.going: bool | None = None
+        "once we wait for the peer to delete the IKE_SA: whether it was to be closed before (``unique = replace``)"
 
 
 class RekeyIke(Request):
@@ -119,7 +121,7 @@ class RekeyIke(Request):
             log.info("%s: rekeyed by both ends at once, the peer's successor %s stays", sa, rekey.peers)
             new.change(IkeState.ESTABLISHED)
             new.ask(DeleteIke("redundant"), now)
-            sa.core.timers.set((Timer.REPLACED, sa.uid), now + REPLACED_S)
+            _wait_for_delete(sa, rekey, now)
             return
         take_over(sa, new, now)
         sa.ask(DeleteIke("rekeyed"), now, first=True)
@@ -139,7 +141,7 @@ class RekeyIke(Request):
         if rekey is not None and rekey.peers is not None:
             log.info("%s: rekeying: %s, which the peer has done itself", sa, name)
             # section 2.8.2: its Delete makes the successor take over; should that never come, we do it ourselves
-            sa.core.timers.set((Timer.REPLACED, sa.uid), now + REPLACED_S)
+            _wait_for_delete(sa, rekey, now)
             return
         if rekey is None or sa.state is not IkeState.REKEYING:
             return
@@ -210,7 +212,7 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     if new.state is IkeState.CREATED:
         new.change(IkeState.ESTABLISHED)
     sa.change(IkeState.REKEYED)
-    going = _is_going(sa, new)
+    going = _is_going(sa)
     # one that another IKE_SA stands for already, by re-authentication, hands that down
     replaced, sa.quiet = sa.quiet, True
     new.quiet = replaced
@@ -250,11 +252,17 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
         new.ask(DeleteIke("replaced"), now)
 
 
-def _is_going(sa: IkeSa, new: IkeSa) -> bool:
+def _wait_for_delete(sa: IkeSa, rekey: IkeRekey, now: float) -> None:
+    """Both ends have rekeyed an IKE_SA, which is the peer's to delete."""
+    rekey.going = _is_going(sa)
+    sa.core.timers.set((Timer.REPLACED, sa.uid), now + REPLACED_S)
+
+
+def _is_going(sa: IkeSa) -> bool:
     """Whether an IKE_SA was to be closed, as the peer has another one (``unique = replace``)."""
-    # where both ends have rekeyed it, the timer is for the peer's Delete
-    settles = sa.rekey is not None and sa.rekey.peers is new
-    return (Timer.REPLACED, sa.uid) in sa.core.timers and not settles and not sa.quiet
+    if sa.rekey is not None and sa.rekey.going is not None:
+        return sa.rekey.going
+    return (Timer.REPLACED, sa.uid) in sa.core.timers and not sa.quiet
 
 
 # -- the responder's side

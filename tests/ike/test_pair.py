@@ -351,6 +351,25 @@ def test_what_replace_closes_is_closed_also_if_it_is_rekeyed_before(who: str) ->
     pair.finish()
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("lost", ["", "moon", "sun"])
+def test_what_replace_closes_is_closed_also_if_both_ends_rekey_it_before(seed: int, lost: str) -> None:
+    """Whichever successor stays, and whether or not the other end's request arrives at first."""
+    pair = Pair(seed, unique=Unique.REPLACE).up()
+    pair.a.load(pair.a.connections["c"], replace(pair.a.connections["c"], name="two"))
+    pair.a.initiate("two")
+    pair.world.run(REAUTHENTICATING_S / 2)
+    first = [(host, host.ikes[0]) for host in (pair.a, pair.b)]
+    pair.world.hold()
+    for host, sa in first:
+        host.do(host.engine.rekey_ike_sa, sa)
+    if lost:
+        pair.world.deliver(lost, drop=True)
+    pair.world.release()
+    pair.world.run(10 * REAUTHENTICATING_S)
+    pair.finish()
+
+
 def test_reauthentication_twice_at_once() -> None:
     """HDR, SAi1, KEi, Ni once: a second IKE_SA would bring each CHILD_SA up twice (RFC 7296 section 2.8.3)."""
     pair = Pair().up()
