@@ -33,6 +33,7 @@ from ipsec.errors import BackendError, IpsecError
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, IkeSettings
+from ipsec.ike.delete import staying
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
     KEEPALIVE,
@@ -557,7 +558,7 @@ class IkeControl:
 
     def _is_up(self, connection: str, child: ChildConfig) -> bool:
         own = (sa for sa in self.engine.named(connection) if self.engine.is_current(sa.connection))
-        return any(other.name == child.name for sa in own for other in sa.children_up())
+        return any(other.name == child.name for sa in own for other in staying(sa))
 
     async def connect(
         self, connection: Connection, child: ChildConfig | None, event: Initiate | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ipsec.ike import giveway
 from ipsec.ike.config import Action, ChildConfig, Connection, Unique
-from ipsec.ike.delete import is_to_go
+from ipsec.ike.delete import is_to_go, staying
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
 from ipsec.ike.table import names_its_peers
@@ -45,7 +45,7 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if core.settings.make_before_break:
         core.emit(Initiate(sa.name, None, replaces=sa.uid, path=path))
         return
-    names: list[str | None] = [child.name for child in sa.children_up()]
+    names: list[str | None] = [child.name for child in staying(sa)]
     for name in names or [None]:
         core.emit(Initiate(sa.name, name, addresses=sa.addresses, path=path))
     core.terminate_ike(sa, now, "re-authenticating")

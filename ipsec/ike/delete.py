@@ -110,6 +110,11 @@ def missed(sa: IkeSa) -> list[ChildSa]:
     return [child for child in sa.children.values() if child.serves and not waits_to_go(child)]
 
 
+def staying(sa: IkeSa) -> list[ChildSa]:
+    """CHILD_SAs that are up, and that we are not about to close."""
+    return [] if is_to_go(sa) else [child for child in sa.children_up() if not waits_to_go(child)]
+
+
 def waits_to_go(child: ChildSa) -> bool:
     """Whether we will close a CHILD_SA when what is under way is answered."""
     return any(isinstance(request, DeleteChild) and request.child is child for request in child.ike.queue)

@@ -310,7 +310,7 @@ class IkeEngine(Registry):
     def under_way(self, sa: IkeSa) -> set[str]:
         """Names of children that are up, or that we have asked for."""
         requests = [*sa.queue, *self._retries.get(sa.uid, ()), *([sa.pending.request] if sa.pending else ())]
-        return {child.name for child in sa.children_up() if not delete.waits_to_go(child)} | {
+        return {child.name for child in delete.staying(sa)} | {
             request.config.name for request in requests if isinstance(request, CreateChild)
         }
 
@@ -465,6 +465,8 @@ class IkeEngine(Registry):
 
     def redirected(self, sa: IkeSa, gateway: Gateway, now: float) -> None:
         """We are to go elsewhere (RFC 5685)."""
+        if delete.is_to_go(sa):
+            return
         guard = self._guards.setdefault(sa.name, LoopGuard())
         if not self.settings.follow_redirects or not guard.follow(now):
             log.warning("%s: %s sends us to %s, not followed", sa, sa.path.remote, gateway)
@@ -691,7 +693,7 @@ class IkeEngine(Registry):
 def _made_again(old: IkeSa, connection: Connection) -> Iterator[tuple[ChildConfig, int]]:
     """The children of an IKE_SA that another one replaces; if that has another peer, those that it is to have."""
     same = old.connection.is_alike(connection)
-    for child in old.children_up():
+    for child in delete.staying(old):
         config = child.config if same else connection.child(child.name)
         if config is not None:
             yield config, child.reqid

@@ -17,7 +17,7 @@ from ipsec.crypto.identity import parse_pattern
 from ipsec.errors import ConfigError
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection
-from ipsec.ike.delete import DeleteChild, Liveness
+from ipsec.ike.delete import DeleteChild, Liveness, is_to_go, staying
 from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeUp, IpAddress
 from ipsec.ike.redirect import Gateway
 from ipsec.ike.redirect import redirect as encode_redirect
@@ -319,9 +319,9 @@ class _Attempt:
 
     def _is_up(self) -> bool:
         for sa in self._control.engine.named(self._connection.name):
-            if not sa.established or sa.quiet or not self._is_meant(sa):
+            if not sa.established or sa.quiet or is_to_go(sa) or not self._is_meant(sa):
                 continue
-            if self._child is None or any(one.name == self._child.name for one in sa.children_up()):
+            if self._child is None or any(one.name == self._child.name for one in staying(sa)):
                 return True
         return False
 

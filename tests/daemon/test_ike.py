@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,9 @@ from ipsec.daemon.ike import IkeControl
 from ipsec.errors import BackendError, PolicyError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
+from ipsec.ike.delete import Liveness
 from ipsec.ike.events import Initiate
+from ipsec.vici.actions import _Attempt
 from ipsec.wire.selector import TrafficSelector
 
 LOOP = ip_address("127.0.0.1")
@@ -297,6 +300,41 @@ def test_who_is_taken_out_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         end.retry_at.clear()
         await asyncio.sleep(0.4)
         assert not connected
+        await pair.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_child_of_what_is_being_closed_is_not_up(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload closes it, the peer does not answer, and nothing leads there either: what is tried again must not stop
+    at that."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: len(pair.backends[0].sas) == 2)
+        (sa,) = end.established()
+        connection, child = sa.connection, sa.connection.children[0]
+        control = cast(Any, SimpleNamespace(engine=end.engine, observe=lambda _: lambda: None))
+        attempts = [_Attempt(control, connection, one) for one in (child, None)]
+        assert [one._is_up() for one in attempts] == [True, True]
+        now = asyncio.get_running_loop().time()
+        if waits:
+            sa.ask(Liveness(), now)
+        end.engine.terminate_all([sa], now)
+        assert sa.children_up()
+        assert [one._is_up() for one in attempts] == [False, False]
+        connected: list[object] = []
+
+        async def connect(*args: object) -> None:
+            connected.append(args)
+
+        monkeypatch.setattr(end, "connect", connect)
+        end.retry_at[connection.name, child.name] = 0.0
+        await end._connect_later(connection, child, 0.0)
+        assert connected
         await pair.stop()
 
     run(main())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 
 from ipsec.ike.config import Action
 from ipsec.ike.delete import Liveness
 from ipsec.ike.events import Initiate
 from ipsec.ike.lifetimes import Timer
+from ipsec.ike.redirect import redirect
 from ipsec.ike.state import ChildState
 from tests.pair import Pair
 
@@ -104,3 +107,28 @@ def test_to_close_one_again_and_again_leaves_one_thing_to_do(pair: Pair) -> None
     for _ in range(3):
         a.do(a.engine.terminate_children, [a.child])
     assert len(a.ike.queue) == 1
+
+
+def test_nor_does_it_come_up_where_the_peer_sends_us(pair: Pair) -> None:
+    a, b = pair.a, pair.b
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_ike, a.ike)
+    b.do(b.ike.ask, Liveness([redirect(ip_address("198.51.100.7"))]))
+    pair.world.deliver("sun", 0)
+    assert not a.events(Initiate)
+
+
+def test_what_waits_to_be_closed_is_not_made_anew_with_the_others() -> None:
+    """By a re-authentication, which takes along what is up."""
+    pair = Pair(children=("net", "two"))
+    a, world = pair.a, pair.world
+    a.initiate()
+    world.settle()
+    world.hold()
+    doomed, stays = a.children
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_children, [doomed])
+    a.do(a.engine.reauthenticate, a.ike)
+    world.release()
+    world.run(30)
+    assert [child.name for child in a.children] == [stays.name]
