@@ -292,7 +292,7 @@ class _Text:
         if not pair:
             raise ConfigError(f"distinguished name {self.text!r} ends in a backslash")
         self.at += 2
-        return pair[0].encode()
+        return pair[0].encode("utf-8", "surrogatepass")
 
     def _hex(self, digits: str) -> bytes:
         try:

@@ -74,7 +74,9 @@ def test_what_is_no_identity(text: str) -> None:
         parse_identity(text)
 
 
-@pytest.mark.parametrize("text", ["{}", "fqdn:{}", "@{}", "a@{}", "@@{}", "*@{}", ":{}", "{}=x", "10.0.0.0/{}", "C={}"])
+@pytest.mark.parametrize(
+    "text", ["{}", "fqdn:{}", "@{}", "a@{}", "@@{}", "*@{}", ":{}", "{}=x", "10.0.0.0/{}", "C={}", "C=\\{}"]
+)
 def test_what_is_not_utf8(text: str) -> None:
     """As clients of vici may send it."""
     for parse in (parse_identity, parse_pattern):
