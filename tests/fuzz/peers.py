@@ -15,7 +15,7 @@ from cryptography.x509.oid import ObjectIdentifier
 from ipsec.crypto import x509
 from ipsec.crypto.auth import AuthenticationError, load_spki, parse_hashes, sign, verify
 from ipsec.crypto.chain import verify_chain
-from ipsec.crypto.identity import Identity
+from ipsec.crypto.identity import Identity, is_called, parse_identity, parse_pattern
 from ipsec.crypto.names import emails, name_key, name_text, parse_name
 from ipsec.crypto.revocation import Revocation, check_revocation
 from ipsec.daemon.fetch import _read, _Response
@@ -108,9 +108,24 @@ def signature(data: bytes) -> None:
         load_spki(data)
 
 
+#: as ``name_seeds``
+NAMES = (parse_identity("C=CH, O=x + OU=y, CN=z"), parse_identity("C=CH, O=x, OU=y, CN=z"))
+PATTERNS = tuple(map(parse_pattern, ("C=CH, O=x + OU=y, CN=*", "C=*, O=x, OU=y, CN=z", "C=CH, OU=*, O=*, CN=z")))
+
+
+def attributes(identity: Identity) -> list[str]:
+    return sorted(str(attribute) for rdn in identity.name or () for attribute in rdn)
+
+
 def name(data: bytes) -> None:
     """A distinguished name: whoever compares or shows it."""
-    str(Identity(IdType.DER_ASN1_DN, data))
+    identity = Identity(IdType.DER_ASN1_DN, data)
+    str(identity)
+    ROOT.certificate.has_identity(identity)
+    for pattern in PATTERNS:
+        assert not is_called(identity, NAMES[0]) or pattern.matches(identity)
+    for one in NAMES:
+        assert not is_called(one, identity) or attributes(one) == attributes(identity)
     for read in (parse_name, name_key, emails, name_text):
         with contextlib.suppress(ParseError):
             read(data)
@@ -207,7 +222,7 @@ def signature_seeds() -> list[bytes]:
 
 
 def name_seeds() -> list[bytes]:
-    return [ROOT.certificate.subject.data]
+    return [ROOT.certificate.subject.data, *(one.data for one in NAMES)]
 
 
 def extension_seeds() -> list[bytes]:
