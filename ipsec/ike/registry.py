@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ipsec.crypto.identity import Identity
+from ipsec.crypto.identity import Identity, is_called
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
@@ -426,7 +426,7 @@ class Registry:
         for connection in self.table.candidates(sa.path):
             fits = connection.remote.id.matches(peer_id)
             own = connection.local.id or Identity.of_address(sa.path.local)
-            if not fits or (asked is not None and asked != own):
+            if not fits or (asked is not None and not is_called(own, asked)):
                 continue
             if connection is sa.connection or negotiate.choose(connection.proposals, [sa.proposal]) is not None:
                 found.append((-fits, connection))

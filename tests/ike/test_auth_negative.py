@@ -28,7 +28,7 @@ from cryptography.x509 import (
 from cryptography.x509.ocsp import OCSPCertStatus
 
 from ipsec.crypto.auth import Scheme, is_psk_auth
-from ipsec.crypto.identity import parse_pattern
+from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.crypto.prf import PrfAlgorithm
 from ipsec.crypto.revocation import OcspResponse, revocation_sources
 from ipsec.crypto.sk import SkCipher
@@ -326,6 +326,16 @@ def test_who_is_known_by_an_address_in_a_network(network: str, up: bool) -> None
     )
     lab.initiate()
     assert any(sa.established for sa in lab.b.sas.values()) is up
+
+
+@pytest.mark.parametrize(("asked", "up"), [("O=x, OU=y, CN=sun", True), ("O=x, OU=z, CN=sun", False)])
+def test_a_responder_is_asked_for_without_the_plus_in_its_name(asked: str, up: bool) -> None:
+    """As charon shows it, and so has it in its configuration."""
+    mine = {"local": LocalAuth(AuthClass.PSK, parse_identity("O=x + OU=y, CN=sun"))}
+    lab = Lab(a={"remote": RemoteAuth(AuthClass.PSK, parse_pattern(asked))}, b=mine)
+    lab.a.credentials = lab.b.credentials = Credentials(secrets=[SharedSecret(SECRET)])
+    lab.initiate()
+    assert any(sa.established for sa in lab.a.sas.values()) is up
 
 
 def test_another_responder_is_asked_for() -> None:
