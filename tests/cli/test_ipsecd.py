@@ -178,7 +178,7 @@ def test_check_says_once_what_was_chosen(
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:
-    path = written(tmp_path / "good.conf", sas(ipsecd_keys="backend = memory"))
+    path = written(tmp_path / "good.conf", sas(ipsecd_keys=f"backend = memory\nvici_socket = {tmp_path}/vici"))
     command = [sys.executable, "-m", "ipsec"]
     for more, *statuses in (
         (["--version"], 141, ExitCode.REQUIREMENT),
