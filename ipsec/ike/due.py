@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ipsec.ike.child import superseded
-from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
+from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, is_to_go
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import Confirm
@@ -50,10 +50,7 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
         case Timer.REAUTH:
             _reauthenticate(core, sa, now)
         case Timer.OVER:
-            log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
-            core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
-            sa.queue.clear()
-            sa.ask(DeleteIke("expired", expired=True), now)
+            _end(core, sa, now)
         case Timer.REPLACED:
             # the peer's successor stays, and the peer does not say so (RFC 7296 section 2.8.2)
             closed_by_peer(sa, now)
@@ -114,6 +111,16 @@ def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
         if not sa.leases:  # else it is the peer's to do
             core.timers.set((Timer.REAUTH, sa.uid), now + RETRY_FAILED_S * (1 + core.fraction()))
         core.reauthenticate(sa, now)
+
+
+def _end(core: IkeEngine, sa: IkeSa, now: float) -> None:
+    """Who cannot authenticate any more, or have new keys, must not stay."""
+    if is_to_go(sa):
+        return
+    log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
+    core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
+    sa.queue.clear()
+    sa.ask(DeleteIke("expired", expired=True), now)
 
 
 def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:

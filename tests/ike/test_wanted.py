@@ -132,3 +132,12 @@ def test_what_waits_to_be_closed_is_not_made_anew_with_the_others() -> None:
     world.release()
     world.run(30)
     assert [child.name for child in a.children] == [stays.name]
+
+
+def test_its_end_in_time_changes_nothing_about_that(pair: Pair) -> None:
+    a = pair.a
+    a.do(a.ike.ask, Liveness())
+    a.do(a.engine.terminate_ike, a.ike)
+    a.engine.timers.set((Timer.OVER, a.ike.uid), pair.world.now + 1)
+    end(pair)
+    assert not a.events(Initiate)
