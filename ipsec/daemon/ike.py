@@ -33,7 +33,7 @@ from ipsec.errors import BackendError, IpsecError
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, IkeSettings
-from ipsec.ike.delete import staying
+from ipsec.ike.delete import is_to_go, staying
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
     KEEPALIVE,
@@ -569,6 +569,10 @@ class IkeControl:
         if found is None:
             return None
         connection = found[0]
+        replaces = event.replaces if event is not None else 0
+        old = self.engine.sas.get(replaces)
+        if replaces and (old is None or not old.established or is_to_go(old)):
+            return None
         path = (event.path if event is not None else None) or found[1]
         if path is None:
             where = str(remote) if remote is not None else ", ".join(connection.remote_addrs)
@@ -590,7 +594,7 @@ class IkeControl:
             wanted,
             path,
             self._loop.time(),
-            replaces=event.replaces if event is not None else 0,
+            replaces=replaces,
             redirected_from=event.redirected_from if event is not None else None,
             addresses=event.addresses if event is not None else (),
         )

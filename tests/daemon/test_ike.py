@@ -340,6 +340,25 @@ def test_a_child_of_what_is_being_closed_is_not_up(waits: bool, monkeypatch: pyt
     run(main())
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_is_closed_while_its_peer_is_looked_up_is_not_authenticated_anew(gone: bool) -> None:
+    async def main() -> None:
+        pair = Pair(A, B)
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: len(pair.backends[0].sas) == 2)
+        (sa,) = end.established()
+        event = Initiate(sa.name, None, replaces=sa.uid)
+        running = asyncio.ensure_future(end.connect(sa.connection, None, event))
+        now = asyncio.get_running_loop().time()
+        sa.destroy("closed", now) if gone else end.engine.terminate_ike(sa, now)
+        assert await running is None
+        assert not end.engine.initiating
+        await pair.stop()
+
+    run(main())
+
+
 def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody looks at the IKE_SAs of all the others."""
 
