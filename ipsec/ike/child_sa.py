@@ -88,8 +88,12 @@ class ChildSa:
     def serves(self) -> bool:
         """Whether it carries traffic, and nothing is there yet that stands for it."""
         # section 2.8.1: after a lost collision it is replaced only once the peer has deleted it
-        waits = self.peer_rekey is not None and self.peer_rekey.state is ChildState.INSTALLING
-        return self.state in CHILD_UP or (self.state is ChildState.REKEYED and waits)
+        return self.state in CHILD_UP or (self.state is ChildState.REKEYED and self.unsettled)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the peer has made a successor and not deleted it yet: it may wait for our answer still."""
+        return self.peer_rekey is not None and self.peer_rekey.state is ChildState.INSTALLING
 
     def change(self, new: ChildState) -> None:
         """Go to another state."""

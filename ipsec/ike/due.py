@@ -153,7 +153,7 @@ def _keep_alive(core: IkeEngine, sa: IkeSa, now: float) -> None:
 
 
 def _expire(core: IkeEngine, child: ChildSa, now: float) -> None:
-    if child.state in CHILD_UP:
+    if child.serves:
         log.warning("%s: CHILD_SA %s has reached its end without being rekeyed", child.ike, child)
         core.note(Failure(Cause.EXPIRED, "not rekeyed in time", child.name), child.ike)
         # a successor whose Delete for this one never came takes over

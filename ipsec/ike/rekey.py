@@ -12,6 +12,7 @@ from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.errors import ParseError
 from ipsec.ike import negotiate
 from ipsec.ike.child import nonce_of
+from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.delete import DeleteIke
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IkeRekeyed, Path
@@ -73,7 +74,7 @@ class RekeyIke(Request):
         """SA with our new SPI, Ni, KEi."""
         if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None:
             return None
-        if any(c.state in (ChildState.REKEYING, ChildState.DELETING) for c in sa.children.values()):
+        if any(_is_under_way(child, now) for child in sa.children.values()):
             sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S)
             return None
         sa.change(IkeState.REKEYING)
@@ -250,6 +251,17 @@ def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
         new.ask(request, now)
     if replaced:
         new.ask(DeleteIke("replaced"), now)
+
+
+def _is_under_way(child: ChildSa, now: float) -> bool:
+    """Whether a CHILD_SA is just being replaced or closed (section 2.25.2).
+
+    By the peer, too: if our answer is lost it asks again, but in this IKE_SA alone. charon, which does not refuse our
+    rekeying where both ends have rekeyed the CHILD_SA, would neither have its own successor then nor take another one.
+    """
+    if child.state in (ChildState.REKEYING, ChildState.DELETING):
+        return True
+    return child.unsettled and child.peer_rekey is not None and now < child.peer_rekey.installed_at + REPLACED_S
 
 
 def _wait_for_delete(sa: IkeSa, rekey: IkeRekey, now: float) -> None:

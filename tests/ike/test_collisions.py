@@ -30,6 +30,7 @@ from ipsec.ike.rekey import OVERTAKEN_S
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
+from ipsec.wire.ike import FLAG_RESPONSE
 from ipsec.wire.payloads import NotifyPayload, Payload, TsPayload
 from tests.ike.hostile import Lab
 from tests.ike.hostile import consistent as lab_consistent
@@ -257,6 +258,51 @@ def test_every_order_of_the_first_four(one: str, other: str) -> None:
         world.settle()
         pair.agree(len(pair.a.children))
         world.close()
+
+
+@pytest.mark.parametrize("seed", [0, 3, 4, 5, 8])
+def test_an_ike_sa_is_not_rekeyed_while_the_peer_may_wait_for_its_child_sa(seed: int) -> None:
+    """Both rekey ``old``, B's successor stays, and A's answer is lost: charon would not refuse HDR, SK {SA, Ni, KEi},
+    and as it asks again in the old IKE_SA alone, there would be nothing in place of ``old``."""
+    script = Script(seed)
+    a = script.pair.a
+    script.run("A:child B:child a b -a b a b")
+    old_sa, old = script.old["a"]
+    assert old.state is ChildState.REKEYED
+    script.run("A:ike")
+    assert old_sa.state is IkeState.ESTABLISHED
+    script.world.release()
+    script.world.run(30.0)
+    assert a.ike is not old_sa
+    finish(script, 1, 1)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 5, 8])
+def test_a_child_sa_that_the_peer_never_deletes_ends_nevertheless(seed: int) -> None:
+    """Both rekey ``old``, B's successor stays, and its HDR, SK {D} never comes: at the end of ``old`` it takes over."""
+    pair = Pair(seed, child={"rekey_time": 50.0, "rand_time": 0.0, "life_time": 60.0}).up()
+    world, a, b = pair.world, pair.a, pair.b
+    old = a.child
+    world.run(30.0)
+    requests = (ExchangeType.INFORMATIONAL, 0)
+    world.filter = lambda host, data: None if host is b and (data[18], data[19] & FLAG_RESPONSE) == requests else data
+    world.hold()
+    for one in (a, b):
+        one.do(one.engine.rekey_child, one.child)
+    for name in ("moon", "sun", "moon", "sun"):
+        world.deliver(name)
+    assert old.state is ChildState.REKEYED
+    world.release()
+    world.run(old.expires_at - world.now - 1)
+    assert (old.serves, old.has_out) == (True, True)
+    world.run(2.0)
+    assert not old.serves
+    assert a.child is not old
+    assert a.child.state is ChildState.INSTALLED
+    assert a.child.has_out
+    world.filter = None
+    world.run(30.0)
+    pair.finish()
 
 
 def test_refused_ike_rekeying_has_an_end() -> None:
