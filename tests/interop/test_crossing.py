@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,30 +18,31 @@ from tests.interop.charon import CharonGateway
 from tests.interop.gateway import Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import INNER, Lab, Namespace, eventually
-from tests.interop.wire import IKE_AUTH
+from tests.interop.wire import CREATE_CHILD_SA, IKE_AUTH
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 
 #: where the exchange type of IKE is, behind the UDP header and the non-ESP marker; its flags follow
 EXCHANGE_AT = 8 + 4 + 18
-INITIATOR_ASKS = 0x08
+INITIATOR_ASKS, INITIATOR_ANSWERS = 0x08, 0x28
 TRANSPORT_HEADER = 2
 NF_DROP = 0
 
 
 @contextmanager
-def without_ike_auth(end: Namespace) -> Iterator[None]:
-    """What the initiator of an IKE_SA in here asks in IKE_AUTH gets lost; all else, as answers, gets through."""
+def without(end: Namespace, exchange: int, flags: int) -> Iterator[None]:
+    """What the initiator of an IKE_SA in here says in such an exchange gets lost: what it asks, or what it answers."""
+    name = f"loss{flags}"
 
     def change(command: str) -> None:
         with NFTables(nfgen_family=socket.AF_INET) as tables:
-            tables.table(command, name="loss")
+            tables.table(command, name=name)
             if command == "add":
-                tables.chain("add", table="loss", name="out", hook="output", type="filter", policy=1)
-                tables.rule("add", table="loss", chain="out", expressions=rule)
+                tables.chain("add", table=name, name="out", hook="output", type="filter", policy=1)
+                tables.rule("add", table=name, chain="out", expressions=rule)
 
     load = genex("payload", {"dreg": 1, "base": TRANSPORT_HEADER, "offset": EXCHANGE_AT, "len": 2})
-    wanted = {"attrs": [("NFTA_DATA_VALUE", bytes((IKE_AUTH, INITIATOR_ASKS)))]}
+    wanted = {"attrs": [("NFTA_DATA_VALUE", bytes((exchange, flags)))]}
     rule = ([load], [genex("cmp", {"sreg": 1, "op": 0, "data": wanted})], verdict(NF_DROP))
     end.inside(lambda: change("add"))
     try:
@@ -65,7 +67,7 @@ def test_what_charon_drops_at_our_initial_contact(lab: Lab, credentials: Path, t
     try:
         b.start()
         a.start()
-        with without_ike_auth(lab.a):
+        with without(lab.a, IKE_AUTH, INITIATOR_ASKS):
             swanctl(a, "--initiate", "--child", "net", "--timeout", "-1")
             eventually(lambda: "takes IKE" in a.log(), "IKE_AUTH is about to be sent")
             assert b.initiate()
@@ -76,6 +78,54 @@ def test_what_charon_drops_at_our_initial_contact(lab: Lab, credentials: Path, t
         assert len([sa for sa in b.sas() if sa["state"] == "ESTABLISHED"]) == 1
         eventually(lambda: swanctl(a, "--list-sas").count("ESTABLISHED") == 1, "what charon does not have is gone here")
         assert lab.a.ping(*INNER[4])
+    except BaseException as error:
+        error.add_note(f"--- ipsecd\n{a.log()[-4000:]}\n--- charon\n{b.log()[-3000:]}")
+        raise
+    finally:
+        a.kill()
+        b.kill()
+
+
+def spis(b: CharonGateway) -> list[tuple[str, str]]:
+    """State and SPI of charon's CHILD_SAs."""
+    return [(child["state"], child["spi-in"]) for sa in b.sas() for child in sa["child-sas"].values()]
+
+
+def test_our_answer_is_lost_when_both_rekey_a_child_sa(lab: Lab, credentials: Path, tmp_path: Path) -> None:
+    """charon's successor stays, and it does not refuse to have the IKE_SA rekeyed before it has our answer, for which
+    it would ask in the old one alone: neither end would have anything in place of the CHILD_SA."""
+    lab.reset(one_address=True)
+    ours, theirs = make_sides(both=gw({"mobike": "no"}))
+    settings = {"retransmit_timeout": "0.3", "retransmit_tries": "12", "vici_socket": f"unix://{tmp_path}/a/ipsecd.vici"}
+    a = IpsecdGateway(lab.a, 0, tmp_path / "a", Side(ours.swanctl, settings), credentials)
+    b = CharonGateway(lab.b, 1, tmp_path / "b", theirs, credentials)
+    lost = "rekeyed by both ends at once, the peer's successor stays"
+    try:
+        b.start()
+        a.start()
+        assert a.initiate()
+        # whose nonce is the lowest is left to chance
+        for _ in range(16):
+            before, ups = spis(b), a.log().count("CHILD_SA net")
+            with without(lab.a, CREATE_CHILD_SA, INITIATOR_ANSWERS):
+                with without(lab.a, CREATE_CHILD_SA, INITIATOR_ASKS):
+                    swanctl(a, "--rekey", "--child", "net")
+                    b.rekey("child")
+                    time.sleep(0.1)
+                eventually(lambda: a.log().count("CHILD_SA net") > ups or lost in a.log(), "charon has answered")
+                if lost in a.log():
+                    time.sleep(0.1)
+                    swanctl(a, "--rekey", "--ike", "gw")
+                    time.sleep(0.2)
+            eventually(lambda: [state for state, _ in spis(b)] == ["INSTALLED"], "one is left", timeout=15)
+            assert spis(b) != before
+            assert lab.a.ping(*INNER[4])
+            if lost in a.log():
+                break
+        else:
+            pytest.fail("ours had the lowest nonce sixteen times")
+        eventually(lambda: "takes over" in a.log(), "the IKE_SA is rekeyed later", timeout=15)
+        assert lab.b.ping(*reversed(INNER[4]))
     except BaseException as error:
         error.add_note(f"--- ipsecd\n{a.log()[-4000:]}\n--- charon\n{b.log()[-3000:]}")
         raise
