@@ -112,7 +112,7 @@ def test_our_answer_is_lost_when_both_rekey_a_child_sa(lab: Lab, credentials: Pa
                     swanctl(a, "--rekey", "--child", "net")
                     b.rekey("child")
                     time.sleep(0.1)
-                eventually(lambda ups=ups: a.log().count("CHILD_SA net") > ups or lost in a.log(), "charon has answered")
+                eventually(lambda ups=ups: a.log().count("CHILD_SA net") > ups or lost in a.log(), "an answer")
                 if lost in a.log():
                     time.sleep(0.1)
                     swanctl(a, "--rekey", "--ike", "gw")
