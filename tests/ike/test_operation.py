@@ -468,6 +468,17 @@ class Talk:
             self.host.world.at(0.01, self._go)
 
 
+def lose_nothing(pair: Pair, seconds: float) -> None:
+    """Both talk for so long, and all of it arrives."""
+    before = pair.world.delivered
+    talks = [Talk(host) for host in (pair.a, pair.b)]
+    pair.world.run(seconds)
+    for one in talks:
+        one.over = True
+    pair.world.run(1)
+    assert pair.world.delivered - before == sum(one.sent for one in talks)
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("children", [("net",), ("net", "two", "three")])
 @pytest.mark.parametrize("action", [Action.NONE, Action.START, Action.TRAP])
@@ -481,13 +492,7 @@ def test_one_of_two_that_cross_stays(unique: Unique, action: Action, children: t
     pair.b.initiate()
     pair.world.run(1)
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
-    before = pair.world.delivered
-    talks = [Talk(host) for host in (pair.a, pair.b)]
-    pair.world.run(30)
-    for one in talks:
-        one.over = True
-    pair.world.run(1)
-    assert pair.world.delivered - before == sum(one.sent for one in talks)
+    lose_nothing(pair, 30.0)
     for host in (pair.a, pair.b):
         assert [len(host.events(kind)) for kind in (IkeUp, IkeDown)] == [2, 1]
         assert not [event for kind in (Failed, Initiate, TrapWanted) for event in host.events(kind)]
@@ -522,13 +527,7 @@ def test_what_both_ends_reauthenticate_does_not_multiply() -> None:
         pair.world.run(45.0)
         assert 1 <= len(pair.a.ikes) <= 4, pair.a.ikes
     # nothing is lost where one too many is closed
-    before = pair.world.delivered
-    talks = [Talk(host) for host in (pair.a, pair.b)]
-    pair.world.run(60.0)
-    for one in talks:
-        one.over = True
-    pair.world.run(1)
-    assert pair.world.delivered - before == sum(one.sent for one in talks)
+    lose_nothing(pair, 60.0)
 
 
 def loser(pair: Pair) -> SimHost:
