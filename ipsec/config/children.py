@@ -185,7 +185,7 @@ def child_warnings(section: Section, child: ChildConfig) -> list[str]:
     """What is allowed in a child but hardly meant."""
     found = []
     if child.shunt and not child.start_action:
-        why = f"mode = {child.mode.value} has no effect without start_action = trap"
+        why = f"mode = {child.mode.value} has no effect without start_action = trap or ipsecctl install"
         found.append(warning_at(section, "start_action", why))
     if not child.replay_window:
         why = "replay protection is off: old packets will be accepted again"

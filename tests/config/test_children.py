@@ -307,7 +307,8 @@ def test_warnings() -> None:
 
     assert warnings("") == ()
     assert warnings("mode = pass") == (
-        "f:11: connections.gw.children.net.start_action: mode = pass has no effect without start_action = trap",
+        "f:11: connections.gw.children.net.start_action: mode = pass has no effect without start_action = trap or "
+        "ipsecctl install",
     )
     assert warnings("mode = drop\nstart_action = trap") == ()
     assert warnings("rekey_time = 5\nrand_time = 0") == ()
