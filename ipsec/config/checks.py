@@ -50,7 +50,7 @@ class Checker:
                 whose = f" for {local.id}" if local.id else ""
                 why = f"there is no certificate with a private key{whose}, name one here or have auth = psk"
                 raise error_at(part, "certs", why)
-            return replace(connection, local=replace(local, certs=certs, id=local.id or certs[0].subject))
+            return replace(connection, local=replace(local, certs=certs))
         for certificate in local.certs:
             if self._credentials.private_key_for(certificate) is None:
                 why = f"{self._files.describe(certificate)} has no private key in {_KEY_PLACES}"

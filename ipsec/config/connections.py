@@ -338,7 +338,8 @@ def _read_local(section: Section, files: CredentialFiles) -> LocalAuth:
         raise error_at(section, "pubkeys", "there are certs too, remove one of them")
     identity: Identity | None = values.get("id")
     if values["certs"]:
-        values["id"] = identity or values["certs"][0].subject
+        # %any stands for our address, or whom the peer wants, as in charon
+        values.setdefault("id", values["certs"][0].subject)
         if identity and not any(confirms(cert, identity) for cert in values["certs"]):
             names = ", ".join(str(cert.subject) for cert in values["certs"])
             raise error_at(section, "id", f"{identity} is not in the certificate {names}: subject or subjectAltName")

@@ -472,12 +472,34 @@ def sign(
 
     AuthenticationError if there is no way to sign that the peer, our key and the constraints allow.
     """
+    method, scheme = _how_to_sign(key, peer_hashes, constraints)
+    signature = scheme.sign(key, octets)
+    if method == AuthMethod.DIGITAL_SIGNATURE:
+        algorithm = scheme.algorithm_identifier()
+        return method, bytes((len(algorithm),)) + algorithm + signature
+    if method in _ECDSA_METHODS:
+        width = _ECDSA_METHODS[method][2]
+        signature = b"".join(number.to_bytes(width, "big") for number in decode_dss_signature(signature))
+    return method, signature
+
+
+def can_sign(key: PrivateKeyObject, *, peer_hashes: tuple[int, ...], constraints: Constraints) -> bool:
+    """Whether ``sign`` finds a way."""
+    try:
+        _how_to_sign(key, peer_hashes, constraints)
+    except AuthenticationError:
+        return False
+    return True
+
+
+def _how_to_sign(
+    key: PrivateKeyObject, peer_hashes: tuple[int, ...], constraints: Constraints
+) -> tuple[AuthMethod, Scheme]:
     if not peer_hashes:
-        return _sign_by_key_type(key, octets, constraints)
+        return _by_key_type(key, constraints)
     for scheme in _schemes_of_key(key, constraints):
         if scheme.hash in peer_hashes and any(rule.takes(scheme, key) for rule in constraints.for_auth):
-            algorithm = scheme.algorithm_identifier()
-            return AuthMethod.DIGITAL_SIGNATURE, bytes((len(algorithm),)) + algorithm + scheme.sign(key, octets)
+            return AuthMethod.DIGITAL_SIGNATURE, scheme
     names = ", ".join(name_of(HashAlgorithm, number) for number in peer_hashes)
     raise AuthenticationError(f"no way to sign with our key {describe_key(key)}: the peer takes {names}")
 
@@ -499,20 +521,19 @@ def _schemes_of_key(key: PrivateKeyObject, constraints: Constraints) -> list[Sch
     return [Scheme(name, number, sizes[number] if name == "rsa/pss" else 0) for number in order for name in families]
 
 
-def _sign_by_key_type(key: PrivateKeyObject, octets: bytes, constraints: Constraints) -> tuple[AuthMethod, bytes]:
+def _by_key_type(key: PrivateKeyObject, constraints: Constraints) -> tuple[AuthMethod, Scheme]:
     """Methods 1 and 9 to 11."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        for method, (number, curve, width) in _ECDSA_METHODS.items():
+        for method, (number, curve, _) in _ECDSA_METHODS.items():
             if isinstance(key.curve, curve):
                 scheme = Scheme("ecdsa", number)
                 _require(scheme, key, constraints)
-                r, s = decode_dss_signature(scheme.sign(key, octets))
-                return AuthMethod(method), r.to_bytes(width, "big") + s.to_bytes(width, "big")
+                return AuthMethod(method), scheme
     if isinstance(key, rsa.RSAPrivateKey):
         # RFC 7296 section 3.8 gives peers without RFC 7427 no other hash to count on
         scheme = Scheme("rsa", HashAlgorithm.SHA1)
         _require(scheme, key, constraints)
-        return AuthMethod.RSA, scheme.sign(key, octets)
+        return AuthMethod.RSA, scheme
     raise AuthenticationError(f"the peer does no RFC 7427, our key {describe_key(key)} needs it")
 
 

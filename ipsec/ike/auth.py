@@ -29,7 +29,7 @@ from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
-from ipsec.ike.proof import describe_received, make_proof, verify_proof
+from ipsec.ike.proof import describe_received, local_identity, make_proof, verify_proof
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, CfgType, ExchangeType, NotifyType, PayloadType, name_of
@@ -72,11 +72,6 @@ def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool, keys: IkeKeys | None 
     if of_initiator:
         return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body))
     return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body))
-
-
-def local_identity(sa: IkeSa, connection: Connection) -> Identity:
-    """Who we are: as configured, else our address."""
-    return connection.local.id or Identity.of_address(sa.path.local)
 
 
 # -- initiator
@@ -273,7 +268,7 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
     note_certreqs(sa, payloads)
     asked = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
     peer_id = _identity(identity)
-    wanted = _identity(asked) if asked is not None else None
+    wanted = sa.auth.asked = _identity(asked) if asked is not None else None
     body = identity.body()
     certificates = [p for p in payloads if isinstance(p, CertPayload)]
     path = sa.path

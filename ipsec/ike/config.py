@@ -131,9 +131,9 @@ class LocalAuth:
 
     method: AuthClass = AuthClass.PUBKEY
     id: Identity | None = None
-    "None: our address (PSK); with certificates the configuration puts the subject of the first one here"
+    "None: whom the initiator wants, else our address or the subject of the certificate that is chosen"
     certs: tuple[Certificate, ...] = ()
-    "candidates, chosen by the peer's CERTREQ, else the first"
+    "candidates, chosen by what the peer can do with, else the first"
     pubkeys: tuple[bytes, ...] = ()
     "raw public keys (DER SubjectPublicKeyInfo) to authenticate with instead of a certificate"
     constraints: Constraints = ANY_SCHEME
@@ -247,9 +247,10 @@ class Connection:
         return self is other or self._without_parts == other._without_parts
 
     @cached_property
-    def _without_parts(self) -> Connection:
+    def _without_parts(self) -> tuple[Connection, tuple[Identity, ...]]:
         # kept: thousands of IKE_SAs are held against what is loaded
-        return replace(self, children=(), local=replace(self.local, certs=()))
+        ours = () if self.local.id is not None else tuple(one.subject for one in self.local.certs)
+        return replace(self, children=(), local=replace(self.local, certs=())), ours
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ same for one secret and for many thousands.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -19,7 +19,7 @@ from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPatte
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError, ParseError
-from ipsec.ike.config import LocalAuth, RemoteAuth
+from ipsec.ike.config import AuthClass, LocalAuth, RemoteAuth
 from ipsec.wire.iana import IdType
 
 PPK_ID_MAX = 1023
@@ -227,19 +227,32 @@ class Credentials:
         spki = certificate_or_spki if isinstance(certificate_or_spki, bytes) else certificate_or_spki.spki
         return self._keys.get(spki)
 
+    def can_be(self, auth: LocalAuth, identity: Identity) -> bool:
+        """Whether we may be whom the peer asks for, where the configuration does not say who we are. A key alone does
+        not say whose it is."""
+        if auth.method is AuthClass.PSK or auth.pubkeys:
+            return True
+        return any(one.spki in self._keys and vouches(one, identity) for one in auth.certs or self.certificates)
+
     def local_certificate(
-        self, auth: LocalAuth, certreqs: Collection[bytes] = frozenset()
+        self,
+        auth: LocalAuth,
+        certreqs: Collection[bytes] = frozenset(),
+        serves: Callable[[Certificate, PrivateKey], bool] = lambda certificate, key: True,
     ) -> tuple[Certificate, tuple[Certificate, ...]] | None:
         """The certificate to authenticate with and the intermediates to send with it, or None. ParseError.
 
         Candidates are those of the configuration, else all that vouch for our identity; they need their private key.
-        The first that a CA named in ``certreqs`` (SHA-1 of its SubjectPublicKeyInfo) stands above, else the first.
+        The first that a CA named in ``certreqs`` (SHA-1 of its SubjectPublicKeyInfo) stands above, else the first; one
+        that ``serves`` refuses only if it refuses all.
         """
         candidates = auth.certs or self._certificates_of(auth.id)
         candidates = tuple(candidate for candidate in candidates if candidate.spki in self._keys)
-        if len(candidates) > 1 and auth.id is not None:
+        if len(candidates) > 1:
             identity = auth.id
-            candidates = tuple(one for one in candidates if vouches(one, identity)) or candidates
+            if identity is not None:
+                candidates = tuple(one for one in candidates if vouches(one, identity)) or candidates
+            candidates = tuple(one for one in candidates if serves(one, self._keys[one.spki])) or candidates
         if not candidates:
             return None
         chosen = candidates[0]

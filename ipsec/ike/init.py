@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import our_hashes, parse_hashes
 from ipsec.crypto.chain import Signatures
+from ipsec.crypto.identity import Identity
 from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
@@ -88,7 +89,7 @@ class InitProgress:
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("certreqs", "child", "configs", "contact", "had", "ppk_keys", "psk", "signatures")
+    __slots__ = ("asked", "certreqs", "child", "configs", "contact", "had", "ppk_keys", "psk", "signatures")
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
@@ -103,6 +104,8 @@ class AuthProgress:
         "hashes of CAs whose certificates the peer wants; None: it has not asked for any"
         self.ppk_keys: IkeKeys | None = None
         "initiator: the keys if the responder takes the PPK that we named"
+        self.asked: Identity | None = None
+        "responder: who the initiator wants us to be"
         self.psk: bytes | None = None
         "responder: the pre-shared key that the initiator has shown"
         self.signatures = Signatures()

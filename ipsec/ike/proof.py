@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
-from ipsec.crypto.auth import AuthenticationError, PublicKey, is_psk_auth, psk_auth, sign, verify
+from ipsec.crypto.auth import AuthenticationError, PublicKey, can_sign, is_psk_auth, psk_auth, sign, verify
 from ipsec.crypto.chain import CertificateError, Chain
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
 from ipsec.crypto.x509 import Certificate, parse_certificate
 from ipsec.errors import ParseError
-from ipsec.ike.config import AuthClass, Connection, SendCert
-from ipsec.ike.credentials import Credentials, vouches
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, SendCert
+from ipsec.ike.credentials import Credentials, PrivateKey, vouches
 from ipsec.ike.failure import bounded
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.status import StatusUnknownError
@@ -42,6 +43,40 @@ def certificate_requests(connection: Connection, credentials: Credentials) -> li
 # -- ours
 
 
+def local_identity(sa: IkeSa, connection: Connection) -> Identity:
+    """Who we are: as configured, else whom the initiator wants, else our address, as charon has it.
+
+    Where no certificate of ours vouches for the address we are the subject of the one that serves the peer.
+    """
+    local = connection.local
+    if local.id is not None:
+        return local.id
+    if sa.auth is not None and sa.auth.asked is not None:
+        return sa.auth.asked
+    address = Identity.of_address(sa.path.local)
+    if local.method is AuthClass.PSK or local.pubkeys:
+        return address
+    with suppress(ParseError):
+        found = _our_certificate(sa, local, address)
+        if found is not None and not vouches(found[0], address):
+            return found[0].subject
+    return address
+
+
+def _our_certificate(
+    sa: IkeSa, local: LocalAuth, identity: Identity
+) -> tuple[Certificate, tuple[Certificate, ...]] | None:
+    """The certificate to show and those above it, as far as the peer has said what it can do with. ParseError."""
+    wall = sa.core.host.wall()
+
+    def serves(certificate: Certificate, key: PrivateKey) -> bool:
+        in_force = certificate.not_before <= wall <= certificate.not_after
+        return in_force and can_sign(key.key, peer_hashes=sa.peer_hashes, constraints=local.constraints)
+
+    certreqs = sa.auth.certreqs if sa.auth is not None else None
+    return sa.core.credentials.local_certificate(replace(local, id=identity), certreqs or frozenset(), serves)
+
+
 def make_proof(
     sa: IkeSa, connection: Connection, identity: Identity, octets: bytes, certreqs: frozenset[bytes] | None
 ) -> Proof:
@@ -57,7 +92,7 @@ def make_proof(
         what: Certificate | bytes = spki
     else:
         try:
-            found = credentials.local_certificate(local, certreqs or frozenset())
+            found = _our_certificate(sa, local, identity)
         except ParseError as error:
             raise AuthenticationError(f"our certificate for {identity} is malformed: {error}") from None
         if found is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ipsec.crypto.identity import Identity, is_called
+from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, is_called
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
@@ -425,10 +425,19 @@ class Registry:
         found: list[tuple[int, Connection]] = []
         for connection in self.table.candidates(sa.path):
             fits = connection.remote.id.matches(peer_id)
-            own = connection.local.id or Identity.of_address(sa.path.local)
-            if not fits or (asked is not None and not is_called(own, asked)):
+            ours = self._fits_us(connection, asked)
+            if not fits or not ours:
                 continue
+            fits += ours
             if connection is sa.connection or negotiate.choose(connection.proposals, [sa.proposal]) is not None:
                 found.append((-fits, connection))
         found.sort(key=lambda item: item[0])
         return [connection for _, connection in found[:CONNECTIONS_TRIED_MAX]]
+
+    def _fits_us(self, connection: Connection, asked: Identity | None) -> int:
+        """How exactly we are in a connection whom an initiator asks for, 0 if we are somebody else there. As in charon
+        a connection that does not say who we are fits whom we can be."""
+        own = connection.local.id
+        if asked is None or own is None:
+            return MATCH_ANY if asked is None or self.credentials.can_be(connection.local, asked) else MATCH_NONE
+        return MATCH_PERFECT if is_called(own, asked) else MATCH_NONE

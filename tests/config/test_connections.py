@@ -373,8 +373,6 @@ def test_default_remote(base: Path) -> None:
         "cert-a {{\nfile = moon.pem\n}}",
         pytest.param(f"certs = 0x{pki.der('moon').hex()}", id="certs-hex"),
         pytest.param(f"certs = 0s{base64.b64encode(pki.der('moon')).decode()}", id="certs-base64"),
-        # none named: the one that has a private key
-        "auth = pubkey",
         "id = moon.example.org\ncerts = moon.pem",
         "id = moon.example.org",
         'id = "CN=moon"',
@@ -386,6 +384,14 @@ def test_local_certificate(base: Path, local: str) -> None:
     found = read("", auth(local, "auth = pubkey"), base=base).local
     assert found.certs == load_certificates(pki.pem("moon"))
     assert found.id == (parse_identity("moon.example.org" if "moon.example.org" in local else "CN=moon"))
+
+
+@pytest.mark.parametrize("local", ["auth = pubkey", "id = %any", "id = %any\ncerts = moon.pem"])
+def test_who_we_are_may_be_left_open(base: Path, local: str) -> None:
+    """Our address, or whom the peer asks for: that shows later, of the certificates that have a private key."""
+    pki.write(base, "x509/sun.pem", pki.pem("sun"))
+    found = read("", auth(local, "auth = pubkey"), base=base).local
+    assert (found.certs, found.id) == (load_certificates(pki.pem("moon")), None)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/8", "10.0.0.1-10.0.0.9", "2001:db8::/32"])

@@ -1,0 +1,153 @@
+"""Who we are, and by which certificate, where the configuration leaves that to the peer. As charon 5.9.8 has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.x509 import DNSName, IPAddress
+
+from ipsec.crypto.auth import parse_constraints
+from ipsec.crypto.identity import ANY_IDENTITY, Identity, parse_identity, parse_pattern
+from ipsec.crypto.x509 import Certificate
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
+from tests.ike.hostile import SECRET, A, B, Lab
+
+ONE, TWO = Ca("One"), Ca("Two")
+MOON = ONE.issue("moon", EC_KEY)
+PSK = Credentials(secrets=[SharedSecret(SECRET)])
+NOBODY = LocalAuth(AuthClass.PSK)
+ANYBODY = RemoteAuth(AuthClass.PUBKEY, ANY_IDENTITY)
+
+
+def sun(common: str, issuer: Ca, key: Any, *names: Any, **more: Any) -> Certificate:
+    return issuer.issue(common, key, sans=names, **more)
+
+
+def keys(*certificates: Certificate, anchors: tuple[Ca, ...] = (ONE, TWO)) -> Credentials:
+    """Of one end: its certificates, the private keys of all, and whom it trusts."""
+    private = [PrivateKey(key) for key in (EC_KEY, EC384_KEY, RSA_KEY, ED25519_KEY)]
+    authorities = [Authority(ca.certificate) for ca in anchors]
+    return Credentials(private_keys=private, certificates=certificates, authorities=authorities)
+
+
+def meet(
+    theirs: Credentials, remote: RemoteAuth, ours: Credentials, local: LocalAuth, *, responder: bool = True
+) -> Identity | None:
+    """For whom the peer takes us, None if it does not believe us. We are whom it asks, or who asks it."""
+    peer: dict[str, Any] = {"local": LocalAuth(certs=(MOON,), id=MOON.subject), "remote": remote}
+    we = {"local": local, "remote": ANYBODY}
+    lab = Lab(a=peer if responder else we, b=we if responder else peer)
+    lab.a.credentials, lab.b.credentials = (theirs, ours) if responder else (ours, theirs)
+    lab.initiate()
+    end = lab.a if responder else lab.b
+    return next((sa.peer_id for sa in end.sas.values() if sa.established), None)
+
+
+@pytest.mark.parametrize("responder", [True, False])
+@pytest.mark.parametrize("trusted", [ONE, TWO])
+def test_our_address_by_the_certificate_that_is_asked_for(responder: bool, trusted: Ca) -> None:
+    own = IPAddress(B if responder else A)
+    first, second = sun("first", ONE, EC384_KEY, own), sun("second", TWO, RSA_KEY, own)
+    found = meet(keys(MOON, anchors=(trusted,)), ANYBODY, keys(first, second), LocalAuth(certs=(first, second)),
+                 responder=responder)  # fmt: skip
+    assert found == Identity.of_address(B if responder else A)
+
+
+@pytest.mark.parametrize("responder", [True, False])
+@pytest.mark.parametrize(("trusted", "whose"), [(ONE, "first"), (TWO, "second")])
+def test_the_subject_where_no_certificate_has_our_address(responder: bool, trusted: Ca, whose: str) -> None:
+    """Where charon gives up."""
+    first, second = sun("first", ONE, EC384_KEY), sun("second", TWO, RSA_KEY)
+    found = meet(keys(MOON, anchors=(trusted,)), ANYBODY, keys(first, second), LocalAuth(certs=(first, second)),
+                 responder=responder)  # fmt: skip
+    assert found == {"first": first, "second": second}[whose].subject
+
+
+@pytest.mark.parametrize(
+    ("asked", "believed"), [("first.x", True), ("second.x", True), ("O=x, CN=second", True), ("third.x", False)]
+)
+def test_whom_the_initiator_asks_for_by_certificate(asked: str, believed: bool) -> None:
+    first = sun("first", ONE, EC384_KEY, DNSName("first.x"), IPAddress(B))
+    second = sun("second", ONE, RSA_KEY, DNSName("second.x"))
+    remote = RemoteAuth(AuthClass.PUBKEY, parse_pattern(asked))
+    found = meet(keys(MOON), remote, keys(first, second), LocalAuth(certs=(first, second)))
+    assert found == (parse_identity(asked) if believed else None)
+
+
+@pytest.mark.parametrize("asked", ["second.x", "192.0.2.2"])
+def test_whom_the_initiator_asks_for_by_preshared_key(asked: str) -> None:
+    lab = Lab(a={"remote": RemoteAuth(AuthClass.PSK, parse_pattern(asked))}, b={"local": NOBODY})
+    lab.a.credentials = lab.b.credentials = PSK
+    lab.initiate()
+    assert [str(sa.peer_id) for sa in lab.a.sas.values() if sa.established] == [asked]
+    assert [str(sa.our_id) for sa in lab.b.sas.values() if sa.established] == [asked]
+
+
+@pytest.mark.parametrize(
+    ("connections", "chosen"),
+    [
+        # our identity and the peer's, in the order of loading, and what charon 5.9.8 takes
+        ((("sun", "%any"), ("%any", "moon")), 0),
+        ((("%any", "moon"), ("sun", "%any")), 0),
+        ((("%any", "%any"), ("sun", "%any")), 1),
+        ((("%any", "%any"), ("%any", "moon")), 1),
+        ((("%any", "%any"), ("%any", "*n")), 1),
+        ((("%any", "*n"), ("sun", "%any")), 1),
+        ((("mars", "moon"), ("%any", "%any")), 1),
+    ],
+)
+def test_the_connection_that_names_the_most(connections: tuple[tuple[str, str], ...], chosen: int) -> None:
+    def named(number: int, ours: str, theirs: str) -> Connection:
+        own = None if ours == "%any" else parse_identity(ours)
+        remote = RemoteAuth(AuthClass.PSK, parse_pattern(theirs))
+        return replace(lab.cb, name=str(number), local=LocalAuth(AuthClass.PSK, own), remote=remote)
+
+    lab = Lab()
+    lab.b.load([named(number, *ids) for number, ids in enumerate(connections)], PSK)
+    lab.a.credentials = PSK
+    lab.initiate()
+    assert [sa.name for sa in lab.b.sas.values() if sa.established] == [str(chosen)]
+
+
+@pytest.mark.parametrize("responder", [True, False])
+def test_a_certificate_that_is_in_force_before_one_that_is_not(responder: bool) -> None:
+    """What was renewed may still be there."""
+    expired = sun("sun", ONE, EC384_KEY, DNSName("sun"), not_after=WALL - DAY)
+    future = sun("sun", ONE, EC384_KEY, DNSName("sun"), not_before=WALL + DAY)
+    good = sun("sun", ONE, RSA_KEY, DNSName("sun"))
+    remote = RemoteAuth(AuthClass.PUBKEY, parse_pattern("sun"))
+    local = LocalAuth(id=parse_identity("sun"), certs=(expired, future, good))
+    assert meet(keys(MOON), remote, keys(*local.certs), local, responder=responder) == local.id
+    alone = replace(local, certs=(expired, future))
+    assert meet(keys(MOON), remote, keys(*local.certs), alone, responder=responder) is None
+
+
+def test_a_key_that_signs_what_the_peer_takes() -> None:
+    """The peer, as initiator, has said which hashes it takes: charon gives up with the first key."""
+    first, second = sun("sun", ONE, ED25519_KEY, DNSName("sun")), sun("sun", ONE, RSA_KEY, DNSName("sun"))
+    local = LocalAuth(id=parse_identity("sun"), certs=(first, second))
+    wanted = parse_constraints("ike:rsa-sha256")
+    remote = RemoteAuth(AuthClass.PUBKEY, parse_pattern("sun"), constraints=wanted)
+    assert meet(keys(MOON), remote, keys(first, second), replace(local, certs=(first,))) is None
+    assert meet(keys(MOON), remote, keys(first, second), local) == local.id
+
+
+def test_a_key_that_auth_takes() -> None:
+    first, second = sun("sun", ONE, EC384_KEY, DNSName("sun")), sun("sun", ONE, RSA_KEY, DNSName("sun"))
+    local = LocalAuth(id=parse_identity("sun"), certs=(first, second), constraints=parse_constraints("rsa"))
+    assert meet(keys(MOON), RemoteAuth(id=parse_pattern("sun")), keys(first, second), local) == local.id
+
+
+def test_another_certificate_of_ours_is_another_end_only_if_it_says_who_we_are() -> None:
+    one = Lab(certs=True).cb
+    first, second = sun("first", ONE, EC384_KEY), sun("second", ONE, RSA_KEY)
+    named, nameless = (replace(one, local=replace(one.local, certs=(first,), id=who)) for who in (one.local.id, None))
+    for connection, alike in ((named, True), (nameless, False)):
+        other = replace(connection, local=replace(connection.local, certs=(second,)))
+        assert connection.is_alike(other) is alike
+    renewed = sun("first", TWO, RSA_KEY)
+    assert nameless.is_alike(replace(nameless, local=replace(nameless.local, certs=(renewed,))))
