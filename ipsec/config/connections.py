@@ -32,7 +32,7 @@ from ipsec.config.values import (
     suggestion,
 )
 from ipsec.crypto.auth import Constraints, parse_constraints
-from ipsec.crypto.identity import Identity, IdentityPattern, parse_identity, parse_pattern
+from ipsec.crypto.identity import Identity, parse_identity, parse_pattern
 from ipsec.crypto.revocation import Revocation
 from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError
@@ -181,20 +181,14 @@ def _parse_policy(text: str) -> str:
     return text
 
 
-def _parse_ca_id(text: str) -> IdentityPattern:
-    pattern = parse_pattern(text)
-    if pattern.any:
-        raise ConfigError(f"{quoted(text)} stands for any identity, one is needed, or a pattern for some")
-    return pattern
-
-
 _REMOTE_KEYS: dict[str, Parser] = {
     "round": parse_number,
     "id": parse_pattern,
     "cert_policy": list_of(_parse_policy),
     "certs": list_of(str),
     "cacerts": list_of(str),
-    "ca_id": _parse_ca_id,
+    # %any: some authority has to stand above the peer, so that a certificate that is loaded is not enough
+    "ca_id": parse_pattern,
     "pubkeys": list_of(str),
     "revocation": one_of(Revocation),
     "auth": str,

@@ -336,6 +336,7 @@ def test_preshared_key() -> None:
         ("cert_policy = 1.3.6.1.4.1, 2.5.29.32.0", "cert_policy", ("1.3.6.1.4.1", "2.5.29.32.0")),
         ("ca_id = ca.example.org", "ca_id", parse_pattern("ca.example.org")),
         ('ca_id = "C=CH, CN=*"', "ca_id", parse_pattern("C=CH, CN=*")),
+        ("ca_id = %any", "ca_id", ANY_IDENTITY),
         ("auth = rsa-3072-sha256", "constraints", parse_constraints("rsa-3072-sha256")),
         ("auth = ike:ecdsa-sha384", "constraints", parse_constraints("ike:ecdsa-sha384")),
         ("certs = moon.pem", "certs", load_certificates(pki.pem("moon"))),
@@ -476,7 +477,6 @@ def test_misuse_of_local(base: Path, local: str, key: str, message: str) -> None
     [
         ("groups = staff", "groups", "attribute certificates"),
         ("cert_policy = any", "cert_policy", "is not an object identifier"),
-        ("ca_id = %any", "ca_id", "one is needed"),
         ("cacerts = nowhere.pem", "cacerts", "x509ca/nowhere.pem: No such file"),
         ("cacert-1 {\nfile = nowhere.pem\n}", "cacert-1.file", "x509ca/nowhere.pem: No such file"),
         ("cacert-1 {\nhandle = 1\n}", "cacert-1.handle", "smart cards"),

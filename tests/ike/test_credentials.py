@@ -292,6 +292,16 @@ def test_trusted_without_authority() -> None:
         Credentials().verify_peer(lone, [lone], RemoteAuth(), MOON, WALL)
 
 
+def test_some_authority_has_to_stand_above() -> None:
+    """As with charon ``ca_id = %any`` is not nothing: a certificate that is loaded is not enough."""
+    root, whatever = Ca(), RemoteAuth(ca_id=parse_pattern("%any"))
+    end = root.issue("moon", sans=(cx.DNSName("moon"),))
+    assert loaded(cas=(root,)).verify_peer(end, [], whatever, MOON, WALL)
+    assert loaded(ends=(end,)).verify_peer(end, [], RemoteAuth(), MOON, WALL)
+    with pytest.raises(CertificateError, match="no authority %any stands above"):
+        loaded(ends=(end,)).verify_peer(end, [], whatever, MOON, WALL)
+
+
 def test_a_trusted_certificate_below_a_loaded_authority() -> None:
     """In x509/ or ``certs``, it goes through all that holds for one that only its authority vouches for."""
     root = Ca()
