@@ -327,7 +327,7 @@ class IkeEngine(Registry):
     def terminate_all(self, sas: Iterable[IkeSa], now: float, reason: str = "terminated") -> None:
         """Close many IKE_SAs at both ends. Those that are up go a few in each turn, and are used for nothing new."""
         up = [sa for sa in list(sas) if close_later(sa, now, reason)]
-        self.in_turns(((sa, partial(self.terminate_ike, sa, reason=reason)) for sa in up), now)
+        self.in_turns("close", ((sa, partial(self.terminate_ike, sa, reason=reason)) for sa in up), now)
 
     def terminate_child(self, child: ChildSa, now: float, reason: str = "terminated") -> None:
         """Close a CHILD_SA at both ends."""
@@ -337,7 +337,7 @@ class IkeEngine(Registry):
 
     def terminate_children(self, children: Iterable[ChildSa], now: float, reason: str = "terminated") -> None:
         """Close many CHILD_SAs at both ends, those of a few IKE_SAs in each turn; none counts as up from now on."""
-        self.in_turns(((sa, sa.ask_next) for sa in close_children_later(children, reason)), now)
+        self.in_turns("next", ((sa, sa.ask_next) for sa in close_children_later(children, reason)), now)
 
     def rekey_ike_sa(self, sa: IkeSa, now: float) -> None:
         """Replace the keys of an IKE_SA."""

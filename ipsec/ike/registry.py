@@ -92,8 +92,8 @@ class Registry:
         self._key_pairs: dict[int, KeyExchange] = {}
         "made in advance, by method; each is used once"
         self._later: deque[Callable[[], None]] = deque()
-        self._asked: deque[tuple[IkeSa | ChildSa, Callable[[float], None]]] = deque()
-        "what a command is to do to many SAs, and has not done to all of them yet"
+        self._asked: OrderedDict[tuple[int, str], tuple[IkeSa | ChildSa, Callable[[float], None]]] = OrderedDict()
+        "what a command is to do to many SAs, and has not done to all of them yet; each once, however often it is said"
         self._asked_at = 0.0
         self._done = 0
         "how much of it since the last ``datagrams_to_send``"
@@ -137,19 +137,22 @@ class Registry:
             except Exception:
                 log.exception("this is a bug")
 
-    def in_turns(self, work: Iterable[tuple[IkeSa | ChildSa, Callable[[float], None]]], now: float) -> None:
+    def in_turns(
+        self, what: str, work: Iterable[tuple[IkeSa | ChildSa, Callable[[float], None]]], now: float
+    ) -> None:
         """Do something to each of perhaps thousands of SAs: to the first few now, to the others with the calls of
-        ``handle_timer`` that come. All at once would keep every peer waiting."""
+        ``handle_timer`` that come. All at once would keep every peer waiting. ``what`` is to be done once, if it is
+        asked for again before."""
         if not self._asked:
             self._asked_at = now
-        self._asked.extend(work)
+        self._asked.update(((one.uid, what), (one, do)) for one, do in work)
         self.go_on(now)
 
     def go_on(self, now: float) -> None:
         """The next few things that were to be done in turns."""
         while self._asked and self._done < AT_ONCE:
             self._done += 1
-            one, work = self._asked.popleft()
+            _, (one, work) = self._asked.popitem(last=False)
             # a CHILD_SA may belong to a successor by now
             self.contained(one.ike if isinstance(one, ChildSa) else one, work, now)
 

@@ -134,8 +134,8 @@ class Actions:
             left = await self._gone(ikes, children, 0 if force and timeout is None else timeout)
             if left and force:
                 now = self._control.now()
-                engine.in_turns(((sa, partial(sa.destroy, "terminated")) for sa in ikes), now)
-                engine.in_turns(((child, partial(self._forget, child)) for child in children), now)
+                engine.in_turns("destroy", ((sa, partial(sa.destroy, "terminated")) for sa in ikes), now)
+                engine.in_turns("forget", ((child, partial(self._forget, child)) for child in children), now)
                 self._control.turn()
                 left = await self._gone(ikes, children, None)
         if left:
@@ -201,8 +201,8 @@ class Actions:
             raise CommandError("no matching SAs to rekey found", matches="0")
         now, engine, reauth = self._control.now(), self._control.engine, truth(message, "reauth")
         renew = engine.reauthenticate if reauth else engine.rekey_ike_sa
-        engine.in_turns(((sa, partial(renew, sa)) for sa in ikes), now)
-        engine.in_turns(((child, partial(engine.rekey_child, child)) for child in children), now)
+        engine.in_turns("reauth" if reauth else "rekey", ((sa, partial(renew, sa)) for sa in ikes), now)
+        engine.in_turns("rekey", ((child, partial(engine.rekey_child, child)) for child in children), now)
         self._control.turn()
         return {"success": "yes", "matches": len(ikes) + len(children)}
 
@@ -231,7 +231,8 @@ class Actions:
         except ValueError as error:
             raise CommandError(str(error)) from None
         engine = self._control.engine
-        engine.in_turns(((sa, partial(engine.redirect_peer, sa, gateway)) for sa in found), self._control.now())
+        now = self._control.now()
+        engine.in_turns("redirect", ((sa, partial(engine.redirect_peer, sa, gateway)) for sa in found), now)
         self._control.turn()
         return {"success": "yes", "matches": len(found), **more}
 

@@ -77,7 +77,7 @@ def test_what_was_rekeyed_before_its_turn_is_closed_all_the_same(pair: Pair) -> 
 def test_a_child_that_has_gone_to_a_successor_is_found_there(pair: Pair) -> None:
     engine = pair.a.engine
     children = pair.a.children
-    engine.in_turns(((one, partial(engine.terminate_child, one)) for one in children), pair.world.now)
+    engine.in_turns("close", ((one, partial(engine.terminate_child, one)) for one in children), pair.world.now)
     waiting, engine._asked = engine._asked, type(engine._asked)()
     last = children[-1]
     old = last.ike
@@ -90,6 +90,25 @@ def test_a_child_that_has_gone_to_a_successor_is_found_there(pair: Pair) -> None
     assert not last.ike.children
 
 
+def test_what_is_asked_again_before_its_turn_is_done_once(pair: Pair) -> None:
+    """Or a client of vici that says it in a loop would fill the memory."""
+    engine, now = pair.a.engine, pair.world.now
+    done: list[tuple[str, int]] = []
+
+    def ask(what: str, number: int) -> None:
+        engine.in_turns(what, ((sa, lambda _, sa=sa: done.append((sa.name, number))) for sa in pair.a.ikes), now)
+
+    for number in range(100):
+        ask("this", number)
+        ask("that", number)
+    assert len(engine._asked) == 2 * MANY  # the first few were done, and are asked for anew
+    pair.world.after(pair.a)
+    pair.world.run(1)
+    assert not engine._asked
+    assert done[AT_ONCE:].count(("c0", 99)) == 2
+    assert len(done) == 2 * MANY + AT_ONCE
+
+
 def test_one_that_fails_costs_none_of_the_others(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     engine, seen = pair.a.engine, []
 
@@ -98,7 +117,7 @@ def test_one_that_fails_costs_none_of_the_others(pair: Pair, caplog: pytest.LogC
             raise ValueError("a bug")
         seen.append(sa.name)
 
-    engine.in_turns(((sa, partial(work, sa)) for sa in pair.a.ikes), pair.world.now)
+    engine.in_turns("work", ((sa, partial(work, sa)) for sa in pair.a.ikes), pair.world.now)
     pair.world.after(pair.a)
     pair.world.run(1)
     assert len(seen) == MANY - 1
