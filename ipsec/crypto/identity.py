@@ -101,6 +101,15 @@ class Identity:
         meaning = self.key[1]
         return meaning if self.type == IdType.DER_ASN1_DN and isinstance(meaning, tuple) else None
 
+    @property
+    def spelling(self) -> tuple[int, Hashable]:
+        """What it has in common with all that it may be called (see ``is_called``), and maybe with others: ``key``, of
+        a distinguished name its attributes in no order."""
+        attributes = [attribute for rdn in self.name or () for attribute in rdn]
+        if not attributes:
+            return self.key
+        return self.type, tuple(sorted(attributes, key=lambda attribute: (attribute[0], str(attribute[1]))))
+
     def _meaning(self) -> Hashable:
         if self.type in _TEXT_TYPES:
             return self.data.lower()
@@ -158,6 +167,11 @@ def is_called(identity: Identity, name: Identity) -> bool:
         return True
     whole, flat = identity.name, name.name
     return whole is not None and flat is not None and reads_as(flat, whole)
+
+
+def are_one(one: Identity, other: Identity) -> bool:
+    """Whether one of two may be called as the other is."""
+    return is_called(one, other) or is_called(other, one)
 
 
 def _split_type(text: str) -> tuple[int, str] | None:

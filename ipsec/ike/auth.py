@@ -442,7 +442,7 @@ def _check_childless(connection: Connection, wants_child: bool) -> None:
 def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
     """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
     core, policy = sa.core, sa.connection.unique
-    others = [o for o in core.by_peer.get((sa.our_id, sa.peer_id), {}).values() if o is not sa and o.established]
+    others = [o for o in core.of_peer(sa.our_id, sa.peer_id) if o is not sa and o.established]
     if policy is Unique.NEVER or not others:
         return
     if contact:

@@ -6,7 +6,7 @@ same for one secret and for many thousands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -15,7 +15,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
 from ipsec.crypto.chain import CertificateError, Chain, Signatures, verify_chain
-from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, Identity, IdentityPattern, parse_identity
+from ipsec.crypto.identity import (
+    MATCH_ANY,
+    MATCH_NONE,
+    MATCH_PERFECT,
+    Identity,
+    IdentityPattern,
+    are_one,
+    parse_identity,
+)
 from ipsec.crypto.revocation import Crl
 from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError, ParseError
@@ -45,11 +53,17 @@ class SharedSecret:
             return MATCH_ANY
         if identity is None:
             return max(MATCH_ANY if owner.any else MATCH_NONE for owner in self.owners)
-        return max(owner.matches(identity) for owner in self.owners)
+        return max(_match_owner(owner, identity) for owner in self.owners)
 
     def names_only(self, identity: Identity) -> bool:
         """Whether ``identity`` is every owner that it has. Patterns name others too."""
-        return all(owner.exact is not None and owner.matches(identity) for owner in self.owners)
+        return all(owner.exact is not None and are_one(owner.exact, identity) for owner in self.owners)
+
+
+def _match_owner(owner: IdentityPattern, identity: Identity) -> int:
+    if owner.exact is not None:
+        return MATCH_PERFECT if are_one(owner.exact, identity) else MATCH_NONE
+    return owner.matches(identity)
 
 
 @dataclass(frozen=True)
@@ -144,9 +158,9 @@ class Credentials:
         "trusted to sign OCSP responses about anybody's certificates, and for nothing else"
         self.anchors = tuple(dict.fromkeys(authority.certificate for authority in self.authorities))
         self._trusted = frozenset(self.certificates)
-        self._secrets_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
-        "with their places in the order of loading"
-        self._alone_of: dict[Identity, list[tuple[int, SharedSecret]]] = {}
+        self._secrets_of: dict[Hashable, list[tuple[int, SharedSecret]]] = {}
+        "with their places in the order of loading, by how an owner is spelled"
+        self._alone_of: dict[Hashable, list[tuple[int, SharedSecret]]] = {}
         "the last that have this one owner"
         self._loose_secrets: list[tuple[int, SharedSecret]] = []
         "those that have an owner which is no single identity, or none"
@@ -168,13 +182,13 @@ class Credentials:
                 self.revocation_uris[authority.certificate.der] = (authority.crl_uris, authority.ocsp_uris)
 
     def _add_secret(self, place: int, secret: SharedSecret) -> None:
-        exact = [owner.exact for owner in secret.owners if owner.exact is not None]
+        exact = [owner.exact.spelling for owner in secret.owners if owner.exact is not None]
         if len(exact) == len(secret.owners) == 1:
             alone = self._alone_of.setdefault(exact[0], [])
             alone.append((place, secret))
             del alone[:-PSKS_MAX]
-        for identity in dict.fromkeys(exact):
-            self._secrets_of.setdefault(identity, []).append((place, secret))
+        for spelling in dict.fromkeys(exact):
+            self._secrets_of.setdefault(spelling, []).append((place, secret))
         if len(exact) != len(secret.owners) or not exact:
             self._loose_secrets.append((place, secret))
 
@@ -196,10 +210,10 @@ class Credentials:
         order of how exactly they name us; of equals the one that was loaded last comes first. One that names us and
         others serves nobody but these.
         """
-        if remote is None:
-            candidates = [*self._secrets_of.get(local, []), *self._loose_secrets]
-        else:
-            candidates = [*self._secrets_of.get(remote, []), *self._loose_secrets, *self._alone_of.get(local, [])]
+        whose = self._secrets_of.get((local if remote is None else remote).spelling, [])
+        candidates = [*whose, *self._loose_secrets]
+        if remote is not None:
+            candidates += self._alone_of.get(local.spelling, [])
         found: list[tuple[tuple[int, bool, int, int], bytes]] = []
         for place, secret in candidates:
             ours, theirs = secret.match(local), secret.match(remote)

@@ -544,7 +544,7 @@ class IkeEngine(Registry):
         if sa.keys is not None:
             sa.keys.keep_sk_d()
         self.close_half_open(sa)
-        self.by_peer.setdefault((sa.our_id, sa.peer_id), {})[sa.uid] = sa
+        self.join(sa)
         lifetimes.arm_ike(self, sa, now)
         log.info("%s: established between %s[%s]...%s[%s]", sa, sa.path.local, sa.our_id, sa.path.remote, sa.peer_id)
         self.problems.came_up(sa.name)
@@ -567,9 +567,8 @@ class IkeEngine(Registry):
         """A rekeyed IKE_SA has a successor that is in use."""
         asks = (Timer.GIVE_WAY, old.uid) in self.timers
         lifetimes.disarm(self, old)
-        peers = self.by_peer.setdefault((new.our_id, new.peer_id), {})
-        peers.pop(old.uid, None)
-        peers[new.uid] = new
+        self.leave(old)
+        self.join(new)
         new.established_at = now
         lifetimes.arm_ike(self, new, now, reauth=False)
         self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)

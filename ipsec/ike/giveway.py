@@ -105,7 +105,7 @@ class StillThere(Liveness):
 def doubt(sa: IkeSa, now: float) -> None:
     """The peer has taken our INITIAL_CONTACT: what came up since that went out may be gone there, without a word
     (RFC 7296 section 2.4)."""
-    for other in list(sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values()):
+    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
         if other is not sa and other.established and not other.quiet:
             other.doubted = True
             other.ask(StillThere(), now)
@@ -196,7 +196,7 @@ def spared_by(sa: IkeSa) -> IkeSa | None:
     """
     if not sa.children_up() or not _is_in_use(sa):
         return None
-    for other in sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values():
+    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
         alike = other.name == sa.name and other.path == sa.path and other.connection.is_alike(sa.connection)
         # both ends must not close the one that the other end keeps
         if other is not sa and alike and _loses(sa, other) and _covers(other, sa):
@@ -207,7 +207,7 @@ def spared_by(sa: IkeSa) -> IkeSa | None:
 def _rivals(sa: IkeSa) -> Iterator[IkeSa]:
     """IKE_SAs that the other end of one has begun for the same, where one is enough."""
     if sa.connection.unique in (Unique.REPLACE, Unique.KEEP):
-        for other in sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values():
+        for other in sa.core.of_peer(sa.our_id, sa.peer_id):
             same = other.name == sa.name and other.connection.is_alike(sa.connection)
             if same and other.original_initiator is not sa.original_initiator:
                 yield other

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, is_called
+from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
@@ -80,7 +80,8 @@ class Registry:
         self._half_open: dict[int, tuple[bytes, IpAddress]] = {}
         self.by_spi: dict[bytes, IkeSa] = {}
         self._stopping = False
-        self.by_peer: dict[tuple[Identity | None, Identity | None], dict[int, IkeSa]] = {}
+        self.by_peer: dict[tuple[Identity | None, Hashable], dict[int, IkeSa]] = {}
+        "that are up, for ``of_peer``"
         self.by_wanted: dict[tuple[Identity | None, Identity], dict[int, IkeSa]] = {}
         "those that we have begun and whose IKE_AUTH has gone out, by who we are and whom alone we want there"
         self.closed: OrderedDict[bytes, tuple[bytes, list[bytes]]] = OrderedDict()
@@ -305,11 +306,7 @@ class Registry:
         sa.lineage.discard(sa.uid)
         self._unname(sa)
         self._retries.pop(sa.uid, None)
-        peers = self.by_peer.get((sa.our_id, sa.peer_id))
-        if peers is not None:
-            peers.pop(sa.uid, None)
-            if not peers:
-                del self.by_peer[sa.our_id, sa.peer_id]
+        self.leave(sa)
         wanted = sa.connection.remote.id.exact
         if wanted is not None and sa.uid in (same := self.by_wanted.get((sa.our_id, wanted), {})):
             del same[sa.uid]
@@ -338,11 +335,30 @@ class Registry:
             return False
         asking = self.by_wanted.setdefault((sa.our_id, peer), {})
         asking[sa.uid] = sa
-        up = (*self.named(sa.name), *self.by_peer.get((sa.our_id, peer), {}).values())
+        up = (*self.named(sa.name), *self.of_peer(sa.our_id, peer))
         if any(other.established for other in up if other is not sa):
             return False
         # the peer may have it up before us, and would close it
         return not any(other.uid in self.initiating for other in asking.values() if other is not sa)
+
+    def of_peer(self, ours: Identity | None, theirs: Identity | None) -> list[IkeSa]:
+        """IKE_SAs between these two, also where a distinguished name of the peer was spelled otherwise."""
+        if theirs is None:
+            return []
+        found = self.by_peer.get((ours, theirs.spelling), {})
+        return [sa for sa in found.values() if sa.peer_id is not None and are_one(sa.peer_id, theirs)]
+
+    def join(self, sa: IkeSa) -> None:
+        """An IKE_SA is up: it is one of those of its peer."""
+        if sa.peer_id is not None:
+            self.by_peer.setdefault((sa.our_id, sa.peer_id.spelling), {})[sa.uid] = sa
+
+    def leave(self, sa: IkeSa) -> None:
+        """It no longer is."""
+        key = sa.our_id, sa.peer_id and sa.peer_id.spelling
+        peers = self.by_peer.get(key, {})
+        if peers.pop(sa.uid, None) is not None and not peers:
+            del self.by_peer[key]
 
     def named(self, connection: str) -> list[IkeSa]:
         """IKE_SAs of a connection."""

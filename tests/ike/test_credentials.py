@@ -97,6 +97,27 @@ def test_psk_of_two_as_charon_chooses(first: tuple[str, ...], second: tuple[str,
     assert credentials.find_psk(parse_identity("x"), parse_identity("y")) == found.encode()
 
 
+FLAT, JOINED, TURNED = "O=x, OU=y, CN=b", "O=x + OU=y, CN=b", "OU=y, O=x, CN=b"
+
+
+@pytest.mark.parametrize(
+    ("owner", "who", "found"),
+    [
+        *((owner, who, True) for owner in (FLAT, JOINED) for who in (FLAT, JOINED)),
+        # two names without a plus are one only if they are the same
+        (FLAT, TURNED, False),
+        (JOINED, "O=x + OU=z, CN=b", False),
+    ],
+)
+def test_a_psk_by_a_distinguished_name_with_and_without_its_plus(owner: str, who: str, found: bool) -> None:
+    """Both ways: charon compares attribute by attribute."""
+    name, peer = parse_identity(who), parse_identity("c")
+    expected = (b"k",) if found else ()
+    assert Credentials(secrets=[secret("k", owner, "d")]).find_psks(peer, name) == expected
+    assert Credentials(secrets=[secret("k", owner)]).find_psks(name, peer) == expected
+    assert Credentials(secrets=[secret("k", owner)]).find_psks(name, None) == expected
+
+
 def test_a_secret_of_others_serves_nobody_else() -> None:
     """Carol, who has it, could show it under an identity that has no secret of its own."""
     credentials = Credentials(secrets=[secret("moon-carol", "moon.x.org", "carol@x.org")])

@@ -595,7 +595,7 @@ def crossing(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Pair:
 
 
 def _as_charon(sa: IkeSa, contact: bool, now: float) -> None:
-    for other in list(sa.core.by_peer.get((sa.our_id, sa.peer_id), {}).values()):
+    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
         if contact and other is not sa and other.established:
             other.response = []
             other.destroy("INITIAL_CONTACT", now)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_pattern
+from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.child import offer
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
+from ipsec.ike.credentials import Credentials, SharedSecret
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
 from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, IkeUp, Initiate, Path, TrapWanted
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, REPLACED_S
@@ -518,6 +519,30 @@ def test_initial_contact_is_said_once_by_two_that_begin_together(
     pair.a.initiate("d")
     pair.world.settle()
     assert said == ([] if unique is Unique.NEVER else [(first, "INITIAL_CONTACT")])
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+    pair.world.close()
+
+
+@pytest.mark.parametrize("rekeyed", [False, True])
+def test_initial_contact_is_said_once_to_one_whose_name_has_a_plus(
+    rekeyed: bool, said: list[tuple[IkeSa, str]]
+) -> None:
+    """The first one is with ``O=x + CN=sun``, which we call ``O=x, CN=sun`` as charon does."""
+    pair = Pair()
+    one = replace(pair.a.connections["c"], remote=RemoteAuth(AuthClass.PSK, parse_pattern("CN=sun, O=x")))
+    pair.a.load(one, replace(one, name="d"))
+    peer = pair.b.connections["c"]
+    pair.b.load(replace(peer, local=replace(peer.local, id=parse_identity("O=x + CN=sun"))))
+    for host in (pair.a, pair.b):
+        host.engine.credentials = Credentials(secrets=[SharedSecret(b"k" * 16)])
+    pair.a.initiate("c")
+    pair.world.settle()
+    if rekeyed:
+        pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
+        pair.world.settle()
+    pair.a.initiate("d")
+    pair.world.settle()
+    assert [what for _, what in said].count("INITIAL_CONTACT") == 1
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
     pair.world.close()
 
