@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -251,7 +252,7 @@ def check_node() -> None:
 
 def _open_node() -> int:
     try:
-        return os.open(DEVICE_NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(DEVICE_NODE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         remedy = grants.DEVICE
         if error.errno in (errno.EACCES, errno.EPERM):
@@ -259,6 +260,11 @@ def _open_node() -> int:
             permission = f"let this user open it: chmod 0666 {DEVICE_NODE}"
             remedy = grants.DEVICE if error.errno == errno.EPERM else permission
         raise BackendError(f"{DEVICE_NODE}: {error.strerror}", remedy=remedy) from error
+    if not stat.S_ISCHR(os.fstat(fd).st_mode):
+        # made by hand, or by a mount of what the host does not have
+        os.close(fd)
+        raise BackendError(f"{DEVICE_NODE} is a file and no device", remedy=f"remove it; {grants.DEVICE}")
+    return fd
 
 
 def _set_iff(fd: int, name: str, flags: int) -> str:

@@ -7,12 +7,13 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ipsec.errors import BackendError
 from ipsec.net import netns
-from ipsec.net.tun import open_tun, probe_offloads, tun_from_fd
+from ipsec.net.tun import check_node, open_tun, probe_offloads, tun_from_fd
 
 CSUM, TSO, USO = 0x01, 0x06, 0x60
 
@@ -72,6 +73,16 @@ def test_a_descriptor_that_is_no_tun() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_plain_file_in_the_device_nodes_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node = tmp_path / "tun"
+    node.touch()
+    monkeypatch.setattr("ipsec.net.tun.DEVICE_NODE", str(node))
+    for attempt in (check_node, lambda: open_tun("ipsec0")):
+        with pytest.raises(BackendError, match=r"tun is a file and no device; remove it; .*--device /dev/net/tun"):
+            attempt()
+    assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}") == str(node)]
 
 
 @pytest.mark.e2e
