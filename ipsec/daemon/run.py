@@ -296,6 +296,8 @@ class Daemon:
         if self._stopping.is_set():
             # The device goes with the process; routes that stay are removed by the next start.
             log.warning("forced to stop")
+            # what is kept for who reads the log, for a moment
+            logging.shutdown()
             os._exit(128 + number)
         log.info("%s: stopping", signal.Signals(number).name)
         self._stopping.set()

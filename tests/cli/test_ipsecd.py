@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +353,31 @@ def test_runs_without_standard_streams(loop: str, tmp_path: Path) -> None:
             process.terminate()
         assert process.wait(30) == 0
     assert streams == ["/dev/null"] * 3
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_who_reads_the_log_late_gets_all_of_it_when_a_second_signal_forces(loop: str, tmp_path: Path) -> None:
+    keys = f"event_loop = {loop}\nbackend = memory\nstate_dir = {tmp_path}"
+    path = written(tmp_path / "good.conf", sas(ipsecd_keys=keys))
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with open(reader) as log, subprocess.Popen([sys.executable, "-m", "ipsec", "--config", path], stderr=writer) as daemon:
+        os.close(writer)
+        try:
+            assert eventually(lambda: list(tmp_path.glob("*.seq")), 30)
+            for _ in range(100):
+                daemon.send_signal(signal.SIGUSR1)
+                time.sleep(0.002)
+            # both are there when it goes on
+            for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+                daemon.send_signal(number)
+            time.sleep(0.2)
+            lines = log.read().splitlines()
+            assert daemon.wait(30) in (130, 143)
+        finally:
+            daemon.kill()
+    assert len("".join(lines)) > 2 * 4096
+    assert "ipsec.daemon.run: forced to stop" in lines[-1]
 
 
 def test_a_configuration_without_sas_is_not_silent(
