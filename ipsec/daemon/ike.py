@@ -533,7 +533,7 @@ class IkeControl:
             self.guards.rearm(connection.name, child.name)
         if event.established:
             return
-        log.warning("%s: not established: %s", event.sa, event.reason)
+        log.warning("%s: not established with %s: %s", event.sa, event.sa.path.remote, event.reason)
         for child in connection.children:
             self._retry(connection, child)
 

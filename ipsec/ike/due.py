@@ -89,11 +89,7 @@ def _unanswered(core: IkeEngine, sa: IkeSa, now: float) -> None:
     elif sa.initiator and sa.state is IkeState.CONNECTING and sa.tries_left != 1:
         core.restart(sa, now)
     else:
-        why = sa.unauthenticated_error or _silence(sa)
-        if sa.unauthenticated_error is None:
-            # an error that it has answered is told already, and it can be reached then
-            log.warning("%s: %s cannot be reached: %s", sa, sa.path.remote, why)
-        sa.destroy(why, now)
+        sa.destroy(sa.unauthenticated_error or _silence(sa), now)
 
 
 def _silence(sa: IkeSa) -> Failure:

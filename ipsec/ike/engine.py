@@ -434,8 +434,7 @@ class IkeEngine(Registry):
             go_on(now)
             sa.ask_next(now)
         except ParseError as error:
-            log.warning("%s: the answer to IKE_AUTH is malformed: %s", sa, error)
-            sa.destroy(Failure(Cause.MALFORMED, bounded(f"malformed answer: {error}")), now)
+            sa.destroy(Failure(Cause.MALFORMED, bounded(f"the answer to IKE_AUTH is malformed: {error}")), now)
         except SaFailedError as error:
             sa.destroy(error.failure, now)
         except Exception:

@@ -549,12 +549,14 @@ class IkeSa:
                 self.core.found_way(heir, now)
         except ParseError as error:
             # an answer that makes no sense leaves both ends with different ideas (RFC 7296 section 2.21.3)
-            log.warning("%s: the answer to %s is malformed: %s", self, ExchangeType(header.exchange).name, error)
+            why = f"the answer to {ExchangeType(header.exchange).name} is malformed: {error}"
+            if self.established:
+                # else whoever began it is told
+                log.warning("%s: %s", self, why)
             # nothing came of it: what the request holds goes with the IKE_SA
             self.pending = pending
-            self.destroy(Failure(Cause.MALFORMED, bounded(f"malformed answer: {error}")), now)
+            self.destroy(Failure(Cause.MALFORMED, bounded(why)), now)
         except SaFailedError as error:
-            log.warning("%s: %s", self, error)
             self.pending = pending
             self.destroy(error.failure, now)
         if self.deferred is None:
