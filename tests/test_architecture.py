@@ -19,6 +19,7 @@ PACKAGE = ROOT / "ipsec"
 #: A part imports parts of lower layers only. A module right below ipsec/ that is not named here is on top.
 LAYERS = {
     "errors": -1,
+    "exits": -1,
     "text": -1,
     "wire": 0,
     "crypto": 1,
@@ -41,6 +42,7 @@ WORLD_LAYER = 3
 #: What may be imported besides the standard library, by layers that are not free to choose.
 THIRD_PARTY = {
     "errors": set(),
+    "exits": set(),
     "text": set(),
     "wire": set(),
     "crypto": {"cryptography"},

@@ -17,7 +17,7 @@ import time
 
 from ipsec.cli import ipsecd
 from ipsec.daemon import Daemon
-from ipsec.daemon.settings import ExitCode
+from ipsec.exits import ExitCode
 
 PERIOD_S = 0.001
 

@@ -7,8 +7,7 @@ import os
 import sys
 from typing import TextIO
 
-#: what a shell says of a command that SIGPIPE ended
-BROKEN_PIPE = 141
+from ipsec.exits import ExitCode
 
 
 def lenient() -> None:
@@ -24,12 +23,11 @@ def say(text: str, status: int) -> int:
         print(text, flush=True)
     except BrokenPipeError:
         deafen()
-        return BROKEN_PIPE
+        return ExitCode.BROKEN_PIPE
     except OSError as error:
         deafen()
         print(f"cannot write to standard output: {error.strerror}", file=sys.stderr)
-        # ExitCode.REQUIREMENT of both commands, which is not imported for it
-        return 4
+        return ExitCode.REQUIREMENT
     return status
 
 

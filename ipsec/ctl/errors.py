@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from ipsec.errors import IpsecError
+from ipsec.exits import ExitCode
 
-
-class ExitCode(IntEnum):
-    """The exit status; documented in docs/ipsecctl.md. 2 to 4 mean what they mean for ipsecd."""
-
-    OK = 0
-    BUG = 1
-    USAGE = 2
-    CONFIG = 3
-    REQUIREMENT = 4
-    UNREACHABLE = 5
-    UNKNOWN_NAME = 6
-    FAILED = 7
-    TIMEOUT = 8
-    DIFFERS = 9
-    INTERRUPTED = 130
-    BROKEN_PIPE = 141
-
+__all__ = ["MEANINGS", "CtlError", "ExitCode"]
 
 #: what ``--help`` and the documentation say about each
 MEANINGS = {
@@ -31,11 +14,11 @@ MEANINGS = {
     ExitCode.USAGE: "wrong command line",
     ExitCode.CONFIG: "a configuration file is wrong; the text names file, line and key",
     ExitCode.REQUIREMENT: "the machine lacks something; the text says what mends it",
-    ExitCode.UNREACHABLE: "no daemon, no permission for its socket, or it hung up",
-    ExitCode.UNKNOWN_NAME: "no connection, child or SA has that name",
     ExitCode.FAILED: "the daemon says that it failed, or does not know the command",
     ExitCode.TIMEOUT: "not done in time",
     ExitCode.DIFFERS: "not as it should be: something is not up (status --check), or differs (diff)",
+    ExitCode.UNREACHABLE: "no daemon, no permission for its socket, or it hung up",
+    ExitCode.UNKNOWN_NAME: "no connection, child or SA has that name",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
     ExitCode.BROKEN_PIPE: "whoever reads the output has gone (| head)",
 }

@@ -13,6 +13,7 @@ Start-up works in full, or fails with one text and leaves nothing behind. Exit c
 """
 
 from ipsec.daemon.run import Daemon, run
-from ipsec.daemon.settings import ExitCode, auto_workers, backend_settings, ike_settings
+from ipsec.daemon.settings import auto_workers, backend_settings, ike_settings
+from ipsec.exits import ExitCode
 
 __all__ = ["Daemon", "ExitCode", "auto_workers", "backend_settings", "ike_settings", "run"]

@@ -31,12 +31,13 @@ from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.needs import Prepared
 from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
-from ipsec.daemon.settings import ExitCode, backend_settings, ike_port, say_limits, vici_wanted
+from ipsec.daemon.settings import backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
+from ipsec.exits import ExitCode
 from ipsec.net.inherited import Inherited, take_inherited
 from ipsec.net.link import has_address
 from ipsec.net.memory import MemoryLink, MemoryTun

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from enum import IntEnum
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 
@@ -27,18 +26,6 @@ log = logging.getLogger(__name__)
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 #: more have not been measured
 MAX_AUTO_WORKERS = 4
-
-
-class ExitCode(IntEnum):
-    """How the daemon ends; what each means is in the text of ``ipsec.daemon``."""
-
-    OK = 0
-    BUG = 1
-    USAGE = 2
-    CONFIG = 3
-    REQUIREMENT = 4
-    SA = 5
-    DEVICE_LOST = 6
 
 
 def say_limits(config: Config, settings: UserspaceSettings, *, trial: bool = False) -> None:

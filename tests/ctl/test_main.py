@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 
 from ipsec.ctl.app import App, Verb, VerbGroup
-from ipsec.ctl.errors import ExitCode
+from ipsec.ctl.errors import MEANINGS, ExitCode
 from ipsec.ctl.main import VERBS, cli, main
 from ipsec.ctl.schema import schema_text
 from tests.ctl.fake import VALIDATOR, Ctl, FakeDaemon, conn
@@ -59,7 +59,7 @@ def test_help_names_every_verb_and_status(capsys: pytest.CaptureFixture[str]) ->
     for title, verbs in VERBS.items():
         assert f"{title}:" in out
         assert all(f"\n  {name} " in out for name in verbs)
-    assert all(f" {code:3d}  " in out for code in ExitCode)
+    assert all(f" {code:3d}  " in out for code in MEANINGS)
 
 
 def test_summaries_are_those_of_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
