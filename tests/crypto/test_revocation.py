@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, ObjectIdentifier
 
-from ipsec.crypto import der
+from ipsec.crypto import der, revocation, x509
 from ipsec.crypto.auth import AuthenticationError, Scheme, parse_constraints
 from ipsec.crypto.chain import CertificateError, Chain, verify_chain
 from ipsec.crypto.revocation import (
@@ -219,6 +219,20 @@ def listing(ca: Ca, *entries: cx.ExtensionType | None, about: tuple[Any, bool] |
         builder = builder.add_revoked_certificate(entry.build())
     builder = builder.add_extension(*(about or (cx.DeltaCRLIndicator(1), True)))
     return Crl(builder.sign(ca.key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+def test_what_many_entries_have_in_common_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An indirect CRL as large as may be held a thread for 10 s; what is remembered of one is bounded."""
+    ca, read = Ca(), []
+    ours, others = (cx.CertificateIssuer([cx.DirectoryName(name)]) for name in (ca.name, Ca("Other").name))
+    parse = x509.parse_extensions
+    monkeypatch.setattr(x509, "parse_extensions", lambda data: read.append(data) or parse(data))
+    again = listing(ca, *[others, None, ours, None] * 100)
+    assert set(again.revoked) == {serial for serial in range(6, 406) if (serial - 6) % 4 >= 2}
+    assert len(read) == 3  # with the list's own
+    monkeypatch.setattr(revocation, "_KNOWN_MAX", 3)
+    several = [cx.InvalidityDate(datetime(2025, 1, 1 + n % 20)) for n in range(40)]
+    assert len(listing(ca, others, *several, ours, *several).revoked) == 41
 
 
 def test_indirect_crls() -> None:
