@@ -6,6 +6,7 @@
     C=CH, O=x, CN=y                distinguished name
     @#abcd01                       key id, hexadecimal
     fqdn:text  keyid:#hex  {11}:x  a type forced by a prefix
+    xmppaddr:carol@example.org     an address of XMPP, as a certificate would have it (RFC 6120 section 13.7.1.4)
 
 Patterns know besides ``%any``, ``*.example.org``, ``*@example.org``, ``CN=*``, addresses in ``10.0.0.0/8`` or
 ``10.0.0.1-10.0.0.9``, and regular expressions, ``fqdn:^...$``.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address, ip_network
 
+from ipsec.crypto import der
 from ipsec.crypto.names import (
     KeyRdn,
     grouped,
@@ -55,6 +57,7 @@ _PREFIXES: dict[str, int] = {
     "asn1gn": IdType.DER_ASN1_GN,
     "keyid": IdType.KEY_ID,
 }
+_XMPP, _XMPP_OID = "xmppaddr:", "1.3.6.1.5.5.7.8.5"
 _ADDRESSES_PREFIXES = {"ipv4net": 4, "ipv6net": 6, "ipv4range": 4, "ipv6range": 6}
 _ANY = frozenset(("", "%any", "%any4", "%any6", "0.0.0.0", "*", "::", "0::0"))
 _REGEX_SUBJECT_MAX = 512
@@ -211,6 +214,10 @@ def parse_identity(text: str) -> Identity:
         if addresses.exact is None:
             raise ConfigError(f"{text!r} stands for many addresses, one is needed")
         return addresses.exact
+    if text.lower().startswith(_XMPP):
+        address = der.emit(der.UTF8_STRING, _octets(text[len(_XMPP) :]))
+        name = der.emit(der.context(0), der.emit_oid(_XMPP_OID), der.emit(der.context(0), address))
+        return Identity(IdType.DER_ASN1_GN, name)
     if typed := _split_type(text):
         kind, rest = typed
         return Identity(kind, _parse_hex(rest[1:], text) if rest.startswith("#") else _octets(rest))

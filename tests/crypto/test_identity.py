@@ -65,6 +65,16 @@ def test_text(text: str, kind: int, data: bytes, shown: str) -> None:
     assert parse_pattern(text).matches(identity) == 20
 
 
+def test_an_address_of_xmpp() -> None:
+    """What charon 5.9.8 sends for it: an otherName, whose octets are compared."""
+    for text in ("xmppaddr:j@x", "XMPPaddr:j@x"):
+        name = parse_identity(text)
+        assert (name.type, name.data.hex()) == (IdType.DER_ASN1_GN, "a01106082b06010505070805a0050c036a4078")
+        assert parse_pattern("xmppaddr:j@x").matches(name) == MATCH_PERFECT
+    for text in ("xmppaddr:J@x", "xmppaddr:*@x", "xmppaddr:^.*$"):
+        assert not parse_pattern(text).matches(name), text
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "%any", "*", "0.0.0.0", "::", "keyid:#xyz", "@#0", "{300}:x", "C=CH, O", "CN=a, Foo=b", "CN=a,,", "CN=#zz"],
@@ -75,7 +85,8 @@ def test_what_is_no_identity(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{}", "fqdn:{}", "@{}", "a@{}", "@@{}", "*@{}", ":{}", "{}=x", "10.0.0.0/{}", "C={}", "C=\\{}"]
+    "text",
+    ["{}", "fqdn:{}", "xmppaddr:{}", "@{}", "a@{}", "@@{}", "*@{}", ":{}", "{}=x", "10.0.0.0/{}", "C={}", "C=\\{}"],
 )
 def test_what_is_not_utf8(text: str) -> None:
     """As clients of vici may send it."""
