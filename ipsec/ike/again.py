@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ipsec.ike import giveway
-from ipsec.ike.config import Action, ChildConfig, Connection, Unique
+from ipsec.ike.config import Action, ChildConfig, Connection
 from ipsec.ike.delete import is_to_go, staying
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
@@ -37,7 +37,7 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
         # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
         log.warning("%s: only %s can re-authenticate, since it has virtual addresses of ours", sa, sa.path.remote)
         return
-    other = giveway.spared_by(sa) if sa.connection.unique is not Unique.NEVER else None
+    other = giveway.spared_by(sa)
     if other is not None:
         giveway.give_up(sa, other, now, "not needed anew")
         return

@@ -192,12 +192,15 @@ def _covers(sa: IkeSa, other: IkeSa) -> bool:
 def spared_by(sa: IkeSa) -> IkeSa | None:
     """Another IKE_SA with the same peer that has all that ``sa`` has, which is closed instead of being made anew.
 
-    Two that both ends have re-authenticated at once may stay. Each would become two the next time, and so on.
+    Two that both ends have re-authenticated at once may stay. Each would become two the next time, and so on. With
+    ``unique = never`` only one of two that both ends began at once: somebody may want others.
     """
     if not sa.children_up() or not _is_in_use(sa):
         return None
     for other in sa.core.of_peer(sa.our_id, sa.peer_id):
         alike = other.name == sa.name and other.path == sa.path and other.connection.is_alike(sa.connection)
+        if sa.connection.unique is Unique.NEVER:
+            alike = alike and other.original_initiator is not sa.original_initiator and _at_once(sa, other)
         # both ends must not close the one that the other end keeps
         if other is not sa and alike and _loses(sa, other) and _covers(other, sa):
             return other

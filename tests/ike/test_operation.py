@@ -530,6 +530,22 @@ def test_what_both_ends_reauthenticate_does_not_multiply() -> None:
     lose_nothing(pair, 60.0)
 
 
+@pytest.mark.parametrize("unique", [Unique.NO, Unique.NEVER])
+@pytest.mark.parametrize("rekeyed", [False, True])
+def test_what_both_ends_reauthenticate_by_command_does_not_multiply(unique: Unique, rekeyed: bool) -> None:
+    pair = Pair(unique=unique).up()
+    for _ in range(3):
+        for host in (pair.a, pair.b):
+            for sa in host.ikes:
+                host.do(host.engine.reauthenticate, sa)
+        pair.world.run(60)
+        assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+        if rekeyed:
+            pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ikes[0])
+            pair.world.run(60)
+    pair.world.close()
+
+
 def loser(pair: Pair) -> SimHost:
     """Who has begun the one of two IKE_SAs that is to go."""
     lowest = min(pair.a.ikes, key=lambda sa: min(sa.spi_i, sa.spi_r))
