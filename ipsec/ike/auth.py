@@ -101,7 +101,7 @@ class AuthRequest(Request):
         if core.first_contact(sa) and connection.unique is not Unique.NEVER:
             auth.contact = True
             payloads.append(NotifyPayload(NotifyType.INITIAL_CONTACT))
-        payloads += core.certificate_requests(connection)
+        payloads += core.certificate_requests([connection])
         wanted = connection.remote.id.exact
         if wanted is not None:
             payloads.append(_id_payload(PayloadType.IDR, wanted))

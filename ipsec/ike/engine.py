@@ -442,9 +442,9 @@ class IkeEngine(Registry):
 
     # -- what the exchanges need
 
-    def certificate_requests(self, connection: Connection) -> list[Payload]:
+    def certificate_requests(self, connections: Iterable[Connection]) -> list[Payload]:
         """CERTREQ, if we want a certificate and may ask."""
-        return certificate_requests(connection, self.credentials)
+        return certificate_requests(connections, self.credentials)
 
     def fakes_nat(self, connection: Connection) -> bool:
         """Whether both ends are to believe in a NAT, so that ESP comes in UDP."""

@@ -396,7 +396,8 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     if gateway is not None and _redirectable(notifies):
         _reply(core, header, redirect.redirect(gateway, nonce.data), path)
         return
-    found = _choose(core, offer, ke, path, news=digest not in core.refused)
+    candidates = core.candidates(path)
+    found = _choose(core, candidates, offer, ke, path, news=digest not in core.refused)
     if found is None:
         core.refused.append(digest)
         _reply(core, header, NotifyPayload(NotifyType.NO_PROPOSAL_CHOSEN), path)
@@ -410,7 +411,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
         return
     prf, _ = algorithms(proposal)
     _check_nonce(nonce, prf, other=b"")
-    extras = _extras(core, connection, notifies)
+    extras = _extras(core, connection, candidates, notifies)
     if not proved and _answer_size(proposal, ke, extras) > len(data):
         # section 2.6: an address that nobody vouches for gets no more octets from us than came in its name
         _ask_cookie(core, header, ni, path, now)
@@ -444,9 +445,8 @@ def _reply(core: IkeEngine, header: Header, notify: NotifyPayload, path: Path) -
 
 
 def _choose(
-    core: IkeEngine, offer: SaPayload, ke: KePayload, path: Path, *, news: bool
+    core: IkeEngine, candidates: list[Connection], offer: SaPayload, ke: KePayload, path: Path, *, news: bool
 ) -> tuple[Connection, Proposal] | None:
-    candidates = core.candidates(path)
     theirs = [p for p in offer.proposals if p.protocol == Protocol.IKE and not p.spi]
     for connection in candidates:
         proposal = negotiate.choose(connection.proposals, theirs, ke=ke.method)
@@ -467,9 +467,11 @@ def _choose(
     return None
 
 
-def _extras(core: IkeEngine, connection: Connection, notifies: dict[int, NotifyPayload]) -> list[Payload]:
-    """What comes last in our answer."""
-    extras = core.certificate_requests(connection)
+def _extras(
+    core: IkeEngine, connection: Connection, candidates: list[Connection], notifies: dict[int, NotifyPayload]
+) -> list[Payload]:
+    """What comes last in our answer. Which of the candidates it is shows when we know who the peer is."""
+    extras = core.certificate_requests(candidates)
     if NotifyType.IKEV2_FRAGMENTATION_SUPPORTED in notifies or NotifyType.SIGNATURE_HASH_ALGORITHMS in notifies:
         extras = extras + _announcements(connection)
     if connection.childless is not Childless.NEVER:

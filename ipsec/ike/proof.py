@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
@@ -32,12 +32,13 @@ class Proof(NamedTuple):
     certificates: list[CertPayload]
 
 
-def certificate_requests(connection: Connection, credentials: Credentials) -> list[Payload]:
-    """CERTREQ for the authorities that the peer's certificate may come from, if we want one and may ask."""
-    if not connection.send_certreq or connection.remote.method is AuthClass.PSK:
-        return []
-    data = credentials.certreq_data(connection.remote)
-    return [CertReqPayload(CertEncoding.X509_SIGNATURE, data)] if data else []
+def certificate_requests(connections: Iterable[Connection], credentials: Credentials) -> list[Payload]:
+    """CERTREQ for the authorities that the peer's certificate may come from, if we want one and may ask. The peer's
+    connection may be any of these."""
+    asking = (one.remote for one in connections if one.send_certreq and one.remote.method is not AuthClass.PSK)
+    data = b"".join(dict.fromkeys(map(credentials.certreq_data, asking)))
+    hashes = dict.fromkeys(data[at : at + 20] for at in range(0, len(data), 20))
+    return [CertReqPayload(CertEncoding.X509_SIGNATURE, b"".join(hashes))] if hashes else []
 
 
 # -- ours

@@ -1,4 +1,5 @@
-"""Who we are, and by which certificate, where the configuration leaves that to the peer. As charon 5.9.8 has it."""
+"""Who we are, and by which certificate, where the configuration leaves that to the peer; and who the peer is, by which
+certificate, where several connections are for where it comes from. As charon 5.9.8 has it."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from ipsec.crypto.identity import ANY_IDENTITY, Identity, parse_identity, parse_
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
+from ipsec.ike.proof import certificate_requests
 from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
 from tests.ike.hostile import SECRET, A, B, Lab
 
@@ -140,6 +142,29 @@ def test_a_key_that_auth_takes() -> None:
     first, second = sun("sun", ONE, EC384_KEY, DNSName("sun")), sun("sun", ONE, RSA_KEY, DNSName("sun"))
     local = LocalAuth(id=parse_identity("sun"), certs=(first, second), constraints=parse_constraints("rsa"))
     assert meet(keys(MOON), RemoteAuth(id=parse_pattern("sun")), keys(first, second), local) == local.id
+
+
+@pytest.mark.parametrize("first", [RemoteAuth(AuthClass.PSK), RemoteAuth(cacerts=(TWO.certificate,))])
+@pytest.mark.parametrize("cacerts", [(), (ONE.certificate,)])
+def test_certificates_are_asked_for_of_all_who_may_come(first: RemoteAuth, cacerts: tuple[Certificate, ...]) -> None:
+    """When we ask for them, in IKE_SA_INIT, any connection for that address may turn out to be the peer's."""
+    own = ONE.issue("moon", EC_KEY, sans=(DNSName("moon"),))
+    theirs = TWO.issue("moon", RSA_KEY, sans=(DNSName("moon"),))
+    lab = Lab(a={"local": LocalAuth(id=parse_identity("moon"), certs=(own, theirs)), "remote": RemoteAuth()})
+    moons = RemoteAuth(AuthClass.PUBKEY, parse_pattern("moon"), cacerts=cacerts)
+    mars = replace(lab.cb, remote=replace(first, id=parse_pattern("mars")))
+    other = replace(lab.cb, name="d", local=LocalAuth(id=MOON.subject, certs=(MOON,)), remote=moons)
+    lab.b.load([mars, other], keys(MOON, anchors=(ONE,)))
+    lab.a.credentials = keys(own, theirs)
+    lab.initiate()
+    assert [sa.name for sa in lab.b.sas.values() if sa.established] == ["d"]
+
+
+def test_nobody_is_asked_for_certificates_who_needs_none() -> None:
+    psk, asking = Lab().cb, Lab(certs=True).cb
+    assert certificate_requests([psk, replace(asking, send_certreq=False)], keys()) == []
+    (request,) = certificate_requests([psk, asking, replace(asking, name="d")], keys())
+    assert request.data == ONE.certificate.spki_sha1 + TWO.certificate.spki_sha1
 
 
 def test_another_certificate_of_ours_is_another_end_only_if_it_says_who_we_are() -> None:
