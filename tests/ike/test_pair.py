@@ -10,19 +10,31 @@ import pytest
 
 from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.child import offer
+from ipsec.errors import ParseError
+from ipsec.ike.child import nonce_of, offer
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Credentials, SharedSecret
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness
-from ipsec.ike.events import ChildDown, ChildNotMade, IkeDown, IkeMoved, IkeUp, Initiate, Path, TrapWanted
+from ipsec.ike.events import (
+    ChildDown,
+    ChildNotMade,
+    ChildUp,
+    IkeDown,
+    IkeMoved,
+    IkeRekeyed,
+    IkeUp,
+    Initiate,
+    Path,
+    TrapWanted,
+)
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, REPLACED_S
 from ipsec.ike.negotiate import PAIRS_MAX
 from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import NotifyType, Protocol, name_of
-from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload, SaPayload
+from ipsec.wire.payloads import DeletePayload, NoncePayload, NotifyPayload, Payload, SaPayload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
 from tests.sim.invariants import unique_ivs
@@ -570,3 +582,42 @@ def test_initial_contact_is_not_said_of_a_peer_that_may_be_known() -> None:
     pair.a.initiate("d")
     pair.world.settle()
     assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+
+
+@pytest.mark.parametrize("number", [0, 255])
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_reserved_spi_is_none_for_a_child_sa(who: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 4303 section 2.1: nothing may be sent with it, whichever end wants it. The IKE_SA is up without."""
+    pair = Pair()
+    wants, other = (pair.a, pair.b) if who == "a" else (pair.b, pair.a)
+
+    def allocate() -> int:
+        wants.reserved.add(number)
+        return number
+
+    monkeypatch.setattr(wants, "allocate_spi", allocate)
+    pair.a.initiate()
+    pair.world.settle()
+    assert pair.a.ike.established
+    assert pair.b.ike.established
+    assert not other.events(ChildUp)
+    assert not other.outbound
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_successor_has_an_spi_that_is_not_zero(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 7296 section 3.1: that would be an IKE_SA_INIT request. Whichever end wants it, nothing is moved to it."""
+    pair = Pair().up()
+    wants, other = (pair.a, pair.b) if who == "a" else (pair.b, pair.a)
+    monkeypatch.setattr(wants.engine, "new_spi", lambda: bytes(8))
+    pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
+    pair.world.run(1.0)
+    assert not other.events(IkeRekeyed)
+
+
+def test_the_shortest_nonce_is_half_a_key_of_the_prf() -> None:
+    """RFC 7296 section 2.10; one and no other."""
+    assert nonce_of([NoncePayload(bytes(32))], 32) == bytes(32)
+    for wrong in ([], [NoncePayload(bytes(31))], 2 * [NoncePayload(bytes(32))]):
+        with pytest.raises(ParseError):
+            nonce_of(wrong, 32)
