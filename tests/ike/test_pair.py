@@ -151,6 +151,23 @@ def test_rekeying_changes_the_prf_where_the_peer_takes_no_other(who: str) -> Non
     pair.agree()
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_rekeying_changes_the_group_where_the_peer_takes_no_other(who: str) -> None:
+    """N(INVALID_KE_PAYLOAD) names it (RFC 7296 section 1.3.2), and what was asked meanwhile is not lost."""
+    both = parse_proposals(["aes128gcm16-prfsha256-x25519-ecp256"], Protocol.IKE)
+    pair = Pair(proposals=both).up()
+    host, peer = (pair.a, pair.b) if who == "a" else (pair.b, pair.a)
+    peer.ike.proposal = parse_proposals(["aes128gcm16-prfsha256-ecp256"], Protocol.IKE)[0]
+    peer.ike.connection = replace(peer.ike.connection, proposals=(peer.ike.proposal,))
+    before = host.child
+    host.do(host.engine.rekey_ike_sa, host.ike)
+    host.do(host.engine.rekey_child, before)
+    pair.world.settle()
+    assert str(host.ike.proposal) == "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_256/ECP_256"
+    assert host.child is not before
+    pair.finish()
+
+
 @pytest.mark.parametrize("first", ["wide", "net"])
 def test_the_child_for_exactly_what_is_wanted(first: str) -> None:
     """Another one that has room for it too may have other algorithms; charon takes the exact one as well."""
