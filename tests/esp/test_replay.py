@@ -154,3 +154,12 @@ def test_end_of_the_number_space(engine_class):
         # the only number these bits could mean is past the end
         assert engine.inbound(forge(GCM, PLAIN, low, esn=True), NOW).drop is DropReason.IN_STATE_SEQ_ERROR
     assert engine.inbound(forge(GCM, PLAIN, top - 1, esn=True), NOW).drop is DropReason.NONE
+
+
+@pytest.mark.parametrize("size", [0, 64])
+@pytest.mark.parametrize(("start", "number"), [(0, 2**32 - 1), (2**64 - 10, 3)])
+def test_no_number_before_the_first_or_behind_the_last(engine_class, size, start, number):
+    """What the low half means then is the number of no packet (RFC 4303 appendix A2.2): the ICV is not looked at."""
+    engine = engine_class()
+    engine.add_sa(params(Direction.IN, replay_window=size, esn=True, initial_seq=start))
+    assert engine.inbound(forge(GCM, PLAIN, number, esn=True), NOW).drop is DropReason.IN_STATE_SEQ_ERROR
