@@ -111,3 +111,14 @@ def test_pkcs12_of_pkits() -> None:
     key, ends, _ = load_pkcs12((PKITS / "pkcs12" / "ValidCertificatePathTest1EE.p12").read_bytes(), "password")
     assert key is not None
     assert key.public_key() == ends[0].public_key
+
+
+def test_what_is_too_long_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    private = EC_KEY.private_bytes(PEM, PKCS8, ser.NoEncryption())
+    public = EC_KEY.public_key().public_bytes(PEM, SPKI)
+    for load, data in ((load_private_key, private), (load_public_key, public)):
+        monkeypatch.setattr("ipsec.crypto.keyfiles.KEY_FILE_OCTETS_MAX", len(data))
+        load(data)
+        monkeypatch.setattr("ipsec.crypto.keyfiles.KEY_FILE_OCTETS_MAX", len(data) - 1)
+        with pytest.raises(ConfigError, match="larger"):
+            load(data)

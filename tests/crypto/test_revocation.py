@@ -473,6 +473,18 @@ def test_sources() -> None:
     assert len(many.crl_uris) == 16
 
 
+def test_what_is_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever signed it: who answers need not be who is asked."""
+    ca = Ca()
+    crl, response = ca.crl(6), respond(ca, ca.issue())
+    for limit, read, data in (("CRL_OCTETS_MAX", Crl, crl), ("OCSP_OCTETS_MAX", OcspResponse, response)):
+        monkeypatch.setattr(f"ipsec.crypto.revocation.{limit}", len(data))
+        read(data)
+        monkeypatch.setattr(f"ipsec.crypto.revocation.{limit}", len(data) - 1)
+        with pytest.raises(ParseError, match="longer"):
+            read(data)
+
+
 def test_every_octet_of_a_crl() -> None:
     ca = Ca()
     end = ca.issue()

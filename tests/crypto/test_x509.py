@@ -882,3 +882,9 @@ def test_variants_of_a_certificate_do_not_pile_up() -> None:
 
     for cached in (x509._cached_certificate, chain._cached_verification):
         assert cached.cache_info().maxsize is not None
+
+
+def test_a_certificate_that_no_payload_could_hold_is_none() -> None:
+    long = cx.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), bytes(65536))
+    with pytest.raises(ParseError, match="longer"):
+        Ca().issue(extensions=[(long, False)])
