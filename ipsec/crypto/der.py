@@ -155,4 +155,6 @@ def emit_oid(dotted: str) -> bytes:
 
 def emit_int(number: int) -> bytes:
     """An INTEGER."""
-    return emit(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True))
+    # the sign takes one bit more: 128 is 0080, -128 is 80
+    bits = (number if number >= 0 else ~number).bit_length()
+    return emit(INTEGER, number.to_bytes(bits // 8 + 1, "big", signed=True))
