@@ -30,7 +30,7 @@ from ipsec.crypto.policy import ANY_POLICY, check_policies
 from ipsec.crypto.revocation import Crl, Revocation, RevokedError, check_revocation
 from ipsec.crypto.x509 import Certificate, load_certificates, parse_certificate, parse_time
 from ipsec.errors import ParseError
-from ipsec.wire.iana import IdType
+from ipsec.wire.iana import HashAlgorithm, IdType
 from tests.crypto.pki import DAY, EC_KEY, ED448_KEY, ED25519_KEY, PKITS, RSA_KEY, VECTORS, WALL, Ca, dn
 
 PKITS_WALL = datetime(2020, 1, 1, tzinfo=UTC)
@@ -888,3 +888,14 @@ def test_a_certificate_that_no_payload_could_hold_is_none() -> None:
     long = cx.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), bytes(65536))
     with pytest.raises(ParseError, match="longer"):
         Ca().issue(extensions=[(long, False)])
+
+
+@pytest.mark.parametrize("read", [Certificate, Crl])
+def test_what_names_two_signature_algorithms_is_none(read: Any) -> None:
+    """RFC 5280 sections 4.1.1.2 and 5.1.1.2: the one outside is not signed."""
+    ca = Ca()
+    whole = ca.issue().der if read is Certificate else ca.crl(6)
+    signed, _, signature = (element for _, element in der.elements(der.contents(whole, der.SEQUENCE)))
+    other = Scheme("rsa", HashAlgorithm.SHA2_512).algorithm_identifier()
+    with pytest.raises(ParseError, match="two signature algorithms"):
+        read(der.emit(der.SEQUENCE, signed, other, signature))
