@@ -134,6 +134,21 @@ def test_trains_on_real_sockets(version: int, kind: str, gso: bool, gro: bool) -
             assert net.right.counters()["net_rx_messages"] < 44
 
 
+@VERSIONS
+@pytest.mark.parametrize(
+    ("size", "unit", "trains"), [(12800, 100, 2), (12801, 100, 3), (59800, 1300, 1), (63000, 1300, 2)]
+)
+def test_a_train_is_what_every_kernel_takes(version: int, size: int, unit: int, trains: int) -> None:
+    """64 datagrams (UDP_MAX_SEGMENTS before Linux 6.9), and one UDP message of IPv4 together: 65507 octets."""
+    with udp_net(version) as (net, arguments):
+        net.tunnel(**arguments)
+        frames = [superframe("tcp", version, size, unit)]
+        assert_same(frames, transfer(net, frames))
+        assert net.left.counters()["net_tx_messages"] == trains
+        assert not drops(net.left)
+        check(net)
+
+
 def test_flows_interleaved_keep_their_order() -> None:
     rng = random.Random(1)
     with memory_net() as net:
