@@ -163,3 +163,13 @@ def test_no_number_before_the_first_or_behind_the_last(engine_class, size, start
     engine = engine_class()
     engine.add_sa(params(Direction.IN, replay_window=size, esn=True, initial_seq=start))
     assert engine.inbound(forge(GCM, PLAIN, number, esn=True), NOW).drop is DropReason.IN_STATE_SEQ_ERROR
+
+
+@pytest.mark.parametrize("size", [0, 64])
+def test_extended_numbers_over_two_edges(engine_class, size):
+    """The highest number so far is what the others are inferred from, with a window or without."""
+    engine = engine_class()
+    sa = engine.add_sa(params(Direction.IN, replay_window=size, esn=True, initial_seq=2**32 - 3))
+    for number in (2**32 - 2, 2**32 + 1, 2**33 - 100, 2**33 + 1):
+        assert engine.inbound(forge(GCM, PLAIN, number, esn=True), NOW).drop is DropReason.NONE
+        assert engine.query_sa(sa).seq == number
