@@ -828,6 +828,12 @@ DNS, MAIL, IP, DN = cx.DNSName, cx.RFC822Name, cx.IPAddress, cx.DirectoryName
         ),
         ([URL("a.org")], None, URL("urn:x"), False),
         ([URL("a.org")], None, URL("http://10.0.0.1/"), False),
+        # nor can it be said that one without a host name is none of those
+        (None, [URL("evil.org")], URL("urn:x"), False),
+        (None, [URL("evil.org")], URL("http://u@/x"), False),
+        (None, [URL("evil.org")], URL("http://10.0.0.1/"), False),
+        (None, [URL("evil.org")], URL("http://[2001:db8::1]/"), False),
+        (None, [URL("evil.org")], URL("http://good.org/"), True),
         (None, [cx.RegisteredID(ObjectIdentifier("1.2.3"))], cx.RegisteredID(ObjectIdentifier("1.2.4")), False),
         (None, [cx.RegisteredID(ObjectIdentifier("1.2.3"))], DNS("a"), True),
     ],
