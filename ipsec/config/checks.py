@@ -11,7 +11,7 @@ from ipsec.config.connections import single_host
 from ipsec.config.directories import KEY_DIRECTORIES, CredentialFiles, confirms
 from ipsec.config.grammar import Section
 from ipsec.config.refused import numbered, warning_at
-from ipsec.config.values import error_at, quoted, suggestion
+from ipsec.config.values import error_at, parse_time, quoted, suggestion
 from ipsec.crypto.auth import describe_key
 from ipsec.crypto.identity import Identity, IdentityPattern
 from ipsec.crypto.x509 import Certificate
@@ -63,6 +63,11 @@ class Checker:
         """What is allowed but will hardly do what is meant."""
         if not connection.children and connection.childless is not Childless.FORCE:
             yield warning_at(section, "children", "there are none: nothing will pass, see childless")
+        timeout = section.values.get("dpd_timeout")
+        if timeout is not None and parse_time(timeout.text or "0"):
+            # charon heeds it with IKEv1 alone, and it stands in many files for IKEv2
+            why = "not heeded, as by charon with IKEv2: ipsecd.retransmit_tries and _timeout say when a peer is dead"
+            yield warning_at(section, "dpd_timeout", why)
         for child in connection.children:
             yield from child_warnings(section.sections["children"].sections[child.name], child)
         if not _needs_no_peer(connection):

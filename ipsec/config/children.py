@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from ipsec.config.grammar import Section
-from ipsec.config.refused import KERNEL, Parser, read_supported, refused, warning_at
+from ipsec.config.refused import DEVICE, KERNEL, Parser, read_supported, refused, warning_at
 from ipsec.config.selector import parse_selector
 from ipsec.config.values import (
     Switch,
@@ -126,17 +126,21 @@ _KEYS: dict[str, Parser] = {
 }
 
 #: interface ids of XFRM interfaces; also a key of connections
-IF_ID = refused(KERNEL, _is_zero, True)
+IF_ID = refused(DEVICE, _is_zero, True)
 
 _REFUSED: dict[str, Parser] = {
     "ah_proposals": refused("AH is not supported, ESP without encryption does the same: esp_proposals = null-sha256"),
     "ipcomp": refused("IPComp is not supported", parse_bool, False),
     "sha256_96": refused("HMAC-SHA-256 cut to 96 bits is not a standard and not supported", parse_bool, False),
-    "updown": refused("scripts are not run; vici tells programs of each change (event child-updown)"),
+    "updown": refused(
+        "scripts are not run: leave it out, and let the firewall pass what goes through ipsecd's device; vici tells "
+        "programs of each change (event child-updown)"
+    ),
     "hostaccess": refused("this is for updown scripts, which are not run", parse_bool, False),
     "policies_fwd_out": refused(KERNEL, parse_bool, False),
     "interface": refused(KERNEL),
-    **dict.fromkeys(("mark_in", "mark_out", "set_mark_in", "set_mark_out"), refused(KERNEL, _is_zero, True)),
+    **dict.fromkeys(("mark_in", "mark_out"), refused(DEVICE, _is_zero, True)),
+    **dict.fromkeys(("set_mark_in", "set_mark_out"), refused(KERNEL, _is_zero, True)),
     "mark_in_sa": refused(KERNEL, parse_bool, False),
     "if_id_in": IF_ID,
     "if_id_out": IF_ID,

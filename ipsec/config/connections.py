@@ -60,7 +60,8 @@ def parse_host(text: str) -> str:
     if text.lower() in ANY_HOST:
         return text.lower()
     if "%" in text:
-        raise ConfigError(f"{quoted(text)} is neither %any nor an address without zone")
+        hint = ", and %defaultroute is %any here" if text == "%defaultroute" else ""
+        raise ConfigError(f"{quoted(text)} is neither %any nor an address without zone{hint}")
     low, dash, high = text.partition("-")
     try:
         if "/" in text:
@@ -131,7 +132,7 @@ _KEYS: dict[str, Parser] = {
     "dscp": _parse_dscp,
     "encap": parse_bool,
     "mobike": parse_bool,
-    "dpd_delay": parse_time,
+    **dict.fromkeys(("dpd_delay", "dpd_timeout"), parse_time),
     "fragmentation": _parse_fragmentation,
     "childless": one_of(Childless),
     "send_certreq": parse_bool,
@@ -147,7 +148,6 @@ _KEYS: dict[str, Parser] = {
 _REFUSED: dict[str, Parser] = {
     "aggressive": refused(f"Aggressive Mode: {IKEV1}", parse_bool, False),
     "pull": refused(f"Mode Config: {IKEV1}", parse_bool, True),
-    "dpd_timeout": refused(f"{IKEV1}; with IKEv2 retransmission decides when a peer is dead", parse_time, 0),
     "ocsp": refused(
         "OCSP inside IKEv2 (RFC 4806) is not supported",
         one_of_words({"reply": 0, "never": 0, "request": 1, "both": 1}),
@@ -204,7 +204,8 @@ def read_connection(section: Section, name: str, files: CredentialFiles, *, allo
     """The connection that a section describes, by itself sound. ConfigError names file, line and key."""
     rounds = {side: numbered(section, side) for side in ("local", "remote")}
     values = read_supported(section, _KEYS, _REFUSED, ("children", *rounds["local"], *rounds["remote"]))
-    values.pop("version", None)
+    for nothing in ("version", "dpd_timeout"):
+        values.pop(nothing, None)
     for side, names in rounds.items():
         if len(names) > 1:
             why = "several authentication rounds (RFC 4739) are not supported"

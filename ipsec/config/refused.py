@@ -10,6 +10,7 @@ from ipsec.config.values import error_at, read_keys
 from ipsec.errors import ConfigError
 
 KERNEL = "this needs the kernel's XFRM, ESP is done in user space here"
+DEVICE = f"{KERNEL}: leave it out, ipsecd's device takes the place of a VTI or XFRM interface"
 IKEV1 = "IKEv1 is not supported"
 EAP = "EAP and XAuth are not supported, peers authenticate with pubkey or psk"
 TOKEN = "keys and certificates on smart cards and TPMs are not supported, use a file"

@@ -169,7 +169,7 @@ class DaemonSettings:
     raw_esp: Switch = Switch.AUTO
     "open sockets for ESP without UDP (IP protocol 50, needs CAP_NET_RAW); auto does so if an SA has encap = no"
     install_routes: bool = True
-    "route the remote selectors into the device"
+    "set the device up, with MTU and addresses, and route the remote selectors into it; no: all that is yours to do"
     routing_table: int = 220
     "table for those routes, 1..2^32-1; 254 is the main table"
     routing_priority: int = 220

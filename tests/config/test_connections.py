@@ -96,7 +96,7 @@ def test_every_key_of_swanctl_is_known() -> None:
 
 def test_every_field_is_a_key() -> None:
     others = {"name", "local", "remote", "children"}
-    assert {f.name for f in fields(Connection)} == {*connections._KEYS, *others} - {"version"}
+    assert {f.name for f in fields(Connection)} == {*connections._KEYS, *others} - {"version", "dpd_timeout"}
     for value, keys in ((LocalAuth, connections._LOCAL_KEYS), (RemoteAuth, connections._REMOTE_KEYS)):
         assert {f.name for f in fields(value)} == {*keys, "method", "constraints"} - {"round", "auth"}
 
@@ -256,7 +256,8 @@ def test_proposals() -> None:
         # refused, with the reason
         ("aggressive = yes", "IKEv1 is not supported"),
         ("pull = no", "IKEv1 is not supported"),
-        ("dpd_timeout = 30s", "IKEv1 is not supported"),
+        ("dpd_timeout = soon", "'soon' is not a time"),
+        ("local_addrs = %defaultroute", "neither %any nor an address without zone, and %defaultroute is %any here"),
         ("ocsp = request", "RFC 4806"),
         ("ocsp = both", "RFC 4806"),
         ("ocsp = x", "'x' is not one of reply, never, request, both"),
@@ -528,6 +529,13 @@ def test_nobody_to_begin_with(action: str, addrs: str) -> None:
     assert read(f"remote_addrs = {addrs}, 10.0.0.5", rest).children
     shunt = f"{PSK}children {{\nnet {{\nstart_action = trap\nmode = pass\n}}\n}}\n"
     assert read(f"remote_addrs = {addrs}", shunt).children
+
+
+def test_what_only_ikev1_heeds_is_a_warning() -> None:
+    assert config("dpd_timeout = 0s").warnings == ()
+    for line in ("dpd_timeout = 150s", "dpd_delay = 30s\ndpd_timeout = 1"):
+        (warning,) = config(line).warnings
+        assert ".dpd_timeout: not heeded, as by charon with IKEv2: ipsecd.retransmit_tries" in warning
 
 
 def test_missing_secret_is_a_warning() -> None:
