@@ -358,6 +358,8 @@ class Credentials:
         """
         if spki not in remote.pubkeys:
             raise CertificateError("the raw public key of the peer is not one of those configured")
+        if remote.cacerts or remote.ca_id or remote.cert_policy:
+            raise CertificateError("a raw public key has no authority above it and no policies, as remote wants them")
         try:
             key = load_spki(spki)
         except ParseError as error:

@@ -364,6 +364,10 @@ def test_raw_public_keys() -> None:
         (spki[:-1], RemoteAuth(pubkeys=(spki,))),
         (b"junk", RemoteAuth(pubkeys=(b"junk",))),
         (spki, RemoteAuth(pubkeys=(spki,), constraints=parse_constraints("rsa"))),
+        # what asks for an authority or for policies is not content with a key that has none, as in charon
+        (spki, RemoteAuth(pubkeys=(spki,), cacerts=(Ca().certificate,))),
+        (spki, RemoteAuth(pubkeys=(spki,), ca_id=parse_pattern("%any"))),
+        (spki, RemoteAuth(pubkeys=(spki,), cert_policy=("1.2.3",))),
     ):
         with pytest.raises(AuthenticationError):
             credentials.peer_key(presented, remote, key_id)
