@@ -557,16 +557,18 @@ cdef class Engine:
         cdef Sink sink
         cdef Worker *w = self.workers[self.worker_count]
         cdef Collector *c
-        cdef uint64_t ever
+        cdef uint64_t ever, kept
         before = self.drop_counts()
         if not self.begin(&sink, now, packet):
             drop(w, NULL, DROP_OUT_HDR_ERROR, 1)
             return Outbound(DropReason.OUT_HDR_ERROR)
         c = self.collector
-        ever = w.held.ever
+        ever, kept = w.held.ever, w.fragments_kept
         outbound_frame(w, self.shared.spd, &sink, NULL, self.packet, <uint32_t>len(packet))
         if w.held.ever != ever:
             return Outbound(DropReason.NONE, held=True)
+        if w.fragments_kept != kept:
+            return Outbound(DropReason.NONE, joined=True)
         reason = self.reason_since(before)
         if c.clear_length:
             return Outbound(DropReason.NONE, clear=PyBytes_FromStringAndSize(<char *>self.packet, c.clear_length))
@@ -676,6 +678,14 @@ cdef class Engine:
         cdef uint64_t total = 0
         for i in range(self.worker_count + 1):
             total += self.workers[i].fragments_made
+        return total
+
+    def fragments_joined(self):
+        """Packets that putting datagrams together for transport mode took away."""
+        cdef uint32_t i
+        cdef uint64_t total = 0
+        for i in range(self.worker_count + 1):
+            total += self.workers[i].fragments_joined
         return total
 
     # --- packets, many in a call ---

@@ -41,6 +41,8 @@ class Outbound(NamedTuple):
     "the packet itself, under a BYPASS policy"
     held: bool = False
     "kept until there is an SA: ``EspEngine.release`` tells what became of it"
+    joined: bool = False
+    "a fragment that goes with the rest of its datagram, in transport mode"
 
 
 class Inbound(NamedTuple):
@@ -110,6 +112,9 @@ HELD_FRAMES = 128
 HELD_OCTETS = 1 << 19
 #: nobody wants a packet that is older (the kernel's xfrm_acq_expires)
 HELD_SECONDS = 30
+#: datagrams whose fragments are put together at once, and for how long
+JOIN_DATAGRAMS = 8
+JOIN_SECONDS = 30
 
 
 class EspEngine(Protocol):

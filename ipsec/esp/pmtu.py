@@ -113,7 +113,7 @@ def fragment_ipv4(packet: IpPacket, mtu: int) -> list[bytes]:
         last = len(payload) - at <= room
         part = payload[at:] if last else payload[at : at + room // 8 * 8]
         word = base + at // 8 | (0 if last else 0x2000)
-        fragments.append(_with_lengths(header, len(part), word) + part)
+        fragments.append(with_lengths(header, len(part), word) + part)
         at += len(part)
         header = later
     return fragments
@@ -136,7 +136,8 @@ def _later_header(header: bytes) -> bytes | None:
     return bytes([0x40 | (IPV4_HEADER + len(kept)) // 4]) + header[1:IPV4_HEADER] + kept
 
 
-def _with_lengths(header: bytes, payload: int, word: int) -> bytes:
+def with_lengths(header: bytes, payload: int, word: int) -> bytes:
+    """An IPv4 header for that many octets of payload, with this word of fragment offset and flags."""
     length = (len(header) + payload).to_bytes(2, "big")
     head = header[:2] + length + header[4:6] + word.to_bytes(2, "big") + header[8:10] + bytes(2) + header[12:]
     return head[:10] + checksum(head).to_bytes(2, "big") + head[12:]

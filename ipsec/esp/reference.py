@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 
 from ipsec.errors import ParseError, SaError
@@ -35,6 +36,7 @@ from ipsec.esp.engine import (
     Sealed,
 )
 from ipsec.esp.held import HeldPackets
+from ipsec.esp.join import FragmentJoiner
 from ipsec.esp.pmtu import ESP_HEADER, clamp_mss, fragment_ipv4, packet_limit, too_big
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, IpAddress, Lifetime, Mode, Policy, SaParams
 from ipsec.esp.sad import Sad, SaEntry
@@ -87,6 +89,7 @@ class ReferenceEngine:
         self._spd = Spd()
         self._fragments_out = FragmentTable()
         self._fragments_in = FragmentTable()
+        self._joiner = FragmentJoiner()
         self._acquired: dict[int, tuple[int, float]] = {}
         "policy -> reqid and time of those whose ACQUIRE is still unanswered"
         self._waiting = HeldPackets(hold_packets)
@@ -194,6 +197,8 @@ class ReferenceEngine:
         entry = self._sad.newest(policy.reqid)
         if entry is None:
             return self._without_sa(policy_id, policy.reqid, inner.data, now)
+        if entry.params.mode is Mode.TRANSPORT and inner.fragment is not Fragment.NONE:
+            return self._join(entry, inner, now)
         if not _fits_mode(entry.params, inner):
             return Outbound(self._drop(DropReason.OUT_STATE_MODE_ERROR, entry))
         return self._send(entry, inner, now)
@@ -226,10 +231,25 @@ class ReferenceEngine:
             self._drop(DropReason.OUT_NO_STATES)
         return Outbound(DropReason.NONE, held=True)
 
+    def _join(self, entry: SaEntry, fragment: IpPacket, now: float) -> Outbound:
+        """RFC 4303 section 3.3.4: transport mode is for whole datagrams, so the host's fragments become one again."""
+        if not _between_hosts(entry.params, fragment):
+            return Outbound(self._drop(DropReason.OUT_STATE_MODE_ERROR, entry))
+        result = self._joiner.put(fragment, now)
+        for _ in range(result.lost):
+            self._drop(DropReason.OUT_FRAGMENT_ERROR, entry)
+        if result.packet is None:
+            return Outbound(DropReason.NONE, joined=True) if result.kept else Outbound(DropReason.OUT_FRAGMENT_ERROR)
+        inner = parse_packet(result.packet)
+        if inner.fragment is not Fragment.NONE:
+            return Outbound(self._drop(DropReason.OUT_STATE_MODE_ERROR, entry))
+        # its sender has let it be fragmented
+        return self._send(entry, replace(inner, dont_fragment=False), now)
+
     def _send(self, entry: SaEntry, inner: IpPacket, now: float) -> Outbound:
         mtu = entry.inner_mtu
         if self._mss_clamp:
-            inner = parse_packet(clamp_mss(inner, mtu))
+            inner = replace(parse_packet(clamp_mss(inner, mtu)), dont_fragment=inner.dont_fragment)
         if len(inner.data) <= mtu:
             return self._send_parts(entry, [inner], now)
         if len(inner.data) <= packet_limit(mtu, inner.version):
@@ -408,7 +428,11 @@ def _fits_mode(params: SaParams, inner: IpPacket) -> bool:
     """RFC 4303 section 3.1.1: transport mode is between these two hosts, and carries no fragments."""
     if params.mode is Mode.TUNNEL:
         return True
-    return (inner.fragment, inner.source, inner.destination) == (Fragment.NONE, params.local, params.remote)
+    return inner.fragment is Fragment.NONE and _between_hosts(params, inner)
+
+
+def _between_hosts(params: SaParams, inner: IpPacket) -> bool:
+    return (inner.source, inner.destination) == (params.local, params.remote)
 
 
 def combine_ecn(inner: int, outer: int) -> int | None:

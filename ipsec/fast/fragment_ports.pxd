@@ -30,11 +30,7 @@ cdef inline uint64_t fragment_lifetime_ns() noexcept nogil:
 
 # RFC 791 tells datagrams apart by addresses, identification and protocol; RFC 8200 section 4.5 without the protocol,
 # since the Next Header of a later fragment need not agree with the first.
-cdef inline FragmentEntry *fragment_set(
-    FragmentTable *table, const PacketInfo *info, FragmentEntry *key
-) noexcept nogil:
-    cdef uint64_t h = 0
-    cdef int i
+cdef inline void fragment_key(const PacketInfo *info, FragmentEntry *key) noexcept nogil:
     memset(key, 0, sizeof(FragmentEntry))
     key.version = info.version
     key.id = info.fragment_id
@@ -44,6 +40,13 @@ cdef inline FragmentEntry *fragment_set(
     else:
         memcpy(&key.addresses[0], info.src, 16)
         memcpy(&key.addresses[2], info.dst, 16)
+
+cdef inline FragmentEntry *fragment_set(
+    FragmentTable *table, const PacketInfo *info, FragmentEntry *key
+) noexcept nogil:
+    cdef uint64_t h = 0
+    cdef int i
+    fragment_key(info, key)
     for i in range(4):
         h = mix(h, key.addresses[i])
     h = mix(h, (<uint64_t>key.id << 16) | (<uint64_t>key.key_protocol << 8) | key.version)

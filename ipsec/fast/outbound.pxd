@@ -4,6 +4,7 @@
 # The same code serves the pump, which gathers datagrams into trains, and the library, which returns them: both give a
 # Sink that provides room for a datagram and takes it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ipsec.fast.atomic cimport add_u64, cas_u64, load_ptr, load_u64, store_u64
@@ -13,6 +14,7 @@ from ipsec.fast.icmp cimport build_too_big
 from ipsec.fast.fragment cimport FragmentPlan, fragment_next, fragment_start
 from ipsec.fast.held cimport held_put
 from ipsec.fast.jobs cimport JOB_MAX, JOBS, SealJob, jobs_seal_all
+from ipsec.fast.join cimport Joiner, JoinPart, join_put
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
 from ipsec.fast.sa cimport *
@@ -217,11 +219,39 @@ cdef inline bint seal_transport(Worker *w, Sink *sink, Sa *sa, Endpoint *endpoin
 
 # RFC 4301 section 4.1: transport mode is between these two hosts, and never for a fragment (RFC 4303 section 3.3.4).
 cdef inline bint transport_fits(const Sa *sa, const Endpoint *endpoint, const PacketInfo *info) noexcept nogil:
+    return sa.mode != MODE_TRANSPORT or (info.fragment == FRAGMENT_NONE and between_hosts(endpoint, info))
+
+cdef inline bint between_hosts(const Endpoint *endpoint, const PacketInfo *info) noexcept nogil:
     cdef uint32_t n = 4 if info.version == 4 else 16
-    if sa.mode != MODE_TRANSPORT:
-        return True
-    return (info.fragment == FRAGMENT_NONE and info.version == endpoint.version
+    return (info.version == endpoint.version
             and memcmp(info.src, endpoint.local, n) == 0 and memcmp(info.dst, endpoint.remote, n) == 0)
+
+# A fragment under an SA in transport mode: the host's fragments become one datagram again. That one, described by `info`,
+# or NULL: this one waits for the next, or it was dropped and counted.
+cdef inline uint8_t *join_fragment(Worker *w, Sa *sa, const Endpoint *endpoint, PacketInfo *info) noexcept nogil:
+    cdef JoinPart *part
+    cdef uint32_t lost
+    cdef bint kept
+    if not between_hosts(endpoint, info):
+        drop(w, sa, DROP_OUT_STATE_MODE_ERROR, 1)
+        return NULL
+    if w.joiner == NULL:
+        w.joiner = <Joiner *>calloc(1, sizeof(Joiner))
+    if w.joiner == NULL:
+        drop(w, sa, DROP_OUT_FRAGMENT_ERROR, 1)
+        return NULL
+    part = join_put(w.joiner, info, w.now_ns, &lost, &kept)
+    if lost:
+        drop(w, sa, DROP_OUT_FRAGMENT_ERROR, lost)
+    w.fragments_kept += kept
+    if part == NULL:
+        return NULL
+    w.fragments_joined += part.fragments
+    if parse_packet(part.data, part.length, info) != 0:
+        drop(w, sa, DROP_OUT_HDR_ERROR, 1)
+        return NULL
+    info.dont_fragment = 0   # its sender has let it be fragmented
+    return part.data
 
 # Every segment of a superframe under one SA, one seal each and no copy: header k is written over the end of payload
 # k - 1, which is already enciphered elsewhere, and the trailer over the start of payload k + 1, which is put back.
@@ -368,6 +398,10 @@ cdef inline uint32_t outbound_frame(Worker *w, SpdTable *spd, Sink *sink, const 
             drop(w, NULL, DROP_OUT_BYPASS_ERROR, 1)
         return plan.count
     endpoint = <Endpoint *>load_ptr(&sa.endpoint)
+    if sa.mode == MODE_TRANSPORT and info.fragment != FRAGMENT_NONE:
+        packet = join_fragment(w, sa, endpoint, &info)
+        if packet == NULL:
+            return plan.count
     if not transport_fits(sa, endpoint, &info):
         drop(w, sa, DROP_OUT_STATE_MODE_ERROR, plan.count)
         return plan.count

@@ -18,6 +18,7 @@ cdef inline void worker_free(Worker *w) noexcept:
     free(w.fragments_in)
     free(w.fragments_out)
     free(w.scratch)
+    free(w.joiner)
     held_free(&w.held)
     if w.jobs != NULL:
         job_manager_free(w.jobs.manager)

@@ -10,6 +10,7 @@ from ipsec.fast.drops cimport DROP_REASONS
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport HeldFrames
 from ipsec.fast.jobs cimport Jobs
+from ipsec.fast.join cimport Joiner
 from ipsec.fast.packet cimport be32
 from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
 from ipsec.fast.spd cimport FlowCache, SpdTable
@@ -71,6 +72,9 @@ cdef struct Worker:
     uint8_t *scratch         # 2 * SCRATCH octets
     uint64_t drops[DROP_REASONS]
     uint64_t fragments_made  # packets that inner fragmentation added
+    Joiner *joiner           # NULL until there is a fragment for an SA in transport mode
+    uint64_t fragments_kept  # by it, for the rest of their datagrams
+    uint64_t fragments_joined  # of those, the ones that went as part of another packet
     Jobs *jobs               # NULL until there is an SA with a JobCipher
     uint8_t spoiled          # packets could not be sealed and begin with SPI 0 now: they are counted, and must not be sent
     HeldFrames held

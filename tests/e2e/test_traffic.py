@@ -158,6 +158,9 @@ def test_transport_mode(make_world: MakeWorld, tmp_path: Path, outer: int, encap
     # a train of up to 64 packets counts once here
     assert kinds.pop("esp") > 20
     assert not kinds, kinds
+    # the host has fragmented these before they come to the device
+    assert "3 received" in world.a.ping(OUTER[outer][1], "-s", "4000")
+    assert "3 received" in world.b.ping(OUTER[outer][0], "-s", "20000")
 
 
 def test_too_big_with_df_is_answered(world: World) -> None:

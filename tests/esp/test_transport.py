@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from ipsec.esp.drops import DropReason
+from ipsec.esp.engine import Outbound
 from ipsec.esp.sa import Direction, Mode
 from ipsec.wire.ip import checksum, parse_packet, pseudo_header_sum
 from tests.esp.support import (
@@ -19,6 +20,7 @@ from tests.esp.support import (
     gateway,
     ip,
     ipv4_fragment,
+    opener,
     params,
     trailer,
     transport_packet,
@@ -54,6 +56,104 @@ def test_no_fragments(engine_class):
     tunnel = Tunnel(engine_class, outer=6, mode=Mode.TRANSPORT)
     fragment = ip(44, struct.pack("!BBHI", 17, 0, 1, 7) + bytes(64), 6, addresses=addresses)
     assert tunnel.seal(fragment) is DropReason.OUT_STATE_MODE_ERROR
+
+
+def fragments(packet, size=1000):
+    """``packet`` as the IP layer of its host sends it over a link that carries ``size`` octets of it at once."""
+    if packet[0] >> 4 == 4:
+        body = packet[20:]
+        parts = [(at, at + size < len(body), body[at : at + size]) for at in range(0, len(body), size)]
+        return [ipv4_fragment(packet, *part) for part in parts]
+    body = packet[40:]
+    addresses = ip_address(packet[8:24]), ip_address(packet[24:40])
+    return [
+        ip(44, struct.pack("!BBHI", packet[6], 0, at | (at + size < len(body)), 7) + body[at : at + size], 6,
+           addresses=addresses)
+        for at in range(0, len(body), size)
+    ]  # fmt: skip
+
+
+def without_number(packet):
+    """What transport mode keeps of a packet: the receiver's IPv4 header has no identification."""
+    return packet[20:] if packet[0] >> 4 == 4 else packet
+
+
+KEPT = Outbound(DropReason.NONE, joined=True)
+LOST = Outbound(DropReason.OUT_FRAGMENT_ERROR)
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("size", [1104, 4000, 65400])
+def test_fragments_of_the_host_go_as_the_datagram_they_are(engine_class, outer, size):
+    """RFC 4303 section 3.3.4: below the IP layer, which has fragmented it already, a datagram is put together first."""
+    engine, sa = gateway(engine_class, outer=outer, mode=Mode.TRANSPORT)
+    packet = transport_packet(outer, bytes(size), identification=7)
+    *before, last = fragments(packet)
+    assert before
+    assert [engine.outbound(part, NOW) for part in before] == [KEPT] * len(before)
+    (sealed,) = engine.outbound(last, NOW).sealed
+    assert sealed.df is False
+    receiver = opener(engine_class, outer=outer, mode=Mode.TRANSPORT)
+    assert without_number(receiver.inbound(sealed.datagram, NOW).packet) == without_number(packet)
+    assert engine.query_sa(sa).packets == 1
+    assert engine.drops() == {}
+
+
+def test_fragments_of_two_datagrams_may_alternate(engine_class):
+    engine, _ = gateway(engine_class, mode=Mode.TRANSPORT)
+    receiver = opener(engine_class, mode=Mode.TRANSPORT)
+    packets = [transport_packet(4, bytes([number]) * 2500, identification=number) for number in (1, 2)]
+    results = [engine.outbound(part, NOW) for pair in zip(*map(fragments, packets), strict=True) for part in pair]
+    assert results[:-2] == [KEPT] * 4
+    opened = [receiver.inbound(result.sealed[0].datagram, NOW).packet[20:] for result in results[-2:]]
+    assert opened == [packet[20:] for packet in packets]
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_fragments_that_do_not_follow_each_other_are_given_up(engine_class, outer):
+    engine, sa = gateway(engine_class, outer=outer, mode=Mode.TRANSPORT)
+    first, second, third = fragments(transport_packet(outer, bytes(2500), identification=7))
+    assert engine.outbound(second, NOW) == LOST
+    assert [engine.outbound(part, NOW) for part in (first, third)] == [KEPT, LOST]
+    assert [engine.outbound(part, NOW) for part in (second, third)] == [LOST, LOST]
+    assert [engine.outbound(part, NOW) for part in (first, second, first, second)] == [KEPT] * 4
+    assert engine.outbound(third, NOW).sealed
+    assert engine.drops() == engine.query_sa(sa).drops == {DropReason.OUT_FRAGMENT_ERROR: 7}
+
+
+def test_fragments_wait_for_30_s(engine_class):
+    engine, _ = gateway(engine_class, mode=Mode.TRANSPORT)
+    first, second = fragments(transport_packet(4, bytes(1500), identification=7))
+    assert engine.outbound(first, NOW) == KEPT
+    assert engine.outbound(second, NOW + 31) == LOST
+    assert engine.outbound(first, NOW) == KEPT
+    assert engine.outbound(second, NOW + 29).sealed
+
+
+def test_datagrams_that_wait_are_bounded(engine_class):
+    engine, _ = gateway(engine_class, mode=Mode.TRANSPORT)
+    pairs = [fragments(transport_packet(4, bytes(1500), identification=number)) for number in range(1, 10)]
+    assert [engine.outbound(first, NOW) for first, _ in pairs] == [KEPT] * 9
+    assert engine.drops() == {DropReason.OUT_FRAGMENT_ERROR: 1}
+    assert engine.outbound(pairs[0][1], NOW) == LOST
+    assert all(engine.outbound(last, NOW).sealed for _, last in pairs[1:])
+
+
+def test_fragments_for_others_are_not_collected(engine_class):
+    engine, _ = gateway(engine_class, mode=Mode.TRANSPORT)
+    part = fragments(transport_packet(4, bytes(1500)))[0]
+    other = part[:12] + bytes((192, 0, 2, 99)) + part[16:]
+    assert engine.outbound(other, NOW).drop is DropReason.OUT_STATE_MODE_ERROR
+
+
+def test_a_datagram_cannot_outgrow_the_largest(engine_class):
+    """Options of the first fragment count, which fragments alone do not show."""
+    engine, _ = gateway(engine_class, mode=Mode.TRANSPORT)
+    packet = transport_packet(4, bytes(65472), identification=7)
+    *before, last = fragments(packet, 21824)
+    head = b"\x4f" + before[0][1:2] + struct.pack("!H", len(before[0]) + 40) + before[0][4:20] + b"\x01" * 40
+    assert engine.outbound(head + before[0][20:], NOW) == KEPT
+    assert [engine.outbound(part, NOW) for part in (*before[1:], last)] == [KEPT] * (len(before) - 1) + [LOST]
 
 
 def test_options_stay_behind_and_extension_headers_travel(engine_class):

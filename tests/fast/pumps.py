@@ -92,7 +92,7 @@ class Gateway:
         """Packets in are packets out and drops. ``waiting`` are in the pump still; ``elsewhere_*`` are drops that
         calls of the library counted, not the pump."""
         c = self.counters()
-        taken = c["tun_rx_packets"] + self.engine.fragments_made()
+        taken = c["tun_rx_packets"] + self.engine.fragments_made() - self.engine.fragments_joined()
         sent = c["net_tx_datagrams"] + c["bypass_tx_packets"]
         assert taken == sent + waiting + self.dropped("OUT_") - elsewhere_out, (dict(c), self.engine.drops())
         given = c["keepalives"] + c["control_datagrams"] + c["control_lost"] + c["tun_tx_packets"]

@@ -208,6 +208,31 @@ def test_outbound_agrees(spd, sas, sent, mss_clamp, catch_all):
 
 
 @settings(max_examples=150)
+@given(
+    st.sampled_from([4, 6]),
+    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=60),
+    st.integers(0, 63),
+)
+def test_fragments_of_the_host_agree(outer, sent, broken):
+    """Fragments of eleven datagrams in any order, some changed, for an SA in transport mode."""
+    both = Both()
+    both.set_policies([PROTECT_ALL])
+    both.add_sa(params(Direction.OUT, SUITES[2], outer, mode=Mode.TRANSPORT, reqid=1))
+    addresses = tuple(ip_address(text) for text in ADDRESSES[outer])
+    body = bytes(range(256)) * 8
+    for now, (number, at, wait) in enumerate(sent):
+        part = body[at * 512 :][:512]
+        if outer == 4:
+            packet = ipv4_fragment(ip(17, b"", addresses=addresses, identification=number), at * 512, at < 3, part)
+        else:
+            header = bytes((17, 0)) + (at * 512 | (at < 3)).to_bytes(2, "big") + number.to_bytes(4, "big")
+            packet = ip(44, header + part, 6, addresses=addresses)
+        if now % 8 == 7:
+            packet = packet[:broken] + bytes([packet[broken] ^ 1]) + packet[broken + 1 :]
+        both.same(lambda engine, own, packet=packet, now=now, wait=wait: engine.outbound(packet, now + wait * 5.0))
+
+
+@settings(max_examples=150)
 @given(outbound_sas(), st.lists(st.one_of(packets(), st.integers(0, 1400)), min_size=1, max_size=10))
 def test_encapsulate_and_dummy_agree(sa, sent):
     both = Both()
