@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 import struct
@@ -146,6 +147,22 @@ def test_a_train_is_what_every_kernel_takes(version: int, size: int, unit: int, 
         assert_same(frames, transfer(net, frames))
         assert net.left.counters()["net_tx_messages"] == trains
         assert not drops(net.left)
+        check(net)
+
+
+@VERSIONS
+@pytest.mark.parametrize("gso", [True, False])
+def test_lengths_in_any_order(version: int, gso: bool) -> None:
+    """The kernel cuts a train by the length of its first datagram: only the last one may be shorter, none longer."""
+    sizes = [size for three in itertools.product((100, 500, 1000), repeat=3) for size in three]
+    with udp_net(version, gso=gso) as (net, arguments):
+        net.tunnel(**arguments)
+        sent = [(NO_VNET, udp_packet(version, size, sport=n + 1)) for n, size in enumerate(sizes)]
+        for header, frame in sent:
+            assert net.left.tun.send(frame, header)
+        net.run()
+        assert_same(sent, net.right.tun.frames())
+        assert not drops(net.right)
         check(net)
 
 
