@@ -176,6 +176,7 @@ def set_octet(packet: bytes, at: int, value: int) -> bytes:
         pytest.param(TCP4, {"csum_offset": 6}, id="csum_offset elsewhere"),
         pytest.param(set_octet(TCP4, 32, 0x40), {}, id="data offset below 5"),
         pytest.param(set_octet(TCP4[:2] + b"\0\x30" + TCP4[4:48], 32, 0xF0), {}, id="data offset beyond the packet"),
+        pytest.param(set_octet(TCP4[:2] + b"\0\x4f" + TCP4[4:79], 32, 0xF0), {}, id="data offset an octet beyond"),
         pytest.param(TCP4[:2] + b"\0\x24" + TCP4[4:36], {}, id="no room for a TCP header"),
         pytest.param(UDP4[:2] + b"\0\x1a" + UDP4[4:26], {}, id="no room for a UDP header"),
         pytest.param(set_octet(TCP4, 6, 0x20), {}, id="a fragment"),
