@@ -492,6 +492,18 @@ def test_two_full_lists_of_selectors_do_not_become_65025_policies() -> None:
     pair.finish()
 
 
+def test_nor_does_an_answer_of_two_full_lists() -> None:
+    """It would be within what we have offered, one of each."""
+    near = tuple(replace(RIGHT, protocol=UDP, ports=(port, port)) for port in range(100))
+    far = tuple(replace(LEFT, protocol=UDP, ports=(port, port)) for port in range(100))
+    pair = Pair(b={"child": {"local_ts": near, "remote_ts": far}})
+    pair.a.initiate()
+    pair.world.settle()
+    assert len(pair.a.events(ChildNotMade)) == 1
+    assert not pair.a.events(ChildUp)
+    pair.finish(children=0)
+
+
 def test_one_peer_does_not_get_any_number_of_child_sas(monkeypatch: pytest.MonkeyPatch) -> None:
     """HDR, SK {N(NO_ADDITIONAL_SAS)} (RFC 7296 section 1.3); what is there can be rekeyed."""
     monkeypatch.setattr("ipsec.ike.create_child.CHILDREN_MAX", 8)
