@@ -77,6 +77,16 @@ def test_priorities_then_age(engine_class):
         engine.del_policy(first)
 
 
+def test_a_policy_that_is_added_takes_its_place_among_those_that_were_set(engine_class):
+    engine = spd(engine_class, discard(pair("10.1.0.5/32"), priority=1), discard(ANY4, priority=3))
+    engine.add_policy(bypass(ANY4, priority=2))
+    engine.add_policy(discard(ANY4, priority=2))
+    assert verdict(engine, udp(source="10.1.0.5")) is BLOCK
+    assert verdict(engine, udp(source="10.1.0.6")) == CLEAR
+    engine.add_policy(bypass(ANY4, priority=0))
+    assert verdict(engine, udp(source="10.1.0.5")) == CLEAR
+
+
 def test_set_policies_replaces_all(engine_class):
     engine = spd(engine_class, discard(ANY4))
     ids = engine.set_policies([bypass(pair("10.1.0.5/32"), priority=5), discard(ANY4, priority=1)])
