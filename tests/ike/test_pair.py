@@ -650,3 +650,23 @@ def test_the_shortest_nonce_is_half_a_key_of_the_prf() -> None:
     for wrong in ([], [NoncePayload(bytes(31))], 2 * [NoncePayload(bytes(32))]):
         with pytest.raises(ParseError):
             nonce_of(wrong, 32)
+
+
+def test_no_child_sa_is_made_in_an_ike_sa_that_is_being_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 7296 section 2.25.2: HDR, SK {N(TEMPORARY_FAILURE)}, and what was wanted is asked of the successor."""
+    answers = []
+    real = CreateChild.answered
+
+    def answered(self: CreateChild, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        answers.append([p.notify for p in payloads if isinstance(p, NotifyPayload)])
+        real(self, sa, payloads, now)
+
+    monkeypatch.setattr(CreateChild, "answered", answered)
+    pair = Pair().up()
+    pair.world.hold()
+    pair.a.do(pair.a.engine.rekey_ike_sa, pair.a.ike)
+    pair.b.do(lambda now: pair.b.ike.ask(CreateChild(pair.b.child.config), now))
+    pair.world.release()
+    pair.world.run(30.0)
+    assert answers[0] == [NotifyType.TEMPORARY_FAILURE]
+    pair.finish(children=2)
