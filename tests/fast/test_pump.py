@@ -189,6 +189,31 @@ def test_flows_interleaved_keep_their_order() -> None:
         check(net)
 
 
+@pytest.mark.parametrize("gso", [True, False])
+def test_a_train_is_for_one_peer(gso: bool) -> None:
+    """Datagrams of one length for two peers in turn, all of the same batch."""
+    peers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+    try:
+        with udp_net(gso=gso) as (net, arguments):
+            for n, peer in enumerate(peers):
+                peer.bind(("127.0.0.1", 0))
+                peer.setblocking(False)
+                encap = arguments["encap"][0], peer.getsockname()[1]
+                there = (pair("0.0.0.0/0", f"10.{n}.0.0/16"),)
+                net.tunnel(0x1000 + 2 * n, policy=there, **{**arguments, "encap": encap})
+            for n in range(40):
+                assert net.left.tun.send(udp_packet(4, 300, ip={"dst": f"10.{n // 3 % 2}.0.1"}), NO_VNET)
+            net.run()
+            for n, peer in enumerate(peers):
+                got = [peer.recv(2000) for _ in range((21, 19)[n])]
+                assert {int.from_bytes(datagram[:4], "big") for datagram in got} == {0x1000 + 2 * n}
+                with pytest.raises(BlockingIOError):
+                    peer.recv(2000)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
 def test_peers_and_suites_mixed_in_one_batch() -> None:
     """Trains of one SA must not swallow the datagrams of another."""
     with udp_net() as (net, arguments):
