@@ -195,6 +195,23 @@ def test_limits_of_the_anchor_on_policies() -> None:
         verify(exact.issue(extensions=policies(ANY_POLICY)), [exact], **wanted)
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("3003800100", "lacks certificate policies"),
+        ("30038001ff", "negative number"),
+        ("30038101ff", "negative number"),
+        ("3000", "malformed policy constraints"),
+        ("3003820100", "malformed policy constraints"),
+    ],
+)
+def test_policy_constraints_that_are_none(body: str, why: str) -> None:
+    """RFC 5280 section 4.2.1.11: how many certificates may come before they count is no negative number."""
+    ca = Ca(extensions=[(cx.UnrecognizedExtension(ObjectIdentifier("2.5.29.36"), bytes.fromhex(body)), True)])
+    with pytest.raises(CertificateError, match=why):
+        verify(ca.issue(), [ca])
+
+
 # What one certificate says
 
 
