@@ -474,6 +474,7 @@ def test_secrets_are_in_no_error(text: str) -> None:
         ({"rekey_time": "1h"}, "rekey_time", "IKEv2"),
         ({"start_action": "start"}, "start_action", "IKEv2"),
         ({"repaly_window": "64"}, "repaly_window", "unknown key, did you mean 'replay_window'?"),
+        ({"rekey_time": "1h"}, "rekey_time", "this is for SAs that IKEv2 makes, a manual SA has no such key"),
         ({"policies": "no"}, "policies", "is a section, write policies { ... }"),
     ],
 )
