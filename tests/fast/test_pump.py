@@ -17,7 +17,7 @@ from ipsec.crypto.suites import all_esp_suites
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import EventKind
 from ipsec.esp.fast import Engine
-from ipsec.esp.sa import Action, DfPolicy, Mode, Policy
+from ipsec.esp.sa import Action, DfPolicy, DscpPolicy, Mode, Policy
 from ipsec.net.memory import receive_all, socket_pair
 from ipsec.net.udp import open_raw_esp
 from tests.fast.frames import payload, superframe_vnet, tcp_packet, udp_packet, with_partial_checksum
@@ -212,6 +212,22 @@ def test_a_train_is_for_one_peer(gso: bool) -> None:
     finally:
         for peer in peers:
             peer.close()
+
+
+def test_a_train_has_one_tos() -> None:
+    """RFC 2983, RFC 6040: each datagram carries DSCP and ECN of its own packet, though one call sends them all."""
+    marks = [tos for tos in (0x00, 0xB8, 0x02, 0xB9) for _ in range(5)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer, udp_net() as (net, arguments):
+        peer.bind(("127.0.0.1", 0))
+        peer.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        peer.settimeout(5)
+        encap = arguments["encap"][0], peer.getsockname()[1]
+        net.tunnel(**{**arguments, "encap": encap}, copy_dscp=DscpPolicy.OUT, copy_ecn=True)
+        for tos in marks:
+            assert net.left.tun.send(udp_packet(4, 300, ip={"tos": tos}), NO_VNET)
+        net.run()
+        got = [peer.recvmsg(2000, 64)[1] for _ in marks]
+        assert [data[0] for ((_, _, data),) in got] == marks
 
 
 def test_peers_and_suites_mixed_in_one_batch() -> None:

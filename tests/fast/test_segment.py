@@ -197,6 +197,17 @@ def test_extension_headers_that_segments_cannot_share(extension: Packet) -> None
     assert probe_segment(Vnet(NEEDS_CSUM, GSO_TCPV6, start + 20, 100, start, 16).emit(), packet) is None
 
 
+@pytest.mark.parametrize(("octets", "taken"), [(192, True), (200, False)])
+def test_the_longest_header(octets: int, taken: bool) -> None:
+    """A copy of it has 256 octets."""
+    chain = ip_layer(6) / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(octets - 4))])
+    start = len(bytes(chain))
+    assert start == 40 + octets
+    vnet = Vnet(NEEDS_CSUM, GSO_TCPV6, start + 20, 100, start, 16).emit()
+    segments = probe_segment(vnet, bytes(chain / TCP(flags="A") / Raw(payload(300))))
+    assert (segments is not None) is taken
+
+
 @pytest.mark.parametrize("packet", [tcp_packet(4), tcp_packet(6), udp_packet(4), udp_packet(6), udp_packet(6, 0)])
 def test_finish_checksum(packet: bytes) -> None:
     whole = superframe_vnet(packet, 0)
