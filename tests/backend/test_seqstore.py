@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,31 @@ def test_blocks_follow_each_other_and_are_on_disk_first(tmp_path: Path) -> None:
     assert int(path.read_text().split()[1]) == first.last
     assert held.next_block().first == first.last + 1
     held.close()
+
+
+def test_a_mark_outlives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its octets are on the disk before it has its name, and the name is before a number is used."""
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=False)
+    done = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(fd: int) -> None:
+        done.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        fsync(fd)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append("name")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    held.next_block()
+    assert done == ["file", "name", "directory"]
+    held.close()
+    # what was received may be lost, as it is by a kill
+    store.remember(KEY, b"", 77)
+    assert done[3:] == ["name"]
 
 
 def test_a_crash_skips_what_was_reserved(tmp_path: Path) -> None:
