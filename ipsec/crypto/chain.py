@@ -83,6 +83,10 @@ class CertificateError(AuthenticationError):
     """A certificate is not trusted; ``str()`` says why, for the log."""
 
 
+class UnwantedError(CertificateError):
+    """It is valid, and not one of an authority that is wanted."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """Certificates that were verified, the end entity's first, the highest anchor's last (they may be one)."""
@@ -183,9 +187,9 @@ def verify_chain(
     that longer chain which has to be valid, as in charon: who stands above may have revoked it, and says what its
     names and policies may be. The constraints are for what trust comes from: from the lowest anchor down.
 
-    ``loaded`` is by ``subject_key``. ``accept`` raises CertificateError for a valid chain that will not do, and the
-    search goes on. ``signatures`` is one for all that is verified because of one message. Revocation is not looked at
-    here.
+    ``loaded`` is by ``subject_key``. ``accept`` raises UnwantedError for a valid chain that will not do, and the
+    search goes on; that is the error then if nothing else is found. ``signatures`` is one for all that is verified
+    because of one message. Revocation is not looked at here.
     """
     trusted = frozenset(anchors)
     search = _Search(_by_subject(anchors, intermediates), trusted, loaded, constraints, signatures or Signatures())
@@ -195,14 +199,19 @@ def verify_chain(
         raise CertificateError(str(error)) from None
     rules = _Rules(wall, constraints, required_policies)
     reason: str | None = None
+    unwanted: UnwantedError | None = None
     for path in _paths(search, (end,)):
         try:
             chain = _validate(path, rules, next(index for index, one in enumerate(path) if one in trusted))
             if accept is not None:
                 accept(chain)
             return chain
+        except UnwantedError as error:
+            unwanted = error
         except (ParseError, AuthenticationError) as error:
             reason = reason or str(error)
+    if unwanted is not None:
+        raise unwanted
     reason = reason or search.reason
     raise CertificateError(reason or f"no trusted issuer found for {end.subject}, issued by {end.issuer}")
 

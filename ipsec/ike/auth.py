@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ipsec.crypto.auth import AuthenticationError, signed_octets
-from ipsec.crypto.chain import CertificateError
+from ipsec.crypto.chain import CertificateError, UnwantedError
 from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
 from ipsec.ike import config_payload, ppk
@@ -29,7 +29,8 @@ from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
-from ipsec.ike.proof import describe_received, local_identity, make_proof, verify_proof
+from ipsec.ike.proof import OtherMethodError, describe_received, local_identity, make_proof, verify_proof
+from ipsec.ike.registry import TRIED_MAX
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, CfgType, ExchangeType, NotifyType, PayloadType, name_of
@@ -319,7 +320,7 @@ def _authenticate(
     PeerError if there is none, or the proof does not hold for any.
     """
     reasons: list[str] = []
-    meant, failure = sa.connection, None
+    meant, failure, tried = sa.connection, None, 0
     for connection in sa.core.connections_for(sa, peer_id, asked):
         local = asked or local_identity(sa, connection)
         try:
@@ -328,9 +329,14 @@ def _authenticate(
             with _saying(quantum.refusal):
                 verify_proof(sa, connection, local, peer_id, quantum.proof, certificates, octets)
         except AuthenticationError as error:
-            reasons.append(f"{connection.name}: {error}")
+            if len(reasons) < TRIED_MAX:
+                reasons.append(f"{connection.name}: {error}")
             if failure is None:
                 meant, failure = connection, _distrust(connection, error, peer_id, certificates)
+            # nobody whom we do not trust at all makes us look at his proof more often
+            tried += not isinstance(error, OtherMethodError | UnwantedError)
+            if tried == TRIED_MAX:
+                break
             continue
         return connection, quantum.keys
     if failure is None:

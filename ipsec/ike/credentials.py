@@ -14,7 +14,7 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.auth import PrivateKeyObject, PublicKey, load_spki
-from ipsec.crypto.chain import CertificateError, Chain, Signatures, verify_chain
+from ipsec.crypto.chain import CertificateError, Chain, Signatures, UnwantedError, verify_chain
 from ipsec.crypto.identity import (
     MATCH_ANY,
     MATCH_NONE,
@@ -378,9 +378,9 @@ class Credentials:
 
 def _check_authorities(chain: Chain, remote: RemoteAuth) -> None:
     if remote.cacerts and not any(certificate in remote.cacerts for certificate in chain.authorities):
-        raise CertificateError(f"none of the authorities configured stands above {chain.end.subject}")
+        raise UnwantedError(f"none of the authorities configured stands above {chain.end.subject}")
     if remote.ca_id and not any(_is_one_of(certificate, remote.ca_id) for certificate in chain.authorities):
-        raise CertificateError(f"no authority {remote.ca_id} stands above {chain.end.subject}")
+        raise UnwantedError(f"no authority {remote.ca_id} stands above {chain.end.subject}")
 
 
 def _is_one_of(certificate: Certificate, pattern: IdentityPattern) -> bool:

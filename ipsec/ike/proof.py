@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ipsec.crypto.auth import AuthenticationError, PublicKey, can_sign, is_psk_auth, psk_auth, sign, verify
-from ipsec.crypto.chain import CertificateError, Chain
+from ipsec.crypto.chain import CertificateError, Chain, UnwantedError
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
 from ipsec.crypto.x509 import Certificate, parse_certificate
@@ -23,6 +23,10 @@ from ipsec.wire.payloads import AuthPayload, CertPayload, CertReqPayload, Payloa
 
 #: what a peer may send; a longer chain is verified no further anyway
 CERTIFICATES_MAX = 10
+
+
+class OtherMethodError(AuthenticationError):
+    """The peer is to prove who it is in another way; nothing was looked at."""
 
 
 class Proof(NamedTuple):
@@ -147,11 +151,11 @@ def verify_proof(
     wanted = connection.remote.method
     if proof.method == AuthMethod.SHARED_KEY:
         if wanted is AuthClass.PUBKEY:
-            raise AuthenticationError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")
+            raise OtherMethodError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")
         _verify_psk(sa, local_id, peer_id, proof, octets)
         return
     if wanted is AuthClass.PSK:
-        raise AuthenticationError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
+        raise OtherMethodError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
     received = _read(certificates)
     raw = next((p.data for p in certificates if p.encoding == CertEncoding.RAW_PUBLIC_KEY), None)
     reasons: list[Exception] = []
@@ -171,6 +175,8 @@ def verify_proof(
         sent = "" if received or raw is not None else "it sent none, and "
         raise CertificateError(f"no certificate or public key of {peer_id}: {sent}none is configured")
     text = "; ".join(dict.fromkeys(map(str, reasons)))
+    if all(isinstance(reason, UnwantedError) for reason in reasons):
+        raise UnwantedError(text)
     if any(isinstance(reason, CertificateError) for reason in reasons):
         raise CertificateError(text)
     raise AuthenticationError(text)

@@ -39,7 +39,8 @@ Rng = Callable[[int], bytes]
 CLOSED_MAX = 1024
 #: unprotected answers and log lines about strangers, per second
 STRANGERS_PER_S = 20
-CONNECTIONS_TRIED_MAX = 8
+#: connections that a peer's proof is held against, and for how many it is looked at in full
+CONNECTIONS_MAX, TRIED_MAX = 64, 8
 REFUSED_MAX = 64
 #: timers, and things that were asked for, in one call: each may start an exchange, of up to a millisecond
 AT_ONCE = 4
@@ -451,7 +452,7 @@ class Registry:
             if connection is sa.connection or negotiate.choose(connection.proposals, [sa.proposal]) is not None:
                 found.append((-fits, connection))
         found.sort(key=lambda item: item[0])
-        return [connection for _, connection in found[:CONNECTIONS_TRIED_MAX]]
+        return [connection for _, connection in found[:CONNECTIONS_MAX]]
 
     def _fits_us(self, connection: Connection, asked: Identity | None) -> int:
         """How exactly we are in a connection whom an initiator asks for, 0 if we are somebody else there. As in charon

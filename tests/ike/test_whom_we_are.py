@@ -15,13 +15,15 @@ from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
 from ipsec.ike.proof import certificate_requests
+from ipsec.ike.registry import TRIED_MAX
 from tests.crypto.pki import DAY, EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
 from tests.ike.hostile import SECRET, A, B, Lab
 
 ONE, TWO = Ca("One"), Ca("Two")
 MOON = ONE.issue("moon", EC_KEY)
-PSK = Credentials(secrets=[SharedSecret(SECRET)])
-NOBODY = LocalAuth(AuthClass.PSK)
+ANYBODYS = Credentials(secrets=[SharedSecret(SECRET)])
+PSK = AuthClass.PSK
+NOBODY = LocalAuth(PSK)
 ANYBODY = RemoteAuth(AuthClass.PUBKEY, ANY_IDENTITY)
 
 
@@ -82,15 +84,15 @@ def test_whom_the_initiator_asks_for_by_certificate(asked: str, believed: bool) 
 
 @pytest.mark.parametrize("asked", ["second.x", "192.0.2.2"])
 def test_whom_the_initiator_asks_for_by_preshared_key(asked: str) -> None:
-    lab = Lab(a={"remote": RemoteAuth(AuthClass.PSK, parse_pattern(asked))}, b={"local": NOBODY})
-    lab.a.credentials = lab.b.credentials = PSK
+    lab = Lab(a={"remote": RemoteAuth(PSK, parse_pattern(asked))}, b={"local": NOBODY})
+    lab.a.credentials = lab.b.credentials = ANYBODYS
     lab.initiate()
     assert [str(sa.peer_id) for sa in lab.a.sas.values() if sa.established] == [asked]
     assert [str(sa.our_id) for sa in lab.b.sas.values() if sa.established] == [asked]
 
 
 @pytest.mark.parametrize(
-    ("connections", "chosen"),
+    ("ids", "chosen"),
     [
         # our identity and the peer's, in the order of loading, and what charon 5.9.8 takes
         ((("sun", "%any"), ("%any", "moon")), 0),
@@ -102,15 +104,15 @@ def test_whom_the_initiator_asks_for_by_preshared_key(asked: str) -> None:
         ((("mars", "moon"), ("%any", "%any")), 1),
     ],
 )
-def test_the_connection_that_names_the_most(connections: tuple[tuple[str, str], ...], chosen: int) -> None:
+def test_the_connection_that_names_the_most(ids: tuple[tuple[str, str], ...], chosen: int) -> None:
     def named(number: int, ours: str, theirs: str) -> Connection:
         own = None if ours == "%any" else parse_identity(ours)
-        remote = RemoteAuth(AuthClass.PSK, parse_pattern(theirs))
-        return replace(lab.cb, name=str(number), local=LocalAuth(AuthClass.PSK, own), remote=remote)
+        remote = RemoteAuth(PSK, parse_pattern(theirs))
+        return replace(lab.cb, name=str(number), local=LocalAuth(PSK, own), remote=remote)
 
     lab = Lab()
-    lab.b.load([named(number, *ids) for number, ids in enumerate(connections)], PSK)
-    lab.a.credentials = PSK
+    lab.b.load([named(number, *both) for number, both in enumerate(ids)], ANYBODYS)
+    lab.a.credentials = ANYBODYS
     lab.initiate()
     assert [sa.name for sa in lab.b.sas.values() if sa.established] == [str(chosen)]
 
@@ -144,7 +146,7 @@ def test_a_key_that_auth_takes() -> None:
     assert meet(keys(MOON), RemoteAuth(id=parse_pattern("sun")), keys(first, second), local) == local.id
 
 
-@pytest.mark.parametrize("first", [RemoteAuth(AuthClass.PSK), RemoteAuth(cacerts=(TWO.certificate,))])
+@pytest.mark.parametrize("first", [RemoteAuth(PSK), RemoteAuth(cacerts=(TWO.certificate,))])
 @pytest.mark.parametrize("cacerts", [(), (ONE.certificate,)])
 def test_certificates_are_asked_for_of_all_who_may_come(first: RemoteAuth, cacerts: tuple[Certificate, ...]) -> None:
     """When we ask for them, in IKE_SA_INIT, any connection for that address may turn out to be the peer's."""
@@ -158,6 +160,37 @@ def test_certificates_are_asked_for_of_all_who_may_come(first: RemoteAuth, cacer
     lab.a.credentials = keys(own, theirs)
     lab.initiate()
     assert [sa.name for sa in lab.b.sas.values() if sa.established] == ["d"]
+
+
+def connections(lab: Lab, *remotes: RemoteAuth) -> list[Connection]:
+    local = LocalAuth(id=MOON.subject, certs=(MOON,))
+    return [replace(lab.cb, name=f"{n}", local=local, remote=remote) for n, remote in enumerate(remotes)]
+
+
+@pytest.mark.parametrize(
+    "others", [{"cacerts": (TWO.certificate,)}, {"ca_id": parse_pattern("CN=Two")}, {"method": PSK}]
+)
+def test_one_of_many_connections_by_authority_or_method(others: dict[str, Any]) -> None:
+    """Their peers may be anybody, and the authority says which it is. charon looks at all of them."""
+    own = ONE.issue("moon", EC_KEY, sans=(DNSName("moon"),))
+    lab = Lab(a={"local": LocalAuth(id=parse_identity("moon"), certs=(own,)), "remote": RemoteAuth()})
+    mine = RemoteAuth(AuthClass.PUBKEY, cacerts=(ONE.certificate,))
+    lab.b.load(connections(lab, *[replace(mine, **{"cacerts": (), **others})] * 30, mine), keys(MOON))
+    lab.a.credentials = keys(own)
+    lab.initiate()
+    assert [sa.name for sa in lab.b.sas.values() if sa.established] == ["30"]
+
+
+def test_a_stranger_is_looked_at_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Ca("Nobody").issue("moon", EC_KEY, sans=(DNSName("moon"),))
+    lab = Lab(a={"local": LocalAuth(id=parse_identity("moon"), certs=(own,)), "remote": RemoteAuth()})
+    lab.b.load(connections(lab, *[RemoteAuth(cacerts=(ONE.certificate,))] * 30), keys(MOON))
+    lab.a.credentials = keys(own)
+    looked: list[Any] = []
+    verify = Credentials.verify_peer
+    monkeypatch.setattr(Credentials, "verify_peer", lambda *args: looked.append(args) or verify(*args))
+    lab.initiate()
+    assert len(looked) == TRIED_MAX
 
 
 def test_nobody_is_asked_for_certificates_who_needs_none() -> None:
