@@ -31,7 +31,8 @@ static int mb_start(void)
     if (!mb_manager)
         return 0;
     init_mb_mgr_auto(mb_manager, &arch);
-    if (imb_get_errno(mb_manager) != 0 || arch == IMB_ARCH_NONE || arch == IMB_ARCH_NOAESNI) {
+    /* below: none, and before version 2 what does AES without AES-NI, in tables whose use shows in the cache */
+    if (imb_get_errno(mb_manager) != 0 || arch < IMB_ARCH_SSE) {
         free_mb_mgr(mb_manager);
         mb_manager = NULL;
         return 0;
