@@ -565,10 +565,8 @@ cdef class Engine:
         c = self.collector
         ever, kept = w.held.ever, w.fragments_kept
         outbound_frame(w, self.shared.spd, &sink, NULL, self.packet, <uint32_t>len(packet))
-        if w.held.ever != ever:
-            return Outbound(DropReason.NONE, held=True)
-        if w.fragments_kept != kept:
-            return Outbound(DropReason.NONE, joined=True)
+        if w.held.ever != ever or w.fragments_kept != kept:
+            return Outbound(DropReason.NONE, held=w.held.ever != ever, joined=w.fragments_kept != kept)
         reason = self.reason_since(before)
         if c.clear_length:
             return Outbound(DropReason.NONE, clear=PyBytes_FromStringAndSize(<char *>self.packet, c.clear_length))
@@ -674,19 +672,11 @@ cdef class Engine:
 
     def fragments_made(self):
         """Packets that fragmenting before protection added."""
-        cdef uint32_t i
-        cdef uint64_t total = 0
-        for i in range(self.worker_count + 1):
-            total += self.workers[i].fragments_made
-        return total
+        return sum([self.workers[i].fragments_made for i in range(self.worker_count + 1)])
 
     def fragments_joined(self):
         """Packets that putting datagrams together for transport mode took away."""
-        cdef uint32_t i
-        cdef uint64_t total = 0
-        for i in range(self.worker_count + 1):
-            total += self.workers[i].fragments_joined
-        return total
+        return sum([self.workers[i].fragments_joined for i in range(self.worker_count + 1)])
 
     # --- packets, many in a call ---
 
