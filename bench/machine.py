@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tools import strongswan
+
 CPU_FLAGS = ("aes", "vaes", "vpclmulqdq", "pclmulqdq", "avx2", "avx512f", "gfni", "sha_ni")
 SYSCTLS = (
     "net/ipv4/tcp_congestion_control", "net/core/default_qdisc", "net/core/rmem_default", "net/core/rmem_max",
@@ -20,7 +22,7 @@ PROGRAMS = {
     "iperf3": ("iperf3", "--version"),
     "openssl": ("openssl", "version"),
     "ip": ("ip", "-V"),
-    "charon": ("/usr/lib/ipsec/charon", "--version"),
+    "charon": tuple(strongswan.command("/usr/lib/ipsec/charon", "--version")),
     "wireguard-go": ("wireguard-go", "--version"),
     "openvpn": ("/usr/sbin/openvpn", "--version"),
 }

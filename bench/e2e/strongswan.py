@@ -8,10 +8,8 @@ from pathlib import Path
 
 from bench.e2e.peers import GCM, START_TIMEOUT_S, NotInstalled, Peer
 from bench.topology import Lab, LabError, Link, Pair, run, wait_for
+from tools import strongswan
 
-CHARON = "/usr/lib/ipsec/charon"
-SWANCTL = "swanctl"
-PLUGINS = "/usr/lib/ipsec/plugins"
 NEEDED_PLUGINS = {
     "libstrongswan-kernel-libipsec.so": "libcharon-extra-plugins",
     "libstrongswan-openssl.so": "libstrongswan-standard-plugins",
@@ -90,8 +88,9 @@ class StrongSwan(Peer):
     @staticmethod
     def missing() -> list[str]:
         """Debian packages that have to be installed first."""
-        packages = {package for file, package in NEEDED_PLUGINS.items() if not Path(PLUGINS, file).exists()}
-        if not Path(CHARON).exists():
+        plugins = strongswan.PLUGIN_FOLDER
+        packages = {package for file, package in NEEDED_PLUGINS.items() if not strongswan.exists(f"{plugins}/{file}")}
+        if not strongswan.exists(strongswan.daemon()):
             packages.add("strongswan-charon")
         return sorted(packages)
 
@@ -110,13 +109,11 @@ class StrongSwan(Peer):
                 esp=GCM,
             )
             (home / "swanctl.conf").write_text(conf)
-            # two charons need a /run each (ip netns exec has already given the process a mount namespace)
-            command = ["sh", "-c", f"mount -t tmpfs none /run && exec {CHARON}"]
             env = {"STRONGSWAN_CONF": str(home / "strongswan.conf")}
             log = directory / f"{'ab'[index]}.out.log"
-            process = lab.start(command, log, where=end, env=env)
+            process = lab.start(strongswan.start(), log, where=end, env=env)
             self.gateways.append(process)
-            self.commands.append(f"{CHARON} with {self._summary()}")
+            self.commands.append(f"{strongswan.daemon()} with {self._summary()}")
             wait_for((home / "charon.vici").exists, f"{self.title} {end.name}", process, log, timeout_s=START_TIMEOUT_S)
             self._swanctl(home, "--load-all", "--noprompt", "--file", str(home / "swanctl.conf"))
         self._swanctl(directory / "a", "--initiate", "--child", "net", "--timeout", "20")
@@ -124,7 +121,7 @@ class StrongSwan(Peer):
 
     def _swanctl(self, home: Path, *args: str) -> str:
         env = {**os.environ, "STRONGSWAN_CONF": str(home / "strongswan.conf"), "SWANCTL_DIR": str(home)}
-        return run([SWANCTL, *args, "--uri", f"unix://{home}/charon.vici"], env=env)
+        return run(strongswan.command("swanctl", *args, "--uri", f"unix://{home}/charon.vici"), env=env)
 
     @staticmethod
     def _summary() -> str:

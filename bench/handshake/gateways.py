@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from bench.e2e.peers import NotInstalled
-from bench.e2e.strongswan import CHARON, PLUGIN_LIST, STRONGSWAN_CONF, SWANCTL, StrongSwan
+from bench.e2e.strongswan import PLUGIN_LIST, STRONGSWAN_CONF, StrongSwan
 from bench.handshake.initiators import BEHIND, ESP_PROPOSAL, GATEWAY_ID, IKE_PROPOSAL, POOL, SECRET
 from bench.topology import INNER, OUTER, Lab, Namespace, Pair, run, wait_for
 from ipsec.vici.client import Session
+from tools import strongswan
 
 START_TIMEOUT_S = 15.0
 #: where initiators send from: every address of it is local to the other end (RFC 2544)
@@ -201,13 +202,12 @@ class CharonGateway(Gateway):
         missing = StrongSwan.missing()
         if missing:
             raise NotInstalled("strongSwan", *missing)
-        strongswan = STRONGSWAN_CONF.format(directory=self.home, plugins=PLUGIN_LIST).replace("flush_line = yes", "")
-        (self.home / "strongswan.conf").write_text(strongswan.replace("charon {\n", CHARON_TABLES, 1))
+        settings = STRONGSWAN_CONF.format(directory=self.home, plugins=PLUGIN_LIST).replace("flush_line = yes", "")
+        (self.home / "strongswan.conf").write_text(settings.replace("charon {\n", CHARON_TABLES, 1))
         (self.home / "swanctl.conf").write_text(conf)
-        command = ["sh", "-c", f"mount -t tmpfs none /run && exec {CHARON}"]
         env = {"STRONGSWAN_CONF": str(self.home / "strongswan.conf")}
-        process = self.process = self.lab.start(command, self.log, where=self.where, env=env)
+        process = self.process = self.lab.start(strongswan.start(), self.log, where=self.where, env=env)
         wait_for(self.socket.exists, f"charon {self.where.name}", process, self.log, timeout_s=START_TIMEOUT_S)
         env = {**os.environ, **env, "SWANCTL_DIR": str(self.home)}
-        load = [SWANCTL, "--load-all", "--noprompt", "--file", str(self.home / "swanctl.conf")]
-        run([*load, "--uri", f"unix://{self.socket}"], env=env)
+        load = ("swanctl", "--load-all", "--noprompt", "--file", str(self.home / "swanctl.conf"))
+        run(strongswan.command(*load, "--uri", f"unix://{self.socket}"), env=env)

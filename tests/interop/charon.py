@@ -1,27 +1,26 @@
-"""Debian's strongSwan 5.9.8 as one end: charon with kernel-libipsec, told what to do by swanctl."""
+"""strongSwan as one end: charon with kernel-libipsec, told what to do by swanctl. Which one: tools/strongswan.py."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 from typing import Any
 
 from tests.commands import run
 from tests.interop.gateway import Gateway
 from tests.interop.lab import eventually, render
+from tools import strongswan
 
-CHARON = Path("/usr/lib/ipsec/charon")
-PLUGIN_FOLDER = Path("/usr/lib/ipsec/plugins")
 #: what has to be there, and the Debian package it comes from
 NEEDED = {
-    CHARON: "strongswan-charon",
-    PLUGIN_FOLDER / "libstrongswan-kernel-libipsec.so": "libcharon-extra-plugins",
-    PLUGIN_FOLDER / "libstrongswan-openssl.so": "libstrongswan-standard-plugins",
-    PLUGIN_FOLDER / "libstrongswan-chapoly.so": "libstrongswan-extra-plugins",
-    PLUGIN_FOLDER / "libstrongswan-vici.so": "strongswan-swanctl",
+    strongswan.daemon(): "strongswan-charon",
+    f"{strongswan.PLUGIN_FOLDER}/libstrongswan-kernel-libipsec.so": "libcharon-extra-plugins",
+    f"{strongswan.PLUGIN_FOLDER}/libstrongswan-openssl.so": "libstrongswan-standard-plugins",
+    f"{strongswan.PLUGIN_FOLDER}/libstrongswan-chapoly.so": "libstrongswan-extra-plugins",
+    f"{strongswan.PLUGIN_FOLDER}/libstrongswan-vici.so": "strongswan-swanctl",
+    "/usr/sbin/swanctl": "strongswan-swanctl",
 }
-NEEDED_COMMANDS = {"swanctl": "strongswan-swanctl", "tshark": "tshark", "ethtool": "ethtool", "ping": "iputils-ping"}
+NEEDED_COMMANDS = {"tshark": "tshark", "ethtool": "ethtool", "ping": "iputils-ping"}
 # kernel-libipsec comes before kernel-netlink, as its documentation asks. forecast and bypass-lan, which Debian loads by
 # default, would see and change the routes of the test.
 PLUGINS = (
@@ -32,9 +31,17 @@ PLUGINS = (
 
 def missing_packages() -> list[str]:
     """Debian packages without which there is no charon, no swanctl and no capture to look into."""
-    packages = {package for path, package in NEEDED.items() if not path.exists()}
+    packages = {package for path, package in NEEDED.items() if not strongswan.exists(path)}
     packages |= {package for command, package in NEEDED_COMMANDS.items() if not shutil.which(command)}
     return sorted(packages)
+
+
+def swanctl(socket: str, *args: str, check: bool = False, **environment: str) -> str:
+    """Output of a swanctl command, whichever daemon listens."""
+    pairs = [f"{key}={value}" for key, value in environment.items()]
+    command = strongswan.command("env", *pairs, "swanctl", *args, "--uri", f"unix://{socket}")
+    done = run(*command, check=check)
+    return done.stdout + done.stderr
 
 
 class CharonGateway(Gateway):
@@ -63,8 +70,7 @@ class CharonGateway(Gateway):
     def _launch(self) -> None:
         socket = self.home / "charon.vici"
         socket.unlink(missing_ok=True)
-        # charon.pid is in /run, and there are two charons
-        self._spawn("unshare", "--mount", "sh", "-c", f"mount -t tmpfs none /run && exec {CHARON}")
+        self._spawn(*strongswan.start())
         eventually(lambda: self._alive() and socket.exists(), "charon listens")
         self.load()
 
@@ -76,9 +82,7 @@ class CharonGateway(Gateway):
 
     def swanctl(self, *args: str, check: bool = True) -> str:
         """Output of a swanctl command."""
-        pairs = [f"{key}={value}" for key, value in self.environment.items()]
-        done = run("env", *pairs, "swanctl", *args, "--uri", f"unix://{self.home}/charon.vici", check=check)
-        return done.stdout + done.stderr
+        return swanctl(f"{self.home}/charon.vici", *args, check=check, **self.environment)
 
     def initiate(self, child: str = "net", *, timeout: float = 8.0) -> bool:
         said = self.swanctl("--initiate", "--child", child, "--timeout", str(int(timeout)), check=False)

@@ -12,9 +12,9 @@ import pytest
 from pyroute2.nftables.expressions import genex, verdict
 from pyroute2.nftables.main import NFTables
 
-from tests.commands import run
 from tests.interop.cases import QUICK, gw, make_sides
 from tests.interop.charon import CharonGateway
+from tests.interop.charon import swanctl as ask
 from tests.interop.gateway import Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import INNER, Lab, Namespace, eventually
@@ -53,8 +53,7 @@ def without(end: Namespace, exchange: int, flags: int) -> Iterator[None]:
 
 def swanctl(end: IpsecdGateway, *args: str) -> str:
     """Stock swanctl on ipsecd."""
-    done = run("swanctl", *args, "--uri", f"unix://{end.home}/ipsecd.vici", check=False)
-    return done.stdout + done.stderr
+    return ask(f"{end.home}/ipsecd.vici", *args)
 
 
 def test_what_charon_drops_at_our_initial_contact(lab: Lab, credentials: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.interop.cases import CASES, make_sides
 from tests.interop.charon import CharonGateway, parse_raw
 from tests.interop.lab import INNER, OUTER, PREFIX, WIRE, Lab, eventually, remove_leftovers, render, transfer
 from tests.interop.recordings import Recordings
+from tools import strongswan
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 
@@ -86,7 +87,7 @@ def test_nothing_is_left_behind(number: signal.Signals, tmp_path: Path) -> None:
     assert process.stdout is not None
     with process.stdout:
         charon = int(process.stdout.readline())
-    assert Path("/proc", str(charon), "comm").read_text() == "charon\n"
+    assert Path("/proc", str(charon), "comm").read_text() == f"{Path(strongswan.daemon()).name}\n"
     process.send_signal(number)
     process.wait(timeout=10)
     eventually(lambda: not Path("/proc", str(charon)).exists(), "charon is gone")

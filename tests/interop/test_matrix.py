@@ -1,6 +1,7 @@
-"""Every case of the matrix, with this project's daemon at one end and Debian's strongSwan at the other.
+"""Every case of the matrix, with this project's daemon at one end and strongSwan at the other.
 
     IPSEC_INTEROP=charon-charon pytest -m interop      the peer against itself: is the case right?
+    STRONGSWAN_ROOT=/srv/trixie pytest -m interop      another strongSwan, see tools/strongswan.py
 
 The words of IPSEC_INTEROP are initiator-responder. Whatever a case is about, nothing of what the tunnel is for may
 cross the wire in clear, both daemons have to end when they are asked to, and tshark has to make sense of every packet.

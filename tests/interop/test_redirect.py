@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run
 from tests.interop.cases import gw, make_sides
-from tests.interop.charon import CharonGateway
+from tests.interop.charon import CharonGateway, swanctl
 from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import INNER, NEAR, OUTER, Lab, eventually
@@ -50,8 +49,7 @@ class Redirection:
 
     def swanctl(self, end: Gateway, *args: str) -> str:
         """Stock swanctl on whichever daemon it is."""
-        done = run("swanctl", *args, "--uri", f"unix://{end.home}/{SOCKETS[end.kind]}", check=False)
-        return done.stdout + done.stderr
+        return swanctl(f"{end.home}/{SOCKETS[end.kind]}", *args)
 
     def arrives(self) -> None:
         """The peer has an IKE_SA with the other gateway, none with this one, and traffic."""

@@ -26,6 +26,7 @@ from tests.interop.charon import CharonGateway
 from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import ROOT, IpsecdGateway
 from tests.interop.lab import OUTER, Lab, eventually, render
+from tools import strongswan
 
 vici = pytest.importorskip("vici")
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
@@ -107,7 +108,8 @@ class DrivenIpsecd(IpsecdGateway):
 def swanctl(home: Path, *args: str) -> str:
     """Output of swanctl, and how it ended."""
     pairs = [f"STRONGSWAN_CONF={home}/strongswan.conf", f"SWANCTL_DIR={home}"]
-    done = run("env", *pairs, "swanctl", *args, "--uri", f"unix://{home}/charon.vici", check=False)
+    command = strongswan.command("env", *pairs, "swanctl", *args, "--uri", f"unix://{home}/charon.vici")
+    done = run(*command, check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "opening directory" not in line]
     return "\n".join([*lines, f"-> {done.returncode}"]).replace(str(home), "HOME")
 
@@ -222,7 +224,7 @@ class Following:
 
     def __init__(self, home: Path, command: str) -> None:
         pairs = [f"STRONGSWAN_CONF={home}/strongswan.conf", f"SWANCTL_DIR={home}", "stdbuf", "-oL"]
-        arguments = ["env", *pairs, "swanctl", command, "--uri", f"unix://{home}/charon.vici"]
+        arguments = strongswan.command("env", *pairs, "swanctl", command, "--uri", f"unix://{home}/charon.vici")
         self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         time.sleep(0.3)
 
