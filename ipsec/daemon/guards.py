@@ -285,9 +285,10 @@ class Guards:
         """Whether ``add`` has put something in place for a child."""
         return (connection, child) in self._guards
 
-    def visible(self) -> list[tuple[Connection, ChildConfig]]:
-        """Children with a trap or a shunt; guards that only keep traffic from leaving are nobody's concern."""
-        return [(guard.connection, guard.child) for guard in self._guards.values() if guard.trap or guard.child.shunt]
+    def visible(self) -> list[tuple[Connection, ChildConfig, int]]:
+        """Children with a trap or a shunt, and the reqid; guards that only keep traffic from leaving concern nobody."""
+        seen = [guard for guard in self._guards.values() if guard.trap or guard.child.shunt]
+        return [(guard.connection, guard.child, guard.reqid) for guard in seen]
 
     def wanted(self, policy: int) -> tuple[Connection, ChildConfig] | None:
         """What a packet without an SA asks for; None if its policy is no trap."""

@@ -175,7 +175,7 @@ class ViciControl:
 
     def policies(self) -> list[Policy]:
         """See Control."""
-        return [Policy(connection, child) for connection, child in self._ike.guards.visible()]
+        return [Policy(*found) for found in self._ike.guards.visible()]
 
     # -- what is loaded
 

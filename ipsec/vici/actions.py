@@ -255,7 +255,7 @@ class Actions:
         name, ike = text(message, "child"), text(message, "ike")
         if not name:
             raise CommandError("missing configuration name")
-        for connection, child in self._control.policies():
+        for connection, child, _ in self._control.policies():
             if child.name == name and ike in ("", connection.name):
                 await self._control.uninstall(connection.name, name)
                 return {"success": "yes"}

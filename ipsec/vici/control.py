@@ -28,6 +28,8 @@ class Policy(NamedTuple):
 
     connection: Connection
     child: ChildConfig
+    reqid: int
+    "0 of what passes or drops"
 
 
 class ManualSa(NamedTuple):

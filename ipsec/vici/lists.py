@@ -132,10 +132,10 @@ class Lists:
         kinds = {kind for kind in ("trap", "drop", "pass") if truth(message, kind)}
         ike, name = text(message, "ike"), text(message, "child")
         found = []
-        for connection, child in self._control.policies():
+        for connection, child, reqid in self._control.policies():
             kind = child.mode.value if child.mode in (ChildMode.PASS, ChildMode.DROP) else "trap"
             if kind in kinds and ike in ("", connection.name) and name in ("", child.name):
-                found.append({f"{connection.name}/{child.name}": show.policy(connection, child)})
+                found.append({f"{connection.name}/{child.name}": show.policy(connection, child, reqid)})
         # as charon has them: traps come before shunts
         found.sort(key=lambda item: next(iter(item.values()))["mode"] in ("PASS", "DROP"))
         await stream(client, "list-policy", found)
@@ -235,7 +235,7 @@ class Lists:
             if name not in ("", pool.name):
                 continue
             entry: Message = {
-                "base": show.pool_base(pool.config),
+                "base": pool.config.first,
                 "size": min(pool.size, POOL_SIZE_MAX),
                 "online": pool.online,
                 "offline": pool.offline,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ipsec.crypto.revocation import Revocation
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, IpAddress, LocalAuth, PoolConfig, RemoteAuth
+from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.sa import IkeSa
 from ipsec.wire.iana import Esn, TransformType
 from ipsec.wire.proposal import Proposal, Transform
@@ -160,6 +160,7 @@ def connection(config: Connection) -> Message:
         "reauth_time": int(config.reauth_time),
         "rekey_time": int(config.rekey_time),
         "unique": f"UNIQUE_{config.unique.name}",
+        "proposals": _proposals(config.proposals),
         "dpd_delay": int(config.dpd_delay) or None,
         "ppk_id": config.ppk_id,
         "ppk_required": "yes" if config.ppk_required else None,
@@ -167,6 +168,25 @@ def connection(config: Connection) -> Message:
         "remote-1": _remote(config.remote),
         "children": {child.name: child_config(child) for child in config.children},
     }
+
+
+#: charon's names of types of transforms, in its order
+_TYPES = {
+    TransformType.ENCR: "encr",
+    TransformType.INTEG: "integ",
+    TransformType.PRF: "prf",
+    TransformType.KE: "ke",
+    TransformType.ESN: "sn",
+}
+
+
+def _proposals(proposals: Sequence[Proposal]) -> Message:
+    """Proposals by their place, each with the algorithms of every type."""
+    found: Message = {}
+    for place, proposal in enumerate(proposals):
+        types = {name: [str(transform) for transform in proposal.of_type(kind)] for kind, name in _TYPES.items()}
+        found[str(place)] = {name: algorithms for name, algorithms in types.items() if algorithms}
+    return found
 
 
 def _local(auth: LocalAuth) -> Message:
@@ -218,26 +238,19 @@ def child_config(config: ChildConfig) -> Message:
         "close_action": _action(config.close_action),
         # charon does not tell it; without it nobody knows whether a child that is not up is meant to be
         "ipsecd-start-action": _action(config.start_action).replace(" ", ""),
+        "esp_proposals": _proposals(config.esp_proposals),
+        "ah_proposals": {},
         "local-ts": list(config.local_ts),
         "remote-ts": list(config.remote_ts),
         "priority": config.priority or None,
     }
 
 
-def pool_base(config: PoolConfig) -> IpAddress:
-    """What charon calls the base of a pool: the address of the network, if it has all that a network has to assign."""
-    spare = 2 if config.first.version == 4 else 1
-    size = int(config.last) - int(config.first) + 1 + spare
-    start = int(config.first) - 1
-    if size > spare + 1 and not size & (size - 1) and start % size == 0:
-        return config.first - 1
-    return config.first
-
-
-def policy(config: Connection, child: ChildConfig) -> Message:
+def policy(config: Connection, child: ChildConfig, reqid: int) -> Message:
     """A trap or shunt as ``list-policy`` has it."""
     return {
         "child": child.name,
+        "reqid": reqid or None,
         "ike": config.name,
         "mode": child.mode.name,
         "local-ts": list(child.local_ts),

@@ -34,6 +34,7 @@ _KEY_LENGTH = _TV | TransformAttribute.KEY_LENGTH
 _CHARON_NAMES: dict[tuple[int, int], str] = {
     (TransformType.ENCR, Encr.TRIPLE_DES_CBC): "3DES_CBC",
     (TransformType.ENCR, Encr.NULL_AUTH_AES_GMAC): "NULL_AES_GMAC",
+    (TransformType.KE, KeMethod.NONE): "KE_NONE",
     (TransformType.KE, KeMethod.BRAINPOOL_P224R1): "ECP_224_BP",
     (TransformType.KE, KeMethod.BRAINPOOL_P256R1): "ECP_256_BP",
     (TransformType.KE, KeMethod.BRAINPOOL_P384R1): "ECP_384_BP",

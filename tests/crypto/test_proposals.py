@@ -69,8 +69,8 @@ def test_ike(text, expected):
         ("aes128gcm16", ["ESP:AES_GCM_16_128/NO_EXT_SEQ"]),
         ("aes128gcm16-esn", ["ESP:AES_GCM_16_128/EXT_SEQ"]),
         ("aes128gcm16-esn-noesn", ["ESP:AES_GCM_16_128/EXT_SEQ/NO_EXT_SEQ"]),
-        ("aes128gcm16-x25519-none", ["ESP:AES_GCM_16_128/CURVE_25519/NONE/NO_EXT_SEQ"]),
-        ("aes256-sha256-modpnone", ["ESP:AES_CBC_256/HMAC_SHA2_256_128/NONE/NO_EXT_SEQ"]),
+        ("aes128gcm16-x25519-none", ["ESP:AES_GCM_16_128/CURVE_25519/KE_NONE/NO_EXT_SEQ"]),
+        ("aes256-sha256-modpnone", ["ESP:AES_CBC_256/HMAC_SHA2_256_128/KE_NONE/NO_EXT_SEQ"]),
         # strongSwan drops an integrity keyword beside an AEAD
         ("aes128gcm16-sha256", ["ESP:AES_GCM_16_128/NO_EXT_SEQ"]),
         ("null-sha256", ["ESP:NULL/HMAC_SHA2_256_128/NO_EXT_SEQ"]),

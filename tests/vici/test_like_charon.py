@@ -21,7 +21,7 @@ from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.vici.client import Session
 from ipsec.vici.show import Traffic
-from tests.vici.test_service import CONNECTION, PSK, refused, settled, with_daemon
+from tests.vici.test_service import CHILD, CONNECTION, PSK, refused, settled, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
 
@@ -263,6 +263,58 @@ def test_what_has_an_empty_name(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+def test_policies_have_the_reqid_of_their_sas(tmp_path: Path) -> None:
+    """``swanctl --list-pols`` of strongSwan 6.1 prints it."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        children = {"net": CHILD | {"start_action": "trap", "reqid": "7"}, "pass": CHILD | {"mode": "pass"}}
+        await session.request("load-conn", {"new": CONNECTION | {"children": children}})
+        await session.request("install", {"child": "pass"})
+        wanted = {"trap": "yes", "pass": "yes"}
+        trap, shunt = [item async for item in session.stream("list-policies", "list-policy", wanted)]
+        assert list(trap["new/net"].items())[:4] == [
+            *(("child", b"net"), ("reqid", b"7"), ("ike", b"new"), ("mode", b"TUNNEL")),
+        ]
+        assert list(shunt["new/pass"])[:3] == ["child", "ike", "mode"]
+
+    with_daemon(tmp_path, test)
+
+
+def test_connections_have_their_proposals(tmp_path: Path) -> None:
+    """As strongSwan 6.1 lists them."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        child = CHILD | {"esp_proposals": ["aes128-sha256-x25519-none-esn-noesn", "chacha20poly1305"]}
+        proposals = ["aes128gcm16-aes256gcm16-prfsha256-x25519", "aes128-sha256-modp3072"]
+        await session.request("load-conn", {"new": CONNECTION | {"proposals": proposals, "children": {"net": child}}})
+        (conn,) = [item["new"] async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        assert conn["proposals"] == {
+            "0": {
+                "encr": [b"AES_GCM_16_128", b"AES_GCM_16_256"],
+                "prf": [b"PRF_HMAC_SHA2_256"],
+                "ke": [b"CURVE_25519"],
+            },
+            "1": {
+                "encr": [b"AES_CBC_128"],
+                "integ": [b"HMAC_SHA2_256_128"],
+                "prf": [b"PRF_HMAC_SHA2_256"],
+                "ke": [b"MODP_3072"],
+            },
+        }
+        assert conn["children"]["net"]["esp_proposals"] == {
+            "0": {
+                "encr": [b"AES_CBC_128"],
+                "integ": [b"HMAC_SHA2_256_128"],
+                "ke": [b"CURVE_25519", b"KE_NONE"],
+                "sn": [b"EXT_SEQ", b"NO_EXT_SEQ"],
+            },
+            "1": {"encr": [b"CHACHA20_POLY1305"], "sn": [b"NO_EXT_SEQ"]},
+        }
+        assert conn["children"]["net"]["ah_proposals"] == {}
+
+    with_daemon(tmp_path, test)
+
+
 def test_size_of_a_large_pool(tmp_path: Path) -> None:
     """A /64 has more addresses than the integers of programs have room for."""
 
@@ -281,7 +333,7 @@ def test_pools_are_renamed_and_change_places(tmp_path: Path) -> None:
         for name, addresses in (("p", "10.8.0.0/24"), ("q", "10.9.0.0/24"), ("p", "10.9.0.0/24"), ("q", "10.8.0.0/24")):
             await session.request("load-pool", {name: {"addrs": addresses}})
         found = await session.request("get-pools")
-        assert {name: pool["base"] for name, pool in found.items()} == {"p": b"10.9.0.0", "q": b"10.8.0.0"}
+        assert {name: pool["base"] for name, pool in found.items()} == {"p": b"10.9.0.1", "q": b"10.8.0.1"}
         pool = (await settled(one, session)).pools["p"]
         address = pool.acquire("somebody")
         await session.request("load-pool", {"renamed": {"addrs": "10.9.0.0/24"}})
