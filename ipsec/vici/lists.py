@@ -367,7 +367,7 @@ def algorithms() -> dict[str, dict[str, str]]:
         "aead": names(TransformType.ENCR, (one for one in Encr if _usable(one, Integ.NONE))),
         "hasher": dict.fromkeys((f"HASH_{name}" for name in ("SHA1", "SHA2_256", "SHA2_384", "SHA2_512")), by),
         "prf": names(TransformType.PRF, supported_prfs()),
-        "dh": names(TransformType.KE, supported_methods()),
+        "ke": names(TransformType.KE, supported_methods()),
         "rng": {"RNG_STRONG": "kernel"},
         "nonce-gen": {"NONCE_GEN": "kernel"},
     }

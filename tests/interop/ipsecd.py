@@ -93,7 +93,7 @@ class IpsecdGateway(Gateway):
         ready = self.log().count("ready")
         self._spawn(*COMMAND, "--config", str(self.home / "swanctl.conf"))
         eventually(
-            lambda: self._alive() and self.log().count("ready") > ready, f"ipsecd is ready:\n{self.log()}", timeout=10
+            lambda: self._alive() and self.log().count("ready") > ready, f"ipsecd is ready:\n{self.log()}", timeout=30
         )
 
     def reload(self) -> None:
