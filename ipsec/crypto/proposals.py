@@ -115,7 +115,8 @@ _AEADS = {*_GCM.values(), *_CCM.values(), Encr.CHACHA20_POLY1305}
 _ESP_AEADS = {Encr.NULL_AUTH_AES_GMAC, Encr.AES_GCM_16_IIV, Encr.CHACHA20_POLY1305_IIV}
 _ESP_ONLY = {*_ESP_AEADS, Encr.NULL}
 
-#: what ``default`` stands for: AEAD first, then what RFC 8247 and RFC 8221 call for beside it, weakest last
+#: what ``default`` stands for: AEAD first, then what RFC 8247 and RFC 8221 call for beside it, weakest last. A CHILD_SA
+#: is rekeyed with a key exchange if the peer has one, as in strongSwan since 6.0.2
 _DEFAULT_PRFS = "prfsha256-prfsha384-prfsha512-prfaesxcbc-prfaescmac-prfsha1"
 _DEFAULT_EXCHANGES = (
     "x25519-ecp256-ecp384-ecp521-ecp256bp-ecp384bp-ecp512bp-x448-modp3072-modp4096-modp6144-modp8192-modp2048"
@@ -126,8 +127,8 @@ _DEFAULTS = {
         f"aes128-aes192-aes256-sha256-sha384-sha512-sha1-aesxcbc-aescmac-{_DEFAULT_PRFS}-{_DEFAULT_EXCHANGES}",
     ),
     Protocol.ESP: (
-        "aes128gcm16-aes192gcm16-aes256gcm16",
-        "aes128-aes192-aes256-sha256-sha384-sha512-sha1-aesxcbc",
+        f"aes128gcm16-aes192gcm16-aes256gcm16-{_DEFAULT_EXCHANGES}-none",
+        f"aes128-aes192-aes256-sha256-sha384-sha512-sha1-aesxcbc-{_DEFAULT_EXCHANGES}-none",
     ),
 }
 

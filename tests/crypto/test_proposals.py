@@ -116,6 +116,9 @@ def test_default_is_safe_and_complete():
     methods = [transform.id for transform in ike.of_type(TransformType.KE)]
     assert {KeMethod.MODP_2048, KeMethod.ECP_256, KeMethod.CURVE_25519} <= set(methods)
     assert methods[0] == KeMethod.CURVE_25519
+    # a CHILD_SA is rekeyed with a key exchange, where the peer has one
+    for esp in parse_proposals(["default"], ESP):
+        assert [transform.id for transform in esp.of_type(TransformType.KE)] == [*methods, KeMethod.NONE]
     assert all(p.of_type(TransformType.ESN) == [(5, Esn.NO, 0)] for p in parse_proposals(["default"], ESP))
 
 

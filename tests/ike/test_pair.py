@@ -33,7 +33,7 @@ from ipsec.ike.negotiate import PAIRS_MAX
 from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
-from ipsec.wire.iana import NotifyType, Protocol, name_of
+from ipsec.wire.iana import KeMethod, NotifyType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import DeletePayload, NoncePayload, NotifyPayload, Payload, SaPayload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
@@ -59,6 +59,31 @@ def test_rekey_many_times(who: str) -> None:
             pair.world.settle()
             pair.agree()
         pair.finish()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "method"),
+    [
+        ("default", KeMethod.CURVE_25519),
+        ("aes256gcm16-ecp256", KeMethod.ECP_256),
+        ("aes128-sha256-x25519-none", KeMethod.CURVE_25519),
+        # strongSwan before 6.0.2
+        ("aes128gcm16", KeMethod.NONE),
+    ],
+)
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_by_default_a_child_is_rekeyed_with_a_key_exchange_if_the_peer_has_one(
+    theirs: str, method: KeMethod, who: str
+) -> None:
+    ours, other = (parse_proposals([text], Protocol.ESP) for text in ("default", theirs))
+    pair = Pair(a={"child": {"esp_proposals": ours}}, b={"child": {"esp_proposals": other}}).up()
+    host = getattr(pair, who)
+    host.do(host.engine.rekey_child, host.child)
+    pair.world.settle()
+    for child in (pair.a.child, pair.b.child):
+        used = child.proposal.first(TransformType.KE)
+        assert (used.id if used else KeMethod.NONE) == method
+    pair.finish()
 
 
 @pytest.mark.parametrize("childless", list(Childless))
