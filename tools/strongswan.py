@@ -9,7 +9,10 @@ has to have are those that tests/interop/charon.py names.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import subprocess
 from pathlib import Path
 
 ROOT = os.environ.get("STRONGSWAN_ROOT", "")
@@ -24,6 +27,15 @@ OWN_RUN = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "
 def exists(path: str) -> bool:
     """Whether strongSwan's system has a file; ``path`` is absolute, as it is in there."""
     return Path(ROOT, path.lstrip("/")).exists() if ROOT else Path(path).exists()
+
+
+@functools.cache
+def version() -> tuple[int, ...]:
+    """Such as (6, 0, 1)."""
+    # swanctl says it as well where it finds no daemon
+    done = subprocess.run(command("swanctl", "--version"), capture_output=True, text=True, check=False)
+    found = re.search(r"strongSwan (\d+)\.(\d+)\.(\d+)", done.stdout + done.stderr)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def daemon() -> str:

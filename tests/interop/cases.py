@@ -7,7 +7,7 @@ says so in ``not_charon``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.interop.certificates import name_of, subject_of
@@ -58,6 +58,10 @@ class Case:
     steps: tuple[Step, ...]
     not_charon: tuple[str, ...] = ()
     "roles that charon 5.9.8 with kernel-libipsec cannot play: initiator, responder"
+    charon: Values = field(default_factory=dict)
+    "what charon has besides, and ipsecd may not know"
+    since: tuple[int, ...] = ()
+    "the first strongSwan that has that"
     one_address: bool = False
     "both ends have nothing but their IPv4 address on the wire, so that there is one path to choose"
     two_wires: bool = False
@@ -154,7 +158,10 @@ UP: tuple[Step, ...] = (Initiate(), Traffic())
 def _basic() -> Iterator[Case]:
     suite = Suite("AES_GCM_16 128 PRF_HMAC_SHA2_256 CURVE_25519", "AES_GCM_16 128")
     yield Case("psk", make_sides(), (*UP, suite, Count(1, 1), OnWire("port 500 after IKE_SA_INIT", False)))
-    yield Case("defaults", make_sides(ike="default", esp="default"), UP)
+    sides = make_sides(ike="default", esp="default")
+    yield Case("defaults", sides, UP)
+    rekeyed = (Rekey("child", INITIATOR), Rekey("child", RESPONDER), Rekey("ike", INITIATOR), Rekey("child", INITIATOR))
+    yield Case("defaults, rekeyed", sides, (*UP, *rekeyed, Traffic(), Count(1, 1)))
     yield Case("no mobike", make_sides(connection={"mobike": "no"}), UP)
     yield Case("psk as hex", make_sides(both={"secrets": {"ike-1": {"secret": "0x00ff10c0ffee"}}}), UP)
     addresses = make_sides(
@@ -393,7 +400,8 @@ def _ends() -> Iterator[Case]:
     yield Case("dpd, responder dies", alive, (*UP, Kill(RESPONDER), Count(0, 0)))
     yield Case("dpd, initiator dies", alive, (*UP, Kill(INITIATOR), Count(0, 0)))
     again = make_sides(
-        initiator=gw({"dpd_delay": "1s", "children": {"net": {"dpd_action": "restart"}}}), settings=QUICK
+        initiator=gw({"dpd_delay": "1s", "keyingtries": "0", "children": {"net": {"dpd_action": "restart"}}}),
+        settings=QUICK,
     )
     back = (*UP, Kill(RESPONDER), Restart(RESPONDER), Traffic(), Count(1, 1))
     yield Case("responder restarts", again, back)
@@ -525,6 +533,26 @@ def _children() -> Iterator[Case]:
     yield Case("start action", sides, (Traffic(), Count(1, 1)))
 
 
+def _newer() -> Iterator[Case]:
+    """What later versions ask for, and get on without."""
+    steps = (*UP, Rekey("child", INITIATOR), Rekey("ike", RESPONDER), Rekey("child", RESPONDER), Traffic(), Count(1, 1))
+
+    def case(name: str, since: tuple[int, ...], charon: Values, **options: Any) -> Case:
+        return Case(name, make_sides(**options), steps, charon=charon, since=since)
+
+    yield case("ocsp asked for in ike", (6,), gw({"ocsp": "both"}), certs="rsa")
+    yield case("childless preferred", (6,), gw({"childless": "prefer"}))
+    yield case("ml-kem first", (6, 0, 2), gw({"proposals": f"aes128gcm16-prfsha256-mlkem768-x25519,{IKE}"}))
+    besides = f"aes256gcm16-prfsha384-x25519-ke1_mlkem768,{IKE}"
+    yield case("ml-kem besides, or not", (6, 0, 2), gw({"proposals": besides}))
+    many = f"{IKE}-ke1_mlkem768-ke1_none-ke2_mlkem512-ke2_none-ke7_ecp384-ke7_none"
+    yield case("optional key exchanges", (6, 0, 2), gw({"proposals": many}))
+    optional = net({"esp_proposals": "aes128gcm16-x25519-none-ke1_mlkem768-ke1_none"})
+    yield case("optional key exchanges of a child", (6, 0, 2), optional)
+    yield case("ip-tfs", (6, 0, 2), net({"mode": "iptfs"}))
+    yield case("sas for each cpu", (6, 0, 2), net({"per_cpu_sas": "yes", "start_action": "trap"}))
+
+
 GROUPS = (
     _basic,
     _key_exchanges,
@@ -540,5 +568,6 @@ GROUPS = (
     _addresses,
     _virtual,
     _children,
+    _newer,
 )
 CASES = tuple(case for group in GROUPS for case in group())

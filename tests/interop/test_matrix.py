@@ -12,18 +12,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.interop import ipsecd
-from tests.interop.cases import CASES, Case
+from tests.interop.cases import CASES, Case, merge
 from tests.interop.charon import CharonGateway
-from tests.interop.gateway import Gateway
+from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import Lab
 from tests.interop.recordings import Recordings
 from tests.interop.steps import Run
+from tools import strongswan
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 
@@ -56,6 +58,12 @@ def _matrix() -> Iterator[object]:
             yield pytest.param(case, peers.split("-"), id=f"{peers}-{name}", marks=marks)
 
 
+def side_of(case: Case, index: int, kind: str) -> Side:
+    """What an end is configured with."""
+    side = case.sides[index]
+    return replace(side, swanctl=merge(side.swanctl, case.charon)) if kind == "charon" else side
+
+
 @pytest.mark.parametrize(("case", "kinds"), list(_matrix()))
 def test_case(
     lab: Lab, credentials: Path, recordings: Recordings, tmp_path: Path, case: Case, kinds: list[str]
@@ -64,8 +72,10 @@ def test_case(
         pytest.skip(ipsecd.obstacle())
     lab.reset(one_address=case.one_address, two_wires=case.two_wires)
     lab.recorder.clear()
+    if "charon" in kinds and strongswan.version() < case.since:
+        pytest.skip(f"strongSwan {'.'.join(map(str, case.since))} has it, this is {strongswan.version()}")
     ends = [
-        KINDS[kind](lab.ends[index], index, tmp_path / "ab"[index], case.sides[index], credentials)
+        KINDS[kind](lab.ends[index], index, tmp_path / "ab"[index], side_of(case, index, kind), credentials)
         for index, kind in enumerate(kinds)
     ]
     run = Run(lab, (ends[0], ends[1]), tmp_path)
