@@ -247,9 +247,11 @@ class Connection:
         return self is other or self._without_parts == other._without_parts
 
     @cached_property
-    def _without_parts(self) -> tuple[Connection, tuple[Identity, ...]]:
+    def _without_parts(self) -> tuple[Connection, Identity | None]:
         # kept: thousands of IKE_SAs are held against what is loaded
-        ours = () if self.local.id is not None else tuple(one.subject for one in self.local.certs)
+        certs = self.local.certs if self.local.id is None else ()
+        # where the peer chooses, one more to choose from makes no difference
+        ours = certs[0].subject if certs else None
         return replace(self, children=(), local=replace(self.local, certs=())), ours
 
 

@@ -208,4 +208,5 @@ def test_another_certificate_of_ours_is_another_end_only_if_it_says_who_we_are()
         other = replace(connection, local=replace(connection.local, certs=(second,)))
         assert connection.is_alike(other) is alike
     renewed = sun("first", TWO, RSA_KEY)
-    assert nameless.is_alike(replace(nameless, local=replace(nameless.local, certs=(renewed,))))
+    for certs in ((renewed,), (first, second)):
+        assert nameless.is_alike(replace(nameless, local=replace(nameless.local, certs=certs)))
