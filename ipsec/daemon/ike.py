@@ -533,7 +533,8 @@ class IkeControl:
             self.guards.rearm(connection.name, child.name)
         if event.established:
             return
-        log.warning("%s: not established with %s: %s", event.sa, event.sa.path.remote, event.reason)
+        who = str(event.sa.path.remote)
+        log.warning("%s: not established%s: %s", event.sa, "" if who in event.reason else f" with {who}", event.reason)
         for child in connection.children:
             self._retry(connection, child)
 
