@@ -95,6 +95,28 @@ def test_the_last_block_ends_exactly_and_then_it_is_over(tmp_path: Path) -> None
     held.close()
 
 
+def test_extended_numbers_end_as_well(tmp_path: Path) -> None:
+    """The mark is just before the last number of all."""
+    store = SequenceStore(tmp_path)
+    held = store.claim(KEY, b"", esn=True)
+    assert held.next_block() == Block(1, BLOCK_ESN)
+    held.close()
+    (path,) = tmp_path.glob("*.seq")
+    path.write_text(f"{path.read_text().split()[0]} {(1 << 64) - 2}\n")
+    held = store.claim(KEY, b"", esn=True)
+    assert held.next_block() == Block((1 << 64) - 1, (1 << 64) - 1)
+    assert held.used_up
+    held.close()
+
+
+def test_a_later_version_finds_what_this_one_has_written(tmp_path: Path) -> None:
+    """By another name a key would begin anew with numbers that were used."""
+    held = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
+    held.next_block()
+    held.close()
+    assert (tmp_path / "5b4f71281504bed23c5e8b72f0ad3b06.seq").read_bytes() == b"ipsecd-sequence-1 67108864\n"
+
+
 def test_one_key_has_one_holder(tmp_path: Path) -> None:
     first = SequenceStore(tmp_path).claim(KEY, b"", esn=False)
     with pytest.raises(SequenceError, match="in use by another SA"):
