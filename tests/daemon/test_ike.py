@@ -507,6 +507,49 @@ THREE = "".join(
 )
 
 
+ORDERED = """
+    never { mode = drop
+        local_ts = 0.0.0.0/0
+        remote_ts = 0.0.0.0/0
+        start_action = trap }
+    wide { esp_proposals = aes128gcm16
+        local_ts = 10.0.0.0/8
+        remote_ts = 10.0.0.0/8
+        start_action = trap }
+    dns { mode = pass
+        local_ts = 0.0.0.0/0
+        remote_ts = 10.2.0.53/32[udp/53]
+        start_action = trap }
+    last { esp_proposals = aes128gcm16
+        local_ts = 10.1.7.0/24
+        remote_ts = 10.2.7.0/24
+        priority = 999999
+        start_action = trap }
+"""
+
+
+def test_policies_that_say_more_come_first_unless_they_have_a_priority() -> None:
+    """Of guards and shunts, in whatever order they are, as of CHILD_SAs: a wide one hides no narrow one."""
+
+    async def main() -> None:
+        pair = Pair(A.replace("children { n {", f"children {{ {ORDERED} n {{"), B)
+        await pair.start()
+        a = pair.backends[0]
+        await until(lambda: len(a.sas) == 2)
+        found = sorted(a.policies.values(), key=lambda policy: policy.priority)
+        assert [(policy.action.name, str(policy.selectors[0].remote)) for policy in found] == [
+            ("BYPASS", "10.2.0.53/32[udp/domain]"),
+            ("PROTECT", "10.2.0.0/16"),
+            ("PROTECT", "10.2.0.0/16"),
+            ("PROTECT", "10.0.0.0/8"),
+            ("DISCARD", "0.0.0.0/0"),
+            ("PROTECT", "10.2.7.0/24"),
+        ]
+        await pair.stop()
+
+    run(main())
+
+
 @pytest.mark.parametrize("refusal", [PolicyError("no room"), RuntimeError("a bug")])
 def test_a_child_that_cannot_begin_keeps_no_other_from_it(refusal: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """In a reload: its neighbours are trapped, what it kept in stays in, and the next reload tries again."""
