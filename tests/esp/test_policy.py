@@ -234,6 +234,18 @@ def test_fragments_of_other_datagrams_do_not_count(engine_class):
     assert verdict(engine, ipv4_fragment(tcp, 24, False, tcp[44:])) is NO_POLICY
 
 
+def test_a_fragment_of_another_protocol_is_of_another_datagram(engine_class):
+    """RFC 791 section 3.2: of the same identification too. What is for UDP lets nothing else out."""
+    engine = spd(engine_class, bypass(PORT))
+    for number in range(8):
+        whole = udp(bytes(64), identification=number)
+        assert verdict(engine, ipv4_fragment(whole, 0, True, whole[20:44])) == CLEAR
+        assert verdict(engine, ipv4_fragment(whole, 24, False, whole[44:])) == CLEAR
+        for protocol in set(range(256)) - {17}:
+            other = ip(protocol, bytes(60), identification=number)
+            assert verdict(engine, ipv4_fragment(other, 24, False, b"tail")) is NO_POLICY
+
+
 def test_fragment_memory_ends_after_30_s(engine_class):
     engine = spd(engine_class, bypass(PORT))
     assert verdict(engine, FIRST, 100.0) == CLEAR
