@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ipsec.errors import ParseError
 from ipsec.vici.codec import (
+    DEPTH_MAX,
     SEGMENT_MAX,
     Packet,
     PacketType,
@@ -77,8 +78,41 @@ def test_lengths_that_cannot_be(length: int) -> None:
 
 
 def test_nesting_is_bounded() -> None:
-    with pytest.raises(ParseError):
-        parse_message(b"\x01\x01a" * 1000)
+    message: dict[str, Any] = {}
+    for _ in range(DEPTH_MAX):
+        message = {"a": message}
+    data = emit_packet(PacketType.CMD_RESPONSE, message=message)[4:]
+    assert parse_packet(data).message == message
+    with pytest.raises(ParseError, match="deeply"):
+        parse_message(b"\x01\x01a" + data[1:] + b"\x02")
+    with pytest.raises(ValueError, match="deeply"):
+        emit_packet(PacketType.CMD_RESPONSE, message={"a": message})
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("03", "name is cut short"),
+        ("030261", "name is cut short"),
+        ("03016100", "value is cut short"),
+        ("030161000261", "value is cut short"),
+        ("04016103016200016306", "items only"),
+        ("02", "where none can be"),
+        ("05000161", "where none can be"),
+        ("06", "where none can be"),
+        ("07", "where none can be"),
+        ("010161", "ends within"),
+        ("040161", "ends within"),
+    ],
+)
+def test_messages_that_are_none(data: str, why: str) -> None:
+    with pytest.raises(ParseError, match=why):
+        parse_message(bytes.fromhex(data))
+
+
+def test_what_just_fits() -> None:
+    message = {"x": b"y" * 65535, "n" * 255: b"", "l": [b"z" * 65535]}
+    assert parse_packet(emit_packet(PacketType.CMD_RESPONSE, message=message)[4:]).message == message
 
 
 def test_a_section_may_be_nameless() -> None:
