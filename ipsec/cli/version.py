@@ -20,8 +20,9 @@ def version_text() -> str:
     """Version, crypto providers found, and the one that serves each suite."""
     # ipsecctl asks for the version alone, and has no need for the data path
     from ipsec.backend.core import compiled_core
+    from ipsec.crypto import mlkem
 
-    lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}"]
+    lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}", mlkem.found()[1]]
     try:
         used: dict[str, str] = compiled_core().Engine().providers()
     except BackendError as error:

@@ -1,5 +1,5 @@
 """Key exchange methods of IKEv2: MODP (RFC 3526, RFC 5114), ECP (RFC 5903), Brainpool (RFC 6954), Curve25519 and
-Curve448 (RFC 8031).
+Curve448 (RFC 8031), ML-KEM.
 
 An object is one side's ephemeral key pair and serves one exchange. A peer's value is checked as RFC 6989 asks.
 """
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec._modp import Modulus
+from ipsec.crypto import mlkem
 from ipsec.errors import ParseError, SuiteError
 from ipsec.wire.iana import KeMethod, name_of
 
@@ -253,7 +254,10 @@ _METHODS: dict[int, Callable[[KeMethod, Callable[[int], bytes]], KeyExchange]] =
 
 
 def key_exchange(method: int, rng: Callable[[int], bytes]) -> KeyExchange:
-    """A fresh key pair; ``rng`` gives its private part. Raises SuiteError if the method is not one of ours."""
+    """The initiator's fresh key pair; ``rng`` gives its private part. Raises SuiteError if the method is not one of
+    ours."""
+    if mlkem.is_kem(method):
+        return mlkem.MlKem(KeMethod(method), rng)
     make = _METHODS.get(method)
     if make is None:
         raise SuiteError(f"key exchange {name_of(KeMethod, method)} is not supported")
@@ -263,9 +267,20 @@ def key_exchange(method: int, rng: Callable[[int], bytes]) -> KeyExchange:
         raise SuiteError(f"key exchange {name_of(KeMethod, method)} is missing in this machine's OpenSSL") from None
 
 
+def join_key_exchange(method: int, peer: bytes, pair: Callable[[int], KeyExchange]) -> tuple[bytes, bytes]:
+    """The responder's half: what it answers to the initiator's ``peer``, and the shared secret.
+
+    ``pair`` makes a key pair, for methods in which both ends need one. Raises ParseError, SuiteError.
+    """
+    if mlkem.is_kem(method):
+        return mlkem.encapsulate(method, peer)
+    kex = pair(method)
+    return kex.public, kex.shared(peer)
+
+
 def supported_methods() -> tuple[int, ...]:
     """The methods that ``key_exchange`` takes."""
-    return tuple(_METHODS)
+    return (*_METHODS, *mlkem.supported_kems())
 
 
 def _scalar(order: int, rng: Callable[[int], bytes]) -> bytes:

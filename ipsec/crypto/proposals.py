@@ -1,17 +1,21 @@
 """Proposal keywords of swanctl.conf (``aes128gcm16-sha256-x25519``) and the transforms they stand for.
 
-A keyword is a transform; several of one type are alternatives in order of preference. Text and transforms are those
-of strongSwan; the implicit-IV forms ``aes128gcm16iiv`` and ``chacha20poly1305iiv`` (RFC 8750) are ours alone.
+A keyword is a transform; several of one type are alternatives in order of preference. ``ke1_`` to ``ke7_`` before that
+of a key exchange make it an additional one (RFC 9370). Text and transforms are those of strongSwan; the implicit-IV
+forms ``aes128gcm16iiv`` and ``chacha20poly1305iiv`` (RFC 8750) are ours alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
+from ipsec.crypto import mlkem
 from ipsec.crypto.suites import EspSuite, all_esp_suites
 from ipsec.errors import SuiteError
+from ipsec.wire import additional
 from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Prf, Protocol, TransformType
 from ipsec.wire.proposal import Proposal, Transform
 
@@ -99,6 +103,9 @@ _EXCHANGES = {
         "x25519": KeMethod.CURVE_25519,
         "curve448": KeMethod.CURVE_448,
         "x448": KeMethod.CURVE_448,
+        "mlkem512": KeMethod.ML_KEM_512,
+        "mlkem768": KeMethod.ML_KEM_768,
+        "mlkem1024": KeMethod.ML_KEM_1024,
     }.items()
 }
 _ESN = {
@@ -106,6 +113,9 @@ _ESN = {
     "esn": Transform(TransformType.ESN, Esn.YES),
 }
 _KEYWORDS = _CIPHERS | _INTEGRITY | _PRFS | _EXCHANGES | _ESN
+
+#: an additional key exchange (RFC 9370)
+_ADDITIONAL = re.compile(r"ke([1-7])_(.*)", re.ASCII)
 
 #: words of strongSwan for what nobody should use, so that the error can say more than "unknown"
 _OBSOLETE = {"des", "md5", "md5_128", "prfmd5", "modp768", "modpnull", "sha1_160", "sha256_96", "sha2_256_96"}
@@ -168,7 +178,8 @@ def parse_proposals(texts: Sequence[str], protocol: Protocol) -> tuple[Proposal,
 def weak(proposal: Proposal) -> str | None:
     """Why a proposal should not be used: the first reason there is, else None."""
     for transform in proposal.transforms:
-        reason = _WEAK.get(transform[:2])
+        kind = TransformType.KE if transform.type in additional.TYPES else transform.type
+        reason = _WEAK.get((kind, transform.id))
         if reason is not None:
             return reason
     return None
@@ -205,14 +216,16 @@ def _parse(text: str, protocol: Protocol) -> list[Proposal]:
         raise SuiteError(f"proposal {_shown(text)}: protocol {protocol.name} is not supported")
     groups: dict[int, list[Transform]] = {kind: [] for kind in TransformType}
     for word in text.split("-"):
-        transform = _KEYWORDS.get(word.strip())
+        transform = _transform(word.strip())
         if transform is None:
             raise SuiteError(f"proposal {_shown(text)}: {_unknown(word.strip())}")
         _check_use(transform, word, text, protocol)
+        _check_kem(transform, text)
         if transform not in groups[transform.type]:
             groups[transform.type].append(transform)
     encrs, integs = groups[TransformType.ENCR], groups[TransformType.INTEG]
     prfs, exchanges = groups[TransformType.PRF], groups[TransformType.KE]
+    further = [transform for kind in additional.TYPES for transform in groups[kind]]
     if not encrs:
         raise SuiteError(f"proposal {_shown(text)}: no encryption algorithm")
     aeads = [encr for encr in encrs if is_aead(encr.id)]
@@ -225,9 +238,11 @@ def _parse(text: str, protocol: Protocol) -> list[Proposal]:
             raise SuiteError(f"proposal {_shown(text)}: no PRF, such as prfsha256")
         if not exchanges:
             raise SuiteError(f"proposal {_shown(text)}: no key exchange, such as x25519")
-        tail = [*prfs, *exchanges]
+        tail = [*prfs, *exchanges, *further]
     else:
-        tail = [*exchanges, *(groups[TransformType.ESN] or [_ESN["noesn"]])]
+        tail = [*exchanges, *(groups[TransformType.ESN] or [_ESN["noesn"]]), *further]
+    if further:
+        _check_further(groups, text)
     proposals = []
     if aeads:
         # RFC 5282 section 8: no integrity transform beside an AEAD; its keyword only named the PRF
@@ -250,11 +265,41 @@ def _check_use(transform: Transform, word: str, text: str, protocol: Protocol) -
         raise SuiteError(f"proposal {_shown(text)}: {word.strip()!r} has no meaning for {protocol.name}")
 
 
+def _transform(word: str) -> Transform | None:
+    """The transform of a keyword."""
+    found = _ADDITIONAL.fullmatch(word)
+    if found is None:
+        return _KEYWORDS.get(word)
+    exchange = _EXCHANGES.get(found[2])
+    return None if exchange is None else Transform(TransformType.ADDKE1 + int(found[1]) - 1, exchange.id)
+
+
+def _check_further(groups: Mapping[int, Sequence[Transform]], text: str) -> None:
+    """Raise SuiteError for additional key exchanges that can never be (RFC 9370 section 2.2.1)."""
+    exchanges = [transform for transform in groups[TransformType.KE] if transform.id]
+    if not exchanges:
+        raise SuiteError(f"proposal {_shown(text)}: additional key exchanges need a first one, such as x25519")
+    wanted = {TransformType.KE: exchanges, **{kind: groups[kind] for kind in additional.TYPES if groups[kind]}}
+    if additional.assign(wanted) is None:
+        raise SuiteError(f"proposal {_shown(text)}: no method may be there twice (RFC 9370 section 2.2.1)")
+
+
+def _check_kem(transform: Transform, text: str) -> None:
+    """Raise SuiteError for a key exchange that this machine cannot do."""
+    if transform.type in (TransformType.KE, *additional.TYPES) and mlkem.is_kem(transform.id):
+        why = mlkem.missing(transform.id)
+        if why is not None:
+            raise SuiteError(f"proposal {_shown(text)}: {why}")
+
+
 def _unknown(word: str) -> str:
     if word in _OBSOLETE:
         return f"{word!r} is obsolete and not supported"
-    if word.startswith(("mlkem", *(f"ke{n}_" for n in range(1, 8)))):
-        return f"additional key exchanges (RFC 9370) are not supported: {_shown(word)}"
+    found = _ADDITIONAL.fullmatch(word)
+    if found is not None:
+        near = get_close_matches(found[2][:_SHOWN], _EXCHANGES, 1)
+        hint = f", did you mean 'ke{found[1]}_{near[0]}'?" if near else ""
+        return f"unknown key exchange {_shown(word)}{hint}"
     if word == "default":
         return "'default' stands alone"
     near = get_close_matches(word[:_SHOWN], _KEYWORDS, 1)

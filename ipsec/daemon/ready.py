@@ -18,6 +18,7 @@ from ipsec.backend.requirements import Requirement, State, check, missing, try_d
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
+from ipsec.crypto import mlkem
 from ipsec.daemon.keylog import KEY_FILES, open_key_file
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
 from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
@@ -54,10 +55,17 @@ def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
     if settings.ike_port is not None:
         found += [_port(settings, settings.ike_port, version) for version in (4, 6)]
     if config.connections:
+        found.append(_postquantum())
         found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
     if config.settings.keylog and (config.connections or vici_wanted(config)):
         found.append(_key_files(config.settings.keylog))
     return found
+
+
+def _postquantum() -> Requirement:
+    """ML-KEM: connections that name it are refused without, all others do not need it."""
+    there, what = mlkem.found()
+    return Requirement("ML-KEM", State.FOUND if there else State.HINT, what if there else "not there", what)
 
 
 def check_control(config: Config) -> list[Requirement]:

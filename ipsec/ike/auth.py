@@ -70,9 +70,11 @@ def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool, keys: IkeKeys | None 
     assert progress is not None
     assert prf is not None
     assert keys is not None
+    # RFC 9242 section 3.3.2: IKE_INTERMEDIATE as well
+    between = progress.further.int_auth()
     if of_initiator:
-        return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body))
-    return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body))
+        return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body)) + between
+    return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body)) + between
 
 
 # -- initiator
@@ -258,6 +260,10 @@ def _verify_or_wait(sa: IkeSa, verify: Callable[[float], None], now: float) -> N
 
 def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload] | None:
     """The initiator proves who it is; None if the answer has to wait for something outside."""
+    if sa.init is None or sa.init.further.methods:
+        # what was agreed is what there will be: else whoever breaks the first key exchange has it all
+        why = "IKE_AUTH before all key exchanges that were agreed"
+        raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
     identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDI), None)
     proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
     if identity is None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.proposals import esp_suite_of
 from ipsec.errors import ParseError
 from ipsec.ike import negotiate
@@ -22,6 +22,7 @@ from ipsec.ike.keymat import child_keys
 from ipsec.ike.lifetimes import arm_child
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState
+from ipsec.wire import additional
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, NotifyType, PayloadType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ipsec.wire.proposal import Proposal
@@ -150,7 +151,7 @@ def offer(sa: IkeSa, child: ChildSa, *, first: bool) -> list[Payload]:
 
 
 def _without_ke(proposal: Proposal) -> list:  # type: ignore[type-arg]
-    return [t for t in proposal.transforms if t.type != TransformType.KE]
+    return [t for t in proposal.transforms if t.type != TransformType.KE and t.type not in additional.TYPES]
 
 
 def _distinct(proposals: list[Proposal]) -> list[Proposal]:
@@ -176,9 +177,7 @@ def take_answer(
 
     ChildRefusedError if it refused or chose what we did not offer.
     """
-    for payload in payloads:
-        if isinstance(payload, NotifyPayload) and payload.notify < NOTIFY_STATUS_FIRST:
-            raise ChildRefusedError(payload.notify, "the peer refuses", payload.data)
+    refuse_errors(payloads)
     answer = next((p for p in payloads if isinstance(p, SaPayload)), None)
     ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
     theirs = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSR), None)
@@ -210,6 +209,13 @@ def take_answer(
         child.local_ts = _meant(sa, child, ours.selectors)
     _take(child, proposal, payloads)
     return shared
+
+
+def refuse_errors(payloads: Sequence[Payload]) -> None:
+    """ChildRefusedError for the first error of an answer."""
+    for payload in payloads:
+        if isinstance(payload, NotifyPayload) and payload.notify < NOTIFY_STATUS_FIRST:
+            raise ChildRefusedError(payload.notify, "the peer refuses", payload.data)
 
 
 def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list[TrafficSelector]:
@@ -357,8 +363,8 @@ def _join_key_exchange(sa: IkeSa, proposal: Proposal, ke: KePayload | None) -> t
         return b"", None
     if ke is None or ke.method != chosen.id:
         raise PeerError(NotifyType.INVALID_KE_PAYLOAD, f"we take key exchange {chosen}", chosen.id.to_bytes(2, "big"))
-    kex = key_exchange(chosen.id, sa.core.rng)
-    return kex.shared(ke.data), KePayload(kex.method, kex.public)
+    public, shared = sa.core.join_key_exchange(chosen.id, ke.data)
+    return shared, KePayload(chosen.id, public)
 
 
 # -- into the data path
@@ -374,12 +380,16 @@ def install(
     *,
     initiator: bool,
     outbound: bool = True,
+    further: bytes = b"",
 ) -> None:
-    """Derive keys (RFC 7296 section 2.17) and put the SAs in place; without ``outbound`` that one waits."""
+    """Derive keys (RFC 7296 section 2.17) and put the SAs in place; without ``outbound`` that one waits.
+
+    ``further``: secrets of additional key exchanges (RFC 9370).
+    """
     assert sa.prf is not None
     assert sa.keys is not None
     assert child.suite is not None
-    keys = child_keys(sa.prf, sa.keys.sk_d, child.suite, ni, nr, shared)
+    keys = child_keys(sa.prf, sa.keys.sk_d, child.suite, ni, nr, shared, further)
     to_responder = ChildKeys(keys.encr_i, keys.integ_i)
     to_initiator = ChildKeys(keys.encr_r, keys.integ_r)
     inbound, out = (to_initiator, to_responder) if initiator else (to_responder, to_initiator)

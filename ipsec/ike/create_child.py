@@ -11,6 +11,7 @@ import logging
 
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.errors import ParseError
+from ipsec.ike import followup
 from ipsec.ike.child import (
     ChildRefusedError,
     answer,
@@ -18,6 +19,7 @@ from ipsec.ike.child import (
     new_child,
     nonce_of,
     offer,
+    refuse_errors,
     shown,
     take_answer,
 )
@@ -28,11 +30,13 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig
 from ipsec.ike.delete import DeleteChild, close_unused, waits_to_go
 from ipsec.ike.errors import PeerError
-from ipsec.ike.events import ChildUp
+from ipsec.ike.events import ChildUp, Path
+from ipsec.ike.followup import Awaited, Steps
 from ipsec.ike.init import NONCE_LEN
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
+from ipsec.wire import additional
 from ipsec.wire.iana import ExchangeType, KeMethod, NotifyType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload
 
@@ -42,6 +46,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0
 #: a rekeying that failed otherwise
 RETRY_FAILED_S = 30.0
+#: with which it is asked again soon; the second one if it has forgotten what we were about (RFC 9370)
+BUSY = (NotifyType.TEMPORARY_FAILURE, NotifyType.STATE_NOT_FOUND)
 #: CHILD_SAs of one IKE_SA that a peer may ask for, where the configuration does not have a quarter as many itself
 CHILDREN_MAX = 256
 
@@ -49,8 +55,9 @@ CHILDREN_MAX = 256
 class CreateChild(Request):
     """Ask for a CHILD_SA, or for the successor of one."""
 
-    exchange = ExchangeType.CREATE_CHILD_SA
-    __slots__ = ("child", "closed", "config", "kex", "methods", "nonce", "replaces", "reqid")
+    __slots__ = (
+        "child", "closed", "config", "kex", "methods", "nonce", "nonces", "replaces", "reqid", "shared", "steps",
+    )  # fmt: skip
 
     def __init__(self, config: ChildConfig, *, replaces: ChildSa | None = None, reqid: int = 0) -> None:
         self.config = config
@@ -62,9 +69,21 @@ class CreateChild(Request):
         self.kex: KeyExchange | None = None
         self.nonce = b""
         self.methods: list[int] = []
+        self.nonces = (b"", b"")
+        "both, once CREATE_CHILD_SA is answered"
+        self.shared = b""
+        self.steps: Steps | None = None
+        "additional key exchanges (RFC 9370)"
+
+    @property
+    def exchange(self) -> ExchangeType:
+        """CREATE_CHILD_SA, then one for each additional key exchange."""
+        return ExchangeType.CREATE_CHILD_SA if self.steps is None else ExchangeType.IKE_FOLLOWUP_KE
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """SA, Ni, KEi, TSi, TSr; for a successor with N(REKEY_SA) in front."""
+        if self.steps is not None:
+            return self.steps.request(sa)
         old = self.replaces
         if not sa.established:
             return None
@@ -75,6 +94,10 @@ class CreateChild(Request):
         payloads: list[Payload] = []
         if old is not None:
             if old.state is not ChildState.INSTALLED:
+                return None
+            if followup.awaited_for(sa, old) is not None:
+                # the peer is about it; should it not go on
+                _rekey_later(sa, old, now + RETRY_S * (1 + sa.core.fraction()))
                 return None
             old.change(ChildState.REKEYING)
             spi = old.spi_in.to_bytes(4, "big")
@@ -102,72 +125,97 @@ class CreateChild(Request):
         """The responder made it, or says why not."""
         child, old = self.child, self.replaces
         assert child is not None
+        made = not followup.goes_on(payloads)
         try:
-            shared = take_answer(sa, child, payloads, first=False, kex=self.kex)
-            nonce = nonce_of(payloads, 16)
+            self._take(sa, child, payloads)
             if child.spi_out in self.closed:
                 # its Delete was faster than the answer
                 raise ChildRefusedError(0, "the peer has closed it again")
         except ChildRefusedError as error:
-            self._refused(sa, error, now)
+            self._refused(sa, error, now, made=made)
             return
         except ParseError as error:
-            self._refused(sa, ChildRefusedError(0, str(error)), now)
+            self._refused(sa, ChildRefusedError(0, str(error)), now, made=made)
             return
+        if old is not None:
+            theirs = _rival_nonces(sa, old)
+            if theirs and min(self.nonces) < min(theirs):
+                self._lost_collision(sa, old, now, made=made)
+                return
+            followup.forget(sa, now, old)
+        if self.steps is not None and self.steps.methods:
+            sa.ask(self, now, first=True)
+            return
+        further = self.steps.secrets if self.steps is not None else b""
+        install(sa, child, *self.nonces, self.shared, now, initiator=True, further=further)
+        log_up(sa, child, old)
         if old is None:
-            install(sa, child, self.nonce, nonce, shared, now, initiator=True)
-            log_up(sa, child)
             sa.core.emit(ChildUp(child))
             return
-        if old.peer_rekey is not None and min(self.nonce, nonce) < min(old.peer_rekey.nonces):
-            self._lost_collision(sa, old, now)
-            return
-        install(sa, child, self.nonce, nonce, shared, now, initiator=True)
-        log_up(sa, child, old)
         sa.core.counters.add("child-rekey", child.ike.name)
         sa.core.emit(ChildUp(child, replaces=old))
         if old.state is ChildState.REKEYING:
             old.change(ChildState.REKEYED)
             sa.ask(DeleteChild(old), now, first=True)
 
-    def _lost_collision(self, sa: IkeSa, old: ChildSa, now: float) -> None:
-        """Ours is the redundant one: it is deleted before it was ever used, and the peer deletes the old SA."""
+    def _take(self, sa: IkeSa, child: ChildSa, payloads: list[Payload]) -> None:
+        """An answer in which all is well. ChildRefusedError, ParseError."""
+        if self.steps is None:
+            self.shared = take_answer(sa, child, payloads, first=False, kex=self.kex)
+            self.nonces = self.nonce, nonce_of(payloads, 16)
+            assert child.proposal is not None
+            self.steps = followup.begin(child.proposal, payloads)
+            return
+        refuse_errors(payloads)
+        self.steps.take(payloads)
+
+    def _lost_collision(self, sa: IkeSa, old: ChildSa, now: float, *, made: bool) -> None:
+        """Ours is the redundant one: it is deleted before it was ever used, and the peer deletes the old SA. Where
+        additional key exchanges are left we do not go on, and there is nothing to delete."""
         child = self.child
         assert child is not None
         log.info("%s: %s was rekeyed by both ends at once, the peer's successor stays", sa, old)
         if old.state is ChildState.REKEYING:
-            old.change(ChildState.REKEYED)
-        close_unused(sa, child, now)
+            # the peer's may need more exchanges until it is there
+            old.change(ChildState.REKEYED if old.peer_rekey is not None else ChildState.INSTALLED)
+        if made:
+            close_unused(sa, child, now)
+        else:
+            sa.core.host.free_spi(child.spi_in)
 
-    def _refused(self, sa: IkeSa, error: ChildRefusedError, now: float) -> None:
+    def _refused(self, sa: IkeSa, error: ChildRefusedError, now: float, *, made: bool) -> None:
+        """``made``: the peer has it, unless it has answered with an error."""
         child, old = self.child, self.replaces
         assert child is not None
         name = name_of(NotifyType, error.notify) if error.notify else "our refusal"
-        if error.notify == NotifyType.INVALID_KE_PAYLOAD and self._other_method(sa, error.data):
+        begun, self.steps = self.steps is not None, None
+        if error.notify == NotifyType.INVALID_KE_PAYLOAD and not begun and self._other_method(sa, error.data):
             if old is not None and old.state is ChildState.REKEYING:
                 old.change(ChildState.INSTALLED)
             sa.ask(self, now, first=True)
             return
-        if error.notify:
+        if error.notify or not made:
             sa.core.host.free_spi(child.spi_in)
         else:
             close_unused(sa, child, now)
         self.child = None
         what = f"rekeying {old}" if old is not None else f"child {self.config.name}"
         if old is None:
-            if error.notify == NotifyType.TEMPORARY_FAILURE:
+            if error.notify in BUSY:
                 log.info("%s: %s: the peer is busy, asking again later", sa, what)
                 sa.core.retry_child(sa, self, now + RETRY_S * (1 + sa.core.fraction()))
                 return
             log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))
             sa.core.child_not_made(sa, self.config, error.failure(child), now)
             return
-        if old.peer_rekey is not None or old.state not in CHILD_UP:
+        if _rival_nonces(sa, old) or old.state not in CHILD_UP:
+            if old.peer_rekey is None and old.state is ChildState.REKEYING:
+                old.change(ChildState.INSTALLED)
             # section 2.25.1: the peer's successor is the only one, or the old one was deleted meanwhile
             log.info("%s: %s: %s, which the peer has done itself", sa, what, name)
             return
         old.change(ChildState.INSTALLED)
-        if error.notify == NotifyType.TEMPORARY_FAILURE:
+        if error.notify in BUSY:
             _rekey_later(sa, old, now + RETRY_S * (1 + sa.core.fraction()))
         elif error.notify == NotifyType.CHILD_SA_NOT_FOUND:
             log.warning("%s: the peer does not know %s, making another", sa, old)
@@ -201,6 +249,14 @@ class CreateChild(Request):
             sa.core.host.free_spi(self.child.spi_in)
 
 
+def _rival_nonces(sa: IkeSa, old: ChildSa) -> tuple[bytes, ...]:
+    """Both nonces of the exchange in which the peer replaces the same CHILD_SA, whether all of it is done or not."""
+    if old.peer_rekey is not None:
+        return old.peer_rekey.nonces
+    awaited = followup.awaited_for(sa, old)
+    return awaited.nonces if awaited is not None else ()
+
+
 def _rekey_later(sa: IkeSa, old: ChildSa, at: float) -> None:
     sa.core.timers.set((Timer.CHILD_REKEY, old.uid), at)
 
@@ -224,6 +280,8 @@ def _offered(child: ChildSa) -> str:
 def handle_create_child(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     """A CREATE_CHILD_SA request for a CHILD_SA."""
     # section 2.25.2: not while the IKE_SA is replaced or closed
+    # and if the peer has begun to replace it, it has thought better of that
+    followup.forget(sa, now, sa)
     if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None or sa.quiet:
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
     old = _replaced(sa, payloads)
@@ -234,21 +292,62 @@ def handle_create_child(sa: IkeSa, payloads: list[Payload], now: float) -> list[
     child, out, shared, ke = answer(sa, payloads, first=False, replaces=old)
     nonce_r = sa.core.rng(NONCE_LEN)
     child.nonces = (nonce_i, nonce_r)
-    # as long as the initiator may not have our answer it sends through the old SA, and so do we (section 2.8)
-    install(sa, child, nonce_i, nonce_r, shared, now, initiator=False, outbound=old is None)
-    if old is not None:
-        if old.state is ChildState.REKEYING:
-            sa.core.counters.add("child-collision", sa.name)
-        old.peer_rekey = child
-        child.rekey_of = old
-    if old is None:
-        log_up(sa, child)
-        sa.core.emit(ChildUp(child))
     at = next(i for i, p in enumerate(out) if isinstance(p, SaPayload)) + 1
     fresh: list[Payload] = [NoncePayload(nonce_r)]
     if ke is not None:
         fresh.append(ke)
+    assert child.proposal is not None
+    if additional.methods(child.proposal):
+        if old is not None:
+            # one that the peer has begun before leads nowhere any more
+            followup.forget(sa, now, old)
+        out.append(followup.expect(sa, _AwaitedChild(child, old, shared), now))
+    else:
+        _make(sa, child, old, shared, b"", now)
     return out[:at] + fresh + out[at:]
+
+
+class _AwaitedChild(Awaited):
+    """A CHILD_SA that needs additional key exchanges."""
+
+    __slots__ = ("child", "old", "shared")
+
+    def __init__(self, child: ChildSa, old: ChildSa | None, shared: bytes) -> None:
+        assert child.proposal is not None
+        super().__init__(child.proposal, child.nonces, old)
+        self.child = child
+        self.old = old
+        self.shared = shared
+
+    def finish(self, sa: IkeSa, answer: list[Payload], path: Path, now: float) -> list[Payload] | None:
+        """Put it in place, unless what it is to replace is gone meanwhile: PeerError then."""
+        if self.old is not None:
+            _check_replaced(self.old)
+        _make(sa, self.child, self.old, self.shared, self.secrets, now)
+        return answer
+
+    def drop(self, sa: IkeSa, now: float) -> None:
+        """The SPI is free again."""
+        old = self.old
+        sa.core.host.free_spi(self.child.spi_in)
+        if old is not None and old.state is ChildState.INSTALLED and old.peer_rekey is None and 0 < old.rekey_at <= now:
+            # it was time for us as well
+            _rekey_later(sa, old, now + RETRY_S)
+
+
+def _make(sa: IkeSa, child: ChildSa, old: ChildSa | None, shared: bytes, further: bytes, now: float) -> None:
+    """The key exchanges are done: put it in place."""
+    # as long as the initiator may not have our answer it sends through the old SA, and so do we (section 2.8)
+    ni, nr = child.nonces
+    install(sa, child, ni, nr, shared, now, initiator=False, outbound=old is None, further=further)
+    if old is None:
+        log_up(sa, child)
+        sa.core.emit(ChildUp(child))
+        return
+    if old.state is ChildState.REKEYING:
+        sa.core.counters.add("child-collision", sa.name)
+    old.peer_rekey = child
+    child.rekey_of = old
 
 
 def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
@@ -263,9 +362,16 @@ def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
         # section 2.25.1: it may be the one that our request has made, whose response is still on its way. Were it
         # called unknown, the peer would drop it, and we would send into nothing when the response comes
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"we wait for a CHILD_SA, which may be {spi:08x}")
-    if old is None or old.state in (ChildState.DELETED, ChildState.DESTROYING):
+    if old is None:
         raise PeerError(NotifyType.CHILD_SA_NOT_FOUND, f"there is no SA {spi:08x} to rekey")
+    _check_replaced(old)
+    return old
+
+
+def _check_replaced(old: ChildSa) -> None:
+    """Raise PeerError unless the peer may replace it."""
+    if old.state in (ChildState.DELETED, ChildState.DESTROYING):
+        raise PeerError(NotifyType.CHILD_SA_NOT_FOUND, f"{old} is {old.state.value}")
     if old.state not in CHILD_UP or old.peer_rekey is not None or waits_to_go(old):
         # section 2.25.1: being closed, or soon, or a second rekeying of what the peer has replaced already
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"{old} is {old.state.value}")
-    return old

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ipsec.ike import followup
 from ipsec.ike.child import superseded
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, is_to_go
 from ipsec.ike.events import KEEPALIVE
@@ -15,6 +16,7 @@ from ipsec.ike.lifetimes import Timer
 from ipsec.ike.mobike import detection, tell
 from ipsec.ike.rekey import RETRY_FAILED_S, closed_by_peer
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
+from ipsec.wire.iana import ExchangeType
 
 if TYPE_CHECKING:
     from ipsec.ike.child_sa import ChildSa
@@ -60,6 +62,8 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
         case Timer.GIVE_WAY:
             if sa.established:
                 sa.ask(Confirm(), now)
+        case Timer.FOLLOWUP:
+            followup.expire(sa, now)
         case Timer.RETRY:
             for request in core.retries(sa):
                 sa.ask(request, now)
@@ -98,7 +102,8 @@ def _silence(sa: IkeSa) -> Failure:
         return NO_ANSWER
     port, before = sa.path.remote_port, sa.connection.remote_port
     where = f" on UDP {port}" if port != before else ""
-    return replace(NO_ANSWER, reason=f"no answer to IKE_AUTH{where}, though one came to IKE_SA_INIT on UDP {before}")
+    what = ExchangeType(sa.pending.exchange).name if sa.pending is not None else "IKE_AUTH"
+    return replace(NO_ANSWER, reason=f"no answer to {what}{where}, though one came to IKE_SA_INIT on UDP {before}")
 
 
 def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:

@@ -16,11 +16,11 @@ from functools import partial
 
 from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
-from ipsec.ike import again, delete, due, giveway, lifetimes, mobike, qcd, redirect
-from ipsec.ike.auth import AuthRequest, handle_auth
+from ipsec.ike import again, delete, dispatch, due, giveway, lifetimes, mobike, qcd, redirect
+from ipsec.ike.auth import AuthRequest
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
-from ipsec.ike.create_child import CreateChild, handle_create_child
+from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_children_later, close_later
 from ipsec.ike.errors import SaFailedError
@@ -36,18 +36,18 @@ from ipsec.ike.events import (
     RevocationNeeded,
 )
 from ipsec.ike.failure import Cause, Failure, bounded
-from ipsec.ike.informational import handle_informational
 from ipsec.ike.init import AuthProgress, first_method, handle_init_request, handle_init_response, start_init
+from ipsec.ike.intermediate import Intermediate
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
 from ipsec.ike.registry import AT_ONCE, Registry
-from ipsec.ike.rekey import RekeyIke, handle_rekey, take_over
+from ipsec.ike.rekey import RekeyIke, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
 from ipsec.ike.status import StatusUnknownError
 from ipsec.ike.table import ConnectionTable, names, names_its_peers
-from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
+from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
     FLAG_RESPONSE,
@@ -58,7 +58,7 @@ from ipsec.wire.ike import (
     parse_header,
     parse_payloads,
 )
-from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
+from ipsec.wire.payloads import NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
 
@@ -197,17 +197,8 @@ class IkeEngine(Registry):
     def handle_request(
         self, sa: IkeSa, exchange: int, payloads: list[Payload], path: Path, now: float
     ) -> list[Payload] | None:
-        """The one place where requests of an IKE_SA are told apart; state.ACCEPTED_REQUESTS has been heeded."""
-        if exchange == ExchangeType.IKE_AUTH:
-            return handle_auth(sa, payloads, now)
-        if exchange == ExchangeType.INFORMATIONAL:
-            return handle_informational(sa, payloads, path, now)
-        offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
-        if offer is None:
-            raise ParseError("CREATE_CHILD_SA without SA")
-        if any(p.protocol == Protocol.IKE for p in offer.proposals):
-            return handle_rekey(sa, payloads, path, now)
-        return handle_create_child(sa, payloads, now)
+        """See ``dispatch``."""
+        return dispatch.handle_request(sa, exchange, payloads, path, now)
 
     def heard(self, sa: IkeSa, header: Header, path: Path, now: float) -> None:
         """An authentic message came. Without MOBIKE, a peer behind a NAT is where it sends from (section 2.23)."""
@@ -520,14 +511,19 @@ class IkeEngine(Registry):
         start_init(sa, now)
 
     def init_done(self, sa: IkeSa, now: float) -> None:
-        """The initiator has keys: authenticate, from the NAT-T port if there is one (RFC 7296 section 2.23)."""
+        """The initiator has keys: go on, from the NAT-T port if there is one (RFC 7296 section 2.23)."""
         settings = self.settings
         if sa.path.local_port == settings.port and sa.path.remote_port == sa.connection.remote_port == 500:
             nat = sa.nat_local or sa.nat_remote or self.fakes_nat(sa.connection)
             if nat or sa.connection.mobike:
                 sa.path = sa.path._replace(local_port=settings.port_nat_t, remote_port=4500)
         self.timers.cancel((Timer.GIVE_UP, sa.uid))
-        sa.ask(AuthRequest(), now)
+        self.keys_agreed(sa, now)
+
+    def keys_agreed(self, sa: IkeSa, now: float) -> None:
+        """One more key exchange is done: the next one, or authenticate."""
+        further = sa.init is not None and sa.init.further.methods
+        sa.ask(Intermediate() if further else AuthRequest(), now)
 
     def established(self, sa: IkeSa, now: float) -> None:
         """Both ends are authenticated. A second call does nothing."""

@@ -81,7 +81,7 @@ def knocks_of(sa: IkeSa) -> list[IkeSa]:
 def _is_knock(other: IkeSa, sa: IkeSa, up: set[str]) -> bool:
     if other.name != sa.name or other.auth is None or other.replaces:
         return False
-    asking = other.pending is not None and other.pending.exchange == ExchangeType.IKE_SA_INIT
+    asking = other.pending is not None and other.pending.exchange != ExchangeType.IKE_AUTH
     wanted = {config.name for config, _ in other.auth.configs}
     # a connection may be for several peers
     same = other.path.remote == sa.path.remote or sa.connection.remote.id.exact == sa.peer_id

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ipsec.crypto.auth import our_hashes, parse_hashes
 from ipsec.crypto.chain import Signatures
 from ipsec.crypto.identity import Identity
-from ipsec.crypto.kex import KeyExchange
+from ipsec.crypto.kex import KeyExchange, join_key_exchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
 from ipsec.errors import ParseError
@@ -24,10 +24,12 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Childless, Connection, Fragmentation
 from ipsec.ike.events import IpAddress, Path
 from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
+from ipsec.ike.intermediate import Further
 from ipsec.ike.keymat import IkeKeys, ike_keys, skeyseed
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.state import IkeState
+from ipsec.wire import additional
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, KeMethod, NotifyType, Protocol, TransformType, name_of
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
@@ -64,7 +66,7 @@ class InitProgress:
     """What both ends need until they are authenticated."""
 
     __slots__ = (
-        "childless", "cookie", "kex", "message_1", "message_2", "methods", "nonce_i", "nonce_r", "ppk",
+        "childless", "cookie", "further", "kex", "message_1", "message_2", "methods", "nonce_i", "nonce_r", "ppk",
         "redirected_from", "restarts",
     )  # fmt: skip
 
@@ -75,6 +77,7 @@ class InitProgress:
         "IKE_SA_INIT request as it went over the wire, for AUTH (RFC 7296 section 2.15)"
         self.message_2 = b""
         self.kex: KeyExchange | None = None
+        self.further = Further()
         self.cookie = b""
         self.methods: list[int] = []
         "key exchange methods that we have tried"
@@ -168,6 +171,8 @@ def _send_init(sa: IkeSa, progress: InitProgress, now: float) -> None:
         *_announcements(sa.connection, sa.connection.remote.constraints.hashes),
         *ppk.announcement(sa.connection),
     ]
+    if additional.wanted(sa.connection.proposals):
+        payloads.append(NotifyPayload(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
     if progress.redirected_from is not None:
         payloads.append(redirect.redirected_from(progress.redirected_from))
     elif sa.core.settings.follow_redirects:
@@ -294,12 +299,16 @@ def _accept_init(
     transform = proposal.first(TransformType.KE)
     if transform is None or not transform.id == ke.method == progress.kex.method:
         raise ParseError("the key exchange is not the one that was chosen")
+    methods = additional.methods(proposal)
+    if methods and NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED not in notifies:
+        raise ParseError("additional key exchanges without IKE_INTERMEDIATE")
     prf, suite = algorithms(proposal)
     _check_nonce(nonce, prf, other=progress.nonce_i)
     shared = progress.kex.shared(ke.data)
     assert sa.pending is not None
     sa.answered_by(sa.pending, header, sa.path, now)
     progress.kex = None
+    progress.further.methods = methods
     progress.nonce_r = nonce.data
     progress.message_2 = data
     progress.childless = NotifyType.CHILDLESS_IKEV2_SUPPORTED in notifies
@@ -397,7 +406,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
         _reply(core, header, redirect.redirect(gateway, nonce.data), path)
         return
     candidates = core.candidates(path)
-    found = _choose(core, candidates, offer, ke, path, news=digest not in core.refused)
+    found = _choose(core, candidates, offer, ke, notifies, path, news=digest not in core.refused)
     if found is None:
         core.refused.append(digest)
         _reply(core, header, NotifyPayload(NotifyType.NO_PROPOSAL_CHOSEN), path)
@@ -411,21 +420,24 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
         return
     prf, _ = algorithms(proposal)
     _check_nonce(nonce, prf, other=b"")
+    further = additional.methods(proposal)
     extras = _extras(core, connection, candidates, notifies)
+    if further:
+        extras = [*extras, NotifyPayload(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED)]
     if not proved and _answer_size(proposal, ke, extras) > len(data):
         # section 2.6: an address that nobody vouches for gets no more octets from us than came in its name
         _ask_cookie(core, header, ni, path, now)
         return
     # the costly part comes last, and fails before there is any state
-    kex = core.key_pair(method.id)
-    shared = kex.shared(ke.data)
+    public, shared = join_key_exchange(method.id, ke.data, core.key_pair)
     sa = core.new_responder(connection, header.spi_i, path, digest, now)
     progress = sa.init = InitProgress()
+    progress.further.methods = further
     progress.nonce_i = nonce.data
     progress.message_1 = data
     progress.ppk = bool(ppk.agreement(core.credentials, notifies))
     sa.proposal = proposal
-    _answer_init(sa, progress, kex, shared, payloads, notifies, extras, path, now)
+    _answer_init(sa, progress, KePayload(method.id, public), shared, payloads, notifies, extras, path, now)
 
 
 def _redirectable(notifies: dict[int, NotifyPayload]) -> bool:
@@ -445,11 +457,20 @@ def _reply(core: IkeEngine, header: Header, notify: NotifyPayload, path: Path) -
 
 
 def _choose(
-    core: IkeEngine, candidates: list[Connection], offer: SaPayload, ke: KePayload, path: Path, *, news: bool
+    core: IkeEngine,
+    candidates: list[Connection],
+    offer: SaPayload,
+    ke: KePayload,
+    notifies: dict[int, NotifyPayload],
+    path: Path,
+    *,
+    news: bool,
 ) -> tuple[Connection, Proposal] | None:
     theirs = [p for p in offer.proposals if p.protocol == Protocol.IKE and not p.spi]
+    # RFC 9370 section 2.2.1: without IKE_INTERMEDIATE there is no place for additional key exchanges
+    able = theirs if NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED in notifies else additional.left_out(theirs)
     for connection in candidates:
-        proposal = negotiate.choose(connection.proposals, theirs, ke=ke.method)
+        proposal = negotiate.choose(connection.proposals, able, ke=ke.method)
         if proposal is not None:
             return connection, proposal
     if not news or not core.may_speak(core.now):
@@ -460,7 +481,10 @@ def _choose(
         failure = Failure(Cause.NO_CONNECTION, why, theirs=terms(theirs))
     else:
         name = candidates[0].name
-        why = f"NO_PROPOSAL_CHOSEN for {name}: {negotiate.explain_mismatch(candidates[0].proposals, theirs)}"
+        why = negotiate.explain_mismatch(candidates[0].proposals, able or theirs)
+        if theirs and not able:
+            why = "the peer wants additional key exchanges without IKE_INTERMEDIATE (RFC 9242)"
+        why = f"NO_PROPOSAL_CHOSEN for {name}: {why}"
         failure = Failure(Cause.IKE_PROPOSALS, bounded(why), ours=terms(candidates[0].proposals), theirs=terms(theirs))
     log.warning("IKE_SA_INIT from %s: %s", path.remote, why)
     core.note_without(failure, name, path.remote, initiator=False)
@@ -480,7 +504,7 @@ def _extras(
 
 
 def _answer_size(proposal: Proposal, ke: KePayload, extras: list[Payload]) -> int:
-    """Octets of our answer. Our public value is not longer than theirs, with any key exchange method."""
+    """Octets of our answer. Our KE payload is not longer than theirs, with any key exchange method."""
     fixed: list[Payload] = [SaPayload([proposal]), ke, NoncePayload(bytes(NONCE_LEN))]
     return HEADER_LEN + len(emit_payloads([*fixed, *extras])[1]) + NAT_DETECTION_LEN
 
@@ -488,7 +512,7 @@ def _answer_size(proposal: Proposal, ke: KePayload, extras: list[Payload]) -> in
 def _answer_init(
     sa: IkeSa,
     progress: InitProgress,
-    kex: KeyExchange,
+    ke: KePayload,
     shared: bytes,
     payloads: list[Payload],
     notifies: dict[int, NotifyPayload],
@@ -502,7 +526,7 @@ def _answer_init(
     progress.nonce_r = core.rng(NONCE_LEN)
     answer: list[Payload] = [
         SaPayload([sa.proposal]),
-        KePayload(kex.method, kex.public),
+        ke,
         NoncePayload(progress.nonce_r),
         *natd.payloads(sa.spi_i, sa.spi_r, path, fake=core.fakes_nat(sa.connection)),
         *extras,

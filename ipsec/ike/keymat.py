@@ -57,12 +57,15 @@ def skeyseed(prf: PrfAlgorithm, ni: bytes, nr: bytes, shared: bytes) -> bytes:
     return prf(prf.nonce_key(ni, nr), shared)
 
 
-def rekeyed_skeyseed(prf_old: PrfAlgorithm, sk_d_old: bytes, shared: bytes, ni: bytes, nr: bytes) -> bytes:
+def rekeyed_skeyseed(
+    prf_old: PrfAlgorithm, sk_d_old: bytes, shared: bytes, ni: bytes, nr: bytes, further: bytes = b""
+) -> bytes:
     """SKEYSEED of an IKE SA that replaces another: ``prf(SK_d (old), g^ir (new) | Ni | Nr)`` (section 2.18).
 
-    The PRF here is the old SA's; what is derived from the result uses the new SA's.
+    The PRF here is the old SA's; what is derived from the result uses the new SA's. ``further`` are the secrets of
+    additional key exchanges, one after the other (RFC 9370 section 2.2.4).
     """
-    return prf_old(sk_d_old, shared + ni + nr)
+    return prf_old(sk_d_old, shared + ni + nr + further)
 
 
 def ike_keys(
@@ -86,12 +89,14 @@ def with_ppk(prf: PrfAlgorithm, keys: IkeKeys, ppk: bytes) -> IkeKeys:
     return IkeKeys(d, keys.sk_ai, keys.sk_ar, keys.sk_ei, keys.sk_er, pi, pr)
 
 
-def child_keys(prf: PrfAlgorithm, sk_d: bytes, suite: EspSuite, ni: bytes, nr: bytes, shared: bytes = b"") -> ChildKeys:
+def child_keys(
+    prf: PrfAlgorithm, sk_d: bytes, suite: EspSuite, ni: bytes, nr: bytes, shared: bytes = b"", further: bytes = b""
+) -> ChildKeys:
     """KEYMAT of a Child SA: ``prf+(SK_d, [g^ir (new) |] Ni | Nr)`` (section 2.17).
 
     ``shared`` is empty without a key exchange of its own; for the child that IKE_AUTH makes, the nonces are those of
-    IKE_SA_INIT.
+    IKE_SA_INIT. ``further`` as above.
     """
     e, a = suite.key_len, suite.integ_key_len
-    stream = prf.plus(sk_d, shared + ni + nr, 2 * (e + a))
+    stream = prf.plus(sk_d, shared + ni + nr + further, 2 * (e + a))
     return ChildKeys(stream[:e], stream[e : e + a], stream[e + a : 2 * e + a], stream[2 * e + a :])

@@ -53,12 +53,14 @@ class Timer(IntEnum):
     "our other addresses may have changed (RFC 4555 section 3.6)"
     GIVE_WAY = 12
     "responder: if the peer has this one, what we have begun for the same is not needed"
-    CHILD_REKEY = 13
-    CHILD_LIFE = 14
+    FOLLOWUP = 13
+    "responder: the initiator has not gone on after CREATE_CHILD_SA (RFC 9370)"
+    CHILD_REKEY = 14
+    CHILD_LIFE = 15
     "hard lifetime of a CHILD_SA"
-    CHILD_IDLE = 15
+    CHILD_IDLE = 16
     "inactivity"
-    CHILD_GONE = 16
+    CHILD_GONE = 17
     "packets that were on their way have come"
 
 

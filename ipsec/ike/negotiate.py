@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 
 from ipsec.errors import ParseError
 from ipsec.ike.failure import bounded
+from ipsec.wire import additional
 from ipsec.wire.iana import Encr, Esn, Integ, KeMethod, Protocol, TransformType, name_of
 from ipsec.wire.proposal import Proposal, Transform
 from ipsec.wire.selector import ANY_PORT, OPAQUE, TrafficSelector
@@ -115,18 +116,23 @@ def _choose_rest(
     combined = encr is not None and encr[1] in _COMBINED
     if not combined and _INTEG not in offer.types:
         return None  # never encryption without integrity, whatever both sides may have been told
+    exchanges = None if skip_ke else _exchanges(have, offer, ke)
+    if exchanges is None and not skip_ke:
+        return None
     chosen = []
     for type_ in offer.types:
         agreed: Transform | None
         if type_ == _ENCR:
             agreed = encr
+        elif exchanges is not None and type_ in exchanges:
+            agreed = exchanges[type_]
         elif (skip_ke and type_ in _KE_TYPES) or (combined and type_ == _INTEG):
             # nothing is needed of this type. They may have offered NONE, which is then the answer
             agreed = _ABSENT[type_]
             if agreed not in offer.transforms:
                 continue
         else:
-            agreed = _common(type_, have.get(type_), offer.transforms, ke if type_ == _KE else None)
+            agreed = _common(type_, have.get(type_), offer.transforms)
         if agreed is None:
             return None
         chosen.append(agreed)
@@ -140,16 +146,30 @@ def _choose_rest(
     return chosen
 
 
+def _exchanges(have: _ByType, offer: _Offer, ke: int | None) -> dict[int, Transform] | None:
+    """A method for each of the key exchanges, none of them twice (RFC 9370 section 2.2.1)."""
+    found = {type_: _commons(type_, have.get(type_), offer.transforms) for type_ in offer.types if type_ in _KE_TYPES}
+    if ke is not None and _KE in found:
+        found[_KE] = [transform for transform in found[_KE] if transform[1] == ke]
+    found.setdefault(_KE, [_ABSENT[_KE]])
+    return additional.assign(found)
+
+
 def _common(
-    type_: int, have: Sequence[Transform] | None, candidates: Collection[Transform | None], ke: int | None = None
+    type_: int, have: Sequence[Transform] | None, candidates: Collection[Transform | None]
 ) -> Transform | None:
-    """The first transform of ours that is among the candidates. Where integrity is asked for, NONE is no answer."""
+    """The first transform of ours that is among the candidates."""
+    found = _commons(type_, have, candidates)
+    return found[0] if found else None
+
+
+def _commons(
+    type_: int, have: Sequence[Transform] | None, candidates: Collection[Transform | None]
+) -> list[Transform]:
+    """The transforms of ours that are among the candidates. Where integrity is asked for, NONE is no answer."""
     if have is None:
         have = [_ABSENT[type_]] if type_ in _ABSENT else []
-    for transform in have:
-        if transform in candidates and (ke is None or transform[1] == ke) and transform != _NO_INTEG:
-            return transform
-    return None
+    return [transform for transform in have if transform in candidates and transform != _NO_INTEG]
 
 
 def check_answer(offered: Sequence[Proposal], answer: Sequence[Proposal]) -> Proposal:
@@ -187,6 +207,8 @@ def _check_subset(proposal: Proposal, chosen: Proposal) -> Proposal:
     for type_, transforms in offer.items():
         if type_ not in got and _ABSENT.get(type_) not in transforms and not (combined and type_ == _INTEG):
             raise ParseError(f"no {_label(type_)} transform in the answer")
+    if not additional.sound([*chosen.transforms, *([] if _KE in got else [_ABSENT[_KE]])]):
+        raise ParseError(f"key exchanges in the answer do not go together: {bounded(str(chosen))}")
     return Proposal(chosen.protocol, kept, chosen.number, chosen.spi)
 
 
@@ -212,7 +234,9 @@ def explain_mismatch(ours: Sequence[Proposal], theirs: Sequence[Proposal], *, sk
         return f"we have {_protocols(ours)}, they offer {_protocols(theirs)}"
     types, number, position = min(pairs, key=lambda pair: len(pair[0]))
     if not types:
-        return "nothing differs"
+        offer = dict(their)[position]
+        twice = not skip_ke and _exchanges(_by_type(ours[number - 1]), offer, None) is None
+        return "one method would be used for two key exchanges (RFC 9370)" if twice else "nothing differs"
     have, got = _by_type(ours[number - 1]), _by_type(theirs[position - 1])
     texts = [
         f"{_label(type_)}: we have {_transforms(type_, have)}, they offer {_transforms(type_, got)}"

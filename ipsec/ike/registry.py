@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
-from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.crypto.kex import KeyExchange, join_key_exchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings, PoolConfig
@@ -196,6 +196,10 @@ class Registry:
         ready = self._key_pairs.pop(method, None)
         self.prepare_key_pair(method)
         return ready or key_exchange(method, self.rng)
+
+    def join_key_exchange(self, method: int, peer: bytes) -> tuple[bytes, bytes]:
+        """The responder's half of a key exchange: the data of its KE payload, and the shared secret."""
+        return join_key_exchange(method, peer, lambda method: key_exchange(method, self.rng))
 
     def prepare_key_pair(self, method: int) -> None:
         """Make a key pair when nobody waits for it."""

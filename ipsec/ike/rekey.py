@@ -10,12 +10,14 @@ import logging
 
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.errors import ParseError
-from ipsec.ike import negotiate
+from ipsec.ike import followup, negotiate
 from ipsec.ike.child import nonce_of
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.create_child import BUSY
 from ipsec.ike.delete import DeleteIke
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IkeRekeyed, Path
+from ipsec.ike.followup import Awaited, Steps
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
 from ipsec.ike.lifetimes import REAUTHENTICATED_S, REPLACED_S, Timer, disarm
@@ -47,7 +49,7 @@ class IkeRekey:
         self.peers: IkeSa | None = None
         "the successor that the peer asked for"
         self.peer_nonce = b""
-        "the lower nonce of the exchange that made it"
+        "the lower nonce of the exchange that made it, or that has begun to (RFC 9370)"
         self.postponed: list[Request] = []
         "what was to be asked meanwhile; the successor asks it"
         self.going: bool | None = None
@@ -57,8 +59,7 @@ class IkeRekey:
 class RekeyIke(Request):
     """Ask for a successor of the IKE_SA."""
 
-    exchange = ExchangeType.CREATE_CHILD_SA
-    __slots__ = ("any_prf", "closed", "kex", "methods", "nonce", "spi")
+    __slots__ = ("any_prf", "closed", "kex", "made", "methods", "nonce", "spi", "steps")
 
     def __init__(self) -> None:
         self.closed = False
@@ -69,12 +70,23 @@ class RekeyIke(Request):
         self.nonce = b""
         self.spi = b""
         self.methods: list[int] = []
+        self.made: tuple[Proposal, bytes, bytes] | None = None
+        "what CREATE_CHILD_SA was answered with: proposal, nonce, shared secret"
+        self.steps: Steps | None = None
+        "additional key exchanges (RFC 9370)"
+
+    @property
+    def exchange(self) -> ExchangeType:
+        """CREATE_CHILD_SA, then one for each additional key exchange."""
+        return ExchangeType.CREATE_CHILD_SA if self.steps is None else ExchangeType.IKE_FOLLOWUP_KE
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """SA with our new SPI, Ni, KEi."""
+        if self.steps is not None:
+            return self.steps.request(sa)
         if sa.state is not IkeState.ESTABLISHED or sa.rekey is not None:
             return None
-        if any(_is_under_way(child, now) for child in sa.children.values()):
+        if sa.awaited or any(_is_under_way(child, now) for child in sa.children.values()):
             sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S)
             return None
         sa.change(IkeState.REKEYING)
@@ -92,6 +104,17 @@ class RekeyIke(Request):
         if error is not None:
             self._refused(sa, error, now)
             return
+        if self.steps is not None:
+            self.steps.take(payloads)
+        else:
+            self._take(sa, payloads)
+        if self.steps is not None and self.steps.methods:
+            self._go_on(sa, now)
+        else:
+            self._finish(sa, now)
+
+    def _take(self, sa: IkeSa, payloads: list[Payload]) -> None:
+        """The answer to CREATE_CHILD_SA. ParseError."""
         assert self.kex is not None
         offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
         ke = next((p for p in payloads if isinstance(p, KePayload)), None)
@@ -104,9 +127,31 @@ class RekeyIke(Request):
             raise ParseError("the key exchange is not the one that was chosen")
         if len(proposal.spi) != 8 or proposal.spi == bytes(8):
             raise ParseError("the successor has no usable SPI")
-        shared = self.kex.shared(ke.data)
+        self.made = proposal, nonce, self.kex.shared(ke.data)
+        self.steps = followup.begin(proposal, payloads)
+        if sa.rekey is not None:
+            sa.rekey.ours_nonce = min(self.nonce, nonce)
+
+    def _go_on(self, sa: IkeSa, now: float) -> None:
+        """Additional key exchanges are left. Nothing is made before the last one, and there is nothing to delete."""
+        rekey = sa.rekey
+        if rekey is None:
+            if self.closed:
+                sa.destroy("rekeyed", now)
+            return
+        if rekey.ours_nonce < rekey.peer_nonce:
+            _give_way(sa, rekey, now)
+            return
+        # the peer will not go on with its own
+        followup.forget(sa, now, sa)
+        sa.ask(self, now, first=True)
+
+    def _finish(self, sa: IkeSa, now: float) -> None:
+        assert self.made is not None
+        proposal, nonce, shared = self.made
+        further = self.steps.secrets if self.steps is not None else b""
         new = sa.core.new_successor(sa, initiator=True, spi_i=self.spi, spi_r=proposal.spi)
-        _key(sa, new, proposal, self.nonce, nonce, shared)
+        _key(sa, new, proposal, self.nonce, nonce, shared, further)
         rekey = sa.rekey
         if rekey is None:
             # section 2.8.2: the peer's successor is in use already, which makes ours the redundant one
@@ -116,13 +161,11 @@ class RekeyIke(Request):
                 sa.destroy("rekeyed", now)
             return
         rekey.ours = new
-        rekey.ours_nonce = min(self.nonce, nonce)
-        if rekey.peers is not None and rekey.ours_nonce < rekey.peer_nonce:
+        if rekey.ours_nonce < rekey.peer_nonce:
             # section 2.8.2: ours is the redundant one; the peer deletes the IKE_SA that both replace
-            log.info("%s: rekeyed by both ends at once, the peer's successor %s stays", sa, rekey.peers)
             new.change(IkeState.ESTABLISHED)
             new.ask(DeleteIke("redundant"), now)
-            _wait_for_delete(sa, rekey, now)
+            _give_way(sa, rekey, now)
             return
         take_over(sa, new, now)
         sa.ask(DeleteIke("rekeyed"), now, first=True)
@@ -136,13 +179,14 @@ class RekeyIke(Request):
     def _refused(self, sa: IkeSa, error: NotifyPayload, now: float) -> None:
         name = name_of(NotifyType, error.notify)
         rekey = sa.rekey
+        begun, self.steps = self.steps is not None, None
         if self.closed:
             sa.destroy("rekeyed", now)
             return
-        if rekey is not None and rekey.peers is not None:
-            log.info("%s: rekeying: %s, which the peer has done itself", sa, name)
+        if rekey is not None and rekey.peer_nonce:
+            log.info("%s: rekeying: %s, which the peer does itself", sa, name)
             # section 2.8.2: its Delete makes the successor take over; should that never come, we do it ourselves
-            _wait_for_delete(sa, rekey, now)
+            _give_way(sa, rekey, now)
             return
         if rekey is None or sa.state is not IkeState.REKEYING:
             return
@@ -150,7 +194,7 @@ class RekeyIke(Request):
         sa.change(IkeState.ESTABLISHED)
         for request in rekey.postponed:
             sa.queue.append(request)
-        if error.notify == NotifyType.INVALID_KE_PAYLOAD and len(error.data) == 2:
+        if error.notify == NotifyType.INVALID_KE_PAYLOAD and len(error.data) == 2 and not begun:
             method = int.from_bytes(error.data, "big")
             offered = {t.id for p in self._offer(sa) for t in p.of_type(TransformType.KE)}
             if method in offered and method not in self.methods:
@@ -161,7 +205,7 @@ class RekeyIke(Request):
             self.any_prf = True
             sa.ask(self, now, first=True)
             return
-        if error.notify == NotifyType.TEMPORARY_FAILURE:
+        if error.notify in BUSY:
             sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S * (1 + sa.core.fraction()))
             return
         log.warning("%s: rekeying failed: %s; we offered %s", sa, name, negotiate.describe(self._offer(sa)))
@@ -197,12 +241,14 @@ def _method(sa: IkeSa) -> int:
     return transform.id
 
 
-def _key(sa: IkeSa, new: IkeSa, proposal: Proposal, ni: bytes, nr: bytes, shared: bytes) -> None:
+def _key(
+    sa: IkeSa, new: IkeSa, proposal: Proposal, ni: bytes, nr: bytes, shared: bytes, further: bytes = b""
+) -> None:
     """Keys of the successor, from the old SK_d with the old PRF (section 2.18)."""
     assert sa.prf is not None
     assert sa.keys is not None
     prf, suite = algorithms(proposal)
-    seed = rekeyed_skeyseed(sa.prf, sa.keys.sk_d, shared, ni, nr)
+    seed = rekeyed_skeyseed(sa.prf, sa.keys.sk_d, shared, ni, nr, further)
     new.proposal = proposal
     new.install_keys(prf, suite, ike_keys(prf, suite, seed, ni, nr, new.spi_i, new.spi_r))
 
@@ -210,6 +256,7 @@ def _key(sa: IkeSa, new: IkeSa, proposal: Proposal, ni: bytes, nr: bytes, shared
 def take_over(sa: IkeSa, new: IkeSa, now: float) -> None:
     """CHILD_SAs, addresses and what is left to do go to the successor (section 2.8)."""
     core = sa.core
+    followup.forget(sa, now)
     if new.state is IkeState.CREATED:
         new.change(IkeState.ESTABLISHED)
     sa.change(IkeState.REKEYED)
@@ -264,6 +311,16 @@ def _is_under_way(child: ChildSa, now: float) -> bool:
     return child.unsettled and child.peer_rekey is not None and now < child.peer_rekey.installed_at + REPLACED_S
 
 
+def _give_way(sa: IkeSa, rekey: IkeRekey, now: float) -> None:
+    """Both ends have begun to rekey an IKE_SA, and the peer's successor is the one that stays (section 2.8.2)."""
+    log.info("%s: rekeyed by both ends at once, the peer's successor stays", sa)
+    if rekey.peers is not None:
+        _wait_for_delete(sa, rekey, now)
+    else:
+        # it is not there yet (RFC 9370): when it is, it takes over as if we had asked for none
+        sa.change(IkeState.ESTABLISHED)
+
+
 def _wait_for_delete(sa: IkeSa, rekey: IkeRekey, now: float) -> None:
     """Both ends have rekeyed an IKE_SA, which is the peer's to delete."""
     rekey.going = _is_going(sa)
@@ -282,6 +339,8 @@ def _is_going(sa: IkeSa) -> bool:
 
 def handle_rekey(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
     """A CREATE_CHILD_SA request whose SA payload is for IKE; None if the response is on its way already."""
+    # one that the peer has begun before, without additional key exchanges that it has not done, leads nowhere any more
+    followup.forget(sa, now, sa)
     # section 2.25.2
     if sa.state not in (IkeState.ESTABLISHED, IkeState.REKEYING) or (sa.rekey and sa.rekey.peers):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"the IKE_SA is {sa.state.value}")
@@ -306,25 +365,67 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> 
     if transform is None or ke is None or ke.method != transform.id:
         method = transform.id if transform is not None else 0
         raise PeerError(NotifyType.INVALID_KE_PAYLOAD, f"we take {transform}", method.to_bytes(2, "big"))
-    kex = key_exchange(transform.id, sa.core.rng)
-    shared = kex.shared(ke.data)
+    public, shared = sa.core.join_key_exchange(transform.id, ke.data)
     nonce_r = sa.core.rng(NONCE_LEN)
     spi_r = sa.core.new_spi()
-    new = sa.core.new_successor(sa, initiator=False, spi_i=proposal.spi, spi_r=spi_r)
-    _key(sa, new, proposal, nonce_i, nonce_r, shared)
     chosen = Proposal(Protocol.IKE, proposal.transforms, proposal.number, spi_r)
-    answer: list[Payload] = [SaPayload([chosen]), NoncePayload(nonce_r), KePayload(kex.method, kex.public)]
+    answer: list[Payload] = [SaPayload([chosen]), NoncePayload(nonce_r), KePayload(transform.id, public)]
     if sa.rekey is not None:
         sa.core.counters.add("ike-collision", sa.name)
-        new.change(IkeState.ESTABLISHED)
-        sa.rekey.peers = new
-        sa.rekey.peer_nonce = min(nonce_i, nonce_r)
-        return answer
-    # nobody else's successor is in question: this one takes over at once. The peer has it when it has our response,
-    # and not before: what the successor asks goes after that
-    sa.respond(ExchangeType.CREATE_CHILD_SA, answer, path, now)
-    take_over(sa, new, now)
-    return None
+    one = _AwaitedIke(sa, proposal, spi_r, (nonce_i, nonce_r), shared)
+    if not one.methods:
+        return one.finish(sa, answer, path, now)
+    if sa.rekey is None:
+        sa.rekey = IkeRekey()
+    sa.rekey.peer_nonce = min(one.nonces)
+    return [*answer, followup.expect(sa, one, now)]
+
+
+class _AwaitedIke(Awaited):
+    """A successor that the peer has asked for. Until it is there nothing is asked that would have to go to it."""
+
+    __slots__ = ("proposal", "shared", "spi_r")
+
+    def __init__(
+        self, sa: IkeSa, proposal: Proposal, spi_r: bytes, nonces: tuple[bytes, bytes], shared: bytes
+    ) -> None:
+        super().__init__(proposal, nonces, sa)
+        self.proposal = proposal
+        "with the peer's SPI"
+        self.spi_r = spi_r
+        self.shared = shared
+
+    def finish(self, sa: IkeSa, answer: list[Payload], path: Path, now: float) -> list[Payload] | None:
+        """The key exchanges are done: make it."""
+        new = sa.core.new_successor(sa, initiator=False, spi_i=self.proposal.spi, spi_r=self.spi_r)
+        nonce_i, nonce_r = self.nonces
+        _key(sa, new, self.proposal, nonce_i, nonce_r, self.shared, self.secrets)
+        if sa.state is IkeState.REKEYING:
+            assert sa.rekey is not None
+            new.change(IkeState.ESTABLISHED)
+            sa.rekey.peers = new
+            sa.rekey.peer_nonce = min(self.nonces)
+            return answer
+        # nobody else's successor is in question: this one takes over at once. The peer has it when it has our response,
+        # and not before: what the successor asks goes after that
+        exchange = ExchangeType.IKE_FOLLOWUP_KE if self.secrets else ExchangeType.CREATE_CHILD_SA
+        sa.respond(exchange, answer, path, now)
+        take_over(sa, new, now)
+        return None
+
+    def drop(self, sa: IkeSa, now: float) -> None:
+        """Go on as if there had been nothing."""
+        rekey = sa.rekey
+        if rekey is None or rekey.peers is not None:
+            return
+        rekey.peer_nonce = b""
+        if sa.state is not IkeState.ESTABLISHED:
+            return  # ours goes on
+        sa.rekey = None
+        sa.queue.extend(rekey.postponed)
+        if 0 < sa.rekey_at <= now:
+            sa.core.timers.set((Timer.REKEY, sa.uid), now + RETRY_S)
+        sa.ask_next(now)
 
 
 def closed_by_peer(sa: IkeSa, now: float) -> None:

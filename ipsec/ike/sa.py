@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.prf import PrfAlgorithm
@@ -47,6 +47,7 @@ from ipsec.wire.show import show_message
 if TYPE_CHECKING:
     from ipsec.ike.config_payload import Pool
     from ipsec.ike.engine import IkeEngine
+    from ipsec.ike.followup import Awaited
     from ipsec.ike.init import AuthProgress, InitProgress
     from ipsec.ike.rekey import IkeRekey
 
@@ -72,12 +73,19 @@ _SKF_FIELDS = 4
 
 
 class Request:
-    """One exchange that we start. ``build`` is called when its turn has come."""
+    """One exchange that we start. ``build`` is called when its turn has come.
 
-    exchange: ClassVar[ExchangeType] = ExchangeType.INFORMATIONAL
+    One that takes several (RFC 9370) asks itself again.
+    """
+
     patience: int = 2
     "with MOBIKE: how often it goes the way in use, unanswered, before it goes all others as well"
     __slots__ = ()
+
+    @property
+    def exchange(self) -> ExchangeType:
+        """Its type."""
+        return ExchangeType.INFORMATIONAL
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """The request's payloads; None if there is nothing to ask any more."""
@@ -131,6 +139,7 @@ class IkeSa:
     __slots__ = (
         "addresses",
         "auth",
+        "awaited",
         "children",
         "collected",
         "connection",
@@ -173,6 +182,7 @@ class IkeSa:
         "rekey",
         "rekey_at",
         "replaces",
+        "request_cipher",
         "request_digest",
         "response",
         "sealed",
@@ -209,7 +219,8 @@ class IkeSa:
         self.pending: Pending | None = None
         self.queue: deque[Request] = deque()
         self.request_digest = b""
-        "of the peer's last request, to know it again"
+        self.request_cipher: SkCipher | None = None
+        "of the peer's last request, to know it again, and what it was protected with"
         self.response: list[bytes] = []
         "what we answered to it"
         self.collected: Collected | None = None
@@ -218,11 +229,11 @@ class IkeSa:
         self.init: InitProgress | None = None
         self.auth: AuthProgress | None = None
         self.rekey: IkeRekey | None = None
+        self.awaited: dict[bytes, Awaited] = {}  # what the peer has begun, by its names for it (RFC 9370)
         self.children: dict[int, ChildSa] = {}
         self.our_id: Identity | None = None
         self.peer_id: Identity | None = None
-        self.fragmentation = self.mobike = False
-        self.nat_local = self.nat_remote = False
+        self.fragmentation = self.mobike = self.nat_local = self.nat_remote = False
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
         "other addresses of the peer (RFC 4555 section 3.4)"
@@ -251,10 +262,9 @@ class IkeSa:
         self.replaces = 0
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now
-        self.established_at = 0.0
+        self.established_at = self.rekey_at = self.reauth_at = self.last_in = self.last_out = 0.0
         self.handshake = (self.created_at, 0.0)
         "when the first one of its line was begun, and when it was up"
-        self.rekey_at = self.reauth_at = self.last_in = self.last_out = 0.0
         self.tries_left = max(connection.keyingtries, 0) or -1
         self.unauthenticated_error: Failure | None = None
 
@@ -456,7 +466,10 @@ class IkeSa:
         if opened is None:
             return
         first, content, self.request_digest = opened
+        if self.init is not None:
+            self.init.further.heard = data, first, content
         self.message_id_in += 1
+        self.request_cipher = self.in_cipher
         self.response = []
         self.last_in = now
         self.core.counters.message(header.exchange, self.name, incoming=True, response=False)
@@ -502,12 +515,13 @@ class IkeSa:
     def _is_split_anew(self, header: Header, data: bytes) -> bool:
         """Whether this is the first of smaller fragments of the same request, which the peer tries because it hears
         nothing (RFC 7383 section 2.5.2): it was our answer that was lost. ParseError if it is not authentic."""
-        if header.next_payload != PayloadType.SKF or self.in_cipher is None or not self.fragmentation:
+        if header.next_payload != PayloadType.SKF or self.request_cipher is None or not self.fragmentation:
             return False
         part = find_encrypted(header, data)
         if part.number != 1 or header.exchange != parse_header(self.response[0]).exchange:
             return False
-        self.in_cipher.open(data[: part.offset], data[part.offset :])
+        # RFC 9370 section 2.2.2: after IKE_INTERMEDIATE there are others
+        self.request_cipher.open(data[: part.offset], data[part.offset :])
         return True
 
     def respond(self, exchange: int, payloads: Sequence[Payload], path: Path, now: float) -> None:
@@ -526,6 +540,8 @@ class IkeSa:
         if opened is None:
             return
         first, content, _ = opened
+        if self.init is not None:
+            self.init.further.heard = data, first, content
         if not self.maps:
             # an answer goes to where its request came from, though the peer may send ESP to a mapping that is gone
             self.last_in = now
@@ -620,6 +636,8 @@ class IkeSa:
         self.change(IkeState.DESTROYING)
         for child in list(self.children.values()):
             self.core.drop_child(child, reason, now)
+        while self.awaited:
+            self.awaited.popitem()[1].drop(self, now)
         if pending is not None:
             pending.request.lost(self, now)
         for request in queue:
@@ -629,7 +647,7 @@ class IkeSa:
             # one that the peer has made, and that has not taken over
             successor.destroy(reason, now)
         self.core.forget(self, now)
-        self.in_cipher = self.out_cipher = self.keys = None
+        self.in_cipher = self.out_cipher = self.request_cipher = self.keys = None
         if not self.quiet:
             self.core.emit(IkeDown(self, reason, up, why.cause if isinstance(why, Failure) else None))
 

@@ -4,7 +4,7 @@ The names are those that vici uses, so that nobody has to translate.
 
 IKE_SA
     CREATED      known to us alone
-    CONNECTING   IKE_SA_INIT or IKE_AUTH is going on; the peer is not authenticated yet
+    CONNECTING   IKE_SA_INIT, IKE_INTERMEDIATE or IKE_AUTH is going on; the peer is not authenticated yet
     ESTABLISHED  both ends are authenticated
     REKEYING     we have asked for a successor (CREATE_CHILD_SA), or both ends have
     REKEYED      a successor took over the CHILD_SAs; waits to be deleted
@@ -81,15 +81,18 @@ CHILD_TRANSITIONS: dict[ChildState, frozenset[ChildState]] = {
     ChildState.DESTROYING: frozenset(),
 }
 
+_AUTHENTICATED = frozenset(
+    {ExchangeType.CREATE_CHILD_SA, ExchangeType.IKE_FOLLOWUP_KE, ExchangeType.INFORMATIONAL}
+)
 #: Requests that an IKE_SA heeds in each state; anything else is dropped unanswered (RFC 7296 section 2.21.4 allows it
 #: before authentication; afterwards only what no correct peer sends is left out). IKE_SA_INIT is the engine's.
 ACCEPTED_REQUESTS: dict[IkeState, frozenset[int]] = {
     IkeState.CREATED: frozenset(),
-    IkeState.CONNECTING: frozenset({ExchangeType.IKE_AUTH}),
-    IkeState.ESTABLISHED: frozenset({ExchangeType.CREATE_CHILD_SA, ExchangeType.INFORMATIONAL}),
-    IkeState.REKEYING: frozenset({ExchangeType.CREATE_CHILD_SA, ExchangeType.INFORMATIONAL}),
-    IkeState.REKEYED: frozenset({ExchangeType.CREATE_CHILD_SA, ExchangeType.INFORMATIONAL}),
-    IkeState.DELETING: frozenset({ExchangeType.CREATE_CHILD_SA, ExchangeType.INFORMATIONAL}),
+    IkeState.CONNECTING: frozenset({ExchangeType.IKE_INTERMEDIATE, ExchangeType.IKE_AUTH}),
+    IkeState.ESTABLISHED: _AUTHENTICATED,
+    IkeState.REKEYING: _AUTHENTICATED,
+    IkeState.REKEYED: _AUTHENTICATED,
+    IkeState.DELETING: _AUTHENTICATED,
     IkeState.DESTROYING: frozenset(),
 }
 

@@ -10,6 +10,7 @@ from ipsec.crypto.revocation import Revocation
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.sa import IkeSa
+from ipsec.wire import additional
 from ipsec.wire.iana import Esn, TransformType
 from ipsec.wire.proposal import Proposal, Transform
 
@@ -70,6 +71,7 @@ def _task(request: object) -> str:
 
 _TASKS = {
     "InitRequest": "IKE_INIT",
+    "Intermediate": "IKE_INIT",
     "AuthRequest": "IKE_AUTH",
     "CreateChild": "CHILD_CREATE",
     "RekeyIke": "IKE_REKEY",
@@ -110,7 +112,14 @@ def ike_algorithms(proposal: Proposal) -> Message:
         **_encryption(proposal),
         "prf-alg": algorithm(prf) if prf is not None else None,
         "dh-group": algorithm(ke) if ke is not None and ke.id else None,
+        **_further(proposal),
     }
+
+
+def _further(proposal: Proposal) -> Message:
+    """Additional key exchanges (RFC 9370)."""
+    done = [t for t in proposal.transforms if t.type in additional.TYPES and t.id]
+    return {f"ake{t.type - TransformType.ADDKE1 + 1}": algorithm(Transform(TransformType.KE, t.id)) for t in done}
 
 
 def child_sa(child: ChildSa, traffic: Traffic, now: float) -> Message:
@@ -122,6 +131,7 @@ def child_sa(child: ChildSa, traffic: Traffic, now: float) -> Message:
         algorithms = {
             **_encryption(child.proposal),
             "dh-group": algorithm(ke) if ke is not None and ke.id else None,
+            **_further(child.proposal),
             "esn": "1" if esn is not None and esn.id == Esn.YES else None,
         }
     return {

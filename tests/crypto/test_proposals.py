@@ -136,8 +136,15 @@ def test_lists_keep_their_order():
         ("aes128-sha256-modp248", "unknown algorithm 'modp248', did you mean 'modp2048'?"),
         ("aes128-md5-x25519", "'md5' is obsolete and not supported"),
         ("aes128-sha256-modp768", "'modp768' is obsolete and not supported"),
-        ("aes128gcm16-sha256-x25519-ke1_mlkem768", "additional key exchanges (RFC 9370) are not supported"),
-        ("aes128gcm16-sha256-mlkem768", "additional key exchanges (RFC 9370) are not supported"),
+        ("aes128gcm16-sha256-x25519-ke1_mlkem769", "unknown key exchange 'ke1_mlkem769', did you mean 'ke1_mlkem768'?"),
+        ("aes128gcm16-sha256-x25519-ke1_", "unknown key exchange 'ke1_'"),
+        ("aes128gcm16-sha256-x25519-ke0_mlkem768", "unknown algorithm 'ke0_mlkem768'"),
+        ("aes128gcm16-sha256-x25519-ke8_mlkem768", "unknown algorithm 'ke8_mlkem768'"),
+        ("aes128gcm16-sha256-x25519-ke1_mlkem512", "has ML-KEM-512, take mlkem768"),
+        ("aes128gcm16-sha256-x25519-ke1_x25519", "no method may be there twice (RFC 9370 section 2.2.1)"),
+        ("aes128gcm16-sha256-ke1_x25519", "no key exchange, such as x25519"),
+        ("aes128gcm16-sha256-mlkem512", "no release of the Python package cryptography has ML-KEM-512, take mlkem768"),
+        ("aes128gcm16-sha256-mlkem769", "unknown algorithm 'mlkem769', did you mean 'mlkem768'?"),
         ("aes128gcm16-default", "'default' stands alone"),
         ("aes128gcm16-sha256", "no key exchange, such as x25519"),
         ("aes128gcm16-x25519", "no PRF, such as prfsha256"),
@@ -211,7 +218,8 @@ def test_every_keyword_is_an_algorithm_of_ours():
         if transform.type == TransformType.PRF:
             assert transform.id in supported_prfs()
         elif transform.type == TransformType.KE:
-            assert transform.id in (*supported_methods(), KeMethod.NONE)
+            # the error for the last one says what to take instead
+            assert transform.id in (*supported_methods(), KeMethod.NONE, KeMethod.ML_KEM_512)
     for word in proposals._CIPHERS:
         for integ in proposals._INTEGRITY:
             (esp,) = parse_proposals([f"{word}-{integ}"], ESP)

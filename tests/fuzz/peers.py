@@ -43,6 +43,10 @@ STATES = (
     (ExchangeType.CREATE_CHILD_SA, True, 2, "all"),
     (ExchangeType.INFORMATIONAL, False, 0, "mobike"),
     (ExchangeType.INFORMATIONAL, True, 0, "mobike"),
+    (ExchangeType.IKE_INTERMEDIATE, False, 0, "several key exchanges"),
+    (ExchangeType.IKE_INTERMEDIATE, True, 0, "several key exchanges"),
+    (ExchangeType.IKE_FOLLOWUP_KE, False, 0, "several key exchanges"),
+    (ExchangeType.IKE_FOLLOWUP_KE, True, 0, "several key exchanges"),
 )
 OPENINGS = ((ExchangeType.IKE_SA_INIT, False, 0, "cookie"), (ExchangeType.IKE_SA_INIT, True, 0, "all"))
 

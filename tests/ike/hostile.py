@@ -55,6 +55,9 @@ IKE_CBC = parse_proposals(["aes128-sha256-prfsha256-ecp256"], Protocol.IKE)
 IKE_BOTH = parse_proposals(["aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha256-ecp256"], Protocol.IKE)
 ESP = parse_proposals(["aes128gcm16"], Protocol.ESP)
 ESP_PFS = parse_proposals(["aes128gcm16-x25519"], Protocol.ESP)
+#: additional key exchanges (RFC 9370)
+IKE_FURTHER = parse_proposals(["aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke2_ecp256"], Protocol.IKE)
+ESP_FURTHER = parse_proposals(["aes128gcm16-x25519-ke1_ecp256-ke3_mlkem768"], Protocol.ESP)
 ROOT = Ca("Root")
 MOON = ROOT.issue("moon", EC_KEY, sans=(DNSName("moon"),))
 SUN = ROOT.issue("sun", EC384_KEY, sans=(DNSName("sun"),))
@@ -460,6 +463,7 @@ def consistent(engine: Target) -> None:
         for child in sa.children.values():
             assert child.ike is sa
             spis.add(child.spi_in)
+        spis |= {one.child.spi_in for one in sa.awaited.values() if hasattr(one, "child")}
         requests = [*sa.queue, *([sa.pending.request] if sa.pending else ())]
         spis |= {r.child.spi_in for r in requests if isinstance(r, CreateChild) and r.child is not None}
         if sa.auth is not None and sa.auth.child is not None:

@@ -152,8 +152,8 @@ CASES: list[tuple[str, str, int | None, int]] = [
 
 
 class Script:
-    def __init__(self, seed: int | str) -> None:
-        self.pair = Pair(seed).up()
+    def __init__(self, seed: int | str, **options: Any) -> None:
+        self.pair = Pair(seed, **options).up()
         self.world = self.pair.world
         self.hosts = {"a": self.pair.a, "b": self.pair.b}
         self.old = {name: (host.ike, host.child) for name, host in self.hosts.items()}

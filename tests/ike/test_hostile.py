@@ -25,9 +25,11 @@ from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import HEADER_LEN, parse_header
 from tests.ike.hostile import (
     A2,
+    ESP_FURTHER,
     ESP_PFS,
     IKE_BOTH,
     IKE_CBC,
+    IKE_FURTHER,
     Attack,
     Lab,
     Raw,
@@ -45,6 +47,8 @@ EXCHANGES = {
     ExchangeType.IKE_AUTH,
     ExchangeType.CREATE_CHILD_SA,
     ExchangeType.INFORMATIONAL,
+    ExchangeType.IKE_INTERMEDIATE,
+    ExchangeType.IKE_FOLLOWUP_KE,
 }
 
 
@@ -92,6 +96,9 @@ def authenticate_only(lab: Lab) -> None:
     lab.initiate()
 
 
+FURTHER = {
+    "proposals": IKE_FURTHER, "child": {"esp_proposals": ESP_FURTHER}, "settings": {"fragment_size": 4000},
+}  # fmt: skip
 SCENES: dict[str, tuple[Callable[[Lab], None], dict[str, Any]]] = {
     "all": (everything, {"child": {"esp_proposals": ESP_PFS}}),
     "cbc": (everything, {"proposals": IKE_CBC}),
@@ -102,6 +109,9 @@ SCENES: dict[str, tuple[Callable[[Lab], None], dict[str, Any]]] = {
     "another group": (authenticate_only, {"a": {"proposals": IKE_BOTH}, "b": {"proposals": IKE_BOTH[1:]}}),
     "redirect": (authenticate_only, {"b": {"settings": {"redirect_to": "192.0.2.77"}}}),
     "mobike": (move, {"mobike": True, "dpd_delay": 30.0}),
+    "several key exchanges": (everything, FURTHER),
+    "several key exchanges cross": (collide, FURTHER),
+    "key exchange in fragments": (authenticate_only, {"proposals": IKE_FURTHER, "settings": {"fragment_size": 400}}),
     "childless": (everything, {"childless": Childless.PREFER, "unique": Unique.REPLACE}),
 }
 

@@ -4,7 +4,8 @@ A cell is a state, and a message that differs in exchange, flags, message ID and
 from RFC 7296 alone (sections 2.1, 2.2, 2.21, 3.1), not from the engine's tables: an IKE_SA heeds
 
 * a request, if its ICV is good, its I flag is the peer's, its message ID is the next one, and its exchange is one for
-  the state: IKE_AUTH before authentication, CREATE_CHILD_SA and INFORMATIONAL after it;
+  the state: IKE_INTERMEDIATE and IKE_AUTH before authentication, CREATE_CHILD_SA, IKE_FOLLOWUP_KE and INFORMATIONAL
+  after it (RFC 9242, RFC 9370);
 * a response, if it is that to the request under way.
 
 All other messages change nothing. Nothing reaches ESTABLISHED in any cell, for none has an AUTH payload that holds.
@@ -25,9 +26,10 @@ from ipsec.ike.state import IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import FLAG_INITIATOR, FLAG_RESPONSE, HEADER_LEN, emit_header, emit_payloads, parse_header
 from ipsec.wire.payloads import AuthPayload, DeletePayload, IdPayload, NoncePayload, NotifyPayload, Payload
-from tests.ike.hostile import A, Attack, B, Checkpoint, Lab, Target, consistent, seal
+from tests.ike.hostile import ESP_FURTHER, IKE_FURTHER, A, Attack, B, Checkpoint, Lab, Target, consistent, seal
 
-AUTH, CHILD, INFO = ExchangeType.IKE_AUTH, ExchangeType.CREATE_CHILD_SA, ExchangeType.INFORMATIONAL
+FIRST = (ExchangeType.IKE_INTERMEDIATE, ExchangeType.IKE_AUTH)
+LATER = (ExchangeType.CREATE_CHILD_SA, ExchangeType.IKE_FOLLOWUP_KE, ExchangeType.INFORMATIONAL)
 
 
 class Scene(NamedTuple):
@@ -103,6 +105,25 @@ def waiting(kind: str) -> Callable[[bool], Scene]:
     return make
 
 
+def between(what: str, *, asks: bool) -> Callable[[bool], Scene]:
+    """CREATE_CHILD_SA is done, and additional key exchanges are left (RFC 9370 section 2.2.4)."""
+
+    def make(responder: bool) -> Scene:
+        lab = Lab(proposals=IKE_FURTHER, child={"esp_proposals": ESP_FURTHER}).initiate()
+        engine, other = (lab.b, lab.a) if responder else (lab.a, lab.b)
+        one = engine if asks else other
+        if what == "child":
+            one.rekey_child(lab.sa(one).children_up()[0], lab.now)
+        else:
+            one.rekey_ike_sa(lab.sa(one), lab.now)
+        lab.pump(2)
+        sa = lab.sa(engine)
+        assert asks or sa.awaited
+        return scene(lab, engine, sa)
+
+    return make
+
+
 def gone(responder: bool) -> Scene:
     """Closed by the peer; only its last answer is kept."""
     lab, engine, sa = established(responder=responder)
@@ -120,6 +141,10 @@ STATES: dict[str, Callable[[], Scene]] = {
     "I waits for IKE_AUTH": lambda: steps(2, responder=False),
     "R half-open": lambda: steps(1, responder=True),
     "R half-open, certificates": lambda: steps(3, responder=True, certs=True),
+    "I waits for the first IKE_INTERMEDIATE": lambda: steps(2, responder=False, proposals=IKE_FURTHER),
+    "I waits for the second IKE_INTERMEDIATE": lambda: steps(5, responder=False, proposals=IKE_FURTHER),
+    "R half-open, two key exchanges left": lambda: steps(1, responder=True, proposals=IKE_FURTHER),
+    "R half-open, one key exchange left": lambda: steps(5, responder=True, proposals=IKE_FURTHER),
 }
 for name, make in {
     "established": up,
@@ -128,6 +153,10 @@ for name, make in {
     "deleting": deleting,
     "child rekeying": waiting("child rekeying"),
     "child deleting": waiting("child deleting"),
+    "child rekeying, key exchanges left": between("child", asks=True),
+    "child being rekeyed, key exchanges left": between("child", asks=False),
+    "rekeying, key exchanges left": between("ike", asks=True),
+    "being rekeyed, key exchanges left": between("ike", asks=False),
     "gone": gone,
 }.items():
     for role in (False, True):
@@ -209,8 +238,8 @@ def may_act(sa: IkeSa, state: str, cell: Cell) -> bool:
     if number != sa.message_id_in:
         return False
     if "half-open" in state:
-        return cell.exchange == AUTH
-    return "waits" not in state and cell.exchange in (CHILD, INFO)
+        return cell.exchange in FIRST
+    return "waits" not in state and cell.exchange in LATER
 
 
 def test_the_table_is_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -428,3 +429,59 @@ def test_a_peer_does_not_make_us_keep_any_number_of_policies(
     shorten(ours, theirs, wanted)
     assert (len(ours), len(theirs)) == left
     assert len(ours) * len(theirs) <= max(PAIRS_MAX, wanted)
+
+
+# -- additional key exchanges (RFC 9370 section 2.2.1)
+
+X448, NO_FIRST = Transform(TransformType.KE, KeMethod.CURVE_448), Transform(TransformType.KE, KeMethod.NONE)
+
+
+def ke(step: int, method: int) -> Transform:
+    return Transform(TransformType.ADDKE1 + step - 1, method)
+
+
+def test_no_method_is_taken_twice() -> None:
+    both = esp(GCM256, X25519, X448, ke(1, KeMethod.CURVE_25519), ke(2, KeMethod.CURVE_448), ke(2, KeMethod.ECP_256))
+    assert agreed(both, both) == [GCM256, X448, ke(1, KeMethod.CURVE_25519), ke(2, KeMethod.ECP_256)]
+    one = esp(GCM256, X25519, ke(1, KeMethod.CURVE_25519))
+    assert choose([one], [one]) is None
+    assert "two key exchanges" in explain_mismatch([one], [one])
+    none = esp(GCM256, X25519, ke(1, KeMethod.NONE), ke(2, KeMethod.NONE))
+    assert agreed(none, none) == [GCM256, X25519, ke(1, 0), ke(2, 0)]
+
+
+def test_without_a_first_key_exchange_there_is_no_other() -> None:
+    both = esp(GCM256, X25519, NO_FIRST, ke(1, KeMethod.ECP_256), ke(1, KeMethod.NONE))
+    assert agreed(both, both) == [GCM256, X25519, ke(1, KeMethod.ECP_256)]
+    # no KE payload has come
+    assert agreed(both, both, ke=0) == [GCM256, NO_FIRST, ke(1, KeMethod.NONE)]
+    assert agreed(both, esp(GCM256, ke(1, KeMethod.ECP_256), ke(1, KeMethod.NONE))) == [GCM256, ke(1, KeMethod.NONE)]
+    assert choose([both], [esp(GCM256, NO_FIRST, ke(1, KeMethod.ECP_256))]) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        esp(GCM256, X25519, ke(1, KeMethod.CURVE_25519)),
+        esp(GCM256, NO_FIRST, ke(1, KeMethod.ECP_256)),
+        esp(GCM256, ke(1, KeMethod.ECP_256)),
+        esp(GCM256, X25519, ke(2, KeMethod.ECP_256)),
+        esp(GCM256, X25519, ke(1, KeMethod.ECP_256), ke(1, KeMethod.CURVE_25519)),
+        esp(GCM256, X25519),
+    ],
+    ids=str,
+)
+def test_answers_with_key_exchanges_that_do_not_go_together(answer: Proposal) -> None:
+    offer = esp(GCM256, X25519, NO_FIRST, ke(1, KeMethod.ECP_256), ke(1, KeMethod.CURVE_25519))
+    assert check_answer([offer], [esp(GCM256, X25519, ke(1, KeMethod.ECP_256))])
+    with pytest.raises(ParseError):
+        check_answer([offer], [answer])
+
+
+def test_the_worst_offer_is_known_to_be_one_soon() -> None:
+    """Eight types and seven methods: one too few, however they are tried."""
+    methods = range(14, 21)
+    worst = esp(GCM256, *(Transform(type_, m) for type_ in (4, *range(6, 13)) for m in methods))
+    begin = time.perf_counter()
+    assert choose([worst], [worst]) is None
+    assert time.perf_counter() - begin < 5.0

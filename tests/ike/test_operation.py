@@ -331,7 +331,7 @@ def test_reauthentication_for_want_of_child_sas_is_tried_again(monkeypatch: pyte
     def full(*args: object) -> list[Payload]:
         raise PeerError(NotifyType.NO_ADDITIONAL_SAS, "full")
 
-    monkeypatch.setattr("ipsec.ike.engine.handle_create_child", full)
+    monkeypatch.setattr("ipsec.ike.dispatch.handle_create_child", full)
     pair = Pair(a={"child": {"rekey_time": 100.0, "life_time": 300.0, "rand_time": 0.0}}).up()
     pair.b.load(*pair.b.connections.values(), secret=b"another secret altogether")
     pair.world.run(120)

@@ -88,7 +88,8 @@ OTHERS = {
     TransformType.INTEG: (0, 2, 12),
     TransformType.KE: (0, 14, 31),
     TransformType.ESN: (0, 1),
-    TransformType.ADDKE1: (0, 36),
+    TransformType.ADDKE1: (0, 31, 36),
+    TransformType.ADDKE2: (0, 31, 36),
 }
 
 
@@ -110,11 +111,18 @@ def meanings(proposal: Proposal, *, skip_ke: bool) -> set[tuple[Transform, ...]]
         choices: list[list[Transform]] = [[encr]]
         for type_ in OTHERS:
             listed = proposal.of_type(type_) or [Transform(type_, 0)]
-            if (type_ == TransformType.INTEG and encr in COMBINED) or (skip_ke and type_ in (4, 6)):
+            if (type_ == TransformType.INTEG and encr in COMBINED) or (skip_ke and type_ in (4, 6, 7)):
                 listed = [Transform(type_, 0)]
             choices.append(listed)
         suites |= set(product(*choices))
-    return {suite for suite in suites if suite[0] in COMBINED or suite[1].id}
+    return {suite for suite in suites if (suite[0] in COMBINED or suite[1].id) and go_together(suite)}
+
+
+def go_together(suite: tuple[Transform, ...]) -> bool:
+    """RFC 9370 section 2.2.1: no method twice, and none of the additional ones without a first one."""
+    first, *more = (transform.id for transform in suite if transform.type in (4, 6, 7))
+    done = [method for method in more if method]
+    return len(set(done)) == len(done) and first not in done and bool(first or not done)
 
 
 def spelled_out(chosen: Proposal) -> tuple[Transform, ...]:
