@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import Action, Childless, IkeSettings, Unique
+from ipsec.wire.iana import Protocol
 from tests.pair import ESP, ESP_PFS, Pair
 from tests.sim.host import SimHost
 from tests.sim.invariants import agree, leaks, unique_ivs
@@ -32,10 +36,20 @@ def chosen() -> list[range]:
     return [range(start, min(start + BLOCK, end)) for start in range(begin, end, BLOCK)]
 
 
+def proposals(further: Sequence[str], protocol: Protocol, name: str) -> dict[str, Any]:
+    """Nothing, or a proposal with these additional key exchanges."""
+    if not further:
+        return {}
+    words = "-".join(("x25519", *(f"ke{n}_{word}" for n, word in enumerate(further, 1))))
+    first = "aes128gcm16-prfsha256" if protocol is Protocol.IKE else "aes128gcm16"
+    return {name: parse_proposals([f"{first}-{words}"], protocol)}
+
+
 class Run:
     """What one seed does."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, further: Sequence[str] = ()) -> None:
+        """``further``: key exchanges after the first one (RFC 9370)."""
         rng = self.rng = random.Random(f"{seed}/script")
         mobike = rng.random() < 0.4
         self.nat = rng.random() < 0.5
@@ -60,8 +74,10 @@ class Run:
             unique=rng.choice((Unique.NO, Unique.REPLACE)),
             dpd_delay=rng.choice((10.0, 20.0)),
             keyingtries=1,
+            **proposals(further, Protocol.IKE, "proposals"),
             child={
                 "esp_proposals": ESP_PFS if rng.random() < 0.25 else ESP,
+                **proposals(further, Protocol.ESP, "esp_proposals"),
                 "dpd_action": Action.NONE,
                 "close_action": Action.NONE,
             },
@@ -160,10 +176,10 @@ class Run:
             leaks(host)
 
 
-def run_seed(seed: int) -> str:
+def run_seed(seed: int, further: Sequence[str] = ()) -> str:
     try:
         with unique_ivs():
-            return Run(seed).go()
+            return Run(seed, further).go()
     except Exception as error:
         error.add_note(f"seed {seed}: IPSEC_SEEDS={seed}")
         raise
@@ -173,6 +189,13 @@ def run_seed(seed: int) -> str:
 def test_seed(seeds: range) -> None:
     for seed in seeds:
         run_seed(seed)
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 300, 50)], ids=lambda r: str(r.start))
+def test_seed_with_several_key_exchanges(seeds: range) -> None:
+    """What ML-KEM answers is no function of the seed: it is among them now and then only."""
+    for seed in seeds:
+        run_seed(seed, (("ecp256",), ("ecp256", "x448"), ("mlkem768",))[seed % 3 if seed % 5 == 0 else seed % 2])
 
 
 @pytest.mark.parametrize("seed", range(0, SEEDS, SEEDS // 10))
