@@ -14,8 +14,10 @@ from ipsec.crypto.prf import prf_algorithm, supported_prfs
 from ipsec.ike import auth, ppk
 from ipsec.ike import credentials as ike_credentials
 from ipsec.ike.credentials import PPK_ID_MAX, Credentials, Ppk, matches_ppk
+from ipsec.ike.events import IkeUp
 from ipsec.ike.failure import Cause
 from ipsec.ike.keymat import IkeKeys, with_ppk
+from ipsec.ike.sa import IkeSa
 from ipsec.wire.iana import AuthMethod, IdType, NotifyType
 from ipsec.wire.payloads import AuthPayload, NotifyPayload
 from tests.pair import Pair
@@ -259,3 +261,21 @@ def test_responder_that_claims_or_denies_it(monkeypatch: pytest.MonkeyPatch, lie
     pair.world.run(120)
     assert not used(pair.a)
     assert not used(pair.b)
+
+
+def test_a_responder_that_lets_us_in_without_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who can do without the PPK has nothing but the keys that it is to protect: it need not verify what we send."""
+    verify = auth.verify_proof
+
+    def believe(sa: IkeSa, *more: Any) -> None:
+        if sa.initiator:
+            verify(sa, *more)
+
+    monkeypatch.setattr(auth, "verify_proof", believe)
+    monkeypatch.setattr(ppk, "answer", lambda sa, connection, proof, peer: ppk.Answer(proof))
+    pair = make(MUST, HAS, WISH, OTHER)
+    pair.a.initiate()
+    pair.world.run(120)
+    assert not used(pair.a)
+    assert not pair.a.events(IkeUp)
+    assert not pair.a.outbound
