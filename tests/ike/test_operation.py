@@ -425,6 +425,19 @@ def test_who_wants_more_goes_on() -> None:
     assert {child.name for child in pair.a.children} == {"net", "two"}
 
 
+def test_who_wants_an_ike_sa_alone_goes_on() -> None:
+    """The peer has brought children up in one of its own, and nobody has said that these would do."""
+    pair = Pair()
+    pair.world.link = replace(pair.world.link, loss=1.0)
+    first = pair.a.initiate(children=())
+    pair.world.run(1)
+    pair.world.link = Link()
+    pair.b.initiate()
+    pair.world.run(60)
+    assert first in pair.a.ikes
+    assert len(pair.a.ikes) == len(pair.b.ikes) == 2
+
+
 @pytest.mark.parametrize("unique", [Unique.NO, Unique.NEVER])
 def test_both_at_once_stay(unique: Unique) -> None:
     """Neither can know which of the two the other will keep, and nobody wants one only."""
