@@ -139,7 +139,13 @@ class Publisher:
             self._server.publish("child-updown", self._children(sa, gone))
 
     def _alert(self, name: str, sa: IkeSa | None) -> Message:
-        return {"type": name, "ike-sa": self._ike(sa) if sa is not None else None}
+        if sa is None:
+            return {"type": name}
+        # charon tells it before it gives the IKE_SA up
+        state = sa.state
+        if state is IkeState.DESTROYING:
+            state = IkeState.ESTABLISHED if sa.established_at else IkeState.CONNECTING
+        return {"type": name, "ike-sa": {sa.name: self._fields(sa, state)}}
 
     # -- what they look like
 

@@ -580,6 +580,38 @@ def test_events(tmp_path: Path) -> None:
         logging.getLogger("ipsec").setLevel(caplog_level)
 
 
+def test_an_alert_is_about_what_an_ike_sa_was_when_it_failed(tmp_path: Path) -> None:
+    """Events are told when all is over; charon alerts before it gives an IKE_SA up."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        ike = one.ike
+        assert ike is not None
+        path = IkePath(ip_address("192.0.2.1"), 500, ip_address("192.0.2.2"), 500)
+        new, old = (
+            ike.engine.new_sa(ike.engine.table.by_name["old"], initiator=True, path=path) for _ in range(2)
+        )
+        old.established_at = 1.0
+        events = session.listen("alert", "ipsecd-problem")
+        first = asyncio.ensure_future(anext(events))
+        while not first.done():
+            ike.engine.note(Failure(Cause.CLOSED, "until somebody hears of it"), old)
+            ike.turn()
+            await asyncio.sleep(0.001)
+        for sa in (new, old):
+            sa.destroy("the peer does not answer", ike.engine.now)
+            ike.engine.note(Failure(Cause.NO_ANSWER, "no answer", by_peer=True), sa)
+        ike.turn()
+        states = []
+        while len(states) < 2:
+            name, message = await asyncio.wait_for(anext(events), 5)
+            if name == "alert":
+                states.append(message["ike-sa"]["old"]["state"])
+        await events.aclose()
+        assert states == [b"CONNECTING", b"ESTABLISHED"]
+
+    with_daemon(tmp_path, test)
+
+
 def test_long_lists_leave_time_for_others(tmp_path: Path) -> None:
     count = 3000
 
