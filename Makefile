@@ -1,7 +1,7 @@
 # Every target sets up what it needs. Start with: make demo
 PY = .venv/bin/python
 
-.PHONY: demo demo-strongswan test lint types bench build image scenarios asan soak fuzz clean
+.PHONY: demo demo-strongswan test lint types bench build image scenarios asan soak fuzz kernel-peer clean
 
 demo: ; @tools/setup build fast net && $(PY) -m ipsec.cli.demo
 demo-strongswan: ; @tools/setup build fast net interop && $(PY) -m ipsec.cli.demo_strongswan
@@ -15,4 +15,5 @@ scenarios: ; @tools/setup build fast net containers && $(PY) -m tools.scenarios 
 asan: ; @tools/setup build fast net test && tools/asan
 soak: ; @tools/setup build fast net test && $(PY) -m pytest -m slow --hypothesis-profile=soak --timeout=3600
 fuzz: ; @tools/setup build fast net test && $(PY) -m pip install -qq 'atheris>=2.3' && $(PY) -m tests.fuzz
+kernel-peer: ; @tools/setup build fast net test interop kernel && $(PY) -m pytest -m interop tests/interop/test_kernel.py
 clean: ; rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz ipsec/*.so *.egg-info

@@ -48,14 +48,20 @@ class CharonGateway(Gateway):
     """One charon."""
 
     kind = "charon"
+    plugins = PLUGINS
+
+    @property
+    def vici(self) -> str:
+        """Where swanctl finds it."""
+        return f"unix://{self.home}/charon.vici"
 
     def _write(self) -> None:
         (self.home / "swanctl.conf").write_text(render(self.side.swanctl))
         charon: dict[str, Any] = {
             "load_modular": "no",
-            "load": PLUGINS,
+            "load": self.plugins,
             "plugins": {
-                "vici": {"socket": f"unix://{self.home}/charon.vici"},
+                "vici": {"socket": self.vici},
                 "resolve": {"file": f"{self.home}/resolv.conf", "resolvconf": {"path": "/nonexistent"}},
             },
             "filelog": {"main": {"path": self.log_file, "default": 1, "cfg": 2, "flush_line": "yes", "append": "yes"}},

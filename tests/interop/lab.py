@@ -209,6 +209,8 @@ class Lab:
     def __init__(self) -> None:
         remove_leftovers()
         self._names = [f"{PREFIX}{os.getpid()}-{side}" for side in "abn"]
+        self.gateways: tuple[Namespace, ...] = ()
+        "the ends that run a daemon themselves"
 
     def __enter__(self) -> Lab:
         try:
@@ -225,7 +227,7 @@ class Lab:
 
     def _build(self) -> None:
         self.a, self.b, self.n = (Namespace(name) for name in self._names)
-        self.ends = (self.a, self.b)
+        self.ends = self.gateways = (self.a, self.b)
         a, b, n = self._names
         run("ip", "link", "add", WIRE, "netns", a, "type", "veth", "peer", "name", WIRE, "netns", b)
         run("ip", "link", "add", WIRE2, "netns", a, "type", "veth", "peer", "name", WIRE2, "netns", b)
@@ -240,7 +242,7 @@ class Lab:
             self.n.ip("addr", "add", address, "dev", device)
             self.n.ip("link", "set", device, "up")
         self.n.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        self.n.inside(_masquerade)
+        self.n.inside(masquerade)
         self.recorder = Recorder(self.b, DEVICES)
 
     def reset(self, *, one_address: bool = False, two_wires: bool = False) -> None:
@@ -250,6 +252,8 @@ class Lab:
         another one on another wire.
         """
         for side, end in enumerate(self.ends):
+            if end not in self.gateways:
+                continue
             commands = [f"addr flush dev {device}" for device in (*DEVICES, "lo")]
             commands += [f"neigh flush nud all dev {WIRE}"]
             commands += ["addr add 127.0.0.1/8 dev lo", "addr add ::1/128 dev lo"]
@@ -262,7 +266,7 @@ class Lab:
             if not one_address and not two_wires:
                 commands.append(f"addr add {OUTER[6][side]}/64 dev {WIRE}")
                 commands.append(f"addr add {NATTED[side]}/24 dev {NAT}")
-                if end is self.a:
+                if side == 0:
                     commands.append("route replace 198.51.100.0/24 via 203.0.113.3")
             done = subprocess.run(
                 ["ip", "-n", end.name, "-batch", "-"], input="\n".join(commands), text=True, capture_output=True
@@ -278,7 +282,7 @@ class Lab:
             delete_namespace(name)
 
 
-def _masquerade() -> None:
+def masquerade() -> None:
     """What ``nft add rule nat post masquerade`` does, here and now."""
     with NFTables(nfgen_family=socket.AF_INET) as tables:
         tables.table("add", name="nat")
@@ -289,7 +293,7 @@ def _masquerade() -> None:
 def remove_leftovers() -> None:
     """Delete namespaces of sessions that no longer run."""
     for line in run("ip", "netns", "list", check=False).stdout.splitlines():
-        match = re.match(rf"({PREFIX}(\d+)-[abn])\b", line)
+        match = re.match(rf"({PREFIX}(\d+)-\w+)\b", line)
         if match and not Path("/proc", match[2]).exists():
             delete_namespace(match[1])
 
