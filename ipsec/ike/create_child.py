@@ -113,7 +113,7 @@ class CreateChild(Request):
         payloads += [p for p in offered if isinstance(p, NotifyPayload)]
         payloads += [p for p in offered if isinstance(p, SaPayload)]
         payloads.append(NoncePayload(self.nonce))
-        method = self.methods[-1] if self.methods else _first_method(self.config)
+        method = self.methods[-1] if self.methods else _first_method(sa, self.config)
         if method:
             if not self.methods:
                 self.methods.append(method)
@@ -261,12 +261,17 @@ def _rekey_later(sa: IkeSa, old: ChildSa, at: float) -> None:
     sa.core.timers.set((Timer.CHILD_REKEY, old.uid), at)
 
 
-def _first_method(config: ChildConfig) -> int:
-    for proposal in config.esp_proposals:
-        transform = proposal.first(TransformType.KE)
-        if transform is not None:
-            return transform.id
-    return KeMethod.NONE
+def _first_method(sa: IkeSa, config: ChildConfig) -> int:
+    """Of which method KEi is: the one that the peer is expected to accept (RFC 7296 section 1.3).
+
+    That is the IKE_SA's, if we offer it. libreswan 4.10 wants it, and answers another with INVALID_SYNTAX instead of
+    INVALID_KE_PAYLOAD.
+    """
+    offered = [t.id for proposal in config.esp_proposals for t in proposal.of_type(TransformType.KE)]
+    used = sa.proposal.first(TransformType.KE) if sa.proposal else None
+    if used is not None and used.id in offered and offered[0] != KeMethod.NONE:
+        return used.id
+    return offered[0] if offered else KeMethod.NONE
 
 
 def _offered(child: ChildSa) -> str:

@@ -86,6 +86,21 @@ def test_by_default_a_child_is_rekeyed_with_a_key_exchange_if_the_peer_has_one(
     pair.finish()
 
 
+@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize(("offered", "method"), [("default", "ECP_256"), ("aes128gcm16-x25519", "CURVE_25519")])
+def test_a_child_is_asked_for_with_the_key_exchange_of_the_ike_sa(offered: str, method: str, who: str) -> None:
+    """RFC 7296 section 1.3: KEi is of the group that the responder is expected to accept, and that one it has."""
+    ike = parse_proposals(["aes128gcm16-prfsha256-ecp256"], Protocol.IKE)
+    esp = parse_proposals([offered], Protocol.ESP)
+    pair = Pair(proposals=ike, child={"esp_proposals": esp}).up()
+    host = getattr(pair, who)
+    host.do(host.engine.rekey_child, host.child)
+    pair.world.settle()
+    for child in (pair.a.child, pair.b.child):
+        assert name_of(KeMethod, child.proposal.first(TransformType.KE).id) == method
+    pair.finish()
+
+
 @pytest.mark.parametrize("childless", list(Childless))
 def test_childless(childless: Childless) -> None:
     Pair(childless=childless, b={"childless": Childless.ALLOW}).up().finish()
