@@ -59,6 +59,13 @@ def sections(message: Mapping[str, Any]) -> list[tuple[str, Message]]:
     return [(printable(name), value) for name, value in message.items() if isinstance(value, dict)]
 
 
+def _key_exchanges(message: Mapping[str, Any]) -> list[str]:
+    """The first one of an SA, and the additional ones that follow it (RFC 9370)."""
+    first = text(message, "dh-group")
+    further = [(step, text(message, f"ake{step}")) for step in range(1, 8)]
+    return [first, *(f"KE{step}_{name}" for step, name in further if name)] if first else []
+
+
 @dataclass(frozen=True, slots=True)
 class Suite:
     """What protects an SA, in the names of RFC 7296's registries as strongSwan writes them."""
@@ -68,6 +75,7 @@ class Suite:
     integ: str = ""
     prf: str = ""
     ke: str = ""
+    "with several: CURVE_25519/KE1_ML_KEM_768"
     esn: bool = False
 
     @staticmethod
@@ -78,7 +86,7 @@ class Suite:
             encr_bits=number(message, "encr-keysize"),
             integ=text(message, "integ-alg"),
             prf=text(message, "prf-alg"),
-            ke=text(message, "dh-group"),
+            ke="/".join(_key_exchanges(message)),
             esn=text(message, "esn") in ("1", "yes"),
         )
 

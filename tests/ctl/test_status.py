@@ -390,3 +390,11 @@ def test_one_screen(daemon: FakeDaemon, ctl: Ctl, monkeypatch: pytest.MonkeyPatc
     assert ("not shown" in out) == (height == 11)
     everything = ctl("status", "--sample", "0", "--color", "always", "--all").out
     assert everything.count("net") == 8
+
+
+def test_all_key_exchanges_of_an_sa_are_shown(daemon: FakeDaemon, ctl: Ctl) -> None:
+    """RFC 9370; strongSwan 6 has the additional ones in fields of their own."""
+    daemon.conns = {"up": conn()}
+    daemon.sas = [("up", ike_sa(1, [child_sa()], ake1="ML_KEM_768", ake3="ECP_384"))]
+    done = ctl("status", "--sample", "0")
+    assert "AES_GCM_16-256 CURVE_25519/KE1_ML_KEM_768/KE3_ECP_384 " in done.out

@@ -553,6 +553,43 @@ def _newer() -> Iterator[Case]:
     yield case("sas for each cpu", (6, 0, 2), net({"per_cpu_sas": "yes", "start_action": "trap"}))
 
 
+def _several() -> Iterator[Case]:
+    """Several key exchanges for one SA (RFC 9242, RFC 9370), and ML-KEM."""
+    hybrid, esp = "aes256gcm16-prfsha384-x25519-ke1_mlkem768", "aes256gcm16-x25519-ke1_mlkem768"
+    suite = Suite("CURVE_25519 ML_KEM_768")
+
+    def case(name: str, steps: tuple[Step, ...] = UP, *, ike: str | tuple[str, str] = hybrid, **options: Any) -> Case:
+        return Case(f"several, {name}", make_sides(ike=ike, **options), steps, since=(6, 0, 2))
+
+    yield case("x25519 and ml-kem", (*UP, suite, Count(1, 1)))
+    yield case("ml-kem alone", ike="aes128gcm16-prfsha256-mlkem1024")
+    yield case("with gaps", ike="aes256-sha384-mlkem768-ke2_ecp384-ke5_x25519-ke7_mlkem1024")
+    steps = (*UP, Log("KE2_ECP_256"))
+    some = f"{hybrid}-ke1_none-ke2_ecp256-ke2_none", "aes256gcm16-prfsha384-x25519-ke2_ecp256"
+    yield case("some of them", steps, ike=some)
+    yield case("or none of them", ike=(f"{hybrid}-ke1_none", "aes256gcm16-prfsha384-x25519"))
+    refused = (Initiate(up=False), NoTraffic(), Log(NO_PROPOSAL, 0), Log(NO_PROPOSAL, 1))
+    yield case("others", refused, ike=(hybrid, "aes256gcm16-prfsha384-x25519-ke1_mlkem1024"))
+    yield case("many fragments", certs="rsa", settings={"fragment_size": "400"})
+    yield case("no fragments", connection={"fragmentation": "no"})
+    strict = {"cookie_threshold": "1", "cookie_threshold_ip": "1", "block_threshold": "0"}
+    other = "aes256gcm16-prfsha384-ecp256-x25519-ke1_mlkem768", f"{hybrid},{IKE}"
+    yield case("cookie and invalid ke", (HalfOpen(), *UP, OnWire("cookie")), ike=other, settings=({}, strict))
+    yield case("nat", outer="nat")
+    yield case("childless", (*UP, Count(1, 1)), esp=esp, initiator=gw({"childless": "force"}))
+    ppk = {"secrets": {"ppk-1": {"id-1": "pq.interop.test", "secret": "0x" + "a5" * 32}}}
+    must = gw({"ppk_id": "pq.interop.test", "ppk_required": "yes"})
+    yield case("ppk", (*UP, Postquantum()), both=ppk, initiator=must, responder=gw({"ppk_required": "yes"}))
+    yield case("reauthenticate", (*UP, Rekey("reauth"), Traffic(), Count(1, 1)))
+    for by, who in ((INITIATOR, "initiator"), (RESPONDER, "responder")):
+        twice = (*UP, Rekey("ike", by), Traffic(), Count(1, 1), Rekey("child", by), Traffic(), suite, Count(1, 1))
+        yield case(f"rekeyed by the {who}", (*twice, Rekey("child", by), Rekey("ike", by), Traffic()), esp=esp)
+    three = "aes256gcm16-prfsha512-ecp384-ke1_mlkem1024-ke2_x25519-ke3_mlkem768"
+    yield case("three, rekeyed", (*UP, Rekey("ike"), Rekey("ike", RESPONDER), Traffic(), Count(1, 1)), ike=three)
+    steps = (*UP, Rekey("child"), Rekey("child", RESPONDER), Traffic(), Count(1, 1))
+    yield case("for a child alone", steps, ike=IKE, esp=esp)
+
+
 GROUPS = (
     _basic,
     _key_exchanges,
@@ -569,5 +606,6 @@ GROUPS = (
     _virtual,
     _children,
     _newer,
+    _several,
 )
 CASES = tuple(case for group in GROUPS for case in group())

@@ -15,12 +15,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ipsec.crypto.proposals import parse_proposals
 from ipsec.daemon.run import Daemon
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.vici.client import Session
-from ipsec.vici.show import Traffic
+from ipsec.vici.show import Traffic, ike_algorithms
+from ipsec.wire.iana import Protocol
 from tests.vici.test_service import CHILD, CONNECTION, PSK, refused, settled, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
@@ -346,3 +348,9 @@ def test_pools_are_renamed_and_change_places(tmp_path: Path) -> None:
         assert set(await session.request("get-pools")) == {"q", "renamed"}
 
     with_daemon(tmp_path, test)
+
+
+def test_list_sas_names_additional_key_exchanges_as_strongswan_6_does() -> None:
+    (proposal,) = parse_proposals(["aes256-sha384-x25519-ke1_mlkem768-ke2_none-ke4_ecp256bp"], Protocol.IKE)
+    found = {key: value for key, value in ike_algorithms(proposal).items() if key.startswith(("dh", "ake"))}
+    assert found == {"dh-group": "CURVE_25519", "ake1": "ML_KEM_768", "ake4": "ECP_256_BP"}
