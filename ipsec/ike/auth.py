@@ -261,7 +261,7 @@ def _verify_or_wait(sa: IkeSa, verify: Callable[[float], None], now: float) -> N
 def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload] | None:
     """The initiator proves who it is; None if the answer has to wait for something outside."""
     if sa.init is None or sa.init.further.methods:
-        # what was agreed is what there will be: else whoever breaks the first key exchange has it all
+        # what was agreed is what there will be: the keys must not come from the first key exchange alone
         why = "IKE_AUTH before all key exchanges that were agreed"
         raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
     identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDI), None)

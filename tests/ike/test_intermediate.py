@@ -200,7 +200,7 @@ def give(lab: Lab, target: Target, sa: Any, exchange: int, payloads: list[Payloa
 
 @pytest.mark.parametrize("done", [0, 1])
 def test_ike_auth_is_not_taken_before_all_key_exchanges(done: int) -> None:
-    """Else a peer in the middle that breaks the first one would leave out the others."""
+    """Else the keys would come from the first one alone."""
     lab = Lab(proposals=IKE_FURTHER, settings={"fragment_size": 4000}).initiate(pump=False)
     # the initiator would go on with the request that is held back
     arrives(lab, 2 + 2 * done)
