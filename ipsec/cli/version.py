@@ -22,7 +22,9 @@ def version_text() -> str:
     from ipsec.backend.core import compiled_core
     from ipsec.crypto import mlkem
 
-    lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}", mlkem.found()[1]]
+    lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}"]
+    there, what = mlkem.found()
+    lines.append(f"postquantum key exchange: {what}" if there else f"no postquantum key exchange: {what}")
     try:
         used: dict[str, str] = compiled_core().Engine().providers()
     except BackendError as error:
