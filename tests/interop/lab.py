@@ -50,6 +50,9 @@ OUTER2 = ("198.18.0.1", "198.18.0.2")
 OTHER = ("10.1.1.1", "10.2.1.1")
 NETS = {4: ("10.1.0.0/16", "10.2.0.0/16"), 6: ("fd01::/16", "fd02::/16")}
 
+#: where both daemons put their routes
+ROUTING_TABLE = "220"
+
 CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 0x0003
 SO_RCVBUFFORCE = 33
@@ -272,6 +275,9 @@ class Lab:
                 ["ip", "-n", end.name, "-batch", "-"], input="\n".join(commands), text=True, capture_output=True
             )
             assert done.returncode == 0, done.stderr
+            for family in ("-4", "-6"):
+                # what a daemon that was killed keeps closed; there is no table where none ran
+                end.ip(family, "route", "flush", "table", ROUTING_TABLE, check=False)
 
     def close(self) -> None:
         """Remove everything."""

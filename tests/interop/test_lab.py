@@ -14,7 +14,18 @@ from tests.commands import run
 from tests.interop import wire
 from tests.interop.cases import CASES, make_sides
 from tests.interop.charon import CharonGateway, parse_raw
-from tests.interop.lab import INNER, OUTER, PREFIX, WIRE, Lab, eventually, remove_leftovers, render, transfer
+from tests.interop.lab import (
+    INNER,
+    OUTER,
+    PREFIX,
+    ROUTING_TABLE,
+    WIRE,
+    Lab,
+    eventually,
+    remove_leftovers,
+    render,
+    transfer,
+)
 from tests.interop.recordings import Recordings
 from tools import strongswan
 
@@ -43,6 +54,14 @@ def test_cleartext_is_noticed(lab: Lab, tmp_path: Path) -> None:
     assert any("10.1.0.1 -> 10.2.0.1 protocol 1" in line for line in found)
     assert any("192.0.2.1 -> 192.0.2.2 protocol 6" in line for line in found)
     assert any("our data" in line for line in found)
+
+
+def test_what_a_killed_daemon_left_is_gone(lab: Lab) -> None:
+    for family, version in (("-4", 4), ("-6", 6)):
+        lab.a.ip(family, "route", "add", "unreachable", INNER[version][1], "table", ROUTING_TABLE)
+    lab.reset()
+    for family in ("-4", "-6"):
+        assert not lab.a.ip(family, "route", "show", "table", ROUTING_TABLE, check=False)
 
 
 def test_a_malformed_message_is_noticed(lab: Lab, tmp_path: Path) -> None:
