@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,14 @@ from tests.interop.gateway import Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import INNER, Lab, Namespace, eventually
 from tests.interop.wire import CREATE_CHILD_SA, IKE_AUTH
+from tools import strongswan
 
 pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 
 #: where the exchange type of IKE is, behind the UDP header and the non-ESP marker; its flags follow
 EXCHANGE_AT = 8 + 4 + 18
-INITIATOR_ASKS, INITIATOR_ANSWERS = 0x08, 0x28
+INITIATOR_ASKS, INITIATOR_ANSWERS, ASKS = 0x08, 0x28, 0x00
+IKE_FOLLOWUP_KE = 44
 TRANSPORT_HEADER = 2
 NF_DROP = 0
 
@@ -32,7 +34,7 @@ NF_DROP = 0
 @contextmanager
 def without(end: Namespace, exchange: int, flags: int) -> Iterator[None]:
     """What the initiator of an IKE_SA in here says in such an exchange gets lost: what it asks, or what it answers."""
-    name = f"loss{flags}"
+    name = f"loss{exchange}x{flags}"
 
     def change(command: str) -> None:
         with NFTables(nfgen_family=socket.AF_INET) as tables:
@@ -127,6 +129,57 @@ def test_our_answer_is_lost_when_both_rekey_a_child_sa(lab: Lab, credentials: Pa
         assert lab.b.ping(*reversed(INNER[4]))
     except BaseException as error:
         error.add_note(f"--- ipsecd\n{a.log()[-4000:]}\n--- charon\n{b.log()[-3000:]}")
+        raise
+    finally:
+        a.kill()
+        b.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(strongswan.version() < (6, 0, 2), reason="this strongSwan does one key exchange for an SA")
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_both_rekey_with_several_key_exchanges(lab: Lab, credentials: Path, tmp_path: Path, what: str) -> None:
+    """The nonces of CREATE_CHILD_SA decide who goes on with IKE_FOLLOWUP_KE (RFC 9370 section 2.2.4)."""
+    lab.reset(one_address=True)
+    ike, esp = "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke2_ecp384", "aes256gcm16-x25519-ke1_mlkem768-ke2_ecp384"
+    ours, theirs = make_sides(ike=ike, esp=esp, both=gw({"mobike": "no"}))
+    quick = {"retransmit_timeout": "0.3", "retransmit_base": "1", "retransmit_tries": "30"}
+    settings = {**quick, "vici_socket": f"unix://{tmp_path}/a/ipsecd.vici"}
+    a = IpsecdGateway(lab.a, 0, tmp_path / "a", Side(ours.swanctl, settings), credentials)
+    b = CharonGateway(lab.b, 1, tmp_path / "b", Side(theirs.swanctl, quick), credentials)
+    name = ("--child", "net") if what == "child" else ("--ike", "gw")
+    try:
+        b.start()
+        a.start()
+        assert a.initiate()
+        for _ in range(6):
+            before = spis(b), {sa["initiator-spi"] for sa in b.sas()}
+            began = b.sas()[0].get("initiator") == "yes"
+            asks = (ASKS, INITIATOR_ASKS) if began else (INITIATOR_ASKS, ASKS)
+            with ExitStack() as later, ExitStack() as first:
+                for end, flags in zip(lab.ends, asks, strict=True):
+                    later.enter_context(without(end, IKE_FOLLOWUP_KE, flags))
+                    first.enter_context(without(end, CREATE_CHILD_SA, flags))
+                swanctl(a, "--rekey", *name)
+                b.rekey(what)
+                time.sleep(0.1)
+                # both have asked; now both are answered, and neither can go on yet
+                first.close()
+                time.sleep(0.8)
+
+            def is_settled(before: object = before) -> bool:
+                now = spis(b), {sa["initiator-spi"] for sa in b.sas()}
+                alone = [sa["state"] for sa in b.sas()] == ["ESTABLISHED"]
+                return alone and [state for state, _ in now[0]] == ["INSTALLED"] and now != before
+
+            eventually(is_settled, "one is left", timeout=20)
+            assert lab.a.ping(*INNER[4])
+            assert lab.b.ping(*reversed(INNER[4]))
+        assert swanctl(a, "--list-sas").count("ESTABLISHED") == 1
+        assert swanctl(a, "--list-sas").count("INSTALLED") == 1
+        assert "at once" in a.log() or "collision" in b.log()
+    except BaseException as error:
+        error.add_note(f"--- ipsecd\n{a.log()[-4000:]}\n--- charon\n{b.log()[-6000:]}")
         raise
     finally:
         a.kill()
