@@ -186,15 +186,21 @@ _TYPES = {
     TransformType.INTEG: "integ",
     TransformType.PRF: "prf",
     TransformType.KE: "ke",
+    **{kind: f"ake{place}" for place, kind in enumerate(additional.TYPES, 1)},
     TransformType.ESN: "sn",
 }
+
+
+def _listed(transform: Transform) -> str:
+    # the type says which of several key exchanges it is
+    return str(Transform(TransformType.KE, transform.id) if transform.type in additional.TYPES else transform)
 
 
 def _proposals(proposals: Sequence[Proposal]) -> Message:
     """Proposals by their place, each with the algorithms of every type."""
     found: Message = {}
     for place, proposal in enumerate(proposals):
-        types = {name: [str(transform) for transform in proposal.of_type(kind)] for kind, name in _TYPES.items()}
+        types = {name: [_listed(transform) for transform in proposal.of_type(kind)] for kind, name in _TYPES.items()}
         found[str(place)] = {name: algorithms for name, algorithms in types.items() if algorithms}
     return found
 

@@ -286,7 +286,7 @@ def test_connections_have_their_proposals(tmp_path: Path) -> None:
     """As strongSwan 6.1 lists them."""
 
     async def test(one: Daemon, session: Session) -> None:
-        child = CHILD | {"esp_proposals": ["aes128-sha256-x25519-none-esn-noesn", "chacha20poly1305"]}
+        child = CHILD | {"esp_proposals": ["aes128-sha256-x25519-none-esn-noesn", "chacha20poly1305-x25519-ke2_ecp256"]}
         proposals = ["aes128gcm16-aes256gcm16-prfsha256-x25519", "aes128-sha256-modp3072"]
         await session.request("load-conn", {"new": CONNECTION | {"proposals": proposals, "children": {"net": child}}})
         (conn,) = [item["new"] async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
@@ -310,7 +310,12 @@ def test_connections_have_their_proposals(tmp_path: Path) -> None:
                 "ke": [b"CURVE_25519", b"KE_NONE"],
                 "sn": [b"EXT_SEQ", b"NO_EXT_SEQ"],
             },
-            "1": {"encr": [b"CHACHA20_POLY1305"], "sn": [b"NO_EXT_SEQ"]},
+            "1": {
+                "encr": [b"CHACHA20_POLY1305"],
+                "ke": [b"CURVE_25519"],
+                "ake2": [b"ECP_256"],
+                "sn": [b"NO_EXT_SEQ"],
+            },
         }
         assert conn["children"]["net"]["ah_proposals"] == {}
 
