@@ -494,7 +494,7 @@ class IkeSa:
             # RFC 7296 section 2.5
             log.warning("%s: %s refused: %s", self, name, error)
             notify = NotifyPayload(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((error.payload_type,)))
-            return [notify], exchange == ExchangeType.IKE_AUTH
+            return [notify], exchange in (ExchangeType.IKE_INTERMEDIATE, ExchangeType.IKE_AUTH)
         if isinstance(error, ParseError):
             # RFC 7296 section 2.21.3: authentic and yet malformed ends the IKE_SA
             log.warning("%s: %s is malformed: %s", self, name, error)

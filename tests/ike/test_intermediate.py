@@ -17,7 +17,7 @@ from ipsec.ike.state import IkeState
 from ipsec.wire import additional
 from ipsec.wire.iana import ExchangeType, KeMethod, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads, parse_header, parse_payloads
-from ipsec.wire.payloads import KePayload, NotifyPayload, Payload
+from ipsec.wire.payloads import KePayload, NotifyPayload, Payload, UnknownPayload
 from tests.ike.hostile import IKE_FURTHER, Checkpoint, Lab, Target, seal, unseal
 from tests.pair import Pair
 from tests.sim.invariants import unique_ivs
@@ -248,6 +248,16 @@ def test_a_key_exchange_that_fails_ends_the_ike_sa(bad: str) -> None:
     assert not target.sas
     assert not target.half_open
     assert not target.init_requests
+
+
+def test_a_critical_payload_that_nobody_knows_ends_the_ike_sa() -> None:
+    """RFC 9242 section 3.4, RFC 7296 section 2.21.2. Were it kept, AUTH would not cover this exchange."""
+    lab, target, sa = waiting(1)
+    (refused,) = give(lab, target, sa, BETWEEN, [UnknownPayload(200, True, b"")])
+    assert isinstance(refused, NotifyPayload)
+    assert refused.notify == NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD
+    assert not target.sas
+    assert not target.half_open
 
 
 ANSWERS: dict[str, list[Payload]] = {
