@@ -381,8 +381,9 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     digest = blake2b(data + path.remote.packed + path.remote_port.to_bytes(2, "big"), digest_size=16).digest()
     known = core.init_requests.get(digest)
     if known is not None:
-        # OB-44: the same message, not merely the same SPI
-        known.transmit(known.response, path, now)
+        # OB-44: the same message, not merely the same SPI; who has gone on since has had our answer
+        if known.message_id_in == 1:
+            known.transmit(known.response, path, now)
         return
     core.counters.message(ExchangeType.IKE_SA_INIT, incoming=True, response=False)
     # the cookie first: all else in the request costs twenty times as much to read

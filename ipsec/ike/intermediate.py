@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GENERIC = 4
+_NOTHING = (b"", 0, b"")
 
 
 class Further:
@@ -49,8 +50,8 @@ class Further:
         "those that are done"
         self.initiators = self.responders = b""
         "IntAuth_i and IntAuth_r (RFC 9242 section 3.3.2)"
-        self.heard = (b"", 0, b"")
-        "the message that came last: the datagram that made it whole, its first payload, all payloads"
+        self.heard = _NOTHING
+        "the message that is being handled: the datagram that made it whole, its first payload, all payloads"
 
     def int_auth(self) -> bytes:
         """What the AUTH payload of either end covers besides: IntAuth, nothing if there was no IKE_INTERMEDIATE."""
@@ -148,7 +149,10 @@ def _sent(sa: IkeSa, payloads: Sequence[Payload], message_id: int, *, response: 
 
 def _received(sa: IkeSa) -> bytes:
     assert sa.init is not None
-    return covered(*sa.init.further.heard)
+    further = sa.init.further
+    # what nobody vouches for yet is kept no longer than needed
+    heard, further.heard = further.heard, _NOTHING
+    return covered(*heard)
 
 
 def covered(data: bytes, first: int, content: bytes) -> bytes:

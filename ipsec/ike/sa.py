@@ -466,7 +466,7 @@ class IkeSa:
         if opened is None:
             return
         first, content, self.request_digest = opened
-        if self.init is not None:
+        if self.init is not None and header.exchange == ExchangeType.IKE_INTERMEDIATE:
             self.init.further.heard = data, first, content
         self.message_id_in += 1
         self.request_cipher = self.in_cipher
@@ -540,7 +540,7 @@ class IkeSa:
         if opened is None:
             return
         first, content, _ = opened
-        if self.init is not None:
+        if self.init is not None and header.exchange == ExchangeType.IKE_INTERMEDIATE:
             self.init.further.heard = data, first, content
         if not self.maps:
             # an answer goes to where its request came from, though the peer may send ESP to a mapping that is gone

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.kex import key_exchange
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import IkeSettings
 from ipsec.ike.events import Path
@@ -17,7 +18,7 @@ from ipsec.ike.state import IkeState
 from ipsec.wire import additional
 from ipsec.wire.iana import ExchangeType, KeMethod, NotifyType, PayloadType, Protocol
 from ipsec.wire.ike import FLAG_INITIATOR, HEADER_LEN, emit_header, emit_payloads, parse_header, parse_payloads
-from ipsec.wire.payloads import KePayload, NotifyPayload, Payload, UnknownPayload
+from ipsec.wire.payloads import KePayload, NotifyPayload, Payload, UnknownPayload, VendorPayload
 from tests.ike.hostile import IKE_FURTHER, Checkpoint, Lab, Target, seal, unseal
 from tests.pair import Pair
 from tests.sim.invariants import unique_ivs
@@ -288,6 +289,37 @@ def test_an_error_that_nobody_vouches_for_changes_nothing() -> None:
     head = emit_header(sa.spi_i, sa.spi_r, first, BETWEEN, 0x20, 1, HEADER_LEN + len(content))
     lab.a.receive_datagram(head + content, sa.path, lab.now)
     assert not before.changes()
+
+
+def test_the_first_message_again_is_not_answered_with_what_came_later() -> None:
+    """Whoever has recorded it gets nothing for it once the initiator has our answer (RFC 7296 section 2.1)."""
+    lab, target, sa = waiting(1)
+    # the initiator goes to another port soon
+    path = sa.path
+    target.receive_datagram(lab.sent[0], path, lab.now)
+    ((answer, *_),) = target.datagrams_to_send()
+    assert answer == sa.init.message_2
+    lab, target, sa = waiting(3)
+    target.receive_datagram(lab.sent[0], path, lab.now)
+    assert not target.datagrams_to_send()
+    assert list(target.sas.values()) == [sa]
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_messages_are_not_kept_for_auth_any_longer_than_needed(fragments: int) -> None:
+    """There may be thousands of half-open IKE_SAs, and anybody may have their keys."""
+    lab, target, sa = waiting(1)
+    ke = KePayload(KeMethod.ML_KEM_768, key_exchange(KeMethod.ML_KEM_768, lab.a.rng).public)
+    first, content = emit_payloads([ke, VendorPayload(bytes(20_000))])
+    half = len(content) // fragments + 1
+    for number in range(1, fragments + 1):
+        part = content[(number - 1) * half : number * half]
+        fragment = (number, fragments) if fragments > 1 else None
+        head = first if number == 1 else 0
+        target.receive_datagram(seal(sa, head, part, BETWEEN, 1, fragment=fragment), sa.path, lab.now)
+    assert target.datagrams_to_send()
+    assert sa.init.further.rounds == 1
+    assert not any(sa.init.further.heard)
 
 
 def test_who_stops_half_way_is_forgotten() -> None:
