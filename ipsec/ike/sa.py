@@ -324,8 +324,9 @@ class IkeSa:
     # -- sending
 
     def ask(self, request: Request, now: float, *, first: bool = False) -> None:
-        """Put a request into the queue, and send it if it is its turn."""
-        if len(self.queue) >= QUEUE_MAX:
+        """Put a request into the queue, and send it if it is its turn. ``first``: what comes of the one that was under
+        way, of which there is never more than a few; it is not left out."""
+        if len(self.queue) >= QUEUE_MAX and not first:
             log.warning("%s: too many requests wait, %s is left out", self, type(request).__name__)
             return
         if first:

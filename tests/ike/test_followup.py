@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from ipsec.crypto.proposals import parse_proposals
+from ipsec.ike.delete import Liveness
+from ipsec.ike.sa import QUEUE_MAX
+from ipsec.ike.state import ChildState
 from ipsec.wire.iana import Protocol
+from tests.ike.hostile import Lab
+from tests.ike.hostile import consistent as lab_consistent
 from tests.ike.test_collisions import CASES, Script, finish
 from tests.sim.invariants import unique_ivs
 
@@ -90,6 +95,27 @@ def test_exchange(text: str, children: int | None, ikes: int) -> None:
     """With several seeds, so that each end has the lowest nonce at times."""
     go(text, children, ikes, ONE, range(6))
     go(text, children, ikes, TWO, range(3))
+
+
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_what_is_begun_goes_on_before_all_that_waits(what: str) -> None:
+    """However much that is: else the rest of it would never be asked, and the old SA never be replaced."""
+    lab = Lab(**ONE).initiate()
+    sa = lab.sa(lab.a)
+    (old,) = sa.children_up()
+    if what == "child":
+        lab.a.rekey_child(old, lab.now)
+    else:
+        lab.a.rekey_ike_sa(sa, lab.now)
+    for _ in range(QUEUE_MAX):
+        sa.ask(Liveness(), lab.now)
+    lab.pump()
+    new = lab.sa(lab.a)
+    assert (new is not sa) is (what == "ike")
+    (child,) = new.children_up()
+    assert (child is not old) is (what == "child")
+    assert child.state is ChildState.INSTALLED
+    lab_consistent(lab.a)
 
 
 @pytest.mark.parametrize(
