@@ -89,7 +89,7 @@ class CreateChild(Request):
             return None
         if sa.rekey is not None:
             # section 2.25.2: not while the IKE_SA is replaced; the successor gets what is left to do
-            sa.rekey.postponed.append(self)
+            sa.rekey.postpone(self)
             return None
         payloads: list[Payload] = []
         if old is not None:

@@ -21,7 +21,7 @@ from ipsec.ike.followup import Awaited, Steps
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
 from ipsec.ike.lifetimes import REAUTHENTICATED_S, REPLACED_S, Timer, disarm
-from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.sa import QUEUE_MAX, IkeSa, Request
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload
@@ -54,6 +54,13 @@ class IkeRekey:
         "what was to be asked meanwhile; the successor asks it"
         self.going: bool | None = None
         "once we wait for the peer to delete the IKE_SA: whether it was to be closed before (``unique = replace``)"
+
+    def postpone(self, request: Request) -> None:
+        """Leave something to the successor."""
+        if len(self.postponed) < QUEUE_MAX:
+            self.postponed.append(request)
+        else:
+            log.warning("too many requests wait for an IKE_SA's successor, %s is left out", type(request).__name__)
 
 
 class RekeyIke(Request):

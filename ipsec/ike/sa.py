@@ -560,7 +560,7 @@ class IkeSa:
             again = pending.request.in_successor()
             if again is not None and self.rekey is not None and self.rekey.peers is not None:
                 # the peer's successor may have taken over there before this came
-                self.rekey.postponed.append(again)
+                self.rekey.postpone(again)
             heir = self.successor or self
             if elsewhere and heir.established:
                 self.core.found_way(heir, now)

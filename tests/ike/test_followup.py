@@ -13,6 +13,7 @@ import pytest
 
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.delete import Liveness
+from ipsec.ike.followup import AWAITED_S
 from ipsec.ike.sa import QUEUE_MAX
 from ipsec.ike.state import ChildState
 from ipsec.wire.iana import Protocol
@@ -116,6 +117,28 @@ def test_what_is_begun_goes_on_before_all_that_waits(what: str) -> None:
     assert (child is not old) is (what == "child")
     assert child.state is ChildState.INSTALLED
     lab_consistent(lab.a)
+
+
+def test_what_waits_for_a_successor_is_not_endless() -> None:
+    """A peer begins to rekey the IKE_SA and does not go on; meanwhile somebody says the same again and again."""
+    lab = Lab(**ONE).initiate()
+    ours, sa = lab.sa(lab.a), lab.sa(lab.b)
+    (child,) = sa.children_up()
+    lab.a.rekey_ike_sa(ours, lab.now)
+    for target, data, path in lab.flow():
+        if target is lab.a:
+            break
+        lab.deliver(target, data, path)
+    assert sa.awaited
+    assert sa.rekey is not None
+    for _ in range(3 * QUEUE_MAX):
+        lab.b.rekey_child(child, lab.now)
+    assert len(sa.rekey.postponed) == QUEUE_MAX
+    lab.now += AWAITED_S + 1
+    lab.b.handle_timer(lab.now)
+    assert sa.rekey is None
+    assert sa.pending is not None
+    lab_consistent(lab.b)
 
 
 @pytest.mark.parametrize(
