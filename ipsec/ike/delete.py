@@ -34,7 +34,7 @@ class DeleteChild(Request):
         ended = (ChildState.DELETED, ChildState.DESTROYING)
         if self.child.state in (ended if self.again else (ChildState.DELETING, *ended)):
             return None
-        self.was_up = self.child.state in CHILD_UP
+        self.was_up = self.was_up or self.child.state in CHILD_UP
         if self.child.state is ChildState.REKEYED:
             # its successor is in use, and the peer may stop taking this one when it has our Delete
             stop_sending(self.child)
@@ -53,7 +53,9 @@ class DeleteChild(Request):
     def lost(self, sa: IkeSa, now: float) -> None:
         """The IKE_SA ended first, and the CHILD_SA with it, unless that has gone to a successor (section 2.8)."""
         if self.child.ike is not sa and self.child.state is ChildState.DELETING:
-            self.child.ike.ask(DeleteChild(self.child, self.reason, again=True), now)
+            again = DeleteChild(self.child, self.reason, again=True)
+            again.was_up = self.was_up
+            self.child.ike.ask(again, now)
             return
         if self.was_up and self.reason:
             sa.core.emit(ChildDown(self.child, self.reason))

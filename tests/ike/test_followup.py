@@ -13,10 +13,12 @@ import pytest
 
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.delete import Liveness
+from ipsec.ike.events import ChildDown
 from ipsec.ike.followup import AWAITED_S
 from ipsec.ike.sa import QUEUE_MAX
 from ipsec.ike.state import ChildState
 from ipsec.wire.iana import Protocol
+from ipsec.wire.ike import parse_header
 from tests.ike.hostile import Lab
 from tests.ike.hostile import consistent as lab_consistent
 from tests.ike.test_collisions import CASES, Script, finish
@@ -117,6 +119,28 @@ def test_what_is_begun_goes_on_before_all_that_waits(what: str) -> None:
     assert (child is not old) is (what == "child")
     assert child.state is ChildState.INSTALLED
     lab_consistent(lab.a)
+
+
+def test_a_child_sa_that_is_closed_meanwhile_is_reported_whatever_becomes_of_the_successor() -> None:
+    """B closes the CHILD_SA while A rekeys the IKE_SA; B's Delete never comes through, neither here nor there."""
+    lab = Lab(**ONE, settings={"retransmit_tries": 1}).initiate()
+    (child,) = lab.sa(lab.b).children_up()
+    lab.a.rekey_ike_sa(lab.sa(lab.a), lab.now)
+    for target, data, path in lab.flow():
+        if target is lab.a and not parse_header(data).response:
+            continue
+        lab.deliver(target, data, path)
+        if lab.sa(lab.b).awaited and child.state is ChildState.INSTALLED:
+            lab.b.terminate_child(child, lab.now)
+    assert child.ike is lab.sa(lab.b)
+    assert child.state is ChildState.DELETING
+    while lab.b.sas:
+        due = lab.b.next_timer()
+        assert due is not None
+        lab.b.handle_timer(due)
+        lab.b.datagrams_to_send()
+    down = [event for event in lab.b.drain() if isinstance(event, ChildDown)]
+    assert [event.child for event in down] == [child]
 
 
 def test_what_waits_for_a_successor_is_not_endless() -> None:
