@@ -201,14 +201,15 @@ class Credentials:
         """The first of ``find_psks``: the one to show; None if there is none."""
         return next(iter(self.find_psks(local, remote)), None)
 
-    def find_psks(self, local: Identity, remote: Identity | None) -> tuple[bytes, ...]:
+    def find_psks(self, local: Identity, remote: Identity | None, *, ours: bool = True) -> tuple[bytes, ...]:
         """The shared keys between two identities, best first, at most PSKS_MAX: the best one and what is as good.
 
         As in charon the peer's identity decides: one that names it is better than one for anybody, and that better than
         one that names us alone. Among those that is better which names us as well. Those that are worse do not count:
         a group's key, which many have, must not pass for the key that two have of their own. What is left is in the
         order of how exactly they name us; of equals the one that was loaded last comes first. One that names us and
-        others serves nobody but these.
+        others serves nobody but these; nor does one that names ``local`` alone, if that is not ``ours`` but what the
+        peer calls us: it may be the peer's own.
         """
         whose = self._secrets_of.get((local if remote is None else remote).spelling, [])
         candidates = [*whose, *self._loose_secrets]
@@ -216,13 +217,13 @@ class Credentials:
             candidates += self._alone_of.get(local.spelling, [])
         found: list[tuple[tuple[int, bool, int, int], bytes]] = []
         for place, secret in candidates:
-            ours, theirs = secret.match(local), secret.match(remote)
-            if ours == theirs == MATCH_NONE:
+            us, theirs = secret.match(local), secret.match(remote)
+            if us == theirs == MATCH_NONE:
                 continue
-            if theirs == MATCH_NONE and remote is not None and not secret.names_only(local):
+            if theirs == MATCH_NONE and remote is not None and not (ours and secret.names_only(local)):
                 # it is somebody else's: who has it could show it under any identity (RFC 4301 section 4.4.3)
                 continue
-            found.append(((theirs, ours > MATCH_ANY, ours, place), secret.secret))
+            found.append(((theirs, us > MATCH_ANY, us, place), secret.secret))
         found.sort(reverse=True)
         as_good = (secret for score, secret in found if score[:2] == found[0][0][:2])
         return tuple(dict.fromkeys(as_good))[:PSKS_MAX]

@@ -121,7 +121,7 @@ def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:
         return sa.auth.psk
     peer = sa.peer_id or connection.remote.id.exact
     if peer is not None:
-        secret = credentials.find_psk(identity, peer)
+        secret = next(iter(_psks(sa, connection, identity, peer)), None)
     else:
         # who the peer is shows only when it answers: what is for its address, or else for us
         secret = credentials.find_psk(identity, Identity.of_address(sa.path.remote))
@@ -152,7 +152,7 @@ def verify_proof(
     if proof.method == AuthMethod.SHARED_KEY:
         if wanted is AuthClass.PUBKEY:
             raise OtherMethodError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")
-        _verify_psk(sa, local_id, peer_id, proof, octets)
+        _verify_psk(sa, _psks(sa, connection, local_id, peer_id), local_id, peer_id, proof, octets)
         return
     if wanted is AuthClass.PSK:
         raise OtherMethodError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
@@ -204,13 +204,20 @@ def describe_received(payloads: Sequence[CertPayload]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _verify_psk(sa: IkeSa, local_id: Identity, peer_id: Identity, proof: AuthPayload, octets: bytes) -> None:
+def _psks(sa: IkeSa, connection: Connection, local_id: Identity, peer_id: Identity) -> tuple[bytes, ...]:
+    """The keys between us and a peer, who may have chosen who we are."""
+    chosen = connection.local.id is None and sa.auth is not None and sa.auth.asked is not None
+    ours = not chosen or local_id == Identity.of_address(sa.path.local)
+    return sa.core.credentials.find_psks(local_id, peer_id, ours=ours)
+
+
+def _verify_psk(
+    sa: IkeSa, secrets: tuple[bytes, ...], local_id: Identity, peer_id: Identity, proof: AuthPayload, octets: bytes
+) -> None:
     """AUTH is made with one of our keys for the two: there are several while they are being changed."""
     assert sa.prf is not None
-    credentials = sa.core.credentials
-    secrets = credentials.find_psks(local_id, peer_id)
     # OB-62: an unknown identity, and one with few keys, take as long as a wrong key
-    others = credentials.psk_tries - len(secrets)
+    others = sa.core.credentials.psk_tries - len(secrets)
     tried = [*secrets, *[sa.core.rng(32)] * others] if others > 0 else list(secrets)
     right = [is_psk_auth(sa.prf, secret, proof.data, octets) for secret in tried][: len(secrets)]
     if not secrets:

@@ -92,6 +92,28 @@ def test_whom_the_initiator_asks_for_by_preshared_key(asked: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("owner", "asked", "believed"),
+    [
+        ("carol@x.org", "carol@x.org", False),
+        ("carol@x.org", "sun", False),
+        ("sun", "sun", False),
+        # our address, which nobody has to tell us
+        ("192.0.2.2", "192.0.2.2", True),
+        ("boss@x.org", "carol@x.org", True),
+        ("%any", "carol@x.org", True),
+    ],
+)
+def test_who_asks_us_to_be_the_owner_of_its_key_is_nobody_else(owner: str, asked: str, believed: bool) -> None:
+    """A key that names us alone is for everybody, but who we are is not for the peer to say then."""
+    wanted = {"local": LocalAuth(PSK, parse_identity("boss@x.org")), "remote": RemoteAuth(PSK, parse_pattern(asked))}
+    lab = Lab(a=wanted, b={"local": NOBODY, "remote": RemoteAuth(PSK, parse_pattern("*@x.org"))})
+    lab.a.credentials = ANYBODYS
+    lab.b.credentials = Credentials(secrets=[SharedSecret(SECRET, (parse_pattern(owner),))])
+    lab.initiate()
+    assert [sa.established for sa in lab.b.sas.values()] == [True] * believed
+
+
+@pytest.mark.parametrize(
     ("ids", "chosen"),
     [
         # our identity and the peer's, in the order of loading, and what charon 5.9.8 takes
