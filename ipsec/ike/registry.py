@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
 from ipsec.crypto.kex import KeyExchange, join_key_exchange, key_exchange
 from ipsec.ike import lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import ChildConfig, Connection, IkeSettings, PoolConfig
+from ipsec.ike.config import ChildConfig, Connection, IkeSettings, LocalAuth, PoolConfig
 from ipsec.ike.config_payload import Pool, find_rivals
 from ipsec.ike.cookie import CookieJar, HalfOpenLimiter
 from ipsec.ike.counters import Counters
@@ -447,10 +447,12 @@ class Registry:
         """Connections that an authenticated initiator may mean, the best first (RFC 4301 section 4.4.3: the PAD)."""
         assert sa.proposal is not None
         found: list[tuple[int, Connection]] = []
+        # many connections have one answer, for which all our certificates are looked at
+        fits_us = cache(partial(self._fits_us, asked=asked))
         for connection in self.table.candidates(sa.path):
             fits = connection.remote.id.matches(peer_id)
-            ours = self._fits_us(connection, asked)
-            if not fits or not ours:
+            ours = fits and fits_us(connection.local)
+            if not ours:
                 continue
             fits += ours
             if connection is sa.connection or negotiate.choose(connection.proposals, [sa.proposal]) is not None:
@@ -458,10 +460,10 @@ class Registry:
         found.sort(key=lambda item: item[0])
         return [connection for _, connection in found[:CONNECTIONS_MAX]]
 
-    def _fits_us(self, connection: Connection, asked: Identity | None) -> int:
+    def _fits_us(self, local: LocalAuth, asked: Identity | None) -> int:
         """How exactly we are in a connection whom an initiator asks for, 0 if we are somebody else there. As in charon
         a connection that does not say who we are fits whom we can be."""
-        own = connection.local.id
+        own = local.id
         if asked is None or own is None:
-            return MATCH_ANY if asked is None or self.credentials.can_be(connection.local, asked) else MATCH_NONE
+            return MATCH_ANY if asked is None or self.credentials.can_be(local, asked) else MATCH_NONE
         return MATCH_PERFECT if is_called(own, asked) else MATCH_NONE

@@ -215,6 +215,20 @@ def test_a_stranger_is_looked_at_a_few_times_only(monkeypatch: pytest.MonkeyPatc
     assert len(looked) == TRIED_MAX
 
 
+def test_our_certificates_are_looked_at_once_for_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for anybody, and there may be a thousand connections and a hundred certificates."""
+    lab = Lab(a={"local": LocalAuth(certs=(MOON,), id=MOON.subject), "remote": RemoteAuth(id=parse_pattern("mars"))})
+    nameless = [replace(one, local=LocalAuth()) for one in connections(lab, *[ANYBODY] * 30)]
+    lab.b.load(nameless, keys(sun("sun", ONE, RSA_KEY, DNSName("sun"))))
+    lab.a.credentials = keys(MOON)
+    looked: list[Any] = []
+    can_be = Credentials.can_be
+    monkeypatch.setattr(Credentials, "can_be", lambda *args: looked.append(args) or can_be(*args))
+    lab.initiate()
+    assert not any(sa.established for sa in lab.b.sas.values())
+    assert len(looked) == 1
+
+
 def test_nobody_is_asked_for_certificates_who_needs_none() -> None:
     psk, asking = Lab().cb, Lab(certs=True).cb
     assert certificate_requests([psk, replace(asking, send_certreq=False)], keys()) == []
