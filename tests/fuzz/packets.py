@@ -5,11 +5,13 @@ from __future__ import annotations
 from ipsec.crypto.suites import all_esp_suites
 from ipsec.errors import ParseError
 from ipsec.esp.drops import DropReason
+from ipsec.esp.engine import JOIN_DATAGRAMS
 from ipsec.esp.fast import Batch, Engine
 from ipsec.esp.reference import ReferenceEngine
 from ipsec.esp.sa import Action, DfPolicy, Direction, Lifetime, Mode, Policy
 from ipsec.wire.ip import parse_outer
-from tests.esp.support import NOW, params, udp
+from tests.esp.support import NOW, PROTECT_ALL, params, transport_packet, udp
+from tests.esp.test_transport import fragments as fragments_of
 from tests.fast.frames import superframe_vnet, tcp_packet, with_partial_checksum
 from tests.fast.pumps import BLOCKED, EVERYTHING, MORE, Liar, Tap, by_flow, cut, in_params, out_params, tap
 
@@ -106,6 +108,34 @@ def batch(data: bytes) -> None:
     assert engines[0].drops() == engines[1].drops()
 
 
+def fragments(data: bytes) -> None:
+    """What the host sends in fragments, in transport mode: the readable engine and the compiled one do the same with
+    it, and in the pump nothing is lost without being counted."""
+    if len(data) < 2:
+        return
+    outer = 6 if data[0] & 2 else 4
+    sa = params(Direction.OUT, SUITES[data[1] % len(SUITES)], outer, mode=Mode.TRANSPORT, reqid=1, encap=(4500, 4500))
+    # these push out what waits
+    last = [parts_of(outer, bytes(1500), number)[0] for number in range(JOIN_DATAGRAMS)]
+    packets = [*pieces(data[2:]), *last]
+    results = []
+    for engine in (ReferenceEngine(), Engine()):
+        engine.add_sa(sa)
+        engine.set_policies([PROTECT_ALL])
+        results.append(([engine.outbound(packet, NOW) for packet in packets], engine.drops()))
+    assert results[0] == results[1]
+    if outer == 6:
+        return
+    with tap() as t:
+        t.engine.add_sa(sa)
+        t.engine.set_policies([PROTECT_ALL])
+        for packet in packets:
+            assert t.gateway.tun.send(packet)
+        assert len(empty(t)) == sum(len(one.sealed) for one in results[0][0])
+        assert t.engine.drops() == results[0][1]
+        t.gateway.check(waiting=JOIN_DATAGRAMS)
+
+
 def outer_packet(data: bytes) -> None:
     """An IP packet around ESP, for who uses the library."""
     try:
@@ -135,6 +165,19 @@ def coalesced_seeds() -> list[bytes]:
 def batch_seeds() -> list[bytes]:
     packets = [udp(b"x" * n, version=version) for version in (4, 6) for n in (1, 1, 1, 400)]
     return [bytes((suite, 255)) + joined(packets) for suite in range(len(SUITES))]
+
+
+def parts_of(outer: int, payload: bytes, number: int = 7) -> list[bytes]:
+    return fragments_of(transport_packet(outer, payload, identification=number))
+
+
+def fragments_seeds() -> list[bytes]:
+    return [
+        bytes((outer, suite)) + joined([part for pair in zip(*two, strict=True) for part in pair])
+        for suite in range(len(SUITES))
+        for outer in (4, 6)
+        for two in ([parts_of(outer, bytes([number]) * 2500, number) for number in (1, 2)],)
+    ]
 
 
 def outer_seeds() -> list[bytes]:
