@@ -363,7 +363,8 @@ def test_stats_and_algorithms(transcripts: dict[str, Transcript]) -> None:
     assert labels[0] == labels[1]
     known = set(re.findall(r"(?m)^  (\S+)\[", transcripts["charon"].said["algorithms"]))
     ours = set(re.findall(r"(?m)^  (\S+)\[", transcripts["ipsecd"].said["algorithms"]))
-    assert ours <= known
+    # ML-KEM is in strongSwan since 6.0, and there only with a libcrypto that has it
+    assert {name for name in ours if not name.startswith("ML_KEM")} <= known
     kinds = [set(re.findall(r"(?m)^(\S+):$", transcripts[kind].said["algorithms"])) for kind in ("charon", "ipsecd")]
     # strongSwan 5 calls it dh
     assert kinds[1] - kinds[0] in (set(), {"ke"})

@@ -242,7 +242,7 @@ def test_an_sa_payload_needs_a_proposal() -> None:
         (Transform(5, 0), "NO_EXT_SEQ"),
         (Transform(5, 1), "EXT_SEQ"),
         (Transform(6, 36), "KE1_ML_KEM_768"),
-        (Transform(12, 0), "KE7_NONE"),
+        (Transform(12, 0), "KE7_KE_NONE"),
         (Transform(13, 1), "TransformType(13)(1)"),
         (Transform(0, 1), "TransformType(0)(1)"),
     ],
