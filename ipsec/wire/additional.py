@@ -43,6 +43,9 @@ def assign(candidates: Mapping[int, Sequence[Transform]]) -> dict[int, Transform
     Types with the fewest candidates come first, and no set of methods is tried twice: whatever a peer offers, it is
     known soon if they are too few.
     """
+    methods = {transform.id for found in candidates.values() for transform in found if transform.id}
+    if sum(all(transform.id for transform in found) for found in candidates.values()) > len(methods):
+        return None
     return _assign(sorted(candidates, key=lambda type_: (len(candidates[type_]), type_)), candidates, {}, set())
 
 
