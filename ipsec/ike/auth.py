@@ -328,12 +328,11 @@ def _authenticate(
     reasons: list[str] = []
     meant, failure, tried = sa.connection, None, 0
     for connection in sa.core.connections_for(sa, peer_id, asked):
-        local = asked or local_identity(sa, connection)
         try:
             quantum = ppk.answer(sa, connection, proof, postquantum)
             octets = _octets(sa, body, of_initiator=True, keys=quantum.keys)
             with _saying(quantum.refusal):
-                verify_proof(sa, connection, local, peer_id, quantum.proof, certificates, octets)
+                verify_proof(sa, connection, asked, peer_id, quantum.proof, certificates, octets)
         except AuthenticationError as error:
             if len(reasons) < TRIED_MAX:
                 reasons.append(f"{connection.name}: {error}")

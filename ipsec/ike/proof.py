@@ -138,7 +138,7 @@ def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:
 def verify_proof(
     sa: IkeSa,
     connection: Connection,
-    local_id: Identity,
+    asked: Identity | None,
     peer_id: Identity,
     proof: AuthPayload,
     certificates: Sequence[CertPayload],
@@ -146,12 +146,14 @@ def verify_proof(
 ) -> None:
     """The peer is ``peer_id``, as the connection wants it proved; AuthenticationError says what is missing.
 
+    ``asked``: who we are for the peer, None: whoever the connection says. A key that is shared depends on that.
     StatusUnknownError if everything else is right and the status of its certificates is worth asking for.
     """
     wanted = connection.remote.method
     if proof.method == AuthMethod.SHARED_KEY:
         if wanted is AuthClass.PUBKEY:
             raise OtherMethodError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")
+        local_id = asked or local_identity(sa, connection)
         _verify_psk(sa, _psks(sa, connection, local_id, peer_id), local_id, peer_id, proof, octets)
         return
     if wanted is AuthClass.PSK:

@@ -229,6 +229,21 @@ def test_our_certificates_are_looked_at_once_for_all_connections(monkeypatch: py
     assert len(looked) == 1
 
 
+def test_who_signs_may_mean_any_of_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only for a key that is shared it matters who we are in each connection that a stranger may mean."""
+    other = ONE.issue("mars", EC_KEY)
+    lab = Lab(a={"local": LocalAuth(certs=(other,), id=other.subject), "remote": RemoteAuth()})
+    many = [replace(one, local=LocalAuth()) for one in connections(lab, *[RemoteAuth(cacerts=(TWO.certificate,))] * 30)]
+    lab.b.load(many, keys(sun("sun", ONE, RSA_KEY, DNSName("sun"))))
+    lab.a.credentials = keys(other)
+    looked: list[Any] = []
+    find = Credentials.local_certificate
+    monkeypatch.setattr(Credentials, "local_certificate", lambda *args: looked.append(args) or find(*args))
+    lab.initiate()
+    assert not any(sa.established for sa in lab.b.sas.values())
+    assert [args[0] for args in looked] == [lab.a.credentials]
+
+
 def test_nobody_is_asked_for_certificates_who_needs_none() -> None:
     psk, asking = Lab().cb, Lab(certs=True).cb
     assert certificate_requests([psk, replace(asking, send_certreq=False)], keys()) == []
