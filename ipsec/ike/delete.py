@@ -49,6 +49,9 @@ class DeleteChild(Request):
             replaced = superseded(self.child, now) if self.reason else None
             sa.core.child_deleted(self.child, "" if replaced else self.reason, now)
             stop_sending(self.child)
+        elif self.child.ike is not sa and self.child.state is ChildState.DESTROYING and self.was_up and self.reason:
+            # a successor of the IKE_SA had it by then, and has ended with it
+            sa.core.emit(ChildDown(self.child, self.reason))
 
     def lost(self, sa: IkeSa, now: float) -> None:
         """The IKE_SA ended first, and the CHILD_SA with it, unless that has gone to a successor (section 2.8)."""

@@ -17,7 +17,7 @@ from ipsec.ike.events import ChildDown
 from ipsec.ike.followup import AWAITED_S
 from ipsec.ike.sa import QUEUE_MAX
 from ipsec.ike.state import ChildState
-from ipsec.wire.iana import Protocol
+from ipsec.wire.iana import ExchangeType, Protocol
 from ipsec.wire.ike import parse_header
 from tests.ike.hostile import Lab
 from tests.ike.hostile import consistent as lab_consistent
@@ -139,6 +139,33 @@ def test_a_child_sa_that_is_closed_meanwhile_is_reported_whatever_becomes_of_the
         assert due is not None
         lab.b.handle_timer(due)
         lab.b.datagrams_to_send()
+    down = [event for event in lab.b.drain() if isinstance(event, ChildDown)]
+    assert [event.child for event in down] == [child]
+
+
+def test_a_child_sa_that_is_closed_meanwhile_is_reported_though_the_answer_comes_last() -> None:
+    """The same, but A has heard B's Delete; its answer comes when the successor has been closed as well."""
+    lab = Lab(**ONE).initiate()
+    old = lab.sa(lab.b)
+    (child,) = old.children_up()
+    lab.a.rekey_ike_sa(lab.sa(lab.a), lab.now)
+    late = []
+    for target, data, path in lab.flow():
+        header = parse_header(data)
+        if target is lab.b and header.spi_i == old.spi_i and header.exchange == ExchangeType.INFORMATIONAL:
+            late.append((target, data, path))
+            continue
+        lab.deliver(target, data, path)
+        if old.awaited and child.state is ChildState.INSTALLED:
+            lab.b.terminate_child(child, lab.now)
+    assert child.ike is not old
+    assert child.state is ChildState.DELETING
+    lab.b.terminate_ike(child.ike, lab.now)
+    for target, data, path in lab.flow():
+        lab.deliver(target, data, path)
+    assert child.state is ChildState.DESTROYING
+    for target, data, path in late:
+        lab.deliver(target, data, path)
     down = [event for event in lab.b.drain() if isinstance(event, ChildDown)]
     assert [event.child for event in down] == [child]
 
