@@ -18,7 +18,7 @@ from tests.interop.guest import LINUX
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.kernel import KernelCharonGateway, KernelLab
 from tests.interop.steps import Run
-from tests.interop.test_matrix import report
+from tests.interop.test_matrix import play
 
 pytestmark = [
     pytest.mark.interop,
@@ -57,22 +57,4 @@ def test_case(kernel_lab: KernelLab, credentials: Path, tmp_path: Path, name: st
     guest = KernelCharonGateway(kernel_lab, tmp_path / "guest", case.sides[side], credentials)
     ours = IpsecdGateway(kernel_lab.ours, 1 - side, tmp_path / "ours", case.sides[1 - side], credentials)
     ends: tuple[Gateway, Gateway] = (ours, guest) if side else (guest, ours)
-    run = Run(kernel_lab, ends, tmp_path)
-    for step in case.steps:
-        step.plan(ends)
-    try:
-        for end in reversed(ends):
-            end.start()
-        for step in case.steps:
-            step(run)
-        for end in ends:
-            end.stop()
-        for step in case.steps:
-            step.finish(run)
-        assert not run.wire().cleartext
-    except BaseException as error:
-        error.add_note(report(run, kernel_lab, tmp_path))
-        raise
-    finally:
-        for end in ends:
-            end.kill()
+    play(Run(kernel_lab, ends, tmp_path), case, kernel_lab, tmp_path)

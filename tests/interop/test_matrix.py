@@ -79,28 +79,35 @@ def test_case(
         for index, kind in enumerate(kinds)
     ]
     run = Run(lab, (ends[0], ends[1]), tmp_path)
+    try:
+        play(run, case, lab, tmp_path)
+    finally:
+        pcap = tmp_path / "wire.pcap"
+        lab.recorder.save(pcap)
+        recordings.add(f"{case.name} ({'-'.join(kinds)})", pcap)
+
+
+def play(run: Run, case: Case, lab: Lab, folder: Path) -> None:
+    """All steps of a case, with daemons that end when they are asked to, and nothing in clear."""
     for step in case.steps:
         step.plan(run.ends)
     try:
         # the responder first: an initiator may begin as soon as it runs
-        for end in reversed(ends):
+        for end in reversed(run.ends):
             end.start()
         for step in case.steps:
             step(run)
-        for end in ends:
+        for end in run.ends:
             end.stop()
         for step in case.steps:
             step.finish(run)
         assert not run.wire().cleartext
     except BaseException as error:
-        error.add_note(report(run, lab, tmp_path))
+        error.add_note(report(run, lab, folder))
         raise
     finally:
-        for end in ends:
+        for end in run.ends:
             end.kill()
-        pcap = tmp_path / "wire.pcap"
-        lab.recorder.save(pcap)
-        recordings.add(f"{case.name} ({'-'.join(kinds)})", pcap)
 
 
 def report(run: Run, lab: Lab, folder: Path) -> str:
