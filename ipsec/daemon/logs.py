@@ -4,6 +4,7 @@ is written."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -24,7 +25,9 @@ KEPT_MAX = 1 << 18
 #: seconds after which we look whether he reads again, and that he has when we end
 AGAIN_S = 0.1
 LAST_S = 1.0
-LOST = "%d lines are lost: nobody has read the log"
+LOST = "%d lines are lost: nobody has read the log, or its disk was full"
+#: of a disk, a quota or a limit (setrlimit(2)): there may be room again
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEXT = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -81,8 +84,8 @@ class PatientHandler(logging.StreamHandler[TextIO]):
     A warning or worse is written at once, and so is what waits then. What waits at the end is written with ``flush``
     and ``close``, which ``logging`` sees to at exit.
 
-    Nor does anybody wait for who reads the log: what a pipe or terminal does not take is kept. Of too much the newest
-    is lost, and counted.
+    Nor does anybody wait for who reads the log: what a pipe, a terminal or a full disk does not take is kept. Of too
+    much the newest is lost, and counted.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -184,7 +187,9 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         except BlockingIOError:
             # room for less than the next character: of a terminal, which is asked again soon, or is at its end
             pass
-        except Exception:
+        except Exception as error:
+            if getattr(error, "errno", None) in FULL:
+                return
             self._kept.clear()
             raise
 

@@ -6,10 +6,12 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
@@ -177,3 +179,29 @@ def test_who_hangs_up_costs_what_he_would_have_read(unread: Unread, monkeypatch:
     for _ in range(60):
         unread.log.warning("x" * 100)
     unread.handler.close()
+
+
+def test_a_full_disk_loses_nothing_that_there_is_room_for_later(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    lines = [f"line {number} {'x' * 90}" for number in range(100)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def main(stream: BinaryIO) -> None:
+        made = Unread(stream, stream)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            for line in lines:
+                made.log.warning(line)
+                await asyncio.sleep(0)
+            # in the middle of a line
+            assert file.stat().st_size == 5000
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        async with asyncio.timeout(30):
+            while not file.read_text().endswith(f"{lines[-1]}\n"):
+                await asyncio.sleep(0.02)
+        made.log.removeHandler(made.handler)
+
+    with file.open("wb") as stream:
+        asyncio.run(main(stream))
+    assert file.read_text().splitlines() == lines
