@@ -144,11 +144,21 @@ class KeyLog:
         if fd is None:
             return
         try:
-            os.write(fd, line.encode() + b"\n")
+            _append(fd, line.encode() + b"\n")
         except OSError as error:
             if not self._failed:
-                log.error("keys are written no more: %s: %s", name, error.strerror)
+                log.error("keys are not written: %s: %s", name, error.strerror)
             self._failed = True
+        else:
+            self._failed = False
+
+
+def _append(fd: int, line: bytes) -> None:
+    """Write all of a line or, on a full disk, nothing: the next one would go on in the middle of it."""
+    size = os.fstat(fd).st_size
+    if os.write(fd, line) < len(line):
+        os.ftruncate(fd, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class RecordedSa(IkeSa):

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -344,6 +345,20 @@ def test_a_full_disk_costs_key_lines_and_says_so_once(
             keylog.ike(an_ike_sa(), sk_suite(Encr.AES_CBC, 256, Integ.HMAC_SHA2_256_128), keys)
     assert caplog.text.count("No space left on device") == 1
     keylog.close()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_key_line_costs_that_one_alone(tmp_path: Path) -> None:
+    keylog = KeyLog(str(tmp_path))
+    file = tmp_path / "ikev2_decryption_table"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in range(3):
+        if number == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, hard))
+        keys = IkeKeys(*[bytes((number,)) * 4] * 7)
+        keylog.ike(an_ike_sa(), sk_suite(Encr.AES_CBC, 256, Integ.HMAC_SHA2_256_128), keys)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    keylog.close()
+    assert [line.split(",")[2] for line in file.read_text().splitlines()] == ["00000000", "02020202"]
 
 
 def test_key_files_that_are_a_trap(tmp_path: Path) -> None:
