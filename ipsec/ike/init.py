@@ -36,6 +36,7 @@ from ipsec.wire.ike import (
     FLAG_RESPONSE,
     HEADER_LEN,
     Header,
+    UnsupportedCriticalPayload,
     emit_header,
     emit_payloads,
     parse_payloads,
@@ -399,7 +400,7 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     if not core.half_open.admits(path.remote):
         core.counters.add("half-open-refused")
         return
-    payloads = parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
+    payloads = _payloads(core, header, data, path)
     offer, ke, nonce = _mandatory(payloads)
     notifies = {p.notify: p for p in payloads if isinstance(p, NotifyPayload)}
     gateway = core.redirect_to(path)
@@ -439,6 +440,16 @@ def handle_init_request(core: IkeEngine, header: Header, data: bytes, path: Path
     progress.ppk = bool(ppk.agreement(core.credentials, notifies))
     sa.proposal = proposal
     _answer_init(sa, progress, KePayload(method.id, public), shared, payloads, notifies, extras, path, now)
+
+
+def _payloads(core: IkeEngine, header: Header, data: bytes, path: Path) -> list[Payload]:
+    """Of a request; what is critical in it and not known is named (RFC 7296 section 2.5)."""
+    try:
+        return parse_payloads(header.next_payload, data[HEADER_LEN:], header.exchange, False)
+    except UnsupportedCriticalPayload as error:
+        notify = NotifyPayload(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((error.payload_type,)))
+        _reply(core, header, notify, path)
+        raise
 
 
 def _redirectable(notifies: dict[int, NotifyPayload]) -> bool:

@@ -21,7 +21,7 @@ from ipsec.ike.registry import AT_ONCE, STRANGERS_PER_S
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import ExchangeType, NotifyType
 from ipsec.wire.ike import HEADER_LEN, emit_header, emit_payloads, parse_header, parse_payloads
-from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload
+from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, UnknownPayload
 from ipsec.wire.proposal import Proposal
 from tests.ike.hostile import A2, IKE, A, B, Checkpoint, Lab, Target, consistent
 
@@ -325,6 +325,21 @@ def test_work_for_a_stranger_is_bounded() -> None:
     for size in (REQUEST_MAX + 1, 20_000, 65_000):
         assert not deliver(lab.b, request(b"INITIATO", NONCE, size=size), A, lab.now)
         assert not before.changes()
+
+
+def test_an_unknown_critical_payload_of_a_stranger_is_named() -> None:
+    """RFC 7296 section 2.5: also before there are keys, and in fewer octets than came; nothing is kept."""
+    lab = Lab()
+    lab.b.catch_up()
+    before = Checkpoint(lab.b)
+    for kind in (1, 49, 255):
+        for critical in (True, False):
+            data = request(SPI, NONCE, UnknownPayload(kind, critical, b"what"))
+            (reply,) = deliver(lab.b, data, A, lab.now)
+            named = notifies(reply).get(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD)
+            assert named == (bytes((kind,)) if critical else None)
+            assert len(reply) < len(data)
+    assert not before.changes()
 
 
 def test_cve_t_59_ikev1() -> None:
