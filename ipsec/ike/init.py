@@ -262,6 +262,10 @@ def _change_method(sa: IkeSa, progress: InitProgress, notify: NotifyPayload, now
     method = int.from_bytes(notify.data, "big")
     name = name_of(KeMethod, method)
     offered = {t.id for proposal in sa.connection.proposals for t in proposal.of_type(TransformType.KE)}
+    if method == progress.methods[-1]:
+        # the answer that made us change comes twice, most likely
+        log.info("%s: %s wants key exchange %s, which it has been sent", sa, sa.path.remote, name)
+        return
     if method not in offered or method in progress.methods:
         log.warning("%s: %s wants key exchange %s, which we do not offer or had tried", sa, sa.path.remote, name)
         return

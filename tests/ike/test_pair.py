@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -205,6 +206,17 @@ def test_rekeying_changes_the_group_where_the_peer_takes_no_other(who: str) -> N
     pair.world.settle()
     assert str(host.ike.proposal) == "IKE:AES_GCM_16_128/PRF_HMAC_SHA2_256/ECP_256"
     assert host.child is not before
+    pair.finish()
+
+
+def test_an_answer_that_comes_twice_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    """INVALID_KE_PAYLOAD has no message ID of its own: the second one is about what was replaced already."""
+    ours = parse_proposals(["aes128gcm16-prfsha256-x25519-ecp256"], Protocol.IKE)
+    theirs = parse_proposals(["aes128gcm16-prfsha256-ecp256"], Protocol.IKE)
+    caplog.set_level(logging.INFO, logger="ipsec")
+    pair = Pair(link=Link(duplicate=1.0), a={"proposals": ours}, b={"proposals": theirs}).up()
+    assert "wants key exchange ECP_256, which it has been sent" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     pair.finish()
 
 
