@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
+from operator import itemgetter
 
 from ipsec.ike.config import Connection
 from ipsec.ike.events import IpAddress, Path
@@ -62,34 +63,67 @@ def names(connection: Connection, address: IpAddress, resolve: Resolver) -> bool
     return any(_Entry(text).fits(address, resolve) == EXACT for text in connection.remote_addrs)
 
 
+class _Alike:
+    """Connections with the same address lists, in the order in which they were configured."""
+
+    __slots__ = ("_local", "_remote", "connections", "places")
+
+    def __init__(self, first: Connection) -> None:
+        self._local = [_Entry(text) for text in first.local_addrs]
+        self._remote = [_Entry(text) for text in first.remote_addrs]
+        self.connections: list[Connection] = []
+        self.places: list[int] = []
+
+    @property
+    def fixed(self) -> list[IpAddress] | None:
+        """Their peers, if all of these are addresses."""
+        found = [entry.exact for entry in self._remote if entry.exact is not None]
+        return found if len(found) == len(self._remote) else None
+
+    def fits(self, path: Path, resolve: Resolver) -> tuple[int, int] | None:
+        """How well: the other end counts first. None if not at all."""
+        near = max((entry.fits(path.local, resolve) for entry in self._local), default=ANY)
+        far = max((entry.fits(path.remote, resolve) for entry in self._remote), default=ANY)
+        return (far, near) if near and far else None
+
+
 class ConnectionTable:
-    """All connections. Finding those with a fixed peer costs the same however many there are."""
+    """All connections. Finding those with a fixed peer costs the same however many there are, and addresses are held
+    against each list of addresses once, however many connections have it: strangers may come by the thousand."""
 
     def __init__(self, connections: Iterable[Connection], resolve: Resolver) -> None:
         self._resolve = resolve
         self.by_name = {connection.name: connection for connection in connections}
-        self._entries: dict[str, tuple[list[_Entry], list[_Entry]]] = {}
-        self._fixed: dict[IpAddress, list[Connection]] = {}
-        self._others: list[Connection] = []
-        for connection in self.by_name.values():
-            local = [_Entry(text) for text in connection.local_addrs]
-            remote = [_Entry(text) for text in connection.remote_addrs]
-            self._entries[connection.name] = local, remote
-            if all(entry.exact is not None for entry in remote):
-                for entry in remote:
-                    assert entry.exact is not None
-                    self._fixed.setdefault(entry.exact, []).append(connection)
-            else:
-                self._others.append(connection)
+        alike: dict[tuple[tuple[str, ...], tuple[str, ...]], _Alike] = {}
+        for place, connection in enumerate(self.by_name.values()):
+            key = connection.local_addrs, connection.remote_addrs
+            if key not in alike:
+                alike[key] = _Alike(connection)
+            alike[key].connections.append(connection)
+            alike[key].places.append(place)
+        self._fixed: dict[IpAddress, list[_Alike]] = {}
+        self._others: list[_Alike] = []
+        for one in alike.values():
+            fixed = one.fixed
+            if fixed is None:
+                self._others.append(one)
+            # an address may be there twice
+            for address in dict.fromkeys(fixed or ()):
+                self._fixed.setdefault(address, []).append(one)
 
     def candidates(self, path: Path) -> list[Connection]:
         """Connections that may be meant by a datagram along ``path``, the best fit first, then as configured."""
-        found: list[tuple[int, Connection]] = []
-        for connection in (*self._fixed.get(path.remote, ()), *self._others):
-            local, remote = self._entries[connection.name]
-            near = max((entry.fits(path.local, self._resolve) for entry in local), default=ANY)
-            far = max((entry.fits(path.remote, self._resolve) for entry in remote), default=ANY)
-            if near and far:
-                found.append((-4 * far - near, connection))
-        found.sort(key=lambda item: item[0])
-        return [connection for _, connection in found]
+        fitting: dict[tuple[int, int], list[_Alike]] = {}
+        for alike in (*self._fixed.get(path.remote, ()), *self._others):
+            how = alike.fits(path, self._resolve)
+            if how is not None:
+                fitting.setdefault(how, []).append(alike)
+        return [connection for how in sorted(fitting, reverse=True) for connection in _as_configured(fitting[how])]
+
+
+def _as_configured(found: list[_Alike]) -> list[Connection]:
+    if len(found) == 1:
+        return found[0].connections
+    placed = [pair for one in found for pair in zip(one.places, one.connections, strict=True)]
+    placed.sort(key=itemgetter(0))
+    return [connection for _, connection in placed]
