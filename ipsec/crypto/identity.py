@@ -168,6 +168,9 @@ def is_called(identity: Identity, name: Identity) -> bool:
     """Whether somebody who is ``identity`` may be called ``name``: a distinguished name also as ``reads_as`` has it."""
     if identity == name:
         return True
+    # an initiator is held against the peers of all connections that it may come by
+    if identity.type != IdType.DER_ASN1_DN:
+        return False
     whole, flat = identity.name, name.name
     return whole is not None and flat is not None and reads_as(flat, whole)
 
