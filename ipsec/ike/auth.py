@@ -24,6 +24,7 @@ from ipsec.ike.delete import DeleteIke, close_unused
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
+from ipsec.ike.find import find, find_config, find_notify, find_typed
 from ipsec.ike.giveway import GIVE_WAY_S, doubt, knocks_of
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
@@ -37,7 +38,6 @@ from ipsec.wire.iana import NOTIFY_STATUS_FIRST, CfgType, ExchangeType, NotifyTy
 from ipsec.wire.payloads import (
     AuthPayload,
     CertPayload,
-    CpPayload,
     IdPayload,
     NotifyPayload,
     Payload,
@@ -132,8 +132,8 @@ class AuthRequest(Request):
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder proves who it is, or refuses us."""
-        proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
-        identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
+        proof = find(payloads, AuthPayload)
+        identity = find_typed(payloads, IdPayload, PayloadType.IDR)
         errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < NOTIFY_STATUS_FIRST]
         # first what ends it beside IDr and AUTH as well
         errors.sort(key=lambda error: error not in ENDS_IKE)
@@ -212,7 +212,7 @@ def _settle_ppk(sa: IkeSa, keys: IkeKeys | None) -> None:
 
 
 def _take_addresses(sa: IkeSa, payloads: list[Payload]) -> None:
-    reply = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REPLY), None)
+    reply = find_config(payloads, CfgType.REPLY)
     if reply is None:
         log.warning("%s: the peer gives us no virtual address", sa)
         return
@@ -264,8 +264,8 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
         # what was agreed is what there will be: the keys must not come from the first key exchange alone
         why = "IKE_AUTH before all key exchanges that were agreed"
         raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
-    identity = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDI), None)
-    proof = next((p for p in payloads if isinstance(p, AuthPayload)), None)
+    identity = find_typed(payloads, IdPayload, PayloadType.IDI)
+    proof = find(payloads, AuthPayload)
     if identity is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
     if proof is None:
@@ -273,7 +273,7 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_AUTH)
     sa.auth = AuthProgress()
     note_certreqs(sa, payloads)
-    asked = next((p for p in payloads if isinstance(p, IdPayload) and p.type == PayloadType.IDR), None)
+    asked = find_typed(payloads, IdPayload, PayloadType.IDR)
     peer_id = _identity(identity)
     wanted = sa.auth.asked = _identity(asked) if asked is not None else None
     body = identity.body()
@@ -394,7 +394,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     assert sa.peer_id is not None
     assert sa.auth is not None
     refuse_nat(sa, payloads)
-    wants_child = any(isinstance(p, SaPayload) for p in payloads)
+    wants_child = find(payloads, SaPayload) is not None
     _check_childless(connection, wants_child)
     identity = sa.our_id = local_identity(sa, connection)
     mine = _id_payload(PayloadType.IDR, identity)
@@ -403,7 +403,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     except AuthenticationError as error:
         why = f"we cannot prove who we are: {error}"
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.LOCAL_AUTH) from None
-    contact = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.INITIAL_CONTACT for p in payloads)
+    contact = find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
     _check_unique(sa, contact, now)
     nonces = sa.init
     assert nonces is not None
@@ -489,9 +489,9 @@ def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: 
 
 def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
     """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
-    request = next((p for p in payloads if isinstance(p, CpPayload) and p.cfg_type == CfgType.REQUEST), None)
+    request = find_config(payloads, CfgType.REQUEST)
     if request is None:
-        if sa.connection.pools and any(isinstance(p, SaPayload) for p in payloads):
+        if sa.connection.pools and find(payloads, SaPayload) is not None:
             why = "the connection has pools, and the peer asks for no virtual address"
             raise PeerError(NotifyType.FAILED_CP_REQUIRED, why)
         return []

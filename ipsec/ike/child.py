@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.proposals import esp_suite_of
@@ -18,12 +19,13 @@ from ipsec.ike.config import ChildConfig, ChildMode, SelectorTemplate
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildKeys, ChildUp, InstallChild, IpAddress, RemoveChild
 from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
+from ipsec.ike.find import find, find_error, find_notify, find_typed
 from ipsec.ike.keymat import child_keys
 from ipsec.ike.lifetimes import arm_child
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState
 from ipsec.wire import additional
-from ipsec.wire.iana import NOTIFY_STATUS_FIRST, NotifyType, PayloadType, Protocol, TransformType, name_of
+from ipsec.wire.iana import NotifyType, PayloadType, Protocol, TransformType, name_of
 from ipsec.wire.payloads import KePayload, NoncePayload, NotifyPayload, Payload, SaPayload, TsPayload
 from ipsec.wire.proposal import Proposal
 from ipsec.wire.selector import TrafficSelector
@@ -178,9 +180,9 @@ def take_answer(
     ChildRefusedError if it refused or chose what we did not offer.
     """
     refuse_errors(payloads)
-    answer = next((p for p in payloads if isinstance(p, SaPayload)), None)
-    ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
-    theirs = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSR), None)
+    answer = find(payloads, SaPayload)
+    ours = find_typed(payloads, TsPayload, PayloadType.TSI)
+    theirs = find_typed(payloads, TsPayload, PayloadType.TSR)
     if answer is None or ours is None or theirs is None:
         raise ChildRefusedError(0, "the answer lacks SA, TSi or TSr")
     offered = next(p for p in offer(sa, child, first=first) if isinstance(p, SaPayload)).proposals
@@ -200,7 +202,7 @@ def take_answer(
             raise ChildRefusedError(0, f"{name} {shown(chosen)} is not within what we offered, {shown(limits)}")
     if negotiate.too_many_pairs(ours.selectors, theirs.selectors, len(child.local_ts) * len(child.remote_ts)):
         raise ChildRefusedError(0, f"{len(ours.selectors)} TSi and {len(theirs.selectors)} TSr are too many")
-    transport = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.USE_TRANSPORT_MODE for p in payloads)
+    transport = find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
     if transport and child.config.mode is not ChildMode.TRANSPORT:
         raise ChildRefusedError(0, "the peer answers with transport mode, which we did not offer")
     child.mode = ChildMode.TRANSPORT if transport else ChildMode.TUNNEL
@@ -213,9 +215,9 @@ def take_answer(
 
 def refuse_errors(payloads: Sequence[Payload]) -> None:
     """ChildRefusedError for the first error of an answer."""
-    for payload in payloads:
-        if isinstance(payload, NotifyPayload) and payload.notify < NOTIFY_STATUS_FIRST:
-            raise ChildRefusedError(payload.notify, "the peer refuses", payload.data)
+    error = find_error(payloads)
+    if error is not None:
+        raise ChildRefusedError(error.notify, "the peer refuses", error.data)
 
 
 def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list[TrafficSelector]:
@@ -231,7 +233,7 @@ def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list
 
 def _finish_key_exchange(proposal: Proposal, payloads: Sequence[Payload], kex: KeyExchange | None) -> bytes:
     chosen = proposal.first(TransformType.KE)
-    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    ke = find(payloads, KePayload)
     if chosen is None or not chosen.id:
         return b""
     if kex is None or ke is None or not chosen.id == ke.method == kex.method:
@@ -243,9 +245,7 @@ def _take(child: ChildSa, proposal: Proposal, payloads: Sequence[Payload]) -> No
     child.proposal = proposal
     child.spi_out = int.from_bytes(proposal.spi, "big")
     child.suite, child.esn = esp_suite_of(proposal)
-    child.tfc = not any(
-        isinstance(p, NotifyPayload) and p.notify == NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED for p in payloads
-    )
+    child.tfc = find_notify(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None
 
 
 # -- the responder's side
@@ -258,14 +258,14 @@ def answer(
 
     PeerError says what it hears if nothing comes of it.
     """
-    request = next((p for p in payloads if isinstance(p, SaPayload)), None)
-    theirs = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSI), None)
-    ours = next((p for p in payloads if isinstance(p, TsPayload) and p.type == PayloadType.TSR), None)
+    request = find(payloads, SaPayload)
+    theirs = find_typed(payloads, TsPayload, PayloadType.TSI)
+    ours = find_typed(payloads, TsPayload, PayloadType.TSR)
     if request is None or theirs is None or ours is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "SA, TSi or TSr is missing", fatal=True)
-    transport = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.USE_TRANSPORT_MODE for p in payloads)
+    transport = find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is not None
     config, local_ts, remote_ts = _match(sa, theirs.selectors, ours.selectors, replaces)
-    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    ke = find(payloads, KePayload)
     proposal = negotiate.choose(
         config.esp_proposals,
         [p for p in request.proposals if p.protocol == Protocol.ESP and _spi_ok(p.spi)],
@@ -317,24 +317,36 @@ def _match(
         negotiate.shorten(local_ts, remote_ts, len(replaces.local_ts) * len(replaces.remote_ts))
         if local_ts and remote_ts:
             return replaces.config, local_ts, remote_ts
-    best: tuple[tuple[int, int, int], ChildConfig, list[TrafficSelector], list[TrafficSelector]] | None = None
+    found: list[_Match] = []
     for config in sa.connection.children:
         if config.shunt:
             continue
         own_local, own_remote = local_selectors(sa, config), remote_selectors(sa, config)
         local_ts, remote_ts = negotiate.narrow(own_local, ours), negotiate.narrow(own_remote, theirs)
         negotiate.shorten(local_ts, remote_ts, len(own_local) * len(own_remote))
-        if not local_ts or not remote_ts:
-            continue
-        # the one that is for exactly what they want, before one that is for more and would be narrowed to it
-        exact = sum(s in ours for s in own_local) + sum(s in theirs for s in own_remote)
-        kept = sum(s in ours for s in local_ts) + sum(s in theirs for s in remote_ts)
-        score = exact, kept, -_unwanted(own_local, ours) - _unwanted(own_remote, theirs)
-        if best is None or score > best[0]:
-            best = score, config, local_ts, remote_ts
-    if best is None:
+        if local_ts and remote_ts:
+            found.append(_Match(config, own_local, own_remote, local_ts, remote_ts))
+    if not found:
         raise _no_match(sa, theirs, ours)
-    return best[1:]
+    best = max(found, key=lambda match: match.score(theirs, ours)) if len(found) > 1 else found[0]
+    return best.config, best.local_ts, best.remote_ts
+
+
+class _Match(NamedTuple):
+    """A child that a peer may mean."""
+
+    config: ChildConfig
+    own_local: list[TrafficSelector]
+    own_remote: list[TrafficSelector]
+    local_ts: list[TrafficSelector]
+    "narrowed to what the peer wants, as the other side"
+    remote_ts: list[TrafficSelector]
+
+    def score(self, theirs: list[TrafficSelector], ours: list[TrafficSelector]) -> tuple[int, int, int]:
+        """The more the better: one for exactly what they want comes before one that is for more and narrowed to it."""
+        exact = sum(s in ours for s in self.own_local) + sum(s in theirs for s in self.own_remote)
+        kept = sum(s in ours for s in self.local_ts) + sum(s in theirs for s in self.remote_ts)
+        return exact, kept, -_unwanted(self.own_local, ours) - _unwanted(self.own_remote, theirs)
 
 
 def _unwanted(own: list[TrafficSelector], wanted: list[TrafficSelector]) -> int:

@@ -31,6 +31,7 @@ from ipsec.ike.config import ChildConfig
 from ipsec.ike.delete import DeleteChild, close_unused, waits_to_go
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildUp, Path
+from ipsec.ike.find import find_notify
 from ipsec.ike.followup import Awaited, Steps
 from ipsec.ike.init import NONCE_LEN
 from ipsec.ike.lifetimes import Timer
@@ -357,7 +358,7 @@ def _make(sa: IkeSa, child: ChildSa, old: ChildSa | None, shared: bytes, further
 
 def _replaced(sa: IkeSa, payloads: list[Payload]) -> ChildSa | None:
     """The CHILD_SA that N(REKEY_SA) names, None if there is no such notify."""
-    notify = next((p for p in payloads if isinstance(p, NotifyPayload) and p.notify == NotifyType.REKEY_SA), None)
+    notify = find_notify(payloads, NotifyType.REKEY_SA)
     if notify is None:
         return None
     spi = int.from_bytes(notify.spi, "big") if len(notify.spi) == 4 else 0

@@ -6,6 +6,7 @@ from ipsec.errors import ParseError
 from ipsec.ike.auth import handle_auth
 from ipsec.ike.create_child import handle_create_child
 from ipsec.ike.events import Path
+from ipsec.ike.find import find
 from ipsec.ike.followup import handle_followup
 from ipsec.ike.informational import handle_informational
 from ipsec.ike.intermediate import handle_intermediate
@@ -29,7 +30,7 @@ def handle_request(
             return handle_informational(sa, payloads, path, now)
         case ExchangeType.IKE_FOLLOWUP_KE:
             return handle_followup(sa, payloads, path, now)
-    offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
+    offer = find(payloads, SaPayload)
     if offer is None:
         raise ParseError("CREATE_CHILD_SA without SA")
     if any(p.protocol == Protocol.IKE for p in offer.proposals):

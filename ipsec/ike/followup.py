@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.errors import ParseError
 from ipsec.ike.errors import PeerError
+from ipsec.ike.find import find_notify
 from ipsec.ike.intermediate import the_ke
 from ipsec.ike.lifetimes import Timer
 from ipsec.wire import additional
@@ -67,7 +68,7 @@ def begin(proposal: Proposal, payloads: Sequence[Payload]) -> Steps | None:
 
 def goes_on(payloads: Sequence[Payload]) -> bool:
     """Whether the responder waits for more."""
-    return any(isinstance(p, NotifyPayload) and p.notify == _LINK for p in payloads)
+    return find_notify(payloads, _LINK) is not None
 
 
 def _next(methods: Sequence[int], payloads: Sequence[Payload]) -> bytes:

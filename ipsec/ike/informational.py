@@ -12,6 +12,7 @@ from ipsec.ike.create_child import CreateChild
 from ipsec.ike.delete import crossed, waits_to_go
 from ipsec.ike.events import ChildDown, Path
 from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.find import find_notify
 from ipsec.ike.giveway import agree, stays_for
 from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
 from ipsec.ike.rekey import awaits_answer, closed_by_peer, settled_by_peer
@@ -78,7 +79,7 @@ def _heed(
     if number == NotifyType.COOKIE2:
         return [NotifyPayload(NotifyType.COOKIE2, notify.data)] if len(notify.data) <= 64 else []
     if number == NotifyType.NAT_DETECTION_SOURCE_IP and sa.mobike:
-        updates = any(isinstance(p, NotifyPayload) and p.notify == NotifyType.UPDATE_SA_ADDRESSES for p in payloads)
+        updates = find_notify(payloads, NotifyType.UPDATE_SA_ADDRESSES) is not None
         # RFC 4555 section 3.8: a liveness check that also looks for changes of a NAT
         return [] if updates or behind_nat(sa, payloads, path) is None else detection(sa, path)
     if number == NotifyType.REDIRECT and sa.original_initiator:

@@ -14,9 +14,10 @@ from ipsec.crypto.kex import KeyExchange
 from ipsec.errors import ParseError
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.failure import Cause, Failure, bounded, cause_of
+from ipsec.ike.find import find_error
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
 from ipsec.ike.sa import Request
-from ipsec.wire.iana import NOTIFY_STATUS_FIRST, ExchangeType, KeMethod, NotifyType, PayloadType, name_of
+from ipsec.wire.iana import ExchangeType, KeMethod, NotifyType, PayloadType, name_of
 from ipsec.wire.ike import (
     FLAG_INITIATOR,
     FLAG_RESPONSE,
@@ -26,7 +27,7 @@ from ipsec.wire.ike import (
     find_encrypted,
     parse_header,
 )
-from ipsec.wire.payloads import KePayload, NotifyPayload, Payload
+from ipsec.wire.payloads import KePayload, Payload
 
 if TYPE_CHECKING:
     from ipsec.ike.events import Path
@@ -81,10 +82,10 @@ class Intermediate(Request):
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """KEr(n), or that there will be no IKE_SA: the peer keeps none after an error here."""
-        error = next((p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < NOTIFY_STATUS_FIRST), 0)
-        if error:
-            why = bounded(f"{sa.path.remote} answers IKE_INTERMEDIATE with {name_of(NotifyType, error)}")
-            raise SaFailedError(Failure(cause_of(error, child=False), why, by_peer=True))
+        error = find_error(payloads)
+        if error is not None:
+            why = bounded(f"{sa.path.remote} answers IKE_INTERMEDIATE with {name_of(NotifyType, error.notify)}")
+            raise SaFailedError(Failure(cause_of(error.notify, child=False), why, by_peer=True))
         assert sa.init is not None
         assert self.kex is not None
         ke = the_ke(payloads, self.kex.method)

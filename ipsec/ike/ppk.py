@@ -14,6 +14,7 @@ from ipsec.ike.config import Connection
 from ipsec.ike.credentials import PPK_ID_MAX, Credentials, matches_ppk
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.failure import Cause, Failure, bounded
+from ipsec.ike.find import find_notify
 from ipsec.ike.keymat import IkeKeys, with_ppk
 from ipsec.ike.sa import IkeSa
 from ipsec.wire.iana import NotifyType
@@ -102,7 +103,7 @@ def _named_by(connection: Connection) -> bytes | None:
 
 def accepted(payloads: Sequence[Payload]) -> bool:
     """Whether the responder has used the PPK that we named."""
-    return any(isinstance(p, NotifyPayload) and p.notify == NotifyType.PPK_IDENTITY for p in payloads)
+    return find_notify(payloads, NotifyType.PPK_IDENTITY) is not None
 
 
 # -- IKE_AUTH, responder

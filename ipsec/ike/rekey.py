@@ -17,6 +17,7 @@ from ipsec.ike.create_child import BUSY
 from ipsec.ike.delete import DeleteIke
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import IkeRekeyed, Path
+from ipsec.ike.find import find, find_error
 from ipsec.ike.followup import Awaited, Steps
 from ipsec.ike.init import NONCE_LEN, algorithms
 from ipsec.ike.keymat import ike_keys, rekeyed_skeyseed
@@ -107,7 +108,7 @@ class RekeyIke(Request):
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder made it, or says why not."""
-        error = next((p for p in payloads if isinstance(p, NotifyPayload) and p.notify < 16384), None)
+        error = find_error(payloads)
         if error is not None:
             self._refused(sa, error, now)
             return
@@ -123,8 +124,8 @@ class RekeyIke(Request):
     def _take(self, sa: IkeSa, payloads: list[Payload]) -> None:
         """The answer to CREATE_CHILD_SA. ParseError."""
         assert self.kex is not None
-        offer = next((p for p in payloads if isinstance(p, SaPayload)), None)
-        ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+        offer = find(payloads, SaPayload)
+        ke = find(payloads, KePayload)
         if offer is None or ke is None:
             raise ParseError("the answer to rekeying lacks SA or KE")
         nonce = nonce_of(payloads, 16)
@@ -358,9 +359,10 @@ def handle_rekey(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> 
         raise PeerError(NotifyType.TEMPORARY_FAILURE, f"{len(sa.lineage) - 1} that it has replaced are not deleted")
     if sa.core.busy_with_children(sa):
         raise PeerError(NotifyType.TEMPORARY_FAILURE, "a CHILD_SA is being created, rekeyed or closed")
-    offer = next(p for p in payloads if isinstance(p, SaPayload))
+    offer = find(payloads, SaPayload)
+    assert offer is not None
     theirs = [p for p in offer.proposals if p.protocol == Protocol.IKE and len(p.spi) == 8 and p.spi != bytes(8)]
-    ke = next((p for p in payloads if isinstance(p, KePayload)), None)
+    ke = find(payloads, KePayload)
     assert sa.prf is not None
     nonce_i = nonce_of(payloads, max(16, sa.prf.key_len // 2))
     sent = ke.method if ke else None
