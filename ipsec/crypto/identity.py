@@ -108,6 +108,8 @@ class Identity:
     def spelling(self) -> tuple[int, Hashable]:
         """What it has in common with all that it may be called (see ``is_called``), and maybe with others: ``key``, of
         a distinguished name its attributes in no order."""
+        if self.type != IdType.DER_ASN1_DN:
+            return self.key
         attributes = [attribute for rdn in self.name or () for attribute in rdn]
         if not attributes:
             return self.key

@@ -52,11 +52,12 @@ class PrfAlgorithm(Protocol):
 class _HmacPrf:
     """HMAC with a hash of SHA-1 or SHA-2. RFC 4868 section 2.1.1: the preferred key has the size of the output."""
 
-    __slots__ = ("_block", "_hash", "key_len", "name", "number", "out_len")
+    __slots__ = ("_block", "_digest", "_hash", "key_len", "name", "number", "out_len")
 
     def __init__(self, number: int, digest: str) -> None:
         self.number = number
         self.name = f"PRF_{name_of(Prf, number)}"
+        self._digest = digest
         self._hash = getattr(hashlib, digest)
         self._block: int = self._hash().block_size
         self.out_len: int = self._hash().digest_size
@@ -66,7 +67,7 @@ class _HmacPrf:
         return self.name
 
     def __call__(self, key: bytes, data: bytes) -> bytes:
-        return hmac.digest(key, data, self._hash)
+        return hmac.digest(key, data, self._digest)
 
     def plus(self, key: bytes, seed: bytes, length: int) -> bytes:
         rounds = _rounds(length, self.out_len)

@@ -45,7 +45,10 @@ class Counters:
         """Count one; without a connection only in all."""
         self.all[name] += 1
         if connection:
-            self.named.setdefault(connection, Counter())[name] += 1
+            named = self.named.get(connection)
+            if named is None:
+                named = self.named[connection] = Counter()
+            named[name] += 1
 
     def message(self, exchange: int, connection: str = "", *, incoming: bool, response: bool) -> None:
         """Count a message; those of other exchanges are not counted."""

@@ -521,8 +521,10 @@ def _extras(
 
 def _answer_size(proposal: Proposal, ke: KePayload, extras: list[Payload]) -> int:
     """Octets of our answer. Our KE payload is not longer than theirs, with any key exchange method."""
-    fixed: list[Payload] = [SaPayload([proposal]), ke, NoncePayload(bytes(NONCE_LEN))]
-    return HEADER_LEN + len(emit_payloads([*fixed, *extras])[1]) + NAT_DETECTION_LEN
+    # headers of payload and proposal, and transforms with or without a key length (RFC 7296 section 3.3)
+    offer = 4 + 8 + sum([12 if transform.key_bits else 8 for transform in proposal.transforms])
+    others = sum([4 + len(payload.emit()) for payload in extras])
+    return HEADER_LEN + offer + 8 + len(ke.data) + 4 + NONCE_LEN + NAT_DETECTION_LEN + others
 
 
 def _answer_init(

@@ -152,6 +152,8 @@ def _exchanges(have: _ByType, offer: _Offer, ke: int | None) -> dict[int, Transf
     if ke is not None and _KE in found:
         found[_KE] = [transform for transform in found[_KE] if transform[1] == ke]
     found.setdefault(_KE, [_ABSENT[_KE]])
+    if len(found) == 1:
+        return {_KE: found[_KE][0]} if found[_KE] else None
     return additional.assign(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
@@ -447,11 +447,12 @@ class Registry:
         """Connections that an authenticated initiator may mean, the best first (RFC 4301 section 4.4.3: the PAD)."""
         assert sa.proposal is not None
         found: list[tuple[int, Connection]] = []
-        # many connections have one answer, for which all our certificates are looked at
-        fits_us = cache(partial(self._fits_us, asked=asked))
+        called: dict[LocalAuth, bool] = {}
         for connection in self.table.candidates(sa.path):
             fits = connection.remote.id.matches(peer_id)
-            ours = fits and fits_us(connection.local)
+            if not fits:
+                continue
+            ours = self._fits_us(connection.local, asked, called)
             if not ours:
                 continue
             fits += ours
@@ -460,10 +461,15 @@ class Registry:
         found.sort(key=lambda item: item[0])
         return [connection for _, connection in found[:CONNECTIONS_MAX]]
 
-    def _fits_us(self, local: LocalAuth, asked: Identity | None) -> int:
+    def _fits_us(self, local: LocalAuth, asked: Identity | None, known: dict[LocalAuth, bool]) -> int:
         """How exactly we are in a connection whom an initiator asks for, 0 if we are somebody else there. As in charon
-        a connection that does not say who we are fits whom we can be."""
+        a connection that does not say who we are fits whom we can be. ``known``: what that was for others."""
         own = local.id
-        if asked is None or own is None:
-            return MATCH_ANY if asked is None or self.credentials.can_be(local, asked) else MATCH_NONE
-        return MATCH_PERFECT if is_called(own, asked) else MATCH_NONE
+        if asked is None:
+            return MATCH_ANY
+        if own is not None:
+            return MATCH_PERFECT if is_called(own, asked) else MATCH_NONE
+        # many connections have one answer, for which all our certificates are looked at
+        if local not in known:
+            known[local] = self.credentials.can_be(local, asked)
+        return MATCH_ANY if known[local] else MATCH_NONE

@@ -228,13 +228,14 @@ def find_encrypted(header: Header, data: bytes | memoryview) -> Encrypted:
 def emit_payloads(payloads: Sequence[Payload]) -> tuple[int, bytes]:
     """The type of the first payload (0 for none) and the octets of all. ValueError where a field does not fit."""
     parts: list[bytes] = []
+    pack = _GENERIC.pack
     following = 0
     try:
         for payload in reversed(payloads):
             body = payload.emit()
             # critical is for what the peer may not know (section 2.5); types of RFC 7296 never have it
             flags = _CRITICAL if isinstance(payload, UnknownPayload) and payload.critical else 0
-            parts += (body, _GENERIC.pack(following, flags, _GENERIC.size + len(body)))
+            parts += (body, pack(following, flags, 4 + len(body)))
             following = int(payload.type)
     except (struct.error, OverflowError) as e:
         raise ValueError(f"a payload has a value too large for its field: {e}") from None

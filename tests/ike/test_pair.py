@@ -12,6 +12,7 @@ import pytest
 from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.errors import ParseError
+from ipsec.ike import init
 from ipsec.ike.child import nonce_of, offer
 from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, RemoteAuth, SelectorTemplate, Unique
 from ipsec.ike.create_child import CreateChild
@@ -35,6 +36,7 @@ from ipsec.ike.rekey import LINEAGE_MAX, RekeyIke
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import KeMethod, NotifyType, Protocol, TransformType, name_of
+from ipsec.wire.ike import FLAG_RESPONSE
 from ipsec.wire.payloads import DeletePayload, NoncePayload, NotifyPayload, Payload, SaPayload
 from ipsec.wire.selector import UDP
 from tests.pair import LEFT, RIGHT, Pair
@@ -46,6 +48,32 @@ from tests.sim.world import IN_FLIGHT_S
 def test_establish_carry_traffic_close() -> None:
     with unique_ivs():
         Pair().up().finish()
+
+
+@pytest.mark.parametrize("proposal", ["aes128gcm16-prfsha256-x25519", "aes256-sha256-modp2048", "3des-sha1-ecp521"])
+def test_how_long_our_answer_will_be_is_known_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch, proposal: str
+) -> None:
+    """RFC 7296 section 2.6: it must not be longer than what came in the name of an address that nobody vouches for."""
+    foretold: list[int] = []
+    answers: list[bytes] = []
+    size, emit = init._answer_size, init._emit
+
+    def foretell(*args: Any) -> int:
+        foretold.append(size(*args))
+        return foretold[-1]
+
+    def record(spi_i: bytes, spi_r: bytes, flags: int, payloads: list[Payload]) -> bytes:
+        message = emit(spi_i, spi_r, flags, payloads)
+        if flags == FLAG_RESPONSE:
+            answers.append(message)
+        return message
+
+    monkeypatch.setattr(init, "_answer_size", foretell)
+    monkeypatch.setattr(init, "_emit", record)
+    Pair(proposals=parse_proposals([proposal], Protocol.IKE)).up()
+    assert foretold == [len(answer) for answer in answers]
+    assert len(foretold) == 1
 
 
 @pytest.mark.parametrize("who", ["a", "b"])
