@@ -323,7 +323,8 @@ class Routes:
 
     def changed(self) -> None:
         """Carry out what has changed: with the loop's next turn, or a little later if that has just been done."""
-        self._carry_out_in(0.0)
+        if self._timer is None or self._due > self._synced + GATHER_SECONDS:
+            self._carry_out_in(0.0)
 
     def _carry_out_in(self, seconds: float) -> None:
         if self._router is None:

@@ -134,13 +134,14 @@ class Children:
         """Put SAs in place; why that cannot be, or None."""
         child = event.child
         known = self._installed.setdefault(child.uid, _Installed(child))
+        pairs = child.pairs()
         try:
             if event.inbound is not None:
-                known.inbound = self._add(event, Direction.IN, event.inbound)
+                known.inbound = self._add(event, Direction.IN, event.inbound, pairs)
                 if child.config.policies:
-                    self._add_policies(known)
+                    self._add_policies(known, pairs)
             if event.outbound is not None:
-                known.outbound = self._add(event, Direction.OUT, event.outbound)
+                known.outbound = self._add(event, Direction.OUT, event.outbound, pairs)
         except (SaError, SuiteError, PolicyError, BackendError) as error:
             self._remove(known, inbound=True, outbound=True)
             return str(error)
@@ -176,7 +177,9 @@ class Children:
             return None
         return self._backend.ports.get(path.local.version, path.local_port), path.remote_port
 
-    def _add(self, event: InstallChild, direction: Direction, keys: ChildKeys) -> int:
+    def _add(
+        self, event: InstallChild, direction: Direction, keys: ChildKeys, pairs: tuple[SelectorPair, ...]
+    ) -> int:
         child, config = event.child, event.child.config
         inbound = direction is Direction.IN
         params = SaParams(
@@ -190,7 +193,7 @@ class Children:
             mode=Mode.TRANSPORT if child.mode is ChildMode.TRANSPORT else Mode.TUNNEL,
             encap=self._encap(event.path, event.encap),
             # RFC 4301 section 5.2: what comes out must be what was negotiated
-            selectors=child.pairs(),
+            selectors=pairs,
             esn=event.esn,
             replay_window=config.replay_window,
             df=DfPolicy.COPY if config.copy_df else DfPolicy.CLEAR,
@@ -216,9 +219,9 @@ class Children:
     def _soft(self, limit: int, spread: int) -> int:
         return max(limit - int(spread * self._fraction()), 1) if limit else 0
 
-    def _add_policies(self, known: _Installed) -> None:
+    def _add_policies(self, known: _Installed, pairs: tuple[SelectorPair, ...]) -> None:
         child = known.child
-        for pair in child.pairs():
+        for pair in pairs:
             shared = self._policies.get(pair, {}).get(child.reqid)
             if shared is not None:
                 shared.users += 1

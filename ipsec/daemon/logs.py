@@ -65,9 +65,17 @@ class TextFormatter(logging.Formatter):
     Identities of peers and words of vici clients are in it: nothing of theirs can begin a line, or move a cursor.
     """
 
-    converter = staticmethod(time.gmtime)
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
+    def __init__(self, fmt: str) -> None:
+        super().__init__(fmt)
+        self._second: tuple[int, str] = (-1, "")
+        "the last one that was put into words: a busy daemon has many lines in each"
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """See logging.Formatter."""
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second[1]}.{int(record.msecs):03d}Z"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""

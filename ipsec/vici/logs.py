@@ -39,7 +39,10 @@ DEFAULT = "default"
 
 def level_of(record: logging.LogRecord) -> int:
     """charon's level, the higher the less important."""
-    return next((level for least, level in _LEVELS if record.levelno >= least), DEBUG_LEVEL)
+    for least, level in _LEVELS:
+        if record.levelno >= least:
+            return level
+    return DEBUG_LEVEL
 
 
 def sa_of(record: logging.LogRecord) -> IkeSa | None:

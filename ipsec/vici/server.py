@@ -182,6 +182,8 @@ class ViciServer:
 
     def publish(self, event: str, message: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Send an event to all who registered for it; a callable is asked for the message only if somebody has."""
+        if not self._clients:
+            return
         wanting = [client for client in self._clients if event in client.events]
         if wanting:
             packet = _packet(PacketType.EVENT, event, message() if callable(message) else message)

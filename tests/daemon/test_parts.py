@@ -117,7 +117,12 @@ def test_lines_have_the_time_unless_the_journal_has_it(monkeypatch: pytest.Monke
     record = logging.LogRecord("ipsec.x", logging.INFO, "", 0, "up", None, None)
     record.created, record.msecs = 0.25, 250
     time = "" if journal else "1970-01-01T00:00:00.250Z "
-    assert formatter("text").format(record) == f"{time}INFO ipsec.x: up"
+    lines = formatter("text")
+    assert lines.format(record) == f"{time}INFO ipsec.x: up"
+    record.created, record.msecs = 1.999, 999
+    assert lines.format(record) == f"{time.replace('00.250', '01.999')}INFO ipsec.x: up"
+    record.created, record.msecs = 0.001, 1
+    assert lines.format(record) == f"{time.replace('250', '001')}INFO ipsec.x: up"
 
 
 HOSTILE = "a\nINFO ipsec.x: forged\r\t\x1b[2J\x7f\u2028\u202e\udcff\U000e0001 \u00e9"
