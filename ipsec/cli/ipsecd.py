@@ -19,11 +19,13 @@ from ipsec.cli.output import say
 from ipsec.cli.version import version_text
 from ipsec.config import DEFAULT_FILE, Config, load
 from ipsec.config.environment import forget_secrets, read_environment
-from ipsec.config.settings import BackendKind, LogLevel
+from ipsec.config.settings import BackendKind, LogFormat, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
 from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter, leave_out_what_no_line_says
 from ipsec.daemon.ready import requirements
 from ipsec.errors import BackendError, ConfigError
+
+log = logging.getLogger(__name__)
 
 EXIT_CODES = """\
 exit status:
@@ -54,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         forget_secrets(os.environ)
         config = load(options.config or environment.file, environment)
     except ConfigError as error:
-        print(f"ipsecd: {error}", file=sys.stderr)
+        if options.check or options.prepare or os.environ.get("IPSEC_LOG_FORMAT") != LogFormat.JSON.value:
+            print(f"ipsecd: {error}", file=sys.stderr)
+        else:
+            # what the file says of it is not known yet
+            handler.setFormatter(formatter(LogFormat.JSON.value))
+            log.error("%s", error)
         return ExitCode.CONFIG
     if not (options.check or options.prepare):
         handler.setFormatter(formatter(config.settings.log_format.value))

@@ -73,6 +73,22 @@ def test_configuration_errors_name_the_place(tmp_path: Path, capsys: pytest.Capt
     assert "wrokers" in said
 
 
+@pytest.mark.parametrize(("option", "is_json"), [([], True), (["--check"], False)])
+def test_a_configuration_error_for_programs(tmp_path: Path, option: list[str], is_json: bool) -> None:
+    path = written(tmp_path / "bad.conf", "ipsecd {\n  wrokers = 2\n}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ipsec", "--config", path, *option],
+        env=os.environ | {"IPSEC_LOG_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.CONFIG
+    (line,) = done.stderr.splitlines()
+    said = json.loads(line)["message"] if is_json else line.removeprefix("ipsecd: ")
+    assert said.startswith(f"{path}:2: ")
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_interrupted_while_it_loads(tmp_path: Path, ignored: bool) -> None:
     """There is nothing to undo yet, and no traceback tells anybody anything. Who has it ignored is left alone."""
