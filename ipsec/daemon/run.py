@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -47,6 +48,11 @@ from ipsec.vici.commands import ViciService
 log = logging.getLogger(__name__)
 
 __all__ = ["Daemon", "run"]
+
+Main = Callable[[], Coroutine[Any, Any, ExitCode]]
+
+#: open files, of this process or of all
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class Daemon:
@@ -412,7 +418,7 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
         return await Daemon(config, core=core, inherited=take_inherited(os.environ)).run()
 
     try:
-        return _loop_runner(config.settings.event_loop)(main())
+        return _loop_runner(config.settings.event_loop)(main)
     except ConfigError as error:
         log.error("%s", error)
         return ExitCode.CONFIG
@@ -426,7 +432,10 @@ def run(config: Config, *, core: Core | None = None) -> ExitCode:
     except IpsecError as error:
         log.error("%s", error)
         return ExitCode.SA
-    except Exception:
+    except Exception as error:
+        if getattr(error, "errno", None) in _TOO_MANY:
+            log.error("%s; raise the limit: ulimit -n, LimitNOFILE= of systemd, --ulimit=nofile= of a container", error)
+            return ExitCode.REQUIREMENT
         log.exception("this is a bug")
         return ExitCode.BUG
 
@@ -441,7 +450,7 @@ def _log_ways(config: Config) -> None:
             log.error("way to run: %s", way)
 
 
-def _loop_runner(kind: EventLoopKind) -> Callable[[Coroutine[Any, Any, ExitCode]], ExitCode]:
+def _loop_runner(kind: EventLoopKind) -> Callable[[Main], ExitCode]:
     if kind is not EventLoopKind.ASYNCIO:
         try:
             import uvloop
@@ -455,9 +464,9 @@ def _loop_runner(kind: EventLoopKind) -> Callable[[Coroutine[Any, Any, ExitCode]
     return _with(asyncio.new_event_loop)
 
 
-def _with(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[Coroutine[Any, Any, ExitCode]], ExitCode]:
-    def runner(main: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+def _with(factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[Main], ExitCode]:
+    def runner(main: Main) -> ExitCode:
         with asyncio.Runner(loop_factory=factory) as loop:
-            return loop.run(main)
+            return loop.run(main())
 
     return runner

@@ -54,6 +54,17 @@ def test_what_is_missing_and_what_to_give(world: IkeWorld) -> None:
     assert found["own"]["missing"] == found["namespace"]["missing"] == []
 
 
+def test_too_few_files_may_be_open(world: IkeWorld) -> None:
+    world.write()
+    few = ["ip", "netns", "exec", world.a.namespace, "prlimit", "--nofile=24", *COMMAND]
+    with world.a.log_file.open("wb") as log:
+        done = subprocess.run([*few, "--config", str(world.a.config)], stdout=log, stderr=log, timeout=30)
+    assert done.returncode == 4, world.a.log()
+    assert "Too many open files" in world.a.log()
+    assert "this is a bug" not in world.a.log()
+    assert world.a.leftovers() == ""
+
+
 def test_check_of_what_was_prepared(world: IkeWorld) -> None:
     world.write()
     config = ["--config", str(world.a.config)]
