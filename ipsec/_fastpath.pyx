@@ -6,7 +6,7 @@ Imported through ``ipsec.esp.fast`` only. ``Engine`` is the fast twin of ``ipsec
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from ipsec.fast.address cimport address_to_python
 from ipsec.fast.atomic cimport add_u32, and_u32, fence, load_u32, load_u64, store_ptr, store_u64
@@ -15,17 +15,19 @@ from ipsec.fast.collector cimport Collector, collector_free, collector_new, coll
 from ipsec.fast.drops cimport *
 from ipsec.fast.held cimport HeldFrame, HeldFrames, held_forget_policies, held_too_long, held_unlink
 from ipsec.fast.inbound cimport inbound, inbound_find
-from ipsec.fast.jobs cimport JobCipher, Source
+from ipsec.fast.jobs cimport JobCipher
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
 from ipsec.fast.packet cimport PacketInfo, parse_packet
 from ipsec.fast.sa cimport *
-from ipsec.fast.sa_new cimport endpoint_fill, sa_free, sa_lifetime, sa_limit, sa_new
+from ipsec.fast.sa_new cimport endpoint_check, endpoint_fill, sa_free, sa_lifetime, sa_limit, sa_new
+from ipsec.fast.source cimport Source, source_from_python
 from ipsec.fast.spd cimport SpdPolicy, SpdTable
 from ipsec.fast.spd_build cimport (
     policy_from_python, spd_policy_free, spd_publish, spd_set_sa, spd_table_add, spd_table_delete, spd_table_free,
     spd_table_replace)
-from ipsec.fast.tables cimport sad_copy, sad_insert, sad_new, sad_remove, worker_free, worker_jobs, worker_new
+from ipsec.fast.tables cimport (
+    sad_copy, sad_insert, sad_new, sad_remove, shared_icmp_sources, worker_free, worker_jobs, worker_new)
 from ipsec.fast.worker cimport *
 
 import os
@@ -167,17 +169,7 @@ cdef class Engine:
 
     def set_icmp_sources(self, icmp_source4, icmp_source6):
         """Change the source addresses of ICMP errors; None: the address that the packet was for."""
-        for name, value, size in (("icmp_source4", icmp_source4, 4), ("icmp_source6", icmp_source6, 16)):
-            if value is not None and len(value) != size:
-                raise ValueError(f"{name} must have {size} octets, got {len(value)}")
-        self.shared.has_source4 = 0
-        self.shared.has_source6 = 0
-        if icmp_source4 is not None:
-            memcpy(self.shared.source4, <const uint8_t *><bytes>icmp_source4, 4)
-            self.shared.has_source4 = 1
-        if icmp_source6 is not None:
-            memcpy(self.shared.source6, <const uint8_t *><bytes>icmp_source6, 16)
-            self.shared.has_source6 = 1
+        shared_icmp_sources(&self.shared, icmp_source4, icmp_source6)
 
     def providers(self):
         """Suite name -> provider that this engine uses for it."""
@@ -308,14 +300,7 @@ cdef class Engine:
         cdef Sa *sa = self.sa_at(id)
         cdef Endpoint *old = sa.endpoint
         cdef Endpoint *e
-        if local.version != remote.version:
-            raise SaError(f"SA 0x{sa.spi:08x}: {local} and {remote} are of different families")
-        if sa.mode == MODE_TRANSPORT and local.is_unspecified:
-            raise SaError(f"SA 0x{sa.spi:08x}: transport mode needs a local address, {local} is none")
-        if encap is not None and not all(0 < port < 65536 for port in encap):
-            raise SaError(f"SA 0x{sa.spi:08x}: UDP ports {encap} are not in 1..65535")
-        if not 576 <= path_mtu <= 65535:
-            raise SaError(f"SA 0x{sa.spi:08x}: path MTU {path_mtu} is not in 576..65535")
+        endpoint_check(sa, local, remote, encap, path_mtu)
         direction, key, reqid, _ = self.sa_params[id]
         moved = (sa.spi, remote) if direction is Direction.OUT else key
         if moved != key and moved in self.outbound_ids:
@@ -583,19 +568,13 @@ cdef class Engine:
         cdef Sa *sa
         cdef Source origin
         cdef uint32_t reason
-        cdef bytes address
         cdef bytes data = bytes(datagram)
         self.alone()
         self.begin(&sink, now, b"")
         if len(data) > 65535:
             drop(w, NULL, DROP_IN_BUFFER_ERROR, 1)
             return Inbound(DropReason.IN_BUFFER_ERROR)
-        memset(&origin, 0, sizeof(origin))
-        if source is not None:
-            origin.version = source[0].version
-            origin.port = source[1]
-            address = source[0].packed
-            memcpy(origin.address, <const uint8_t *>address, len(address))
+        source_from_python(source, &origin)
         sa = inbound_find(self.shared.sad, data, <uint32_t>len(data))
         reason = inbound(w, sa, data, <uint32_t>len(data), tos, &origin, self.packet, &info, NULL)
         if source is not None:

@@ -7,11 +7,12 @@ from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32
 from ipsec.fast.drops cimport *
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
-from ipsec.fast.jobs cimport JOB_MAX, OpenJob, Source
+from ipsec.fast.jobs cimport JOB_MAX, OpenJob
 from ipsec.fast.packet cimport *
 from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
 from ipsec.fast.sa cimport *
 from ipsec.fast.selector cimport SELECT_ANY, SELECT_IPV4, ipv4_match, selectors_match
+from ipsec.fast.source cimport Source
 from ipsec.fast.worker cimport *
 
 cdef enum:

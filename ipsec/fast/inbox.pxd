@@ -3,6 +3,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ipsec.fast.atomic cimport load_u64, store_u64
+from ipsec.fast.message cimport message_facts
+from ipsec.fast.source cimport Source
 
 cdef enum:
     INBOX_SIZE = 262144
@@ -23,7 +25,7 @@ cdef struct Inbox:
     uint64_t head                    # octets written since the start
     uint64_t tail
 
-# Room for a datagram of `length` octets, NULL if there is none. inbox_publish shows it to the reader.
+# Room for a datagram of `length` octets, NULL if there is none.
 cdef inline InboxRecord *inbox_reserve(Inbox *inbox, uint32_t length, uint64_t *head) noexcept nogil:
     cdef uint32_t size = (<uint32_t>sizeof(InboxRecord) + length + 7) & ~<uint32_t>7
     cdef uint64_t at = inbox.head % INBOX_SIZE
@@ -43,8 +45,22 @@ cdef inline InboxRecord *inbox_reserve(Inbox *inbox, uint32_t length, uint64_t *
     head[0] = inbox.head + skip + size
     return r
 
-cdef inline void inbox_publish(Inbox *inbox, uint64_t head) noexcept nogil:
+# False if there is no room.
+cdef inline bint inbox_put(Inbox *inbox, const uint8_t *data, uint32_t length, int fd, const Source *source,
+                           const message_facts *facts) noexcept nogil:
+    cdef uint64_t head = 0
+    cdef InboxRecord *r = inbox_reserve(inbox, length, &head)
+    if r == NULL:
+        return False
+    r.fd = fd
+    r.version = source.version
+    r.port = source.port
+    memcpy(r.source, source.address, 16)
+    r.local_version = facts.local_known
+    memcpy(r.local, facts.local, 16)
+    memcpy(<uint8_t *>r + sizeof(InboxRecord), data, length)
     store_u64(&inbox.head, head)
+    return True
 
 # The oldest record, NULL if there is none. inbox_next is for when it was read.
 cdef inline InboxRecord *inbox_oldest(Inbox *inbox) noexcept nogil:

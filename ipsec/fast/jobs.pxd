@@ -1,12 +1,13 @@
 # Packets whose cipher runs for many of them at once. Only whoever has batches to give asks for it (Sink.batches, the pump,
 # a batch of the library). They wait in a queue until their owner wants them; a few go one by one, by esp_seal and
 # esp_open_other, which give the same octets.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ipsec.fast.crypto cimport CRYPTO_memcmp
 from ipsec.fast.packet cimport put32
 from ipsec.fast.sa cimport ESP_HEADER, Sa, esp_open_other, esp_seal
+from ipsec.fast.source cimport Source
 
 cdef enum:
     JOBS = 64                # packets in the queue
@@ -27,12 +28,6 @@ cdef struct SealJob:
     uint8_t *esp
     uint64_t seq
     uint32_t length          # of payload and trailer
-
-# Where a datagram came from.
-cdef struct Source:
-    uint8_t version          # 0: not known, then nothing is learned from it
-    uint8_t address[16]
-    uint16_t port            # UDP, 0 for raw ESP
 
 # A packet to be opened, and after jobs_open_all whether its ICV is good.
 cdef struct OpenJob:

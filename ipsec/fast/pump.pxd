@@ -16,11 +16,12 @@ from ipsec.fast.held cimport HeldFrame, held_discard, held_forget_policies, held
 from ipsec.fast.inbound cimport (
     INBOUND_ROOM, inbound, inbound_batched, inbound_find, inbound_job_begin, inbound_job_end)
 from ipsec.fast.inbox cimport *
-from ipsec.fast.jobs cimport JOBS, Jobs, Source, jobs_open_all
+from ipsec.fast.jobs cimport JOBS, Jobs, jobs_open_all
 from ipsec.fast.message cimport *
 from ipsec.fast.outbound cimport Sink, outbound_frame, seal_jobs
-from ipsec.fast.packet cimport PacketInfo, be16, be32
+from ipsec.fast.packet cimport PacketInfo, be32
 from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa, sa_inner_mtu
+from ipsec.fast.source cimport Source, read_source
 from ipsec.fast.spd cimport SpdTable
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
 from ipsec.fast.worker cimport *
@@ -562,24 +563,6 @@ cdef inline void pump_write(PumpState *p) noexcept nogil:
     coalesce_reset(c)
     p.plain_used = 0
 
-# Not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker).
-cdef inline void inbox_put(PumpState *p, const uint8_t *data, uint32_t length, int fd, const Source *source,
-                           const message_facts *facts) noexcept nogil:
-    cdef uint64_t head = 0
-    cdef InboxRecord *r = inbox_reserve(&p.inbox, length, &head)
-    if r == NULL:
-        p.counters[CONTROL_LOST] += 1
-        return
-    r.fd = fd
-    r.version = source.version
-    r.port = source.port
-    memcpy(r.source, source.address, 16)
-    r.local_version = facts.local_known
-    memcpy(r.local, facts.local, 16)
-    memcpy(<uint8_t *>r + sizeof(InboxRecord), data, length)
-    inbox_publish(&p.inbox, head)
-    p.counters[CONTROL_DATAGRAMS] += 1
-
 cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *data, uint32_t length,
                                const Source *source, const message_facts *facts) noexcept nogil:
     cdef PacketInfo info
@@ -592,7 +575,11 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
             p.counters[KEEPALIVES] += 1          # RFC 3948 section 2.3
             return
         if length >= 4 and be32(data) == 0:
-            inbox_put(p, data, length, p.sockets[which], source, facts)
+            # not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker)
+            if inbox_put(&p.inbox, data, length, p.sockets[which], source, facts):
+                p.counters[CONTROL_DATAGRAMS] += 1
+            else:
+                p.counters[CONTROL_LOST] += 1
             return
     if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:
         pump_open_all(p)
@@ -632,21 +619,6 @@ cdef inline void pump_write_keep(PumpState *p, PacketInfo *info) noexcept nogil:
     pump_write(p)
     p.plain_used = used
     coalesce_add(p.coalescer, <uint8_t *>info.data, info.length, info)
-
-cdef inline void read_source(const msghdr *h, Source *source) noexcept nogil:
-    cdef const uint8_t *name = <const uint8_t *>h.msg_name
-    cdef uint16_t family = 0
-    memset(source, 0, sizeof(Source))
-    if h.msg_namelen < 8:
-        return
-    memcpy(&family, name, 2)
-    source.port = be16(name + 2)
-    if family == AF_INET and h.msg_namelen >= 16:
-        source.version = 4
-        memcpy(source.address, name + 4, 4)
-    elif family == AF_INET6 and h.msg_namelen >= 28:
-        source.version = 6
-        memcpy(source.address, name + 8, 16)
 
 # One message: a datagram, a train of them, or an IP packet from a raw IPv4 socket.
 cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i) noexcept nogil:

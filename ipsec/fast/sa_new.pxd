@@ -10,8 +10,8 @@ from ipsec.fast.crypto cimport EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_MAC_CTX_
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.replay cimport replay_words
 from ipsec.fast.sa cimport (
-    DIRECTION_IN, DIRECTION_OUT, KIND_AEAD, KIND_CBC, KIND_CTR, KIND_GMAC, KIND_NULL, Endpoint, Sa, sa_inner_mtu, sa_key,
-    sa_selectors, sa_size)
+    DIRECTION_IN, DIRECTION_OUT, KIND_AEAD, KIND_CBC, KIND_CTR, KIND_GMAC, KIND_NULL, MODE_TRANSPORT, Endpoint, Sa, sa_inner_mtu,
+    sa_key, sa_selectors, sa_size)
 from ipsec.fast.selector cimport SELECT_IPV4, SELECT_PAIRS, SelectorPairC, ipv4_only, selector_from_python
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -38,6 +38,20 @@ cdef inline int endpoint_fill(Endpoint *e, object local, object remote, object e
     e.address[3] = <uint8_t>port
     memcpy(e.address + (4 if e.version == 4 else 8), e.remote, len(packed))
     e.address_len = 16 if e.version == 4 else 28
+    return 0
+
+# SaError if an SA cannot be at these addresses.
+cdef inline int endpoint_check(const Sa *sa, object local, object remote, object encap, object path_mtu) except -1:
+    from ipsec.errors import SaError
+
+    if local.version != remote.version:
+        raise SaError(f"SA 0x{sa.spi:08x}: {local} and {remote} are of different families")
+    if sa.mode == MODE_TRANSPORT and local.is_unspecified:
+        raise SaError(f"SA 0x{sa.spi:08x}: transport mode needs a local address, {local} is none")
+    if encap is not None and not all([0 < port < 65536 for port in encap]):
+        raise SaError(f"SA 0x{sa.spi:08x}: UDP ports {encap} are not in 1..65535")
+    if not 576 <= path_mtu <= 65535:
+        raise SaError(f"SA 0x{sa.spi:08x}: path MTU {path_mtu} is not in 576..65535")
     return 0
 
 # Wipe the keys and give the memory back.

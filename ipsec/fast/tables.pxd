@@ -1,6 +1,7 @@
 # Workers and the SAD's tables made, filled and freed: the control plane's side of worker.pxd. The SPD's is spd_build.pxd.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from ipsec._providers cimport job_manager_free, job_manager_new
 from ipsec.fast.atomic cimport store_ptr, store_u64
@@ -53,6 +54,21 @@ cdef inline int worker_jobs(Worker *w, const JobCipher *cipher) except -1:
         free(jobs)
         raise
     store_ptr(&w.jobs, jobs)
+    return 0
+
+# The source addresses of ICMP errors, or None; ValueError.
+cdef inline int shared_icmp_sources(Shared *shared, object source4, object source6) except -1:
+    for name, value, size in (("icmp_source4", source4, 4), ("icmp_source6", source6, 16)):
+        if value is not None and len(value) != size:
+            raise ValueError(f"{name} must have {size} octets, got {len(value)}")
+    shared.has_source4 = 0
+    shared.has_source6 = 0
+    if source4 is not None:
+        memcpy(shared.source4, <const uint8_t *><bytes>source4, 4)
+        shared.has_source4 = 1
+    if source6 is not None:
+        memcpy(shared.source6, <const uint8_t *><bytes>source6, 16)
+        shared.has_source6 = 1
     return 0
 
 cdef inline SadTable *sad_new(uint32_t size) except NULL:
