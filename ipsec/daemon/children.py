@@ -143,6 +143,8 @@ class Children:
             if event.outbound is not None:
                 known.outbound = self._add(event, Direction.OUT, event.outbound, pairs)
         except (SaError, SuiteError, PolicyError, BackendError) as error:
+            if known.inbound is None:
+                self._backend.free_spi(child.spi_in)
             self._remove(known, inbound=True, outbound=True)
             return str(error)
         return None

@@ -16,12 +16,13 @@ from ipsec.config import load_text
 from ipsec.crypto.identity import parse_pattern
 from ipsec.daemon import closing
 from ipsec.daemon import ike as ike_module
+from ipsec.daemon.children import Children
 from ipsec.daemon.ike import IkeControl
-from ipsec.errors import BackendError, PolicyError
+from ipsec.errors import BackendError, PolicyError, SaError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Policy, SaParams
 from ipsec.ike.delete import Liveness
-from ipsec.ike.events import Initiate
+from ipsec.ike.events import Initiate, InstallChild, RemoveChild
 from ipsec.vici.actions import _Attempt
 from ipsec.wire.selector import TrafficSelector
 
@@ -257,6 +258,34 @@ def test_a_trap_asks_once_and_asks_again_after_a_failure(caplog: pytest.LogCaptu
         assert set(a.rearmed) == {policy}
         assert not a.sas
         assert not a.spis, "an SPI was lost"
+        await pair.stop()
+
+    run(main())
+
+
+def test_the_spi_of_an_sa_that_cannot_be_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the CHILD_SA is closed before the engine has heard of it, and says then that there is an inbound SA:
+    packets with that SPI would be kept for ever."""
+
+    async def main() -> None:
+        pair = Pair(A, B)
+        events: list[InstallChild] = []
+        install = pair.ends[0].children.install
+        monkeypatch.setattr(pair.ends[0].children, "install", lambda event: events.append(event) or install(event))
+        await pair.start()
+        await until(lambda: events)
+        (event,) = events
+
+        def refuse(params: SaParams) -> int:
+            raise SaError("not today")
+
+        backend = FakeBackend()
+        backend.spis.add(event.child.spi_in)
+        monkeypatch.setattr(backend, "add_sa", refuse)
+        children = Children(backend, path_mtu=1500, fraction=lambda: 0.0)  # type: ignore[arg-type]
+        assert children.install(event) == "not today"
+        children.remove(RemoveChild(event.child, True, True))
+        assert not backend.spis
         await pair.stop()
 
     run(main())
