@@ -13,21 +13,22 @@ from ipsec.fast.atomic cimport add_u32, and_u32, fence, load_u32, load_u64, stor
 from ipsec.fast.batch cimport BATCH_HEAD, BatchState, batch_open, batch_seal, batch_slot
 from ipsec.fast.collector cimport Collector, collector_free, collector_new, collector_start
 from ipsec.fast.drops cimport *
+from ipsec.fast.early cimport EarlyPacket
 from ipsec.fast.held cimport HeldFrame, HeldFrames, held_forget_policies, held_too_long, held_unlink
-from ipsec.fast.inbound cimport inbound, inbound_find
+from ipsec.fast.inbound cimport INBOUND_EARLY, inbound, inbound_find, inbound_next_early
 from ipsec.fast.jobs cimport JobCipher
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.outbound cimport Sink, can_be_said, outbound_frame, outbound_reserve, protect_single, seal_packet
 from ipsec.fast.packet cimport PacketInfo, parse_packet
 from ipsec.fast.sa cimport *
-from ipsec.fast.sa_new cimport endpoint_check, endpoint_fill, sa_free, sa_lifetime, sa_limit, sa_new
+from ipsec.fast.sa_new cimport endpoint_check, endpoint_fill, sa_free, sa_lifetime, sa_limit, sa_new, sa_stats
 from ipsec.fast.source cimport Source, source_from_python
 from ipsec.fast.spd cimport SpdPolicy, SpdTable
 from ipsec.fast.spd_build cimport (
     policy_from_python, spd_policy_free, spd_publish, spd_set_sa, spd_table_add, spd_table_delete, spd_table_free,
-    spd_table_replace)
+    spd_table_from_python, spd_table_replace)
 from ipsec.fast.tables cimport (
-    sad_copy, sad_insert, sad_new, sad_remove, shared_icmp_sources, worker_free, worker_jobs, worker_new)
+    sad_insert, sad_new, sad_remove, sad_replace, shared_icmp_sources, worker_free, worker_jobs, worker_new)
 from ipsec.fast.worker cimport *
 
 import os
@@ -36,7 +37,7 @@ from ipsec._providers import PROVIDERS, choose_provider
 from ipsec.crypto.suites import all_esp_suites
 from ipsec.errors import PolicyError, SaError, SuiteError
 from ipsec.esp.drops import DropReason
-from ipsec.esp.engine import Event, EventKind, Inbound, Outbound, SaStats, Sealed
+from ipsec.esp.engine import Event, EventKind, Inbound, Outbound, Sealed
 from ipsec.esp.sa import Action, Direction
 
 cdef enum Retired:
@@ -136,6 +137,7 @@ cdef class Engine:
         self.shared.hold = hold_packets
         self.set_icmp_sources(icmp_source4, icmp_source6)
         self.shared.sad = sad_new(64)
+        self.shared.awaited = sad_new(64)
         self.shared.spd = spd_table_replace(NULL, NULL, 0)
         if self.shared.spd == NULL:
             raise MemoryError
@@ -146,6 +148,7 @@ cdef class Engine:
         self.sas = {}
         self.sa_params = {}
         self.inbound_ids = {}
+        self.awaited = set()
         self.outbound_ids = {}
         self.policies = {}
         self.policy_reqids = {}
@@ -164,6 +167,7 @@ cdef class Engine:
                 worker_free(self.workers[i])
         spd_table_free(self.shared.spd)
         free(self.shared.sad)
+        free(self.shared.awaited)
         collector_free(self.collector)
         free(self.packet)
 
@@ -220,7 +224,6 @@ cdef class Engine:
         """Install an SA; its id. SaError if an inbound SA has that SPI, or an outbound one has (SPI, remote)."""
         cdef uint32_t id = self.next_sa
         cdef Sa *sa
-        cdef SadTable *table
         cdef bint incoming = params.direction is Direction.IN
         cdef uint32_t i
         index = self.inbound_ids if incoming else self.outbound_ids
@@ -237,10 +240,9 @@ cdef class Engine:
                     sa_free(sa)
                     raise
         if incoming:
-            table = self.shared.sad
-            if 2 * (table.used + 1) > table.mask + 1:
-                self.sad_rebuild(len(self.inbound_ids) + 1)
+            self.sad_room(&self.shared.sad, len(self.inbound_ids) + 1)
             sad_insert(self.shared.sad, sa.spi, sa)
+            self.forget_spi(sa.spi)
         else:
             self.sa_reqids.setdefault(params.reqid, []).append(id)
         self.next_sa += 1
@@ -252,15 +254,28 @@ cdef class Engine:
             add_u32(&self.shared.released, 1)
         return id
 
-    cdef int sad_rebuild(self, size_t live) except -1:
-        """Publish a table with room for twice the SAs there are."""
-        cdef SadTable *old = self.shared.sad
-        cdef uint32_t size = 64
-        while size < 4 * live:
-            size *= 2
-        store_ptr(&self.shared.sad, sad_copy(old, size))
-        self.retire(RETIRED_MEMORY, old)
+    cdef int sad_room(self, SadTable **where, size_t live) except -1:
+        """Make sure that there is room for one more, so that with it ``live`` are there: maybe in another table."""
+        cdef SadTable *old = sad_replace(where, live)
+        if old != NULL:
+            self.retire(RETIRED_MEMORY, old)
         return 0
+
+    def expect_spi(self, spi):
+        """Keep packets with this SPI until an SA has it or ``forget_spi``. SaError if an SA has it, or none can."""
+        if not 256 <= spi <= 0xFFFFFFFF or spi in self.inbound_ids:
+            raise SaError(f"no inbound SA can come with SPI 0x{spi:08x}")
+        self.sad_room(&self.shared.awaited, len(self.awaited) + 1)
+        # any address will do
+        sad_insert(self.shared.awaited, spi, <Sa *>&self.shared)
+        self.awaited.add(spi)
+
+    def forget_spi(self, spi):
+        """No packet with this SPI needs to be kept any more; one that nobody expects is ignored."""
+        if spi in self.awaited:
+            self.awaited.remove(spi)
+            sad_remove(self.shared.awaited, spi)
+        add_u32(&self.shared.arrived, 1)
 
     cdef int point_policies(self, object reqid) except -1:
         """Give the policies of a reqid the SA that was added last, or none."""
@@ -328,16 +343,8 @@ cdef class Engine:
     def query_sa(self, id):
         """Counters of an SA (``SaStats``). SaError if it is not there."""
         cdef Sa *sa = self.sa_at(id)
-        cdef Endpoint *e = sa.endpoint
-        cdef uint64_t seq = load_u64(&sa.seq) if sa.direction == DIRECTION_OUT else sa.replay.top
-        # each outbound packet takes a number: they are as many, whoever counts beside whom
-        cdef uint64_t packets = seq - sa.seq_start if sa.direction == DIRECTION_OUT else sa.packets
         self.collect()
-        encap = self.sa_params[id][3]
-        return SaStats(
-            packets=packets, bytes=sa.bytes, last_use=sa.last_use_ns / 1e9 if packets else None, seq=seq,
-            drops={reason: sa.drops[<int>reason] for reason in _REASONS if sa.drops[<int>reason]},
-            remote=address_to_python(e.remote, e.version), encap=(encap[0], e.remote_port) if encap is not None else None)
+        return sa_stats(sa, self.sa_params[id][3], _REASONS)
 
     # --- SPD ---
 
@@ -374,19 +381,12 @@ cdef class Engine:
 
     def set_policies(self, policies):
         """Replace the whole SPD at once; the ids, in the same order."""
-        cdef SpdPolicy **array = <SpdPolicy **>calloc(len(policies) + 1, sizeof(SpdPolicy *))
-        cdef SpdTable *table = NULL
         cdef uint32_t n = 0
         cdef uint32_t i
-        if array == NULL:
-            raise MemoryError
+        cdef SpdPolicy **array = NULL
+        cdef SpdTable *table = spd_table_from_python(self.shared.spd, policies, self.next_policy, &array)
         try:
-            for policy in policies:
-                array[n] = policy_from_python(policy, self.next_policy + n)
-                n += 1
-            table = spd_table_replace(self.shared.spd, array, n)
-            if table == NULL:
-                raise MemoryError
+            n = len(policies)
             self.next_policy += n
             self.policies = {}
             self.policy_reqids = {}
@@ -395,9 +395,6 @@ cdef class Engine:
             self.publish_spd(table)
             return [array[i].id for i in range(n)]
         finally:
-            if table == NULL:
-                for i in range(n):
-                    spd_policy_free(array[i])
             free(array)
 
     def del_policy(self, id):
@@ -504,12 +501,30 @@ cdef class Engine:
 
     def held(self):
         """How many frames wait for an SA."""
-        cdef uint32_t i
-        cdef uint32_t total = 0
         fence()      # what was just changed is seen by whoever keeps a frame that is not counted here
-        for i in range(self.worker_count + 1):
-            total += load_u32(&self.workers[i].held.count)
-        return total
+        return sum([load_u32(&self.workers[i].held.count) for i in range(self.worker_count + 1)])
+
+    def early(self):
+        """How many packets came before their SA and wait for it."""
+        fence()      # as in held()
+        return sum([load_u32(&self.workers[i].early.count) for i in range(self.worker_count + 1)])
+
+    def release_early(self, now):
+        """What became of the packets that ``inbound`` kept and whose SA is there, oldest first for each SPI."""
+        cdef Worker *w = self.workers[self.worker_count]
+        cdef EarlyPacket *packet
+        cdef Sink sink
+        self.alone()
+        self.begin(&sink, now, b"")
+        result = []
+        while True:
+            packet = inbound_next_early(w)
+            if packet == NULL:
+                break
+            result.append(self.inbound_one(packet.data, packet.length, packet.tos, &packet.source))
+            free(packet)
+        self.drain_events()
+        return result
 
     def release(self, now):
         """Try the packets again that ``outbound`` kept; what became of those that wait no longer, oldest first."""
@@ -564,10 +579,7 @@ cdef class Engine:
         """Everything RFC 4301 section 5.2 asks for an ESP packet, SPI to ICV (``Inbound``)."""
         cdef Sink sink
         cdef Worker *w = self.workers[self.worker_count]
-        cdef PacketInfo info
-        cdef Sa *sa
         cdef Source origin
-        cdef uint32_t reason
         cdef bytes data = bytes(datagram)
         self.alone()
         self.begin(&sink, now, b"")
@@ -575,10 +587,18 @@ cdef class Engine:
             drop(w, NULL, DROP_IN_BUFFER_ERROR, 1)
             return Inbound(DropReason.IN_BUFFER_ERROR)
         source_from_python(source, &origin)
-        sa = inbound_find(self.shared.sad, data, <uint32_t>len(data))
-        reason = inbound(w, sa, data, <uint32_t>len(data), tos, &origin, self.packet, &info, NULL)
+        result = self.inbound_one(data, <uint32_t>len(data), tos, &origin)
         if source is not None:
             self.drain_events()
+        return result
+
+    cdef object inbound_one(self, const uint8_t *data, uint32_t length, uint8_t tos, const Source *source):
+        cdef PacketInfo info
+        cdef Sa *sa = inbound_find(self.shared.sad, data, length)
+        cdef uint32_t reason = inbound(self.workers[self.worker_count], sa, data, length, tos, source, self.packet, &info,
+                                       NULL)
+        if reason == INBOUND_EARLY:
+            return Inbound(DropReason.NONE)
         if reason:
             return Inbound(_REASONS[reason], b"", -1 if sa == NULL else sa.id)
         return Inbound(DropReason.NONE, PyBytes_FromStringAndSize(<char *>info.data, info.length), sa.id)

@@ -130,7 +130,7 @@ cdef class Pump:
         add_u32(&self.engine.running, <uint32_t>-1)
 
     def wake(self):
-        """Let ``run_forever`` look at once at what waits for an SA; without it the next ``run_tun`` does."""
+        """Let ``run_forever`` look at once at what waits for an SA, either way; without it the next ``run_tun`` does."""
         os.eventfd_write(self.wake_fd, 1)
 
     def blocked_fd(self):

@@ -91,7 +91,11 @@ class Backend(Protocol):
         """Release everything and remove what ``start`` added. May be called in any state, more than once."""
 
     def get_spi(self) -> int:
-        """A free SPI for an inbound SA."""
+        """A free SPI for an inbound SA.
+
+        A peer that is told may use it before we have its answer (RFC 7296 section 2.8): the few packets that come in
+        between are kept until ``add_sa``, or for some seconds.
+        """
 
     def free_spi(self, spi: int) -> None:
         """An SPI of ``get_spi`` that no SA was added with is not needed any more."""

@@ -50,7 +50,7 @@ class CorePump(Protocol):
         """Read the sockets up to ``budget`` times each; MORE and DEVICE_LOST."""
 
     def wake(self) -> None:
-        """Let ``run_forever`` look at what waits for an SA; without it the next ``run_tun`` does."""
+        """Let ``run_forever`` look at what waits for an SA, either way; without it the next ``run_tun`` does."""
 
     def blocked_fd(self) -> int:
         """The socket that had no room for the last message, -1 if none."""

@@ -460,11 +460,16 @@ class UserspaceBackend:
             spi = secrets.randbits(32)
             if spi >= 256 and spi not in self._spis:
                 self._spis.add(spi)
+                if self._engine is not None:
+                    self._engine.expect_spi(spi)
                 return spi
 
     def free_spi(self, spi: int) -> None:
         """An SPI of ``get_spi`` that no SA was added with is not needed any more."""
         self._spis.discard(spi)
+        if self._engine is not None:
+            self._engine.forget_spi(spi)
+            self._wake(self._engine.early())
 
     def add_sa(self, params: SaParams) -> int:
         """Install an SA; its id. SaError if it cannot be, also because this daemon has no socket that fits it."""
@@ -475,14 +480,15 @@ class UserspaceBackend:
         self._routes.add_sa(params)
         if params.direction is Direction.IN:
             self._spis.add(params.spi)
+            self._wake(engine.early())
         else:
             self._outbound.setdefault(params.reqid, set()).add(sa)
-            self._release(engine)
+            self._wake(engine.held())
         return sa
 
-    def _release(self, engine: CoreEngine) -> None:
-        """Packets that wait for an SA are tried once more."""
-        if engine.held():
+    def _wake(self, waiting: int) -> None:
+        """Packets that wait for an SA, if there are any, are tried once more."""
+        if waiting:
             for worker in self._workers:
                 worker.wake()
 
@@ -526,7 +532,7 @@ class UserspaceBackend:
         number = engine.add_policy(policy)
         self._policies[number] = policy
         self._routes.add_policy(policy)
-        self._release(engine)
+        self._wake(engine.held())
         return number
 
     def set_policies(self, policies: Sequence[Policy]) -> list[int]:
@@ -539,7 +545,7 @@ class UserspaceBackend:
         for policy in self._policies.values():
             self._routes.del_policy(policy)
         self._policies = dict(zip(numbers, policies, strict=True))
-        self._release(engine)
+        self._wake(engine.held())
         return numbers
 
     def del_policy(self, policy: int) -> None:
@@ -547,7 +553,7 @@ class UserspaceBackend:
         engine = self._need_engine()
         engine.del_policy(policy)
         self._routes.del_policy(self._policies.pop(policy))
-        self._release(engine)
+        self._wake(engine.held())
 
     def rearm(self, policy: int) -> None:
         """Let the next packet of a policy without an SA raise ACQUIRE at once."""

@@ -19,7 +19,7 @@ class DropReason(IntEnum):
     IN_HDR_ERROR = 2
     "too short to be ESP under this SA, or SPI 0..255 (RFC 4303 section 2.1)"
     IN_NO_STATES = 3
-    "no SA has this SPI"
+    "no SA has this SPI; or it came before its SA, and there was no room, or the SA did not come in time"
     IN_STATE_INVALID = 4
     "the SA is not for this direction, or is being removed"
     IN_STATE_EXPIRED = 5

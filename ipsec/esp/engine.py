@@ -53,6 +53,11 @@ class Inbound(NamedTuple):
     "the inner IP packet"
     sa: int = -1
 
+    @property
+    def held(self) -> bool:
+        """Kept until there is an SA with its SPI: ``EspEngine.release_early`` tells what became of it."""
+        return self.drop is DropReason.NONE and self.sa < 0
+
 
 class EventKind(IntEnum):
     """What the control plane is told."""
@@ -112,6 +117,12 @@ HELD_FRAMES = 128
 HELD_OCTETS = 1 << 19
 #: nobody wants a packet that is older (the kernel's xfrm_acq_expires)
 HELD_SECONDS = 30
+#: packets that came before their SA, of each worker: of so many SPIs, and for each so many, with so many octets
+EARLY_SPIS = 16
+EARLY_PACKETS = 64
+EARLY_OCTETS = 1 << 17
+#: an answer that was lost has come by then: IKE sends its request again after 4 s
+EARLY_SECONDS = 5
 #: datagrams whose fragments are put together at once, and for how long
 JOIN_DATAGRAMS = 8
 JOIN_SECONDS = 30
@@ -136,6 +147,25 @@ class EspEngine(Protocol):
 
     def query_sa(self, sa: int) -> SaStats:
         """Counters of an SA. SaError if it is not there."""
+
+    def expect_spi(self, spi: int) -> None:
+        """A peer is told this SPI, and may use it before its SA is added (RFC 7296 section 2.8): keep such packets.
+
+        Until an inbound SA has it or ``forget_spi``. SaError if an SA has it already, or none can.
+        """
+
+    def forget_spi(self, spi: int) -> None:
+        """No SA will come with this SPI: what was kept for it is dropped. One that nobody expects is ignored."""
+
+    def early(self) -> int:
+        """How many packets came before their SA and wait for it, those included that are not dropped yet."""
+
+    def release_early(self, now: float) -> list[Inbound]:
+        """Open packets that ``inbound`` kept and whose SA is there; what became of them, oldest first for each SPI.
+
+        They are not authenticated before. What waited too long, or for an SPI that is forgotten, is dropped as
+        IN_NO_STATES. What a pump kept it delivers itself: ``Pump.wake``.
+        """
 
     def add_policy(self, policy: Policy) -> int:
         """Add a policy; its id."""

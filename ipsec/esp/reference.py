@@ -25,6 +25,7 @@ from ipaddress import ip_address
 
 from ipsec.errors import ParseError, SaError
 from ipsec.esp.drops import DropReason
+from ipsec.esp.early import EarlyPacket, EarlyPackets
 from ipsec.esp.engine import (
     ACQUIRE_SECONDS,
     HELD_SECONDS,
@@ -93,6 +94,7 @@ class ReferenceEngine:
         self._acquired: dict[int, tuple[int, float]] = {}
         "policy -> reqid and time of those whose ACQUIRE is still unanswered"
         self._waiting = HeldPackets(hold_packets)
+        self._early = EarlyPackets()
         self._events: list[Event] = []
         self._drops: dict[DropReason, int] = {}
 
@@ -101,13 +103,25 @@ class ReferenceEngine:
     def add_sa(self, params: SaParams) -> int:
         """Install an SA; its id. SaError if an inbound SA has that SPI, or an outbound one has (SPI, remote)."""
         entry = self._sad.add(params)
-        if params.direction is Direction.OUT:
+        if params.direction is Direction.IN:
+            self._early.awaited.discard(params.spi)
+        else:
             self._acquired = {policy: asked for policy, asked in self._acquired.items() if asked[0] != params.reqid}
         return entry.sa
 
     def del_sa(self, sa: int) -> None:
         """Remove an SA. SaError if it is not there. Python cannot wipe its keys: the compiled engine does."""
         self._sad.remove(sa)
+
+    def expect_spi(self, spi: int) -> None:
+        """Keep packets with this SPI until an SA has it or ``forget_spi``. SaError if an SA has it, or none can."""
+        if not _RESERVED_SPIS <= spi <= 0xFFFFFFFF or self._sad.inbound(spi) is not None:
+            raise SaError(f"no inbound SA can come with SPI 0x{spi:08x}")
+        self._early.awaited.add(spi)
+
+    def forget_spi(self, spi: int) -> None:
+        """No packet with this SPI needs to be kept any more; one that nobody expects is ignored."""
+        self._early.awaited.discard(spi)
 
     def update_sa(
         self, sa: int, *, local: IpAddress, remote: IpAddress, encap: tuple[int, int] | None, path_mtu: int
@@ -330,7 +344,7 @@ class ReferenceEngine:
             return Inbound(self._drop(DropReason.IN_HDR_ERROR))
         entry = self._sad.inbound(spi)
         if entry is None:
-            return Inbound(self._drop(DropReason.IN_NO_STATES))
+            return self._without_inbound_sa(EarlyPacket(spi, datagram, tos, source, now))
         plaintext = self._open(entry, low, datagram[ESP_HEADER:], source)
         if isinstance(plaintext, DropReason):
             return Inbound(self._drop(plaintext, entry), sa=entry.sa)
@@ -338,6 +352,27 @@ class ReferenceEngine:
         if isinstance(packet, DropReason):
             return Inbound(self._drop(packet, entry), sa=entry.sa)
         return Inbound(DropReason.NONE, packet, entry.sa)
+
+    def early(self) -> int:
+        """How many packets came before their SA and wait for it."""
+        return len(self._early)
+
+    def release_early(self, now: float) -> list[Inbound]:
+        """What became of the packets that ``inbound`` kept and whose SA is there, oldest first for each SPI."""
+        packets, lost = self._early.take(lambda spi: self._sad.inbound(spi) is not None, now)
+        for _ in range(lost):
+            self._drop(DropReason.IN_NO_STATES)
+        return [self.inbound(one.datagram, now, tos=one.tos, source=one.source) for one in packets]
+
+    def _without_inbound_sa(self, packet: EarlyPacket) -> Inbound:
+        """RFC 7296 section 2.8: who answers an exchange may send through its SA before we have the answer."""
+        if packet.spi not in self._early.awaited:
+            return Inbound(self._drop(DropReason.IN_NO_STATES))
+        for _ in range(self._early.expire(packet.since)):
+            self._drop(DropReason.IN_NO_STATES)
+        if not self._early.put(packet):
+            return Inbound(self._drop(DropReason.IN_NO_STATES))
+        return Inbound(DropReason.NONE)
 
     def _open(self, entry: SaEntry, low: int, body: bytes, source: tuple[IpAddress, int] | None) -> bytes | DropReason:
         """RFC 4303 section 3.4: from sequence number to ICV. The plaintext with padding and trailer."""

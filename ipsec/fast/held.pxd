@@ -1,6 +1,6 @@
 # Frames from the inside that met a PROTECT policy without an SA: kept for the SA that is being negotiated, newest first to
 # stay (RFC 4301 section 5.1 leaves it open; the kernel's XFRM keeps them too). Bounded for each policy, and for a worker in
-# frames, octets and time. The one place that allocates for a packet: where it happens nothing can be sent anyway.
+# frames, octets and time. It allocates for a packet, as early.pxd does and nothing else: where that happens nothing can be sent anyway.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset

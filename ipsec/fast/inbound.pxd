@@ -5,6 +5,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 from ipsec.fast.atomic cimport and_u32, load_ptr, or_u32
 from ipsec.fast.drops cimport *
+from ipsec.fast.early cimport (
+    EARLY_SPIS, EarlyPacket, EarlySpi, early_discard, early_expire, early_put, early_take)
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
 from ipsec.fast.jobs cimport JOB_MAX, OpenJob
@@ -18,19 +20,21 @@ from ipsec.fast.worker cimport *
 cdef enum:
     INBOUND_ROOM = 64        # octets before the decrypted payload, for the header that transport mode puts back
     TRANSPORT_TTL = 64
+    INBOUND_EARLY = DROP_REASONS     # no drop: the packet is kept for the SA to come
 
 # The SA of a datagram, NULL if there is none.
 cdef inline Sa *inbound_find(SadTable *sad, const uint8_t *esp, uint32_t length) noexcept nogil:
     return sad_find(sad, be32(esp)) if length >= ESP_HEADER else NULL
 
 # Verifies and deciphers a datagram of this SA (inbound_find's) into plain + INBOUND_ROOM, unless a job has done so; on
-# success *info describes the inner packet. DROP_NONE or the reason, already counted.
+# success *info describes the inner packet. DROP_NONE, or the reason, already counted, or INBOUND_EARLY.
 cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,
                              uint8_t *plain, PacketInfo *info, const OpenJob *job) noexcept nogil:
     cdef uint32_t reason
     if sa == NULL:
-        # numbers below 256 are reserved: there is no such SA (RFC 4303 section 2.1)
-        reason = DROP_IN_HDR_ERROR if length < ESP_HEADER or be32(esp) < 256 else DROP_IN_NO_STATES
+        reason = w.without_sa(w, esp, length, tos, source)
+        if reason == INBOUND_EARLY:
+            return reason
     elif sa.dead:
         reason = DROP_IN_STATE_INVALID
     else:
@@ -42,6 +46,40 @@ cdef inline uint32_t inbound(Worker *w, Sa *sa, const uint8_t *esp, uint32_t len
     if reason:
         w.drops[reason] += 1
     return reason
+
+# A packet whose SA is not there: kept if a peer may send such ones already. Called by its address (worker_new), so that it
+# is no part of those that have one: inlined, it cost each of them 22 instructions.
+cdef inline uint32_t inbound_without_sa(Worker *w, const uint8_t *esp, uint32_t length, uint8_t tos,
+                                        const Source *source) noexcept nogil:
+    # numbers below 256 are reserved: there is no such SA (RFC 4303 section 2.1)
+    if length < ESP_HEADER or be32(esp) < 256:
+        return DROP_IN_HDR_ERROR
+    if not inbound_is_awaited(w.shared, be32(esp)):
+        return DROP_IN_NO_STATES
+    w.drops[DROP_IN_NO_STATES] += early_expire(&w.early, w.now_ns)
+    return INBOUND_EARLY if early_put(&w.early, be32(esp), esp, length, tos, source, w.now_ns) else DROP_IN_NO_STATES
+
+# Whether an SPI was told to a peer, or has become an SA since the caller looked. In this order: the control plane adds the
+# SA first.
+cdef inline bint inbound_is_awaited(Shared *shared, uint32_t spi) noexcept nogil:
+    return (sad_find(<SadTable *>load_ptr(&shared.awaited), spi) != NULL
+            or sad_find(<SadTable *>load_ptr(&shared.sad), spi) != NULL)
+
+# The next packet, oldest first for each SPI, that was kept and has its SA now, for the caller to free; NULL if there is
+# none. What waited too long, or for what does not come any more, is dropped on the way.
+cdef inline EarlyPacket *inbound_next_early(Worker *w) noexcept nogil:
+    cdef EarlySpi *of
+    cdef uint32_t i
+    w.drops[DROP_IN_NO_STATES] += early_expire(&w.early, w.now_ns)
+    for i in range(<uint32_t>EARLY_SPIS):
+        of = &w.early.spis[i]
+        if of.count == 0:
+            continue
+        if not inbound_is_awaited(w.shared, of.spi):
+            w.drops[DROP_IN_NO_STATES] += early_discard(&w.early, of)
+        elif sad_find(<SadTable *>load_ptr(&w.shared.sad), of.spi) != NULL:
+            return early_take(&w.early, of)
+    return NULL
 
 # Nothing of the plain text is looked at unless the ICV is good.
 cdef inline uint32_t inbound_sa(Worker *w, Sa *sa, const uint8_t *esp, uint32_t length, uint8_t tos, const Source *source,

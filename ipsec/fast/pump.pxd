@@ -12,9 +12,10 @@ from posix.uio cimport iovec, writev
 from ipsec.fast.atomic cimport fence, load_ptr, load_u32, store_u8
 from ipsec.fast.coalesce cimport *
 from ipsec.fast.drops cimport *
+from ipsec.fast.early cimport EarlyPacket, early_discard_all
 from ipsec.fast.held cimport HeldFrame, held_discard, held_forget_policies, held_too_long, held_unlink
 from ipsec.fast.inbound cimport (
-    INBOUND_ROOM, inbound, inbound_batched, inbound_find, inbound_job_begin, inbound_job_end)
+    INBOUND_ROOM, inbound, inbound_batched, inbound_find, inbound_job_begin, inbound_job_end, inbound_next_early)
 from ipsec.fast.inbox cimport *
 from ipsec.fast.jobs cimport JOBS, Jobs, jobs_open_all
 from ipsec.fast.message cimport *
@@ -189,11 +190,6 @@ cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
         if h.msg_controllen == 0:
             h.msg_control = NULL
 
-cdef inline void message_done(PumpState *p, const Message *m) noexcept nogil:
-    p.counters[NET_TX_MESSAGES] += 1
-    p.counters[NET_TX_DATAGRAMS] += m.count
-    p.counters[NET_TX_BYTES] += m.length
-
 # EMSGSIZE: the path became narrower. The next packets are measured against what the kernel knows now (RFC 4301 section 8.2).
 cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
     cdef Endpoint *e = m.endpoint
@@ -345,7 +341,9 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
         if sent > 0:
             before = p.counters[NET_TX_DATAGRAMS]
             for run in range(<uint32_t>sent):
-                message_done(p, &p.messages[i + run])
+                p.counters[NET_TX_DATAGRAMS] += p.messages[i + run].count
+                p.counters[NET_TX_BYTES] += p.messages[i + run].length
+            p.counters[NET_TX_MESSAGES] += <uint64_t>sent
             pump_count_batch(p, True, p.counters[NET_TX_DATAGRAMS] - before)
             i += <uint32_t>sent
             continue
@@ -378,6 +376,7 @@ cdef inline void pump_discard(PumpState *p, bint held) noexcept nogil:
     cdef uint32_t i
     while held and p.worker.held.first != NULL:
         drop(p.worker, NULL, DROP_OUT_NO_STATES, held_discard(&p.worker.held, NULL))
+    drop(p.worker, NULL, DROP_IN_NO_STATES, early_discard_all(&p.worker.early) if held else 0)
     for i in range(p.n_messages):
         drop(p.worker, NULL, DROP_OUT_SEND_ERROR, p.messages[i].count)
     p.n_messages = 0
@@ -468,6 +467,7 @@ cdef inline int pump_tun(PumpState *p, uint32_t budget) noexcept nogil:
     if p.n_messages:
         pump_flush(p)
     pump_held(p)
+    pump_early(p)
     if p.device_lost:
         result = RUN_DEVICE_LOST
     while not p.blocked and not p.device_lost:
@@ -576,10 +576,8 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
             return
         if length >= 4 and be32(data) == 0:
             # not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker)
-            if inbox_put(&p.inbox, data, length, p.sockets[which], source, facts):
-                p.counters[CONTROL_DATAGRAMS] += 1
-            else:
-                p.counters[CONTROL_LOST] += 1
+            p.counters[CONTROL_DATAGRAMS if inbox_put(&p.inbox, data, length, p.sockets[which], source, facts)
+                       else CONTROL_LOST] += 1
             return
     if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:
         pump_open_all(p)
@@ -662,6 +660,34 @@ cdef inline void pump_message(PumpState *p, SadTable *sad, int which, uint32_t i
         pump_open_all(p)
         pump_write(p)
 
+# Takes what came before its SA, if there was a change since; before what comes later. One by one: it is rare.
+cdef inline void pump_early(PumpState *p) noexcept nogil:
+    cdef Worker *w = p.worker
+    cdef uint32_t arrived
+    cdef EarlyPacket *packet
+    cdef PacketInfo info
+    cdef Sa *sa
+    if not w.early.count:
+        return
+    fence()      # the SA may have come since its packet was kept: whoever added it saw nothing to wake us for
+    arrived = load_u32(&w.shared.arrived)
+    if w.early.arrived == arrived:
+        return
+    while True:
+        packet = inbound_next_early(w)
+        if packet == NULL:
+            break
+        sa = inbound_find(<SadTable *>load_ptr(&w.shared.sad), packet.data, packet.length)
+        if inbound(w, sa, packet.data, packet.length, packet.tos, &packet.source, p.plain + p.plain_used, &info,
+                   NULL) == DROP_NONE:
+            pump_opened(p, &info)
+            p.plain_used += (packet.length + INBOUND_ROOM + 63) & ~<uint32_t>63
+        free(packet)
+        if p.plain_used > PLAIN_FLUSH:
+            pump_write(p)
+    pump_write(p)
+    w.early.arrived = arrived
+
 # Receives from one socket up to `budget` times. RUN_* bits.
 cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept nogil:
     cdef Worker *w = p.worker
@@ -671,8 +697,9 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
     cdef uint64_t before
     worker_enter(w)
     w.now_ns = monotonic_ns()
-    sad = <SadTable *>load_ptr(&w.shared.sad)
+    pump_early(p)
     while True:
+        sad = <SadTable *>load_ptr(&w.shared.sad)      # after pump_early: what is kept is for no SA of this table
         if budget == 0:
             result = RUN_MORE
             break
@@ -707,6 +734,7 @@ cdef inline int pump_socket(PumpState *p, int which, uint32_t budget) noexcept n
         pump_count_batch(p, False, p.counters[NET_RX_DATAGRAMS] - before)
         pump_open_all(p)
         pump_write(p)
+        pump_early(p)
         if got < width:
             break
     worker_leave(w)

@@ -5,7 +5,8 @@ from libc.string cimport memcpy, memset
 
 from ipsec._providers cimport (
     Cipher, cipher_for, evp_context, expand_key, job_cipher_for, job_key_new, job_key_size, mac_start)
-from ipsec.fast.atomic cimport store_u8, store_u64
+from ipsec.fast.address cimport address_to_python
+from ipsec.fast.atomic cimport load_u64, store_u8, store_u64
 from ipsec.fast.crypto cimport EVP_CIPHER_CTX, EVP_CIPHER_CTX_free, EVP_MAC_CTX_free, Mac, OPENSSL_cleanse
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.replay cimport replay_words
@@ -39,6 +40,19 @@ cdef inline int endpoint_fill(Endpoint *e, object local, object remote, object e
     memcpy(e.address + (4 if e.version == 4 else 8), e.remote, len(packed))
     e.address_len = 16 if e.version == 4 else 28
     return 0
+
+# What an SA has counted: an ipsec.esp.engine.SaStats.
+cdef inline object sa_stats(Sa *sa, object encap, object reasons):
+    from ipsec.esp.engine import SaStats
+
+    cdef Endpoint *e = sa.endpoint
+    cdef uint64_t seq = load_u64(&sa.seq) if sa.direction == DIRECTION_OUT else sa.replay.top
+    # each outbound packet takes a number: they are as many, whoever counts beside whom
+    cdef uint64_t packets = seq - sa.seq_start if sa.direction == DIRECTION_OUT else sa.packets
+    return SaStats(
+        packets=packets, bytes=sa.bytes, last_use=sa.last_use_ns / 1e9 if packets else None, seq=seq,
+        drops={reason: sa.drops[<int>reason] for reason in reasons if sa.drops[<int>reason]},
+        remote=address_to_python(e.remote, e.version), encap=(encap[0], e.remote_port) if encap is not None else None)
 
 # SaError if an SA cannot be at these addresses.
 cdef inline int endpoint_check(const Sa *sa, object local, object remote, object encap, object path_mtu) except -1:

@@ -371,6 +371,30 @@ cdef inline SpdTable *spd_table_replace(const SpdTable *old, SpdPolicy **policie
         array[i].order = in_order(array[i], i)
     return indexed_table(old, array, n)
 
+# The same from Python's policies, with ids from `id` on; in *made they are, in the order given, for the caller to free the
+# array. An error leaves nothing behind.
+cdef inline SpdTable *spd_table_from_python(const SpdTable *old, object policies, uint32_t id, SpdPolicy ***made) except NULL:
+    cdef SpdPolicy **array = <SpdPolicy **>calloc(len(policies) + 1, sizeof(SpdPolicy *))
+    cdef SpdTable *table = NULL
+    cdef uint32_t n = 0
+    cdef uint32_t i
+    if array == NULL:
+        raise MemoryError
+    try:
+        for policy in policies:
+            array[n] = policy_from_python(policy, id + n)
+            n += 1
+        table = spd_table_replace(old, array, n)
+        if table == NULL:
+            raise MemoryError
+        made[0] = array
+        return table
+    finally:
+        if table == NULL:
+            for i in range(n):
+                spd_policy_free(array[i])
+            free(array)
+
 cdef inline bint is_slack_used_up(const SpdTable *table, const SpdPolicy *changed) noexcept nogil:
     return <uint64_t>table.n_recent + table.dead + changed.n_pairs > spd_slack(table.index.n_items)
 

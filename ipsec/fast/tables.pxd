@@ -6,8 +6,10 @@ from libc.string cimport memcpy
 from ipsec._providers cimport job_manager_free, job_manager_new
 from ipsec.fast.atomic cimport store_ptr, store_u64
 from ipsec.fast.crypto cimport OPENSSL_cleanse
+from ipsec.fast.early cimport early_discard_all
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport held_free
+from ipsec.fast.inbound cimport inbound_without_sa
 from ipsec.fast.jobs cimport JobCipher, Jobs
 from ipsec.fast.memory cimport aligned_zero, table_zero
 from ipsec.fast.sa cimport Sa
@@ -21,6 +23,7 @@ cdef inline void worker_free(Worker *w) noexcept:
     free(w.scratch)
     free(w.joiner)
     held_free(&w.held)
+    early_discard_all(&w.early)
     if w.jobs != NULL:
         job_manager_free(w.jobs.manager)
         OPENSSL_cleanse(w.jobs, sizeof(Jobs))
@@ -31,6 +34,7 @@ cdef inline Worker *worker_new(Shared *shared, uint32_t index) except NULL:
     cdef Worker *w = <Worker *>aligned_zero(sizeof(Worker))
     w.shared = shared
     w.index = index
+    w.without_sa = inbound_without_sa
     w.flows = flow_cache_new()
     w.fragments_in = <FragmentTable *>calloc(1, sizeof(FragmentTable))
     w.fragments_out = <FragmentTable *>calloc(1, sizeof(FragmentTable))
@@ -94,6 +98,18 @@ cdef inline SadTable *sad_copy(const SadTable *old, uint32_t size) except NULL:
         if old.entries[i].spi and old.entries[i].sa != NULL:
             sad_insert(table, <uint32_t>old.entries[i].spi, old.entries[i].sa)
     return table
+
+# Makes sure that there is room for one more entry, with which `live` are there: publishes another table if need be, and
+# returns the old one for the caller to retire.
+cdef inline SadTable *sad_replace(SadTable **where, size_t live) except? NULL:
+    cdef SadTable *old = where[0]
+    cdef uint32_t size = 64
+    if 2 * (old.used + 1) <= old.mask + 1:
+        return NULL
+    while size < 4 * live:
+        size *= 2
+    store_ptr(where, sad_copy(old, size))
+    return old
 
 # Takes an SA out of a table that has it.
 cdef inline void sad_remove(SadTable *table, uint32_t spi) noexcept:

@@ -7,12 +7,14 @@ from libc.string cimport memcpy
 
 from ipsec.fast.atomic cimport add_u64, and_u32, fence, load_ptr, load_u64, or_u32, store_u64, swap_u64
 from ipsec.fast.drops cimport DROP_REASONS
+from ipsec.fast.early cimport EarlyPackets
 from ipsec.fast.fragment_ports cimport FragmentTable
 from ipsec.fast.held cimport HeldFrames
 from ipsec.fast.jobs cimport Jobs
 from ipsec.fast.join cimport Joiner
 from ipsec.fast.packet cimport be32
 from ipsec.fast.sa cimport Sa, sa_prefetch, sa_prefetch_rest
+from ipsec.fast.source cimport Source
 from ipsec.fast.spd cimport FlowCache, SpdTable
 
 cdef enum:
@@ -52,14 +54,19 @@ cdef struct SadTable:
 
 cdef struct Shared:
     SadTable *sad            # load with load_ptr
+    SadTable *awaited        # SPIs that were told to peers and have no SA yet: their `sa` is not NULL; load with load_ptr
     SpdTable *spd            # load with load_ptr
     uint32_t hold            # frames to keep for each policy without an SA
     uint32_t released        # changes that may let frames go that were kept
+    uint32_t arrived         # the same for packets that came before their SA
     uint8_t mss_clamp
     uint8_t has_source4      # of our ICMP errors
     uint8_t has_source6
     uint8_t source4[4]
     uint8_t source6[16]
+
+ctypedef uint32_t (*WithoutSa)(Worker *w, const uint8_t *esp, uint32_t length, uint8_t tos,
+                               const Source *source) noexcept nogil
 
 cdef struct Worker:
     uint64_t epoch
@@ -78,6 +85,8 @@ cdef struct Worker:
     Jobs *jobs               # NULL until there is an SA with a JobCipher
     uint8_t spoiled          # packets could not be sealed and begin with SPI 0 now: they are counted, and must not be sent
     HeldFrames held
+    EarlyPackets early
+    WithoutSa without_sa     # inbound_without_sa
     EventRing events
 
 cdef inline void worker_enter(Worker *w) noexcept nogil:

@@ -74,6 +74,9 @@ class Pump:
             for result in self.engine.release(time.monotonic()):
                 for sealed in result.sealed:
                     self._send(sealed.sa, sealed.datagram)
+            for opened in self.engine.release_early(time.monotonic()):
+                if opened.drop is DropReason.NONE:
+                    self._deliver(opened.packet)
         for _ in range(budget):
             try:
                 frame = os.read(self.tun_fd, 65546)
@@ -152,6 +155,9 @@ class Pump:
         with self.engine.lock:
             for _ in self.engine._waiting.take() if held else ():
                 self.engine._drop(DropReason.OUT_NO_STATES)
+            if held:
+                self.engine._early.awaited.clear()
+                self.engine.release_early(time.monotonic())
 
     def datagrams(self, limit: int = 1 << 32) -> list[RawDatagram]:
         found, self._datagrams = self._datagrams[:limit], self._datagrams[limit:]
@@ -186,7 +192,7 @@ class Pump:
         where = None if self._connected else (ip_address(source[0].split("%")[0]), source[1] if "udp" in name else 0)
         with self.engine.lock:
             result = self.engine.inbound(data, time.monotonic(), source=where)
-        if result.drop is DropReason.NONE:
+        if result.drop is DropReason.NONE and not result.held:
             self._deliver(result.packet)
         else:
             os.eventfd_write(self.event_fd, 1)

@@ -279,6 +279,55 @@ def test_what_waits_for_an_sa_at_the_end_is_a_drop(core: ModuleType, workers: in
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_packets_that_come_before_their_sa_wait_for_it(core: ModuleType, workers: int) -> None:
+    """RFC 7296 section 2.8: the peer has answered, and the answer is on its way still."""
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            inbound, outbound = pair(1)[0], pair(0)[1]
+            spi = b.backend.get_spi()
+            a.backend.add_sa(replace(outbound, spi=spi))
+            a.backend.add_policy(policy(0))
+            packets = [packet(0, bytes(size)) for size in range(8)]
+            for one in packets:
+                a.tun.send(one)
+            await until(lambda: b.backend._need_engine().early() == 8)
+            assert b.tun.receive() == []
+            b.backend.add_sa(replace(inbound, spi=spi))
+            assert await arrives(b, 8) == packets
+            assert b.backend.drops() == {}
+            # and from now on as ever
+            a.tun.send(packet(0))
+            assert await arrives(b) == [packet(0)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("end", ["free_spi", "quiesce"])
+def test_packets_whose_sa_does_not_come_are_dropped(core: ModuleType, workers: int, end: str) -> None:
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            spi = b.backend.get_spi()
+            a.backend.add_sa(replace(pair(0)[1], spi=spi))
+            a.backend.add_policy(policy(0))
+            a.tun.send(packet(0))
+            await until(lambda: b.backend._need_engine().early())
+            assert b.backend.drops() == {}
+            if end == "free_spi":
+                b.backend.free_spi(spi)
+                await until(b.backend.drops)
+                a.tun.send(packet(0))
+                await until(lambda: b.backend.drops() == {DropReason.IN_NO_STATES: 2})
+            else:
+                await b.backend.quiesce()
+                assert b.backend.drops() == {DropReason.IN_NO_STATES: 1}
+            assert not b.backend._need_engine().early()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_an_sa_moves_in_place(core: ModuleType, workers: int) -> None:
     """To another local and remote address, another port, and back (RFC 4555); what no socket fits is refused."""
     elsewhere = ip_address("203.0.113.1"), ip_address("203.0.113.2")

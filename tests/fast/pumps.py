@@ -89,13 +89,13 @@ class Gateway:
         return [packet for tun in self.tuns for header, frame in tun.frames() for packet in cut(header, frame)]
 
     def check(self, *, waiting: int = 0, elsewhere_out: int = 0, elsewhere_in: int = 0) -> None:
-        """Packets in are packets out and drops. ``waiting`` are in the pump still; ``elsewhere_*`` are drops that
-        calls of the library counted, not the pump."""
+        """Packets in are packets out, drops, and what came before its SA and waits for it. ``waiting`` are in the pump
+        still; ``elsewhere_*`` are drops that calls of the library counted, not the pump."""
         c = self.counters()
         taken = c["tun_rx_packets"] + self.engine.fragments_made() - self.engine.fragments_joined()
         sent = c["net_tx_datagrams"] + c["bypass_tx_packets"]
         assert taken == sent + waiting + self.dropped("OUT_") - elsewhere_out, (dict(c), self.engine.drops())
-        given = c["keepalives"] + c["control_datagrams"] + c["control_lost"] + c["tun_tx_packets"]
+        given = c["keepalives"] + c["control_datagrams"] + c["control_lost"] + c["tun_tx_packets"] + self.engine.early()
         assert c["net_rx_datagrams"] == given + self.dropped("IN_") - elsewhere_in, (dict(c), self.engine.drops())
 
     def close(self) -> None:

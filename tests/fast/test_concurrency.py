@@ -210,12 +210,22 @@ class Churn:
             self.net.left.engine.query_sa(self.live[i][0])
 
     def replace(self, i: int) -> None:
-        """A new pair of SAs from left to right, inbound first, as a rekey does; the old inbound one goes last."""
+        """A new pair of SAs from left to right, as a rekey does; the old inbound one goes last. As a rule the new one
+        is there first; or the peer is faster, and has the SPI alone."""
         reqid = 0x1000 + 2 * i
         self.spi += 1
         only = (pair(f"10.{i}.0.0/16", "0.0.0.0/0"),)
-        new_in = self.net.right.engine.add_sa(in_params(self.spi, reqid=reqid, selectors=only))
+        right = self.net.right.engine
+        right.expect_spi(self.spi)
+        early = self.rng.randrange(2)
+        if not early:
+            new_in = right.add_sa(in_params(self.spi, reqid=reqid, selectors=only))
         new_out = self.net.left.engine.add_sa(out_params(self.spi, reqid=reqid))
+        if early:
+            new_in = right.add_sa(in_params(self.spi, reqid=reqid, selectors=only))
+            if right.early():
+                for pump in self.net.right.pumps:
+                    pump.wake()
         old_out, old_in = self.live[i][:2]
         self.net.left.engine.del_sa(old_out)
         self.net.right.engine.del_sa(old_in)
