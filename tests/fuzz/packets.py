@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ipsec.crypto.suites import all_esp_suites
 from ipsec.errors import ParseError
 from ipsec.esp.drops import DropReason
-from ipsec.esp.engine import JOIN_DATAGRAMS
+from ipsec.esp.engine import EARLY_PACKETS, EARLY_SPIS, JOIN_DATAGRAMS
 from ipsec.esp.fast import Batch, Engine
 from ipsec.esp.reference import ReferenceEngine
 from ipsec.esp.sa import Action, DfPolicy, Direction, Lifetime, Mode, Policy
@@ -18,6 +20,7 @@ from tests.fast.pumps import BLOCKED, EVERYTHING, MORE, Liar, Tap, by_flow, cut,
 SUITES = all_esp_suites()
 SLOT = 2048
 PACKETS_MAX = 40
+EARLY_FIRST = 0x1000
 PATHS = ({}, {"path_mtu": 600, "df": DfPolicy.CLEAR}, {"tfc": -1}, {"mode": Mode.TRANSPORT}, {"suite": "aes256-sha512"})
 
 
@@ -136,6 +139,63 @@ def fragments(data: bytes) -> None:
         t.gateway.check(waiting=JOIN_DATAGRAMS)
 
 
+class _Early:
+    """An engine, what it was told, and what became of the packets that it was given."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.now = NOW
+        self.sas: dict[int, int] = {}
+        self.given = 0
+        self.said: list[Any] = []
+
+    def step(self, kind: int, which: int, datagram: bytes) -> None:
+        engine, spi = self.engine, EARLY_FIRST + which
+        if kind == 0:
+            engine.forget_spi(spi)
+        elif kind == 1 and spi not in self.sas:
+            engine.expect_spi(spi)
+        elif kind == 2 and spi not in self.sas:
+            self.sas[spi] = engine.add_sa(params(Direction.IN, spi=spi, replay_window=64))
+        elif kind == 3 and spi in self.sas:
+            engine.del_sa(self.sas.pop(spi))
+        elif kind == 4:
+            self.now += which / 8
+        elif kind == 5:
+            self.said += engine.release_early(self.now)
+        else:
+            self.given += 1
+            self.said.append(engine.inbound(datagram, self.now))
+        assert engine.early() <= EARLY_SPIS * EARLY_PACKETS
+
+    def end(self) -> tuple[object, ...]:
+        """What is the same for every engine. Each packet was delivered or counted."""
+        for which in range(EARLY_SPIS + 4):
+            self.engine.forget_spi(EARLY_FIRST + which)
+        self.said += self.engine.release_early(self.now)
+        assert self.engine.early() == 0
+        delivered = sum(one.drop is DropReason.NONE and not one.held for one in self.said)
+        assert self.given == delivered + sum(self.engine.drops().values())
+        return self.said, self.engine.drops(), self.engine.events()
+
+
+def early(data: bytes) -> None:
+    """Packets before, with and after their SA, and SPIs that are told and forgotten: two octets for each step.
+    Both engines do the same, keep no more than they may, and lose nothing without counting it."""
+    sender = Engine()
+    outs = [sender.add_sa(params(Direction.OUT, spi=EARLY_FIRST + which)) for which in range(EARLY_SPIS + 4)]
+    both = [_Early(ReferenceEngine()), _Early(Engine())]
+    for kind, which in zip(data[::2], data[1::2], strict=False):
+        number = which % len(outs)
+        good = sender.encapsulate(outs[number], udp(bytes(which)), NOW)
+        assert not isinstance(good, DropReason)
+        # some are cut off, some are long, some are for nobody
+        datagram = good.datagram[: 7 + which] if kind & 64 else good.datagram + bytes(20000 if kind & 128 else 0)
+        for one in both:
+            one.step(kind & 7, number, datagram)
+    assert both[0].end() == both[1].end()
+
+
 def outer_packet(data: bytes) -> None:
     """An IP packet around ESP, for who uses the library."""
     try:
@@ -178,6 +238,13 @@ def fragments_seeds() -> list[bytes]:
         for outer in (4, 6)
         for two in ([parts_of(outer, bytes([number]) * 2500, number) for number in (1, 2)],)
     ]
+
+
+def early_seeds() -> list[bytes]:
+    told = bytes(octet for which in range(EARLY_SPIS + 4) for octet in (1, which))
+    sent = bytes(octet for which in range(EARLY_SPIS + 4) for octet in (6, which, 6 | 64, which, 6 | 128, which))
+    added = bytes(octet for which in range(0, EARLY_SPIS, 2) for octet in (2, which))
+    return [told + sent + added + b"\5\0" + sent, told + 8 * sent + b"\4\x50" + sent + added + b"\5\0\3\0" + sent]
 
 
 def outer_seeds() -> list[bytes]:

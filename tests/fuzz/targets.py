@@ -255,6 +255,7 @@ TARGETS: dict[str, Target] = {
     "coalesced": Target(packets.coalesced, packets.coalesced_seeds),
     "batch": Target(packets.batch, packets.batch_seeds),
     "fragments": Target(packets.fragments, packets.fragments_seeds),
+    "early": Target(packets.early, packets.early_seeds),
     "outer-packet": Target(packets.outer_packet, packets.outer_seeds),
     "ike-inside": Target(peers.ike_inside, peers.inside_seeds),
     "ike-opening": Target(peers.ike_opening, peers.opening_seeds),
