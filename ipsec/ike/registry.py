@@ -448,8 +448,9 @@ class Registry:
         assert sa.proposal is not None
         found: list[tuple[int, Connection]] = []
         called: dict[LocalAuth, bool] = {}
+        names = self.table.may_have(peer_id)
         for connection in self.table.candidates(sa.path):
-            fits = connection.remote.id.matches(peer_id)
+            fits = connection.name in names and connection.remote.id.matches(peer_id)
             if not fits:
                 continue
             ours = self._fits_us(connection.local, asked, called)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
+from functools import cached_property
 from ipaddress import ip_address, ip_network
 from operator import itemgetter
 
+from ipsec.crypto.identity import Identity
 from ipsec.ike.config import Connection
 from ipsec.ike.events import IpAddress, Path
 
@@ -119,6 +121,25 @@ class ConnectionTable:
             if how is not None:
                 fitting.setdefault(how, []).append(alike)
         return [connection for how in sorted(fitting, reverse=True) for connection in _as_configured(fitting[how])]
+
+    def may_have(self, peer: Identity) -> Container[str]:
+        """The names of all connections that this peer may come by, and of others for which that is still to be seen."""
+        exact, patterns = self._peers
+        return patterns | exact.get(peer.spelling, set())
+
+    @cached_property
+    def _peers(self) -> tuple[dict[tuple[int, Hashable], set[str]], set[str]]:
+        """Connections by the identity of their peer, and those with a pattern for it. Made when a peer comes: clients
+        of vici load connections one by one, each time all of them."""
+        exact: dict[tuple[int, Hashable], set[str]] = {}
+        patterns = set()
+        for name, connection in self.by_name.items():
+            wanted = connection.remote.id.exact
+            if wanted is None:
+                patterns.add(name)
+            else:
+                exact.setdefault(wanted.spelling, set()).add(name)
+        return exact, patterns
 
 
 def _as_configured(found: list[_Alike]) -> list[Connection]:

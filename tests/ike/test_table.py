@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from ipaddress import ip_address, ip_network
 
-from ipsec.ike.config import Connection
+from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.ike.config import AuthClass, Connection, RemoteAuth
 from ipsec.ike.events import IpAddress, Path
 from ipsec.ike.table import ConnectionTable
 
@@ -72,3 +73,29 @@ def test_a_stranger_costs_the_same_however_many_connections_have_one_address_lis
     table = ConnectionTable(connections, names)
     assert len(table.candidates(Path(ADDRESSES[0], 500, ADDRESSES[1], 500))) == 1000
     assert names.asked == 1
+
+
+IDENTITIES = [
+    "a.example", "A.EXAMPLE", "b.example", "a@example", "192.0.2.1", "keyid:a.example", "C=CH, O=x, CN=a",
+    "C=CH, CN=a+O=x", "C=CH, O=x+CN=a", "CN=a, O=x, C=CH",
+]  # fmt: skip
+PATTERNS = ["%any", "*.example", "*@example", "C=CH, O=x, CN=*", "192.0.2.0/24"]
+
+
+def test_who_may_come_by_a_connection_is_not_overlooked() -> None:
+    texts = [*IDENTITIES, *PATTERNS]
+    connections = [Connection(text, remote=RemoteAuth(AuthClass.PSK, parse_pattern(text))) for text in texts]
+    table = ConnectionTable(connections, Names())
+    for text in IDENTITIES:
+        peer = parse_identity(text)
+        names = table.may_have(peer)
+        matching = {one.name for one in connections if one.remote.id.matches(peer)}
+        assert text in matching
+        assert {name for name in matching if name not in names} == set()
+
+
+def test_a_peer_is_held_against_few_of_those_that_are_for_somebody_else() -> None:
+    peers = [f"peer{number}.example" for number in range(1000)]
+    connections = [Connection(peer, remote=RemoteAuth(AuthClass.PSK, parse_pattern(peer))) for peer in peers]
+    names = ConnectionTable(connections, Names()).may_have(parse_identity(peers[7]))
+    assert [peer for peer in peers if peer in names] == [peers[7]]
