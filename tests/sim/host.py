@@ -77,6 +77,8 @@ class SimHost:
         self.seen: list[Event] = []
         "all events but those of the data path"
         self.reserved: set[int] = set()
+        self.early: dict[int, list[tuple[Esp, Path]]] = {}
+        "packets that came before their SA, by SPI: they are its first ones"
         self.inbound: dict[int, Inbound] = {}
         self.outbound: dict[tuple[int, int], Outbound] = {}
         "by (spi, uid of the child), in the order in which a host would use them: the last one first"
@@ -104,6 +106,7 @@ class SimHost:
         if spi not in self.reserved:
             raise Violation(f"{self.name}: SPI {spi:08x} is given back and was not reserved")
         self.reserved.discard(spi)
+        self.early.pop(spi, None)
         self.gone[spi] = "not used"
 
     def last_use(self, child: ChildSa) -> float | None:
@@ -166,6 +169,7 @@ class SimHost:
         for spi in self.inbound:
             self.gone[spi] = "restart"
         self.reserved.clear()
+        self.early.clear()
         self.inbound.clear()
         self.outbound.clear()
         self.up.clear()
@@ -236,6 +240,8 @@ class SimHost:
             self.reserved.discard(child.spi_in)
             self.inbound[child.spi_in] = Inbound(child, event.inbound.encr)
             self.world.key_used("in", self, event.inbound.encr)
+            for packet, path in self.early.pop(child.spi_in, ()):
+                self.receive_esp(packet, path)
         if event.outbound is not None:
             self.outbound[child.spi_out, child.uid] = Outbound(child, event.outbound.encr, event.path, event.encap)
             self.world.key_used("out", self, event.outbound.encr)
@@ -307,7 +313,10 @@ class SimHost:
     def receive_esp(self, packet: Esp, path: Path) -> None:
         sa = self.inbound.get(packet.spi)
         if sa is None:
-            if packet.spi in self.reserved or packet.spi in self.world.ended:
+            if packet.spi in self.reserved:
+                self.early.setdefault(packet.spi, []).append((packet, path))
+                return
+            if packet.spi in self.world.ended:
                 return
             if self.gone.get(packet.spi, "never there") in ("never there", "replaced"):
                 why = self.gone.get(packet.spi, "never there")

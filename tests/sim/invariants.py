@@ -59,6 +59,7 @@ def leaks(host: SimHost) -> None:
         "retries": engine._retries,
         "waiting": engine._waiting,
         "ESP SPIs": host.reserved,
+        "early packets": host.early,
         "inbound SAs": host.inbound,
         "outbound SAs": host.outbound,
         "up": host.up,
