@@ -324,6 +324,9 @@ class UpdateAddresses(Request):
             # the peer took the first that came, from wherever; this time it is told by the way that has answered
             ask_update(sa, UpdateAddresses(), now)
             return
+        if not _notifies(payloads, NotifyType.COOKIE2):
+            _begin_anew(sa, now)
+            return
         _check_cookie(payloads, self.cookie)
         _take_nats(sa, payloads, sa.path, now)
         take_mapping(sa, payloads)
@@ -340,6 +343,15 @@ class UpdateAddresses(Request):
             sa.core.move_ike(sa, previous, now)
         elif left:
             ask_update(sa, UpdateAddresses(left[0], refused), now)
+
+
+def _begin_anew(sa: IkeSa, now: float) -> None:
+    """The peer has not heeded where we are, as libreswan 4.10 when the IKE_SA was rekeyed: it goes (section 3.7) when
+    another one is up."""
+    log.warning("%s: the peer does not follow by MOBIKE any more, beginning anew from %s", sa, sa.path.local)
+    sa.mobike = False
+    sa.core.move_children(sa, now)
+    sa.core.reauthenticate(sa, now)
 
 
 class Routability(Request):

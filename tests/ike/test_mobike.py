@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ipsec.ike import informational
 from ipsec.ike.config import Action, IkeSettings, SelectorTemplate
 from ipsec.ike.delete import Liveness
 from ipsec.ike.events import KEEPALIVE, IkeDown, IkeMoved, IkeRekeyed, Initiate, Path
@@ -853,6 +854,21 @@ def test_a_cookie_that_comes_back_otherwise_ends_it(request_: UpdateAddresses | 
     request_.cookie = bytes(16)
     made.world.run(1.0)
     assert not made.a.ikes
+
+
+@pytest.mark.parametrize("make_before_break", [False, True])
+def test_a_peer_that_has_forgotten_mobike_is_met_anew(make_before_break: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libreswan 4.10 knows nothing of it in an IKE_SA that was rekeyed: it answers nothing, and sends where we were."""
+    made = pair(settings=IkeSettings(make_before_break=make_before_break), b={"remote_addrs": ("%any",)})
+    before, theirs, heed = made.a.ike, made.b.ike, informational._heed
+    monkeypatch.setattr(informational, "_heed", lambda sa, *more: [] if sa is theirs else heed(sa, *more))
+    made.a.addresses = [A2]
+    made.world.broken.discard(frozenset((A2, B)))
+    made.a.do(made.a.engine.update_address, before, A2)
+    made.world.settle()
+    assert made.a.ike is not before
+    goes(made, A2, B)
+    made.finish()
 
 
 def test_no_way_of_the_peer_is_taken_for_its_own() -> None:
