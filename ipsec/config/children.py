@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv4Address
@@ -101,9 +103,27 @@ def _is_zero(text: str) -> bool:
     return bool(re.fullmatch(r"0+|0[xX]0+", text.partition("/")[0].strip()))
 
 
+#: what a shell acts upon
+_SHELL = "|&;<>()$`*?[]{}~!#\n"
+
+
 def _parse_offload(text: str) -> Switch | None:
     """None for the words that parse_switch does not have."""
     return None if text.lower() in ("crypto", "packet") else parse_switch(text)
+
+
+def _parse_command(text: str) -> tuple[str, ...]:
+    """A command and its arguments, in quotes where they have spaces. No shell sees it."""
+    found = next((character for character in text if character in _SHELL), "")
+    if found:
+        raise ConfigError(f"no shell runs this, {found!r} does nothing here: write a script that does it")
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no command: {error}") from None
+    if words and not words[0].startswith("/"):
+        raise ConfigError(f"{words[0]!r} is no absolute path of a script")
+    return words
 
 
 _KEYS: dict[str, Parser] = {
@@ -123,6 +143,8 @@ _KEYS: dict[str, Parser] = {
     "copy_ecn": parse_bool,
     "copy_dscp": one_of_words({member.value: member for member in CopyDscp}),
     **dict.fromkeys(("start_action", "close_action", "dpd_action"), parse_action),
+    "updown": _parse_command,
+    "hostaccess": parse_bool,
 }
 
 #: interface ids of XFRM interfaces; also a key of connections
@@ -132,11 +154,6 @@ _REFUSED: dict[str, Parser] = {
     "ah_proposals": refused("AH is not supported, ESP without encryption does the same: esp_proposals = null-sha256"),
     "ipcomp": refused("IPComp is not supported", parse_bool, False),
     "sha256_96": refused("HMAC-SHA-256 cut to 96 bits is not a standard and not supported", parse_bool, False),
-    "updown": refused(
-        "scripts are not run: leave it out, and let the firewall pass what goes through ipsecd's device; vici tells "
-        "programs of each change (event child-updown)"
-    ),
-    "hostaccess": refused("this is for updown scripts, which are not run", parse_bool, False),
     "policies_fwd_out": refused(KERNEL, parse_bool, False),
     "interface": refused(KERNEL),
     **dict.fromkeys(("mark_in", "mark_out"), refused(DEVICE, _is_zero, True)),
@@ -197,6 +214,10 @@ def child_warnings(section: Section, child: ChildConfig) -> list[str]:
     if child.rekey_time and child.rekey_time == child.life_time and not child.rand_time:
         why = "life_time is rekey_time: the CHILD_SA ends at the moment at which its rekeying begins"
         found.append(warning_at(section, "life_time", why))
+    if child.updown and not os.access(child.updown[0], os.X_OK):
+        found.append(warning_at(section, "updown", f"{child.updown[0]} is no file that can be run"))
+    if child.updown and child.shunt:
+        found.append(warning_at(section, "updown", f"with mode = {child.mode.value} nothing comes up, it is never run"))
     return found
 
 

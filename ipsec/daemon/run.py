@@ -34,6 +34,7 @@ from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
 from ipsec.daemon.settings import backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
+from ipsec.daemon.updown import Updown
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
 from ipsec.esp.engine import SaStats
@@ -70,6 +71,7 @@ class Daemon:
         self._vici: ViciService | None = None
         self._endpoint: Endpoint | None = None
         self._supervisor = Supervisor(self._status)
+        self._updown: Updown | None = None
         self._manual = ManualSas(self.backend, SequenceStore(Path(config.settings.state_dir)))
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
@@ -137,6 +139,8 @@ class Daemon:
         refuse = partial(refuse_connection, settings=self._backend_settings)
         device = self.backend.device
         ike = IkeControl(config, self.backend, fwmark=fwmark, device=device, qcd_secret=secret, refuse=refuse)
+        updown = self._updown = Updown(device)
+        ike.observers.append(updown.on_event)
         try:
             if vici:
                 # before anything is started: another daemon may be there
@@ -161,6 +165,8 @@ class Daemon:
         if vici is not None:
             await vici.stop()
         await ike.stop()
+        if self._updown is not None:
+            await self._updown.stop()
 
     async def _begin_ike(self, config: Config) -> None:
         """IKE where there were manual SAs alone. BackendError, ConfigError; whatever is raised, all is as it was."""
@@ -262,6 +268,8 @@ class Daemon:
             await self._vici.stop()
         if self.ike is not None:
             await self.ike.stop()
+        if self._updown is not None:
+            await self._updown.stop()
         try:
             await self.backend.quiesce()
         except BackendError as error:

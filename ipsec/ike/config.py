@@ -192,6 +192,10 @@ class ChildConfig:
     copy_df: bool = True
     copy_ecn: bool = True
     copy_dscp: CopyDscp = CopyDscp.OUT
+    updown: tuple[str, ...] = ()
+    "command to run when it has come up and when it is gone, and its arguments"
+    hostaccess: bool = False
+    "what that command is told besides"
 
     @property
     def shunt(self) -> bool:

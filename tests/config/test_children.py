@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,8 +225,11 @@ KERNEL = "this needs the kernel's XFRM"
         ("ipcomp = yes", "IPComp is not supported"),
         ("ipcomp = x", "'x' is neither yes nor no"),
         ("sha256_96 = yes", "not supported"),
-        ("updown = /bin/true", "scripts are not run"),
-        ("hostaccess = yes", "updown scripts"),
+        ("updown = true", "'true' is no absolute path of a script"),
+        ("updown = /bin/logger up >> /tmp/x", "no shell runs this, '>' does nothing here: write a script"),
+        ("updown = /bin/logger $PLUTO_VERB", "no shell runs this, '$' does nothing here"),
+        ('updown = "/bin/logger \'up"', "is no command: No closing quotation"),
+        ("hostaccess = x", "'x' is neither yes nor no"),
         ("policies_fwd_out = yes", KERNEL),
         ("interface = eth0", KERNEL),
         ("mark_in = 42", KERNEL),
@@ -282,6 +286,29 @@ def test_misuse(line: str, message: str) -> None:
 )
 def test_harmless(line: str) -> None:
     assert read(line) == read("")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("updown = /bin/true", ("/bin/true",)),
+        ("updown = /bin/true iptables", ("/bin/true", "iptables")),
+        ("""updown = "/bin/true a 'b c' d" """, ("/bin/true", "a", "b c", "d")),
+    ],
+)
+def test_updown(line: str, command: tuple[str, ...]) -> None:
+    assert read(line).updown == command
+    assert load_text(document(line), "f").warnings == ()
+    assert read(f"{line}\nhostaccess = yes").hostaccess
+
+
+def test_updown_without_effect(tmp_path: Path) -> None:
+    (tmp_path / "x").touch(mode=0o644)
+    for path in (tmp_path / "x", tmp_path / "missing"):
+        (warning,) = load_text(document(f"updown = {path}"), "f").warnings
+        assert f"children.net.updown: {path} is no file that can be run" in warning
+    (warning,) = load_text(document("mode = pass\nstart_action = trap\nupdown = /bin/true"), "f").warnings
+    assert "with mode = pass nothing comes up, it is never run" in warning
 
 
 @pytest.mark.parametrize(

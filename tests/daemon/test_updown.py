@@ -1,0 +1,277 @@
+"""Scripts of ``updown``, real ones. That they are told what charon tells them is in tests/interop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from ipsec.crypto.identity import parse_identity
+from ipsec.daemon import updown
+from ipsec.daemon.updown import Updown
+from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.events import ChildDown, ChildUp
+from tests.pair import Pair
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
+    def runner(work: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as one:
+            one.run(work)
+
+    return runner
+
+
+def script(path: Path, body: str) -> tuple[str, ...]:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path), "an argument", str(path.parent / "told")
+
+
+def child(*command: str, **more: Any) -> ChildSa:
+    """A CHILD_SA that is up, with a configuration that names this command."""
+    one: ChildSa = Pair().up().a.child
+    one.config = replace(one.config, updown=command, **more)
+    return one
+
+
+TELL = 'echo "$PLUTO_VERB $PLUTO_MY_CLIENT $PLUTO_REQID $1" >> "$2"'
+
+
+def test_up_and_down(tmp_path: Path, run: Callable[..., None]) -> None:
+    one = child(*script(tmp_path / "x", TELL))
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        scripts.on_event(ChildDown(one, "gone"))
+        await scripts.stop()
+
+    run(work())
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == [f"{verb}-client 10.1.0.0/16 {one.reqid} an argument" for verb in ("up", "down")]
+
+
+def test_what_goes_is_told_what_it_was_told_when_it_came(tmp_path: Path, run: Callable[..., None]) -> None:
+    """Over a rekeying, with another script in the configuration by then, and with other addresses."""
+    one = child(*script(tmp_path / "x", 'env | grep -v VERB | sort >> "$2"; echo "= $PLUTO_VERB" >> "$2"'))
+    other = child("/bin/false")
+    unknown = child("/bin/false")
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        other.uid, other.ike.uid = one.uid + 1, one.ike.uid + 1
+        scripts.on_event(ChildUp(other, one))
+        one.ike.path = one.ike.path._replace(remote_port=99)
+        scripts.on_event(ChildDown(one, "replaced, which nobody is told"))
+        unknown.uid = one.uid + 2
+        scripts.on_event(ChildDown(unknown, "was up before there were scripts"))
+        scripts.on_event(ChildDown(other, "gone"))
+        scripts.on_event(ChildDown(other, "twice"))
+        await scripts.stop()
+
+    run(work())
+    first, second, rest = (tmp_path / "told").read_text().split("= ")
+    assert first == second.removeprefix("up-client\n")
+    assert rest == "down-client\n"
+
+
+def test_only_what_it_needs_is_in_its_environment(
+    tmp_path: Path, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPSEC_PSK", "a secret")
+    one = child(*script(tmp_path / "x", 'env > "$2"; pwd >> "$2"; ls -l /proc/self/fd >> "$2"'), hostaccess=True)
+    with (tmp_path / "kept open").open("w") as open_file:
+        os.set_inheritable(open_file.fileno(), True)
+
+        async def work() -> None:
+            scripts = Updown("ipsec0")
+            scripts.on_event(ChildUp(one))
+            await scripts.stop()
+
+        run(work())
+    told = (tmp_path / "told").read_text()
+    assert {line.split("=")[0] for line in told.splitlines() if "=" in line} - {"PWD", "_", "SHLVL", "OLDPWD"} == {
+        "PATH",
+        *(f"PLUTO_{name}" for name in ("VERSION", "VERB", "CONNECTION", "INTERFACE", "REQID", "PROTO", "UNIQUEID")),
+        *(f"PLUTO_{name}" for name in ("ME", "PEER", "MY_ID", "PEER_ID", "MY_CLIENT", "MY_PORT", "MY_PROTOCOL")),
+        *(f"PLUTO_{name}" for name in ("PEER_CLIENT", "PEER_PORT", "PEER_PROTOCOL", "HOST_ACCESS", "UDP_ENC")),
+    }
+    assert "a secret" not in told
+    assert "kept open" not in told
+    assert "\n/\n" in told
+
+
+def test_what_a_peer_says_of_itself_is_harmless(tmp_path: Path, run: Callable[..., None]) -> None:
+    """A script may well forget its quotes. Every octet that an identity can have."""
+    one = child(*script(tmp_path / "x", 'eval echo $PLUTO_PEER_ID > "$2"'))
+    one.ike.peer_id = parse_identity("@#" + bytes(range(256)).hex() + b"$(id)`id`;id&&id|id\n'\"".hex())
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        await scripts.stop()
+
+    run(work())
+    assert "uid=" not in (tmp_path / "told").read_text()
+    environment = updown.describe(one, one.pairs()[0], "ipsec0").environment
+    assert set("".join(environment.values())) <= updown._HARMLESS | {"?"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("echo one; echo two >&2; exit 3", ["one", "two", "with up-client ended with status 3"]),
+        ("kill -9 $$", ["ended with status -9"]),
+        ("printf 'no end\\377'; printf '\\n\\033[2J'", ["no end\\xff"]),
+        ("sleep 60 & echo behind", ["behind"]),
+    ],
+)
+def test_what_it_says_is_in_the_log(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture, body: str, said: list[str]
+) -> None:
+    one = child(*script(tmp_path / "x", body))
+    begun = time.monotonic()
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        await scripts.stop()
+
+    with caplog.at_level(logging.INFO, "ipsec"):
+        run(work())
+    for text in said:
+        assert any(record.getMessage().endswith(text) for record in caplog.records), text
+    assert all(record.getMessage().startswith("c: updown of net: ") for record in caplog.records)
+    # what it leaves behind keeps nobody
+    assert time.monotonic() - begun < updown.STOP_S
+
+
+def test_much_that_it_says(tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    one = child(*script(tmp_path / "x", 'head -c 3000000 /dev/zero | tr "\\0" x; echo done > "$2"'))
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        await scripts.stop()
+
+    with caplog.at_level(logging.INFO, "ipsec"):
+        run(work())
+    assert (tmp_path / "told").exists()
+    assert sum(len(record.getMessage()) for record in caplog.records) < updown.OUTPUT_MAX + 1000
+
+
+@pytest.mark.parametrize(("name", "why"), [("missing", "No such file"), ("folder", "Permission denied")])
+def test_one_that_cannot_be_run(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture, name: str, why: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    one = child(str(tmp_path / name))
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        await scripts.stop()
+
+    run(work())
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert f"c: updown of net: cannot run {tmp_path / name}: {why}" in caplog.text
+
+
+def test_one_that_takes_too_long_is_ended_with_all_that_it_started(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updown, "RUN_S", 0.5)
+    one = child(*script(tmp_path / "x", 'sleep 1000 & echo $! > "$2"; echo waiting; wait'))
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        await scripts.stop()
+
+    with caplog.at_level(logging.INFO, "ipsec"):
+        run(work())
+    assert "waiting" in caplog.text
+    assert "was ended, it took more than 0.5 s" in caplog.text
+    assert _gone(int((tmp_path / "told").read_text()))
+
+
+def test_the_end_of_the_daemon_waits_a_little(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updown, "STOP_S", 0.5)
+    one = child(*script(tmp_path / "x", 'echo $$ > "$2"; exec sleep 1000'))
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        scripts.on_event(ChildDown(one, "gone"))
+        await scripts.stop()
+
+    run(work())
+    assert "2 updown scripts are not run or not over" in caplog.text
+    assert _gone(int((tmp_path / "told").read_text()))
+
+
+def _gone(pid: int) -> bool:
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_those_of_one_peer_are_run_in_order_and_others_beside_them(tmp_path: Path, run: Callable[..., None]) -> None:
+    slow = child(*script(tmp_path / "slow", 'sleep 0.3; echo "$PLUTO_VERB" >> "$2"'))
+    quick = child(*script(tmp_path / "quick", 'echo quick >> "$2"'))
+    quick.ike.peer_id = parse_identity("another")
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(slow))
+        scripts.on_event(ChildDown(slow, "gone"))
+        scripts.on_event(ChildUp(slow))
+        quick.uid += 10
+        scripts.on_event(ChildUp(quick))
+        await scripts.stop()
+        assert not scripts._last
+
+    run(work())
+    assert (tmp_path / "told").read_text().split() == ["quick", "up-client", "down-client", "up-client"]
+
+
+def test_what_waits_is_bounded(
+    run: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updown, "WAITING_MAX", 10)
+    one = child("/bin/true")
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        for number in range(50):
+            one.uid = 1000 + number
+            scripts.on_event(ChildUp(one))
+        assert len(scripts._tasks) == len(scripts._up) == 10
+        await scripts.stop()
+
+    run(work())
+    assert "updown is not run for CHILD_SA net{1049}: 10 wait already" in caplog.text
