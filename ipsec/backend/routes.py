@@ -97,6 +97,10 @@ class Routes:
         "when somebody was last said to remove what is ours"
         self.addresses: dict[IpInterface, int] = {}
         "that were added to the device, how often"
+        self._losses = 0
+        "how often the device may have lost addresses"
+        self._made_up = 0
+        "of these, after how many it has had them all again"
         self._begun = False
         "all that the start wants is known"
         self.applied = False
@@ -252,6 +256,8 @@ class Routes:
             # once more when the device is made again.
             self._book.keep(entry.prefix for entry in router.inherited)
         self._router, self._device, self._index, self._mtu = router, device, index, mtu
+        # it was given them just now
+        self._made_up = self._losses
         self.forget()
 
     def watch(self, watch: TableWatch | None) -> None:
@@ -277,14 +283,10 @@ class Routes:
         self.forget()
         self.changed()
 
-    async def restore(self) -> None:
+    def restore(self) -> None:
         """Addresses and routes of the device again: it was down, for which the kernel takes all routes to it and its
         IPv6 addresses, or somebody else has removed an address of ours."""
-        if self._router is not None:
-            try:
-                await self._call(partial(self._router.restore_addresses, self._device))
-            except BackendError as error:
-                log.error("%s", error)
+        self._losses += 1
         self.forget()
         self.changed()
 
@@ -391,6 +393,7 @@ class Routes:
             return True
         now = asyncio.get_running_loop().time()
         sure = self._known and self._own_known and self._versions is not None and not self._failed
+        sure = sure and self._made_up == self._losses
         # where many tunnels come up, those of 20 ms together are cheaper
         alone = not self._lock.locked() and now - self._synced >= GATHER_SECONDS
         if not (self._may_block and sure and alone and len(book) <= FEW) or self.mtu < self._mtu:
@@ -421,11 +424,12 @@ class Routes:
 
     async def _sync(self, router: Router) -> list[BackendError]:
         book = self._book
+        # first, because routes have them as sources
+        refused = await self._give_back(router) if self._made_up != self._losses else []
         if not (self._known and self._own_known):
             await self._look(router)
         book.retry(self._failed)
         self._failed.clear()
-        refused: list[BackendError] = []
         # Before the routes: what is protected must not leave beside the tunnel. They stay when the routes are gone: to
         # add one takes the kernel three times as long as a route.
         before = book.versions | (self._versions or set())
@@ -440,6 +444,16 @@ class Routes:
         if self._mtu != self.mtu:
             refused += await self._carry_out(router, None, ())
         return refused
+
+    async def _give_back(self, router: Router) -> list[BackendError]:
+        """The device's addresses, once more; what was refused, as those of IPv6 are while its MTU is below 1280."""
+        losses, device = self._losses, self._device
+        error = await self._call(lambda: _error_of(partial(router.restore_addresses, device)))
+        self._own_known = False
+        if error is not None:
+            return [error]
+        self._made_up = losses
+        return []
 
     async def _look(self, router: Router) -> None:
         """Read this host's addresses, and the table if it is not known."""

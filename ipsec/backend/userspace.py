@@ -406,7 +406,7 @@ class UserspaceBackend:
             if change in (Change.UP, Change.DOWN):
                 log.warning("device %s went %s", self._tun.name, change.value)
         if Change.UP in changes or Change.TAKEN in changes:
-            self._spawn(self._routes.restore())
+            self._routes.restore()
 
     def _device_gone(self) -> None:
         if self._running and not self._recovering:

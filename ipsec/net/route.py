@@ -382,15 +382,16 @@ class Router:
     def restore_addresses(self, device: str) -> None:
         """Give the device once more what it lost when it went down: the kernel takes IPv6 addresses away then.
 
-        BackendError.
+        BackendError for the first one refused; the others are there all the same.
         """
         index = self.index(device)
-        for number, address in self._addresses:
-            if number != index:
-                continue
+        refused = []
+        for address in [address for number, address in self._addresses if number == index]:
             error = self._ask(partial(rtnetlink.add_address, self._netlink, index, address, PROTOCOL))
             if error not in (0, errno.EEXIST):
-                raise self._explain(f"add {address} to {device}", error)
+                refused.append(self._explain(f"add {address} to {device}", error))
+        if refused:
+            raise refused[0]
 
     def _add_address(self, device: str, index: int, address: IpInterface) -> None:
         # the number tells a later start whose it was (Linux 5.18; devices that outlive us are rare anyway)

@@ -525,6 +525,32 @@ def test_what_was_refused_is_tried_again(
         asyncio.run(main())
 
 
+def test_an_address_that_was_refused_is_tried_again(
+    namespace: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel takes IPv6 from a device whose MTU is too small for it, and does not give it back."""
+    monkeypatch.setattr(routes, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(routes, "RETRY_MAX_SECONDS", 0.1)
+
+    def shown() -> str:
+        return subprocess.run(["ip", "address", "show", "ipsec0"], capture_output=True, text=True).stdout
+
+    async def main() -> None:
+        addresses = (ip_interface("fd99::1/64"), ip_interface("10.99.0.1/24"))
+        async with running(addresses=addresses):
+            assert "fd99::1/64" in shown()
+            subprocess.run(["ip", "link", "set", "ipsec0", "mtu", "900"], check=True)
+            subprocess.run(["ip", "address", "flush", "dev", "ipsec0"], check=True)
+            await until(lambda: "10.99.0.1/24" in shown())
+            await until(lambda: "cannot add fd99::1/64" in caplog.text)
+            subprocess.run(["ip", "link", "set", "ipsec0", "mtu", "1400"], check=True)
+            await until(lambda: "fd99::1/64" in shown())
+            assert caplog.text.count("cannot add fd99::1/64") == 1
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+
+
 def test_two_thousand_policies(namespace: None) -> None:
     async def main() -> None:
         async with running() as backend:
