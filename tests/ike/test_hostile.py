@@ -343,7 +343,7 @@ seen_exchanges: set[tuple[int, bool]] = set()
 @pytest.mark.parametrize("scene", SCENES)
 def test_mutations(scene: str) -> None:
     script, more = SCENES[scene]
-    campaign = Campaign(most=140)
+    campaign = Campaign(most=60)
     lab = Lab(**more)
     lab.tap = campaign.tap
     script(lab)
