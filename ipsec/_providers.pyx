@@ -170,8 +170,8 @@ cdef int mac_start(object suite, const uint8_t *key, Mac *mac) except -1:
     cdef int n = 0
     cdef int i
     if suite.integ not in (Integ.AES_XCBC_96, Integ.AES_CMAC_96):
-        digest = {Integ.HMAC_SHA1_96: b"SHA1", Integ.HMAC_SHA2_256_128: b"SHA256", Integ.HMAC_SHA2_384_192: b"SHA384",
-                  Integ.HMAC_SHA2_512_256: b"SHA512"}[suite.integ]
+        digest = {Integ.HMAC_SHA1_96: b"SHA1", Integ.HMAC_SHA2_256_128: b"SHA256", Integ.HMAC_SHA2_256_96: b"SHA256",
+                  Integ.HMAC_SHA2_384_192: b"SHA384", Integ.HMAC_SHA2_512_256: b"SHA512"}[suite.integ]
         algorithm = EVP_MAC_fetch(NULL, "HMAC", NULL)
         params[0] = OSSL_PARAM_construct_utf8_string("digest", digest, 0)
         params[1] = OSSL_PARAM_construct_end()
@@ -237,6 +237,7 @@ cbc_jobs.seal = cbc_jobs_seal
 cbc_jobs.open = cbc_jobs_open
 cbc_jobs.finish = cbc_jobs_finish
 
+# HMAC_SHA2_256_96 is libcrypto's: the job manager refuses tags of 12 octets of SHA-256
 _JOB_HMACS = {Integ.HMAC_SHA1_96: MB_HMAC_SHA1, Integ.HMAC_SHA2_256_128: MB_HMAC_SHA256,
               Integ.HMAC_SHA2_384_192: MB_HMAC_SHA384, Integ.HMAC_SHA2_512_256: MB_HMAC_SHA512}
 

@@ -141,6 +141,7 @@ _KEYS: dict[str, Parser] = {
     "replay_window": _parse_window,
     "copy_df": parse_bool,
     "copy_ecn": parse_bool,
+    "sha256_96": parse_bool,
     "copy_dscp": one_of_words({member.value: member for member in CopyDscp}),
     **dict.fromkeys(("start_action", "close_action", "dpd_action"), parse_action),
     "updown": _parse_command,
@@ -153,7 +154,6 @@ IF_ID = refused(DEVICE, _is_zero, True)
 _REFUSED: dict[str, Parser] = {
     "ah_proposals": refused("AH is not supported, ESP without encryption does the same: esp_proposals = null-sha256"),
     "ipcomp": refused("IPComp is not supported", parse_bool, False),
-    "sha256_96": refused("HMAC-SHA-256 cut to 96 bits is not a standard and not supported", parse_bool, False),
     "policies_fwd_out": refused(KERNEL, parse_bool, False),
     "interface": refused(KERNEL),
     **dict.fromkeys(("mark_in", "mark_out"), refused(DEVICE, _is_zero, True)),

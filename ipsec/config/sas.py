@@ -39,6 +39,7 @@ PRIORITY_BASE = {Action.BYPASS: 100_000, Action.PROTECT: 200_000, Action.DISCARD
 _NEGOTIATED = (
     *("rekey_time", "life_time", "rand_time", "rand_bytes", "rand_packets", "inactivity"),
     *("start_action", "close_action", "dpd_action", "updown", "hostaccess", "per_cpu_sas", "ah_proposals", "ipcomp"),
+    "sha256_96",
 )
 
 

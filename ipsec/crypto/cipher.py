@@ -23,6 +23,7 @@ _CBC = (Encr.AES_CBC, Encr.TRIPLE_DES_CBC)
 _HASHES = {
     Integ.HMAC_SHA1_96: hashlib.sha1,
     Integ.HMAC_SHA2_256_128: hashlib.sha256,
+    Integ.HMAC_SHA2_256_96: hashlib.sha256,
     Integ.HMAC_SHA2_384_192: hashlib.sha384,
     Integ.HMAC_SHA2_512_256: hashlib.sha512,
 }

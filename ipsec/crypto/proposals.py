@@ -118,7 +118,7 @@ _KEYWORDS = _CIPHERS | _INTEGRITY | _PRFS | _EXCHANGES | _ESN
 _ADDITIONAL = re.compile(r"ke([1-7])_(.*)", re.ASCII)
 
 #: words of strongSwan for what nobody should use, so that the error can say more than "unknown"
-_OBSOLETE = {"des", "md5", "md5_128", "prfmd5", "modp768", "modpnull", "sha1_160", "sha256_96", "sha2_256_96"}
+_OBSOLETE = {"des", "md5", "md5_128", "prfmd5", "modp768", "modpnull", "sha1_160"}
 
 #: combined algorithms that ESP and IKE share, those of ESP alone, and ciphers of ESP alone
 _AEADS = {*_GCM.values(), *_CCM.values(), Encr.CHACHA20_POLY1305}
@@ -295,6 +295,8 @@ def _check_kem(transform: Transform, text: str) -> None:
 def _unknown(word: str) -> str:
     if word in _OBSOLETE:
         return f"{word!r} is obsolete and not supported"
+    if word in ("sha256_96", "sha2_256_96"):
+        return f"{word!r} has no number to negotiate it by: write sha256, and sha256_96 = yes in the child at both ends"
     found = _ADDITIONAL.fullmatch(word)
     if found is not None:
         near = get_close_matches(found[2][:_SHOWN], _EXCHANGES, 1)

@@ -113,15 +113,23 @@ INTEGRITY: dict[str, tuple[Integ, int, int]] = {
     "sha512": (Integ.HMAC_SHA2_512_256, 64, 32),
     "aesxcbc": (Integ.AES_XCBC_96, 16, 12),
     "aescmac": (Integ.AES_CMAC_96, 16, 12),
+    "sha256_96": (Integ.HMAC_SHA2_256_96, 32, 12),
     # other spellings strongSwan takes
     "sha": (Integ.HMAC_SHA1_96, 20, 12),
     "sha2_256": (Integ.HMAC_SHA2_256_128, 32, 16),
     "sha2_384": (Integ.HMAC_SHA2_384_192, 48, 24),
     "sha2_512": (Integ.HMAC_SHA2_512_256, 64, 32),
+    "sha2_256_96": (Integ.HMAC_SHA2_256_96, 32, 12),
 }
 
 _NORMAL_CIPHER = {"aes": "aes128"}
-_NORMAL_INTEG = {"sha": "sha1", "sha2_256": "sha256", "sha2_384": "sha384", "sha2_512": "sha512"}
+_NORMAL_INTEG = {
+    "sha": "sha1",
+    "sha2_256": "sha256",
+    "sha2_384": "sha384",
+    "sha2_512": "sha512",
+    "sha2_256_96": "sha256_96",
+}
 
 
 @lru_cache(maxsize=256)
@@ -155,6 +163,11 @@ def esp_suite(keywords: str) -> EspSuite:
     name = f"{_NORMAL_CIPHER.get(cipher, cipher)}-{_NORMAL_INTEG.get(integ, integ)}"
     suite = EspSuite(name, encr, bits, integ_id, bits // 8, salt, iv, icv, block, integ_key_len)
     return replace(suite, weak=True) if encr is Encr.TRIPLE_DES_CBC else suite
+
+
+def with_sha256_96(suite: EspSuite) -> EspSuite:
+    """``suite`` with HMAC-SHA-256 cut to 96 bits, as the drafts before RFC 4868 had it and some peers still do."""
+    return esp_suite(f"{suite.name}_96") if suite.integ is Integ.HMAC_SHA2_256_128 else suite
 
 
 def all_esp_suites() -> tuple[EspSuite, ...]:

@@ -32,6 +32,7 @@ PROBLEMS_MAX = 10
 #: what packets are dropped for, and what to do if there are many (ipsec.esp.drops)
 _DROPS = {
     "IN_STATE_PROTO_ERROR": "packets were changed on the way, or the peer has other keys: ipsecctl rekey",
+    "IN_HDR_ERROR": "packets are not as long as their suite makes them: damaged, or sha256_96 = yes at one end alone",
     "IN_NO_STATES": "the peer sends through SAs that are not here: it has not noticed a restart; set dpd_delay there",
     "IN_STATE_SEQ_ERROR": "packets came twice or very late; a larger replay_window helps if the network reorders",
     "IN_TMPL_MISMATCH": "the peer sends what was not negotiated: compare local_ts and remote_ts of both ends",

@@ -62,6 +62,7 @@ _ESP_INTEG = {
     Integ.NONE: "NULL",
     Integ.HMAC_SHA1_96: "HMAC-SHA-1-96 [RFC2404]",
     Integ.HMAC_SHA2_256_128: "HMAC-SHA-256-128 [RFC4868]",
+    Integ.HMAC_SHA2_256_96: "HMAC-SHA-256-96 [draft-ietf-ipsec-ciph-sha-256-00]",
     Integ.HMAC_SHA2_384_192: "HMAC-SHA-384-192 [RFC4868]",
     Integ.HMAC_SHA2_512_256: "HMAC-SHA-512-256 [RFC4868]",
     Integ.AES_XCBC_96: "ANY 96 bit authentication [no checking]",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ipsec.crypto.kex import KeyExchange
 from ipsec.crypto.proposals import esp_suite_of
+from ipsec.crypto.suites import with_sha256_96
 from ipsec.errors import ParseError
 from ipsec.ike import negotiate
 from ipsec.ike.child_sa import ChildSa
@@ -245,6 +246,8 @@ def _take(child: ChildSa, proposal: Proposal, payloads: Sequence[Payload]) -> No
     child.proposal = proposal
     child.spi_out = int.from_bytes(proposal.spi, "big")
     child.suite, child.esn = esp_suite_of(proposal)
+    if child.config.sha256_96:
+        child.suite = with_sha256_96(child.suite)
     child.tfc = find_notify(payloads, NotifyType.ESP_TFC_PADDING_NOT_SUPPORTED) is None
 
 

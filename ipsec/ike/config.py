@@ -196,6 +196,8 @@ class ChildConfig:
     "command to run when it has come up and when it is gone, and its arguments"
     hostaccess: bool = False
     "what that command is told besides"
+    sha256_96: bool = False
+    "the ICV has 96 bits where HMAC_SHA2_256_128 is negotiated: for peers that mean that by it"
 
     @property
     def shunt(self) -> bool:

@@ -122,6 +122,7 @@ class Integ(IntEnum):
     HMAC_SHA2_256_128 = 12  # RFC 4868
     HMAC_SHA2_384_192 = 13
     HMAC_SHA2_512_256 = 14
+    HMAC_SHA2_256_96 = 1026  # strongSwan's number, of those for private use: we never send it
 
 
 class KeMethod(IntEnum):

@@ -188,6 +188,14 @@ def test_salt_comes_before_integrity_key() -> None:
     assert (sa.key_in, sa.integ_key_in) == (key[:20], key[20:])
 
 
+@pytest.mark.parametrize("word", ["sha256_96", "sha2_256_96"])
+def test_sha256_of_96_bits_by_its_name(word: str) -> None:
+    keys = {"key_in": f"0x{HMAC_IN.hex()}", "key_out": f"0x{HMAC_OUT.hex()}"}
+    sa = read(esp_proposals=f"aes128-{word}", **keys)
+    assert sa.proposal.suite == esp_suite("aes128-sha256_96")
+    assert (sa.params()[0].suite.icv_len, sa.integ_key_in) == (12, HMAC_IN[16:])
+
+
 def test_null_has_only_an_integrity_key() -> None:
     keys = {"key_in": None, "key_out": None, "integ_key_in": "0x" + "11" * 32, "integ_key_out": "0x" + "22" * 32}
     sa = read(esp_proposals="null-sha256", **keys)
@@ -474,6 +482,7 @@ def test_secrets_are_in_no_error(text: str) -> None:
         ({"rekey_time": "1h"}, "rekey_time", "IKEv2"),
         ({"start_action": "start"}, "start_action", "IKEv2"),
         ({"repaly_window": "64"}, "repaly_window", "unknown key, did you mean 'replay_window'?"),
+        ({"sha256_96": "yes"}, "sha256_96", "this is for SAs that IKEv2 makes, a manual SA has no such key"),
         ({"rekey_time": "1h"}, "rekey_time", "this is for SAs that IKEv2 makes, a manual SA has no such key"),
         ({"policies": "no"}, "policies", "is a section, write policies { ... }"),
     ],

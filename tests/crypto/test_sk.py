@@ -16,7 +16,8 @@ AEADS = [
     *(getattr(Encr, f"AES_{mode}_{icv}") for mode in ("GCM", "CCM") for icv in (8, 12, 16)),
     Encr.CHACHA20_POLY1305,
 ]
-INTEGS = [integ for integ in Integ if integ]
+#: strongSwan's private one is for ESP alone
+INTEGS = [integ for integ in Integ if integ not in (Integ.NONE, Integ.HMAC_SHA2_256_96)]
 SUITES = [
     *(sk_suite(encr, bits, 0) for encr in AEADS[:-1] for bits in (128, 192, 256)),
     sk_suite(Encr.CHACHA20_POLY1305, 0, 0),

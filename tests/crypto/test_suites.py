@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from ipsec.crypto.suites import Encr, Integ, all_esp_suites, esp_suite
+from ipsec.crypto.suites import Encr, Integ, all_esp_suites, esp_suite, with_sha256_96
 from ipsec.errors import SuiteError
 
 
@@ -19,6 +21,7 @@ from ipsec.errors import SuiteError
         ("chacha20poly1305", Encr.CHACHA20_POLY1305, Integ.NONE, (32, 4, 8, 16, 4, 0)),
         ("aes128gcm16iiv", Encr.AES_GCM_16_IIV, Integ.NONE, (16, 4, 0, 16, 4, 0)),
         ("sha256-aes", Encr.AES_CBC, Integ.HMAC_SHA2_256_128, (16, 0, 16, 16, 16, 32)),
+        ("aes-sha2_256_96", Encr.AES_CBC, Integ.HMAC_SHA2_256_96, (16, 0, 16, 12, 16, 32)),
         ("aes256-sha384", Encr.AES_CBC, Integ.HMAC_SHA2_384_192, (32, 0, 16, 24, 16, 48)),
         ("aes128ctr-sha1", Encr.AES_CTR, Integ.HMAC_SHA1_96, (16, 4, 8, 12, 4, 20)),
         ("3des-aesxcbc", Encr.TRIPLE_DES_CBC, Integ.AES_XCBC_96, (24, 0, 8, 12, 8, 16)),
@@ -53,3 +56,12 @@ def test_every_suite_is_found_by_its_name():
         assert suite.aead or suite.integ_key_len
         assert suite.block % 4 == 0
     assert {suite.encr for suite in suites if suite.weak} == {Encr.TRIPLE_DES_CBC}
+
+
+def test_sha256_cut_to_96_bits_is_for_hmac_sha2_256_128_alone():
+    for suite in all_esp_suites():
+        cut = with_sha256_96(suite)
+        if suite.integ is Integ.HMAC_SHA2_256_128:
+            assert cut == replace(suite, name=f"{suite}_96", integ=Integ.HMAC_SHA2_256_96, icv_len=12)
+        else:
+            assert cut is suite

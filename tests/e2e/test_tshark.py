@@ -17,6 +17,7 @@ pytestmark = pytest.mark.e2e
 SUITES = {
     "aes128gcm16": (20, 20, "AES-GCM with 16 octet ICV [RFC4106]", "NULL"),
     "aes256-sha256": (64, 32, "AES-CBC [RFC3602]", "HMAC-SHA-256-128 [RFC4868]"),
+    "aes128-sha256_96": (48, 16, "AES-CBC [RFC3602]", "HMAC-SHA-256-96 [draft-ietf-ipsec-ciph-sha-256-00]"),
     "aes128ctr-sha1": (40, 20, "AES-CTR [RFC3686]", "HMAC-SHA-1-96 [RFC2404]"),
 }
 FIELDS = ("esp.spi", "esp.sequence", "esp.protocol", "esp.icv_good", "ip.dst", "_ws.malformed", "_ws.expert.message")

@@ -6,9 +6,10 @@ import random
 
 import pytest
 
+from ipsec.crypto.suites import esp_suite
 from ipsec.esp.drops import DropReason
 from ipsec.esp.sa import Direction, Mode
-from tests.esp.support import GCM, NOW, SPI, SUITE_NAMES, Tunnel, params, transport_packet, udp
+from tests.esp.support import GCM, NOW, SPI, SUITE_NAMES, Tunnel, keys, params, transport_packet, udp
 
 REPRESENTATIVE = ["aes128gcm16", "aes256ccm8", "aes128gmac", "chacha20poly1305", "aes128-sha256", "3des-sha1"]
 REPRESENTATIVE += ["aes128ctr-aesxcbc", "null-sha512", "aes256gcm16iiv"]
@@ -109,6 +110,21 @@ def test_alignment(engine_class, name):
         drop = tunnel.open(head + bytes(suite.iv_len + text + suite.icv_len)).drop
         aligned = text >= suite.block and text % suite.block == 0
         assert drop is (DropReason.IN_STATE_PROTO_ERROR if aligned else DropReason.IN_HDR_ERROR)
+
+
+@pytest.mark.parametrize("cut", ["sender", "receiver"])
+@pytest.mark.parametrize("cipher", ["aes128", "3des", "aes256ctr", "null"])
+def test_sha256_of_96_bits_at_one_end_alone(engine_class, cipher, cut):
+    """Nobody negotiates it: the same keys and another length of the ICV deliver nothing."""
+    one, other = (esp_suite(f"{cipher}-{integ}") for integ in ("sha256", "sha256_96"))
+    theirs, ours = (other, one) if cut == "sender" else (one, other)
+    sender, receiver = engine_class(), engine_class()
+    sa = sender.add_sa(params(Direction.OUT, theirs, **keys(one)))
+    receiver.add_sa(params(Direction.IN, ours, **keys(one)))
+    reason = DropReason.IN_STATE_PROTO_ERROR if one.block == 4 else DropReason.IN_HDR_ERROR
+    for size in range(200):
+        assert receiver.inbound(sender.encapsulate(sa, udp(bytes(size)), NOW).datagram, NOW).drop is reason
+    assert receiver.drops() == {reason: 200}
 
 
 def test_replays_of_everything(engine_class):

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from scapy.config import conf
     from scapy.layers.inet import IP, TCP, UDP
     from scapy.layers.inet6 import IPv6
-    from scapy.layers.ipsec import ESP, SecurityAssociation
+    from scapy.layers.ipsec import AUTH_ALGOS, ESP, AuthAlgo, SecurityAssociation
     from scapy.packet import Raw, raw
 
 from ipsec.crypto.suites import Encr, Integ, esp_suite
@@ -39,10 +39,14 @@ AUTH = {
     Integ.NONE: "NULL",
     Integ.HMAC_SHA1_96: "HMAC-SHA1-96",
     Integ.HMAC_SHA2_256_128: "SHA2-256-128",
+    Integ.HMAC_SHA2_256_96: "SHA2-256-96",
     Integ.HMAC_SHA2_384_192: "SHA2-384-192",
     Integ.HMAC_SHA2_512_256: "SHA2-512-256",
     Integ.AES_CMAC_96: "AES-CMAC-96",
 }
+#: scapy has no name for this one, and does what it is told
+_SHA256 = AUTH_ALGOS["SHA2-256-128"]
+AUTH_ALGOS["SHA2-256-96"] = AuthAlgo("SHA2-256-96", mac=_SHA256.mac, digestmod=_SHA256.digestmod, icv_size=12)
 #: scapy always makes combined ICVs of 16 octets, has no AES-XCBC-96 for ESP and no RFC 8750
 NOT_IN_SCAPY = {
     suite.name

@@ -15,8 +15,9 @@ from ipsec.esp.sa import Direction, Lifetime
 from tests.esp.support import NOW, params, udp
 from tests.fast.pumps import tap
 
-SUITES = [suite for suite in all_esp_suites() if suite.encr is Encr.AES_CBC and suite.integ is not Integ.AES_XCBC_96
-          and suite.integ is not Integ.AES_CMAC_96]  # fmt: skip
+#: what libcrypto does packet by packet, also in AES-CBC
+NO_JOBS = (Integ.AES_XCBC_96, Integ.AES_CMAC_96, Integ.HMAC_SHA2_256_96)
+SUITES = [suite for suite in all_esp_suites() if suite.encr is Encr.AES_CBC and suite.integ not in NO_JOBS]
 EVERY_SUITE = pytest.mark.parametrize("suite", SUITES, ids=str)
 MIXED = ("aes256-sha256", "aes128gcm16", "aes128-sha1")
 SLOT = 17000

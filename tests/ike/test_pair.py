@@ -11,6 +11,7 @@ import pytest
 
 from ipsec.crypto.identity import ANY_IDENTITY, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
+from ipsec.crypto.suites import esp_suite
 from ipsec.errors import ParseError
 from ipsec.ike import init
 from ipsec.ike.child import nonce_of, offer
@@ -128,6 +129,52 @@ def test_a_child_is_asked_for_with_the_key_exchange_of_the_ike_sa(offered: str, 
     for child in (pair.a.child, pair.b.child):
         assert name_of(KeMethod, child.proposal.first(TransformType.KE).id) == method
     pair.finish()
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize("theirs", [True, False])
+def test_sha256_of_96_bits_is_each_ends_own_and_stays(theirs: bool, who: str) -> None:
+    """It is never negotiated: each end does what its child says, also in the SA that replaces one."""
+    esp = parse_proposals(["aes128-sha256-x25519"], Protocol.ESP)
+    pair = Pair(
+        a={"child": {"esp_proposals": esp, "sha256_96": True}},
+        b={"child": {"esp_proposals": esp, "sha256_96": theirs}},
+    ).up()
+    for _ in range(2):
+        host = getattr(pair, who)
+        host.do(host.engine.rekey_child, host.child)
+        pair.world.settle()
+        assert pair.a.child.suite == esp_suite("aes128-sha256_96")
+        assert pair.b.child.suite == esp_suite("aes128-sha256_96" if theirs else "aes128-sha256")
+        assert str(pair.a.child.proposal.first(TransformType.INTEG)) == "HMAC_SHA2_256_128"
+    pair.finish()
+
+
+def test_sha256_of_96_bits_is_of_one_child() -> None:
+    esp = parse_proposals(["aes128-sha256"], Protocol.ESP)
+    pair = Pair(child={"esp_proposals": esp, "sha256_96": True})
+    for host, local, remote in ((pair.a, LEFT, RIGHT), (pair.b, RIGHT, LEFT)):
+        config = host.connections["c"]
+        (cut,) = config.children
+        udp = replace(
+            cut,
+            name="udp",
+            local_ts=(replace(local, protocol=UDP),),
+            remote_ts=(replace(remote, protocol=UDP),),
+            sha256_96=False,
+        )
+        host.load(replace(config, children=(cut, udp)))
+    pair.a.initiate()
+    pair.world.settle()
+    for host in (pair.a, pair.b):
+        suites = {child.name: str(child.suite) for child in host.children}
+        assert suites == {"net": "aes128-sha256_96", "udp": "aes128-sha256"}
+    pair.finish(children=2)
+
+
+def test_sha256_of_96_bits_means_nothing_for_other_suites() -> None:
+    pair = Pair(child={"sha256_96": True}).up()
+    assert pair.a.child.suite == pair.b.child.suite == esp_suite("aes128gcm16")
 
 
 @pytest.mark.parametrize("childless", list(Childless))
