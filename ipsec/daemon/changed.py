@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from ipsec.config import Config
 from ipsec.config.sources import Look, look
 from ipsec.config.values import Switch, is_mounted
+from ipsec.daemon.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ class SourceWatch:
         self._sources: Mapping[str, Look] = config.sources
         self._changed = changed
         self._interval_s = interval_s
+        # a disk that hangs keeps nobody from stopping
+        self._threads = Threads(1, "ipsec-watch")
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     def read(self, config: Config) -> None:
@@ -42,7 +46,7 @@ class SourceWatch:
         while True:
             await asyncio.sleep(self._interval_s)
             sources = self._sources
-            now = await asyncio.to_thread(_look_at, tuple(sources))
+            now = await self._threads.run(partial(_look_at, tuple(sources)))
             # what is being written is read when it is complete; what could not be used is not read over and over
             if now != sources and now == before and now != told:
                 told = now

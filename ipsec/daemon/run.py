@@ -34,6 +34,7 @@ from ipsec.daemon.needs import refuse as refuse_connection
 from ipsec.daemon.secret import qcd_secret
 from ipsec.daemon.settings import backend_settings, ike_port, say_limits, vici_wanted
 from ipsec.daemon.supervisor import Supervisor
+from ipsec.daemon.threads import Threads
 from ipsec.daemon.updown import Updown
 from ipsec.daemon.vici import start as start_vici
 from ipsec.errors import BackendError, ConfigError, IpsecError, PolicyError, SaError, SequenceError
@@ -78,6 +79,7 @@ class Daemon:
         self._reload_again = False
         "asked for while one was under way, which may have read what was there before"
         self._reload_lock = asyncio.Lock()
+        self._reader = Threads(1, "ipsec-config")
         self._sources: SourceWatch | None = None
         self._exit_code = ExitCode.OK
 
@@ -237,7 +239,7 @@ class Daemon:
     async def _read_again(self) -> Config:
         """The configuration file as it is now. ConfigError also for what this daemon, as it was started, cannot do."""
         # a thousand keys and certificates, or a slow disk, must not keep the peers waiting
-        config = await asyncio.to_thread(load_again, self._config)
+        config = await self._reader.run(partial(load_again, self._config))
         before = {connection.name: connection for connection in self._config.connections}
         loaded = self.ike.loaded.connection if self.ike is not None else before.get
         prepared = Prepared(self._backend_settings)

@@ -306,6 +306,22 @@ def test_a_stop_during_a_start_that_waits_for_names(world: IkeWorld, tmp_path: P
     assert eventually(lambda: "10.1.0.0/16" not in world.b.leftovers()), world.b.log()
 
 
+def test_a_stop_does_not_wait_for_a_disk_that_hangs(world: IkeWorld) -> None:
+    """A reload reads from a pipe into which nobody writes, as it would from a server of files that is away."""
+    world.up()
+    world.a.config.unlink()
+    os.mkfifo(world.a.config)
+    assert world.a.process is not None
+    world.a.process.send_signal(signal.SIGHUP)
+    with world.a.config.open("wb"):
+        # it has opened the other end; tunnels do not wait either
+        assert loss(world.a.ping(INNER[4][1])) == 0
+        status, seconds = world.a.stop()
+        assert status == 0, world.a.log()
+        assert seconds < 3, world.a.log()
+    assert world.a.leftovers() == ""
+
+
 def test_nobody_waits_for_who_reads_the_log(world: IkeWorld) -> None:
     """Both log into pipes that are full before they are ready: tunnels are rekeyed, commands heard, a stop is one."""
     world.set(":start_action", "start", 0)
