@@ -221,18 +221,27 @@ def test_none_is_lost_by_threads(workers: int) -> None:
     t.gateway.check()
 
 
-def test_none_is_lost_while_the_table_of_sas_grows() -> None:
-    """A worker may look into the table before: it is then in the middle of a batch."""
+def test_none_is_lost_while_the_table_of_sas_is_replaced() -> None:
+    """A worker in the middle of a batch may look into the table before, which does not get the SA. The batch is long,
+    and as many SAs come and go as make the one that counts the one for which the table is replaced."""
+    other, long = SPI + 1, udp_packet(4, 60000)
+    lengthy = Engine()
+    out = lengthy.add_sa(out_params(spi=other))
     with tap() as t, Threads(t.gateway):
-        for spi in range(SPI, SPI + 2000):
-            t.engine.expect_spi(spi)
-            datagrams = sealed([udp_packet(4, 30)] * 2, spi=spi)
-            t.outside[0].send(datagrams[0])
-            t.engine.add_sa(in_params(spi=spi))
-            t.outside[0].send(datagrams[1])
+        t.engine.add_sa(in_params(spi=other))
+        for number in range(300):
+            for spi in range(0x2000, 0x2000 + (30 if number else 31)):
+                t.engine.del_sa(t.engine.add_sa(in_params(spi=spi + 100 * number)))
+            t.engine.expect_spi(SPI)
+            (datagram,) = sealed([udp_packet(4, 30)])
+            for batch in [lengthy.encapsulate(out, long, 1.0).datagram for _ in range(6)]:
+                t.outside[0].send(batch)
+            t.outside[0].send(datagram)
+            sa = t.engine.add_sa(in_params())
             if t.engine.early():
                 t.gateway.pump.wake()
-            delivered(t, 2)
+            delivered(t, 7)
+            t.engine.del_sa(sa)
     assert t.engine.drops() == {}
 
 
