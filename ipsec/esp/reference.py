@@ -39,6 +39,7 @@ from ipsec.esp.engine import (
 from ipsec.esp.held import HeldPackets
 from ipsec.esp.join import FragmentJoiner
 from ipsec.esp.pmtu import ESP_HEADER, clamp_mss, fragment_ipv4, packet_limit, too_big
+from ipsec.esp.quoted import quoted_flow
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, IpAddress, Lifetime, Mode, Policy, SaParams
 from ipsec.esp.sad import Sad, SaEntry
 from ipsec.esp.spd import FragmentTable, Match, Spd, match_selectors
@@ -201,9 +202,11 @@ class ReferenceEngine:
             return Outbound(self._drop(DropReason.OUT_HDR_ERROR))
         self._fragments_out.remember(inner, now)
         found, policy_id, policy = self._spd.lookup(self._fragments_out.flow(inner, now))
+        if found is Match.PERHAPS:
+            return Outbound(self._drop(DropReason.OUT_FRAGMENT_ERROR))
         if policy is None:
-            reason = DropReason.OUT_NO_POLS if found is Match.NO else DropReason.OUT_FRAGMENT_ERROR
-            return Outbound(self._drop(reason))
+            entry = self._quoted_sa(inner)
+            return self._through(entry, inner, now) if entry else Outbound(self._drop(DropReason.OUT_NO_POLS))
         if policy.action is Action.DISCARD:
             return Outbound(self._drop(DropReason.OUT_POL_BLOCK))
         if policy.action is Action.BYPASS:
@@ -211,6 +214,18 @@ class ReferenceEngine:
         entry = self._sad.newest(policy.reqid)
         if entry is None:
             return self._without_sa(policy_id, policy.reqid, inner.data, now)
+        return self._through(entry, inner, now)
+
+    def _quoted_sa(self, error: IpPacket) -> SaEntry | None:
+        """RFC 4301 section 6.2: the SA for an error that no policy is for."""
+        flow = quoted_flow(error)
+        policy = self._spd.lookup(flow)[2] if flow is not None else None
+        if policy is None or policy.action is not Action.PROTECT or not policy.icmp:
+            return None
+        return self._sad.newest(policy.reqid)
+
+    def _through(self, entry: SaEntry, inner: IpPacket, now: float) -> Outbound:
+        """Under this SA, as its mode allows."""
         if entry.params.mode is Mode.TRANSPORT and inner.fragment is not Fragment.NONE:
             return self._join(entry, inner, now)
         if not _fits_mode(entry.params, inner):
@@ -439,6 +454,11 @@ class ReferenceEngine:
         if found is Match.YES:
             self._fragments_in.remember(inner, now)
             return None
+        if found is Match.NO and entry.params.icmp:
+            # RFC 4301 section 6.2: an error is judged by what it quotes
+            quoted = quoted_flow(inner)
+            if quoted and match_selectors(entry.params.selectors, quoted, outbound=False) is Match.YES:
+                return None
         return DropReason.IN_TMPL_MISMATCH if found is Match.NO else DropReason.IN_FRAGMENT_ERROR
 
     # bookkeeping

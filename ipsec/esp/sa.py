@@ -104,6 +104,8 @@ class SaParams:
     "inbound: learn the peer's address and port from authenticated packets (RFC 3948 section 4, RFC 7296 section 2.23)"
     reqid: int = 0
     "ties SAs to policies; the outbound SA added last for a reqid carries its traffic"
+    icmp: bool = False
+    "inbound: let ICMP errors pass whose quoted packet, reversed, matches the selectors (RFC 4301 section 6.2)"
     initial_seq: int = 0
     "last sequence number used (outbound) or highest seen (inbound); for tests and takeover"
 
@@ -139,3 +141,5 @@ class Policy:
     "PROTECT: which SAs carry the traffic"
     priority: int = 0
     "smaller comes first; equal priorities keep the order in which they were added"
+    icmp: bool = False
+    "PROTECT: also ICMP errors that match no policy but quote a packet which, reversed, this one is for"

@@ -72,13 +72,18 @@ class FragmentTable:
 
     def flow(self, packet: IpPacket, now: float) -> Flow:
         """The flow of ``packet``, a later fragment's by its first one if that is known."""
-        if packet.fragment is not Fragment.LATER:
-            return Flow(packet.source, packet.destination, packet.protocol, packet.ports)
-        known = self._known.get(_datagram(packet))
+        known = self._known.get(_datagram(packet)) if packet.fragment is Fragment.LATER else None
         if known is not None and now - known[0] <= FRAGMENT_LIFETIME_S:
             return Flow(packet.source, packet.destination, known[1], known[2])
-        shown = packet.version == 4 or packet.protocol not in EXTENSION_HEADERS
-        return Flow(packet.source, packet.destination, packet.protocol if shown else None, None, hidden=True)
+        return shown_flow(packet)
+
+
+def shown_flow(packet: IpPacket) -> Flow:
+    """The flow of ``packet`` as far as it shows it itself."""
+    later = packet.fragment is Fragment.LATER
+    hides = later and packet.version == 6 and packet.protocol in EXTENSION_HEADERS
+    protocol = None if hides else packet.protocol
+    return Flow(packet.source, packet.destination, protocol, packet.ports, hidden=later)
 
 
 def _datagram(packet: IpPacket) -> tuple[object, ...]:

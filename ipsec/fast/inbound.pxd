@@ -11,6 +11,7 @@ from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.header cimport clamp_mss, ecn_decapsulate, transport_fix_checksum
 from ipsec.fast.jobs cimport JOB_MAX, OpenJob
 from ipsec.fast.packet cimport *
+from ipsec.fast.quoted cimport quoted_match, rare
 from ipsec.fast.replay cimport replay_check, replay_commit, replay_infer
 from ipsec.fast.sa cimport *
 from ipsec.fast.selector cimport SELECT_ANY, SELECT_IPV4, ipv4_match, selectors_match
@@ -279,11 +280,19 @@ cdef inline uint32_t inbound_selectors(Worker *w, Sa *sa, PacketInfo *info) noex
     if sa.selecting == SELECT_ANY:
         return DROP_NONE
     if sa.selecting == SELECT_IPV4 and info.version == 4 and info.fragment == FRAGMENT_NONE:
-        return DROP_NONE if ipv4_match(&sa.only, info.dst, info.src) else DROP_IN_TMPL_MISMATCH
+        return DROP_NONE if ipv4_match(&sa.only, info.dst, info.src) else inbound_mismatch(sa, info)
     if info.fragment == FRAGMENT_LATER:
         fragment_recall(w.fragments_in, info, w.now_ns)
     if selectors_match(sa_selectors(sa), sa.selector_count, info, True, &ambiguous):
         if info.fragment == FRAGMENT_FIRST:
             fragment_remember(w.fragments_in, info, w.now_ns)
         return DROP_NONE
-    return DROP_IN_FRAGMENT_ERROR if ambiguous else DROP_IN_TMPL_MISMATCH
+    return DROP_IN_FRAGMENT_ERROR if ambiguous else inbound_mismatch(sa, info)
+
+# What fits no selector: RFC 4301 section 6.2 lets an ICMP error through for what it quotes.
+cdef inline uint32_t inbound_mismatch(Sa *sa, const PacketInfo *info) noexcept nogil:
+    if sa.icmp:
+        rare()
+        if quoted_match(sa_selectors(sa), sa.selector_count, info):
+            return DROP_NONE
+    return DROP_IN_TMPL_MISMATCH

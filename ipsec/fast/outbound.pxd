@@ -17,6 +17,7 @@ from ipsec.fast.jobs cimport JOB_MAX, JOBS, SealJob, jobs_seal_all
 from ipsec.fast.join cimport Joiner, JoinPart, join_put
 from ipsec.fast.fragment_ports cimport fragment_recall, fragment_remember
 from ipsec.fast.packet cimport *
+from ipsec.fast.quoted cimport quoted_sa, rare
 from ipsec.fast.sa cimport *
 from ipsec.fast.segment cimport (
     SEGMENT_HEADER_MAX, SEGMENT_SINGLE, SegmentPlan, finish_checksum, plan_segments, segment_header, segment_offset)
@@ -312,6 +313,10 @@ cdef inline int outbound_policy(Worker *w, SpdTable *spd, PacketInfo *info, cons
         drop(w, NULL, DROP_OUT_FRAGMENT_ERROR, count)
         return -1
     if result != SPD_FOUND:
+        rare()
+        sa[0] = <Sa *>quoted_sa(spd, info)
+        if sa[0] != NULL:
+            return ACTION_PROTECT
         drop(w, NULL, DROP_OUT_NO_POLS, count)
         return -1
     if policy.action == ACTION_DISCARD:

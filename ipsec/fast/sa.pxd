@@ -69,7 +69,8 @@ cdef struct Sa:
     uint16_t key_size          # of an expanded key, which stands behind this struct; 0 for libcrypto contexts
     uint16_t key_split         # what sa_prefetch_rest wants of it: see Cipher
     uint16_t key_end
-    uint16_t unused
+    uint8_t icmp               # inbound: ICMP errors are judged by what they quote, too
+    uint8_t unused
     AeadOpen aead_open
     Endpoint *endpoint         # load with load_ptr
     uint32_t id

@@ -217,6 +217,7 @@ cdef inline Sa *sa_new(object params, uint32_t id, uint32_t workers, bint shared
         sa.copy_dscp = params.copy_dscp
         sa.copy_ecn = params.copy_ecn
         sa.follow_peer = params.follow_peer
+        sa.icmp = params.icmp
         sa.tfc = params.tfc
         sa.reqid = params.reqid
         sa_lifetime(sa, life)

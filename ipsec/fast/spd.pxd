@@ -51,6 +51,7 @@ cdef struct SpdPolicy:
     uint32_t id
     uint32_t reqid
     uint8_t action        # ipsec.esp.sa.Action
+    uint8_t icmp          # protects ICMP errors by what they quote, too
     uint8_t dead          # deleted, but still in a shared index; atomic
     # the writer's own
     uint8_t in_index

@@ -489,6 +489,7 @@ cdef inline SpdPolicy *policy_from_python(object policy, uint32_t id) except NUL
         raise MemoryError
     try:
         out.action = policy.action
+        out.icmp = policy.icmp
         out.reqid = policy.reqid
         for pair in policy.selectors:
             selector_from_python(pair, &out.pairs[i])

@@ -109,6 +109,17 @@ def ip(
     return header + payload
 
 
+def icmp_error(
+    kind: int, quote: bytes, version: int = 4, *, source: str, destination: str, code: int = 0, rest: int = 0
+) -> bytes:
+    """An ICMP or ICMPv6 error with a good checksum."""
+    addresses = _addresses(version, source, destination)
+    message = struct.pack("!BBHI", kind, code, 0, rest) + quote
+    initial = pseudo_header_sum(*addresses, 58, len(message)) if version == 6 else 0
+    message = message[:2] + checksum(message, initial).to_bytes(2, "big") + message[4:]
+    return ip(58 if version == 6 else 1, message, version, addresses=addresses)
+
+
 def ipv4_fragment(packet: bytes, offset: int, more: bool, payload: bytes) -> bytes:
     """A fragment with the header of ``packet``."""
     word = offset // 8 | (0x2000 if more else 0)

@@ -22,14 +22,17 @@ from ipsec.crypto.proposals import parse_proposals
 from ipsec.crypto.revocation import OcspResponse, Source, parse_crl, status_of
 from ipsec.crypto.x509 import load_certificates
 from ipsec.errors import ConfigError, IpsecError, ParseError, SuiteError
+from ipsec.esp.drops import DropReason
 from ipsec.esp.sa import Action, Direction, Policy
 from ipsec.vici.codec import PacketType, emit_packet, parse_packet
 from ipsec.wire.iana import Protocol
 from ipsec.wire.ike import HEADER_LEN, find_encrypted, parse_header, parse_payloads
+from ipsec.wire.selector import SelectorPair
 from ipsec.wire.show import show_message
 from tests.crypto.pki import ED25519_KEY, VECTORS, WALL, Ca
 from tests.crypto.test_revocation import respond
 from tests.esp.support import ENGINES, GCM, INNER, NOW, forge, opener, pair, params, trailer, udp
+from tests.esp.support import icmp_error as make_error
 from tests.fuzz import packets, peers
 from tests.properties.test_ike_codec import judge
 from tests.wire.ike_messages import GOLDEN, header
@@ -140,7 +143,9 @@ def _gateway(kind: Any) -> Any:
     engine = kind()
     engine.add_sa(params(Direction.OUT, reqid=1, path_mtu=600))
     pairs = (pair("10.1.0.0/16", "10.2.0.0/16"), pair("fd01::/16", "fd02::/16"))
-    engine.set_policies([Policy(Action.PROTECT, pairs, reqid=1)])
+    engine.set_policies([Policy(Action.PROTECT, pairs, reqid=1, icmp=True)])
+    mirrored = tuple(SelectorPair(one.remote, one.local) for one in pairs)
+    engine.add_sa(params(Direction.IN, NULL_SUITE, selectors=mirrored, icmp=True))
     return engine
 
 
@@ -158,6 +163,24 @@ def esp_inbound(data: bytes) -> None:
     results = []
     for engine in (opener(kind, NULL_SUITE) for kind in ENGINES):
         results.append((engine.inbound(datagram, NOW), engine.drops()))
+    assert results[0] == results[1]
+
+
+def icmp_error(data: bytes) -> None:
+    """An ICMP error, by its type and what is behind it, of a router that is in no selector: both engines let it pass or
+    do not, the same outbound and inbound."""
+    if len(data) < 2:
+        return
+    version = 6 if data[0] & 1 else 4
+    router = "fd99::1" if version == 6 else "172.16.0.1"
+    packet = make_error(data[1], data[2:8192], version, source=router, destination=INNER[version][1])
+    results = []
+    for engine in map(_gateway, ENGINES):
+        sent = engine.outbound(packet, NOW)
+        got = engine.inbound(forge(NULL_SUITE, trailer(packet, 41 if version == 6 else 4)), NOW)
+        # one too large for the path is no less the SA's
+        assert (sent.drop is DropReason.OUT_NO_POLS) == (got.drop is DropReason.IN_TMPL_MISMATCH)
+        results.append((sent, got, engine.drops()))
     assert results[0] == results[1]
 
 
@@ -232,6 +255,14 @@ def _trailer_seeds() -> list[bytes]:
     return [trailer(udp(version=version), next_header) for version, next_header in ((4, 4), (6, 41))]
 
 
+def _error_seeds() -> list[bytes]:
+    return [
+        bytes((version == 6, kind)) + udp(version=version, source=there, destination=here)
+        for version, (here, there) in INNER.items()
+        for kind in (2, 3, 4, 11)
+    ]
+
+
 def _datagram_seeds() -> list[bytes]:
     sealed = forge(GCM, trailer(udp(), 4))
     # the sealed datagram itself would be authentic
@@ -250,6 +281,7 @@ TARGETS: dict[str, Target] = {
     "key-file": Target(key_file, _key_seeds),
     "esp-outbound": Target(esp_outbound, _packet_seeds),
     "esp-inbound": Target(esp_inbound, _trailer_seeds),
+    "icmp-error": Target(icmp_error, _error_seeds),
     "esp-datagram": Target(esp_datagram, _datagram_seeds),
     "superframe": Target(packets.superframe, packets.superframe_seeds),
     "coalesced": Target(packets.coalesced, packets.coalesced_seeds),

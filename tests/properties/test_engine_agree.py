@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from ipsec.esp.drops import DropReason
 from ipsec.esp.reference import ReferenceEngine
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy
-from ipsec.wire.selector import ANY_PORT, OPAQUE
+from ipsec.wire.selector import ANY_PORT, OPAQUE, SelectorPair
 from tests.esp.support import (
     ADDRESSES,
     ENGINES,
+    GCM,
     PROTECT_ALL,
     SUITES,
     FastEngine,
     Tunnel,
     forge,
+    icmp_error,
     ip,
     ipv4_fragment,
     ipv6_fragment,
@@ -126,7 +128,7 @@ def pairs(draw):
 def policies(draw):
     action = draw(st.sampled_from([Action.PROTECT, Action.PROTECT, Action.BYPASS, Action.DISCARD]))
     selectors = tuple(draw(st.lists(pairs(), min_size=1, max_size=3)))
-    return Policy(action, selectors, reqid=draw(st.integers(1, 2)), priority=draw(st.integers(0, 2)))
+    return Policy(action, selectors, draw(st.integers(1, 2)), draw(st.integers(0, 2)), icmp=draw(st.booleans()))
 
 
 lifetimes = st.builds(
@@ -160,6 +162,36 @@ def outbound_sas(draw):
     )
 
 
+hosts = {4: ["10.1.0.5", "10.2.0.9"], 6: ["fd01::5", "fd02::9"]}
+
+
+@st.composite
+def router_errors(draw, versions=(4, 4, 6)):
+    """ICMP errors of a router that is in few selectors, with what they quote whole or cut short."""
+    version = draw(st.sampled_from(versions))
+    source, destination = (draw(st.sampled_from(hosts[version])) for _ in range(2))
+    ports = draw(st.sampled_from([(2000, 1000), (80, 1000), (2050, 7)]))
+    addresses = (ip_address(source), ip_address(destination))
+    quote = draw(
+        st.sampled_from(
+            [
+                lambda: udp(b"quoted", version, source=source, destination=destination, ports=ports),
+                lambda: ip(6, bytes(40), version, addresses=addresses),
+                lambda: ip(1 if version == 4 else 58, b"\x08\0" + bytes(6), version, addresses=addresses),
+                lambda: ip(47, b"", version, addresses=addresses),
+                lambda: ip(44, draw(st.binary(min_size=8, max_size=60)), version, addresses=addresses),
+                lambda: ip(60, b"\x11\0\x01\4\0\0\0\0" + bytes(8), version, addresses=addresses),
+                lambda: draw(st.binary(max_size=80)),
+            ]
+        )
+    )()
+    told = draw(st.sampled_from([source, source, source, destination]))
+    kind = draw(st.sampled_from([1, 2, 3, 3, 3, 4, 5, 11, 12]))
+    end = draw(st.sampled_from([len(quote), len(quote), 28, 24, 48, 20, 44]))
+    router = "172.16.0.1" if version == 4 else "fd99::1"
+    return icmp_error(kind, quote[:end], version, source=router, destination=told)
+
+
 @st.composite
 def packets(draw):
     version = draw(st.sampled_from([4, 4, 6]))
@@ -175,6 +207,7 @@ def packets(draw):
                 lambda: tcp_syn(version, b"\x01\x02\x04\xff\xff", payload=bytes(size)),
                 lambda: ip(1 if version == 4 else 58, b"\x08\0" + bytes(size), version, **options),
                 lambda: ip(47, bytes(size), version, **options),
+                lambda: draw(router_errors()),
                 lambda: ipv4_fragment(udp(b""), 0, True, udp(bytes(size // 8 * 8))[20:]),
                 lambda: ipv4_fragment(udp(b""), 800, draw(st.booleans()), bytes(size // 8 * 8)),
                 lambda: ipv6_fragment(0, True, udp(bytes(size // 8 * 8), 6)[40:]),
@@ -205,6 +238,39 @@ def test_outbound_agrees(spd, sas, sent, mss_clamp, catch_all):
         both.add_sa(replace(sa, reqid=number, spi=0x1000 + number))
     for now, packet in enumerate(sent):
         both.same(lambda engine, own, packet=packet, now=now: engine.outbound(packet, float(now * 8)))
+
+
+@st.composite
+def policies_beside(draw, version):
+    """Policies that no router of ``router_errors`` is in."""
+    action = draw(st.sampled_from([Action.PROTECT] * 5 + [Action.BYPASS, Action.DISCARD]))
+    local, remote = draw(st.sampled_from(networks[version][1:3])), draw(st.sampled_from(networks[version][:3]))
+    protocol = draw(st.sampled_from([0, 0, 0, 17, 6, 1]))
+    ports = draw(st.sampled_from([ANY_PORT, ANY_PORT, ANY_PORT, OPAQUE, (2000, 2100)]))
+    icmp = draw(st.sampled_from([True, True, True, False]))
+    return Policy(action, (pair(local, remote, protocol, remote_ports=ports),), draw(st.integers(1, 3)), icmp=icmp)
+
+
+@settings(max_examples=300)
+@given(st.data(), st.sampled_from([4, 6]))
+def test_quoted_agrees(data, version):
+    """ICMP errors, changed here and there, that policies and SAs are for by what they quote, or are not."""
+    spd = data.draw(st.lists(policies_beside(version), min_size=1, max_size=4))
+    sent = data.draw(st.lists(router_errors([version] * 8 + [10 - version]), min_size=2, max_size=8))
+    both = Both()
+    both.set_policies(spd)
+    for number in (1, 2):
+        both.add_sa(params(Direction.OUT, reqid=number, spi=0x2000 + number))
+    selectors = tuple(SelectorPair(one.remote, one.local) for policy in spd for one in policy.selectors)
+    both.add_sa(params(Direction.IN, selectors=selectors[:2], icmp=True))
+    for seq, packet in enumerate(sent, start=1):
+        octets = bytearray(packet)
+        for _ in range(data.draw(st.sampled_from([0, 0, 0, 1, 2]))):
+            octets[data.draw(st.integers(0, min(len(octets), 110) - 1))] ^= data.draw(st.integers(1, 255))
+        changed = bytes(octets)
+        both.same(lambda engine, own, changed=changed: engine.outbound(changed, 1.0))
+        datagram = forge(GCM, trailer(changed, 4 if changed[:1] < b"\x60" else 41), seq)
+        both.same(lambda engine, own, datagram=datagram: engine.inbound(datagram, 1.0))
 
 
 @settings(max_examples=150)
@@ -270,15 +336,17 @@ def plaintexts(draw):
     lifetimes,
     st.sampled_from(DscpPolicy),
     st.booleans(),
+    st.booleans(),
     st.lists(st.tuples(plaintexts(), st.integers(-3, 70), st.integers(0, 255), st.booleans()), min_size=1, max_size=12),
 )
-def test_inbound_agrees(suite, outer, mode, esn, selectors, window, lifetime, dscp, ecn, received):
+def test_inbound_agrees(suite, outer, mode, esn, selectors, window, lifetime, dscp, ecn, icmp, received):
     start = 2**32 - 70 if esn else 0
     both = Both()
     both.add_sa(
         params(
             Direction.IN, suite, outer, mode=mode, esn=esn, selectors=tuple(selectors), replay_window=window,
             lifetime=lifetime, copy_dscp=dscp, copy_ecn=ecn, initial_seq=start, encap=(4500, 4500),
+            icmp=icmp,
         )
     )  # fmt: skip
     seq = start + 3
