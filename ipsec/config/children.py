@@ -143,6 +143,7 @@ _KEYS: dict[str, Parser] = {
     "copy_ecn": parse_bool,
     "sha256_96": parse_bool,
     "copy_dscp": one_of_words({member.value: member for member in CopyDscp}),
+    "icmp": parse_bool,
     **dict.fromkeys(("start_action", "close_action", "dpd_action"), parse_action),
     "updown": _parse_command,
     "hostaccess": parse_bool,
@@ -169,7 +170,6 @@ _REFUSED: dict[str, Parser] = {
         one_of_words({"no": False, "yes": True, "encap": True}),
         False,
     ),
-    "icmp": refused("ICMP errors from outside the selectors are not let through", parse_bool, False),
 }
 
 #: keys whose values are fields of ChildConfig as they are

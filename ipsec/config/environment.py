@@ -41,7 +41,7 @@ _REMOTE = "auth id certs cacerts ca_id pubkeys cert_policy revocation"
 _CHILD = """
     esp_proposals local_ts remote_ts rekey_time life_time rand_time inactivity rekey_bytes life_bytes rand_bytes
     rekey_packets life_packets rand_packets mode policies reqid priority tfc_padding replay_window copy_df copy_ecn
-    copy_dscp sha256_96 start_action close_action dpd_action updown hostaccess
+    copy_dscp icmp sha256_96 start_action close_action dpd_action updown hostaccess
 """
 _POOL = "addrs dns nbns dhcp netmask server subnet p_cscf"
 _AUTHORITY = "cacert crl_uris ocsp_uris"

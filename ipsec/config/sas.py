@@ -55,11 +55,17 @@ class ManualPolicy:
     priority: int = 0
     "smaller comes first; 0: bypass before protect before discard, and within each the narrower selector first"
 
-    def policies(self, reqid: int) -> tuple[Policy, ...]:
+    def policies(self, reqid: int, *, icmp: bool = False) -> tuple[Policy, ...]:
         """The SPD entries: one for each pair of selectors."""
-        reqid = reqid if self.action is Action.PROTECT else 0
+        protect = self.action is Action.PROTECT
         return tuple(
-            Policy(self.action, (pair,), reqid, self.priority or automatic_priority(self.action, pair))
+            Policy(
+                self.action,
+                (pair,),
+                reqid if protect else 0,
+                self.priority or automatic_priority(self.action, pair),
+                icmp=icmp and protect,
+            )
             for pair in self.selectors
         )
 
@@ -109,6 +115,8 @@ class ManualSa:
     "octets of the largest IP packet on the way to the peer; default ipsecd.path_mtu"
     follow_peer: bool = True
     "send to where the peer's last authenticated packet came from, when a NAT has moved it"
+    icmp: bool = False
+    "ICMP errors pass for what they quote, whoever says them (RFC 4301 section 6.2)"
     reqid: int = 0
     "ties policies to SAs: SAs that share one are the old and the new keys of the same traffic; default: one of its own"
     policies: tuple[ManualPolicy, ...] = ()
@@ -141,6 +149,7 @@ class ManualSa:
             lifetime=self.lifetime,
             follow_peer=self.follow_peer,
             reqid=self.reqid,
+            icmp=self.icmp,
         )
 
 
@@ -184,6 +193,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "life_packets": parse_number,
     "path_mtu": number_in(576, 65535),
     "follow_peer": parse_bool,
+    "icmp": parse_bool,
     "reqid": number_in(0, 0xFFFFFFFF),
 }
 
@@ -197,7 +207,7 @@ _POLICY_KEYS: dict[str, Callable[[str], object]] = {
 #: keys whose values are fields of ManualSa as they are
 _PLAIN = (
     *("local", "remote", "spi_in", "spi_out", "mode", "replay_window", "copy_df", "copy_ecn", "copy_dscp"),
-    *("tfc_padding", "follow_peer", "reqid"),
+    *("tfc_padding", "follow_peer", "icmp", "reqid"),
 )
 
 

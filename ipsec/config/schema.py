@@ -66,7 +66,9 @@ class Config:
 
     def policies(self) -> tuple[Policy, ...]:
         """All SPD entries, in the order in which they are matched; equal ones only once."""
-        entries = [entry for sa in self.sas for policy in sa.policies for entry in policy.policies(sa.reqid)]
+        entries = [
+            entry for sa in self.sas for policy in sa.policies for entry in policy.policies(sa.reqid, icmp=sa.icmp)
+        ]
         return tuple(sorted(dict.fromkeys(entries), key=lambda entry: entry.priority))
 
     def contents(self) -> str:

@@ -205,6 +205,7 @@ class Children:
             path_mtu=self._path_mtu,
             lifetime=self._lifetime(config),
             reqid=child.reqid,
+            icmp=config.icmp,
         )
         sa = self._backend.add_sa(params)
         self._by_sa[sa] = child
@@ -230,7 +231,7 @@ class Children:
                 known.policies.append((pair, child.reqid))
                 continue
             priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
-            policy = Policy(Action.PROTECT, (pair,), child.reqid, priority)
+            policy = Policy(Action.PROTECT, (pair,), child.reqid, priority, icmp=child.config.icmp)
             number = self._backend.add_policy(policy)
             same = self._policies.setdefault(pair, {})
             # of one that is replaced itself nothing has to go behind: what comes last counts last

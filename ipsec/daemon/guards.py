@@ -153,7 +153,8 @@ class Guards:
         try:
             for pair in guard.pairs:
                 priority = child.priority or automatic_priority(action, pair)
-                policies.append(self._backend.add_policy(Policy(action, (pair,), guard.reqid, priority)))
+                added = Policy(action, (pair,), guard.reqid, priority, icmp=child.icmp)
+                policies.append(self._backend.add_policy(added))
         except BaseException:
             for policy in policies:
                 self._backend.del_policy(policy)

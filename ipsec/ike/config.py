@@ -192,6 +192,8 @@ class ChildConfig:
     copy_df: bool = True
     copy_ecn: bool = True
     copy_dscp: CopyDscp = CopyDscp.OUT
+    icmp: bool = False
+    "ICMP errors pass for what they quote, whoever says them (RFC 4301 section 6.2)"
     updown: tuple[str, ...] = ()
     "command to run when it has come up and when it is gone, and its arguments"
     hostaccess: bool = False

@@ -111,6 +111,7 @@ def test_defaults() -> None:
         ({"tfc_padding": "mtu"}, "tfc_padding", -1),
         ({"path_mtu": "9000"}, "path_mtu", 9000),
         ({"follow_peer": "no"}, "follow_peer", False),
+        ({"icmp": "yes"}, "icmp", True),
         ({"reqid": "77"}, "reqid", 77),
         ({"rekey_bytes": "1k"}, "lifetime", Lifetime(bytes_soft=1024, bytes_hard=1126)),
         ({"life_bytes": "1000"}, "lifetime", Lifetime(bytes_soft=900, bytes_hard=1000)),
@@ -560,6 +561,14 @@ def test_reqids() -> None:
     assert [sa.reqid for sa in three({}, {}, {}).sas] == [1, 2, 3]
     assert [sa.reqid for sa in three({}, {"reqid": "1"}, {}).sas] == [2, 1, 3]
     assert [sa.reqid for sa in three({"reqid": "5"}, {"reqid": "5"}, {}).sas] == [5, 5, 1]
+
+
+def test_icmp_is_for_what_is_protected() -> None:
+    text = document(section("gw", POLICIES, local_ts="10.1.0.0/16", remote_ts="10.2.0.0/16", icmp="yes"))
+    found = load_text(text).policies()
+    assert {policy.action for policy in found if policy.icmp} == {Action.PROTECT}
+    assert all(policy.icmp for policy in found if policy.action is Action.PROTECT)
+    assert not any(policy.icmp for policy in load_text(text.replace("icmp = yes", "")).policies())
 
 
 def test_narrower_selectors_come_first() -> None:

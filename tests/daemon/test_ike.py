@@ -194,6 +194,24 @@ def test_up_and_down_again() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("icmp", ["yes", "no"])
+def test_icmp_is_in_all_that_is_put_in_place(icmp: str) -> None:
+    """The guard's policy, which comes first, as well as the CHILD_SA's."""
+
+    async def main() -> None:
+        pair = Pair(A.replace("start_action", f"icmp = {icmp}\nstart_action"), B)
+        await pair.start()
+        a, b = pair.backends
+        await until(lambda: len(a.sas) == len(b.sas) == 2)
+        assert [policy.icmp for policy in a.policies.values()] == [icmp == "yes"] * 2
+        assert [sa.icmp for sa in a.sas.values()] == [icmp == "yes"] * 2
+        # the peer's own matter
+        assert not any(one.icmp for one in (*b.policies.values(), *b.sas.values()))
+        await pair.stop()
+
+    run(main())
+
+
 def test_a_child_for_a_peer_that_the_connection_does_not_name() -> None:
     """Who asks for it by vici gets it in the IKE_SA that a peer has begun, as with charon; nobody else has a way."""
 

@@ -237,6 +237,22 @@ def test_a_child_in_list_conns(tmp_path: Path) -> None:
     with_daemon(tmp_path, test)
 
 
+def test_icmp_is_loaded_and_not_shown(tmp_path: Path) -> None:
+    """As with strongSwan 6.1: ``load-conn`` has the key, no list does."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        children = {"one": CHILD | {"icmp": "yes"}, "two": CHILD}
+        await session.request("load-conn", {"new": CONNECTION | {"children": children}})
+        loaded = one.ike.loaded.connection("new")
+        assert loaded is not None
+        assert [child.icmp for child in loaded.children] == [True, False]
+        (conn,) = [item["new"] async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        assert conn["children"]["one"].keys() == conn["children"]["two"].keys()
+
+    with_daemon(tmp_path, test)
+
+
 def test_commas_in_uris(tmp_path: Path) -> None:
     root, _ = authority_and_end()
     uris = ["http://crl.example/a,b.crl", "http://crl.example/'c',d", "http://crl.example/e"]
