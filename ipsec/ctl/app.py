@@ -22,6 +22,8 @@ from ipsec.vici.client import DEFAULT_SOCKET, HungUp, Session, UnknownToDaemon, 
 SOCKET_VARIABLE = "IPSECCTL_SOCKET"
 #: where a daemon is looked for, in this order: by default, and as systemd/ipsecd.service has it
 SOCKETS = (DEFAULT_SOCKET, "/run/ipsecd/vici")
+#: seconds for its first answer: an event loop that has thousands of tunnels to see to is back sooner
+PATIENCE_S = 10.0
 #: of the documents that --json prints; a change that programs could trip over makes it one higher
 SCHEMA = 1
 #: the width of what does not go to a terminal: nothing is cut or wrapped
@@ -98,7 +100,7 @@ class App:
         failed: dict[str, ViciError] = {}
         for socket in sockets:
             try:
-                session = await connect(socket)
+                session = await _answering(socket)
             except ViciError as error:
                 failed[socket] = error
             else:
@@ -116,6 +118,25 @@ class App:
         """A connection to the daemon, for as long as the body runs. CtlError that says what to do if there is none."""
         async with await self.connect() as session:
             yield session
+
+
+async def _answering(socket: str) -> Session:
+    """A connection to a daemon that answers. ViciError if there is no connection, CtlError if there is no answer."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            session = await connect(socket)
+            try:
+                await session.request("version")
+            except BaseException as error:
+                await session.close()
+                if isinstance(error, ViciError):
+                    raise explained(error) from error
+                raise
+            return session
+    except TimeoutError:
+        why = f"the daemon on {socket.removeprefix('unix://')} has not answered for {PATIENCE_S:g} s"
+        remedy = "it hangs, or is stopped: see its state (ps), the end of its log, and whether it has the processor"
+        raise CtlError(why, remedy, code=ExitCode.UNREACHABLE) from None
 
 
 def unreachable(socket: str, error: ViciError) -> CtlError:

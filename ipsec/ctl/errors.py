@@ -17,7 +17,7 @@ MEANINGS = {
     ExitCode.FAILED: "the daemon says that it failed, or does not know the command",
     ExitCode.TIMEOUT: "not done in time",
     ExitCode.DIFFERS: "not as it should be: something is not up (status --check), or differs (diff)",
-    ExitCode.UNREACHABLE: "no daemon, no permission for its socket, or it hung up",
+    ExitCode.UNREACHABLE: "no daemon, no permission for its socket, it hung up, or has not answered for 10 s",
     ExitCode.UNKNOWN_NAME: "no connection, child or SA has that name",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
     ExitCode.BROKEN_PIPE: "whoever reads the output has gone (| head)",

@@ -106,6 +106,17 @@ def test_socket_that_is_none(ctl: Ctl) -> None:
     assert f"{ctl.socket} is no socket" in done.err
 
 
+@pytest.mark.parametrize(("verb", "status"), [("status", ExitCode.UNREACHABLE), ("doctor", ExitCode.OK)])
+def test_a_daemon_that_hangs(ctl: Ctl, monkeypatch: pytest.MonkeyPatch, verb: str, status: ExitCode) -> None:
+    monkeypatch.setattr("ipsec.ctl.app.PATIENCE_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as hangs:
+        hangs.bind(str(ctl.socket))
+        hangs.listen()
+        done = ctl(verb)
+    assert "has not answered for 0.2 s" in done.out + done.err
+    assert done.status == status
+
+
 def test_wrong_usage_is_a_document_too(ctl: Ctl) -> None:
     for arguments in ("--json list conns --odd", "list conns --odd --json", "lst --json", "--odd list conns --json"):
         done = ctl(*arguments.split())
