@@ -25,7 +25,7 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.find import find, find_config, find_notify, find_typed
-from ipsec.ike.giveway import GIVE_WAY_S, doubt, knocks_of
+from ipsec.ike.giveway import GIVE_WAY_S, doubt, doubt_silent, knocks_of
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
@@ -417,6 +417,7 @@ def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     except PeerError as error:
         no_address = error
     core.established(sa, now)
+    doubt_silent(sa, now)
     take_support(sa, payloads)
     core.note_token(sa, payloads)
     try:

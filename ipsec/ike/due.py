@@ -12,7 +12,7 @@ from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, is_to_go
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import Confirm
-from ipsec.ike.lifetimes import Timer
+from ipsec.ike.lifetimes import Timer, last_sign
 from ipsec.ike.mobike import detection, tell
 from ipsec.ike.rekey import RETRY_FAILED_S, closed_by_peer
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
@@ -127,8 +127,7 @@ def _end(core: IkeEngine, sa: IkeSa, now: float) -> None:
 def _check_liveness(core: IkeEngine, sa: IkeSa, now: float) -> None:
     """Ask only if nothing came for long enough, neither IKE nor ESP (section 2.4)."""
     delay = sa.connection.dpd_delay
-    used = [core.host.last_use(child) for child in sa.children.values() if child.has_in]
-    last = max([sa.last_in, *(when for when in used if when is not None)])
+    last = last_sign(sa)
     # as the timer was set: a difference may be rounded to just below the delay, and the timer be due again at once
     if now >= last + delay:
         # what is under way is as good a check, but does not show whether a NAT's mapping is another

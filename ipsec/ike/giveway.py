@@ -20,9 +20,9 @@ from collections.abc import Iterator
 
 from ipsec.ike.child import stop_sending
 from ipsec.ike.config import Unique
-from ipsec.ike.delete import Liveness
+from ipsec.ike.delete import Liveness, is_to_go
 from ipsec.ike.events import ChildDown
-from ipsec.ike.lifetimes import REAUTHENTICATED_S, Timer
+from ipsec.ike.lifetimes import REAUTHENTICATED_S, Timer, last_sign
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import ChildState, IkeState
 from ipsec.wire.iana import ExchangeType
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 GIVE_WAY_S = 0.1
 #: an IKE_SA that does not have by then what the one with which it has crossed has is another thing
 CROSSED_S = 60.0
+#: an IKE_SA is in use if something has come within that time; nobody is back from a crash sooner
+SILENT_S = 0.3
 #: begins the Vendor ID that says that an IKE_SA is redundant; its SPIs follow. Random octets
 REDUNDANT = bytes.fromhex("41c11aaf0b3d549681dafa983ed34ab2")
 
@@ -92,7 +94,7 @@ def _is_knock(other: IkeSa, sa: IkeSa, up: set[str]) -> bool:
 
 
 class StillThere(Liveness):
-    """Does the peer have this one in spite of our INITIAL_CONTACT in another one?"""
+    """Does the peer have this one, in spite of another one?"""
 
     __slots__ = ()
 
@@ -106,9 +108,26 @@ def doubt(sa: IkeSa, now: float) -> None:
     """The peer has taken our INITIAL_CONTACT: what came up since that went out may be gone there, without a word
     (RFC 7296 section 2.4)."""
     for other in sa.core.of_peer(sa.our_id, sa.peer_id):
-        if other is not sa and other.established and not other.quiet:
-            other.doubted = True
-            other.ask(StillThere(), now)
+        if other is not sa and other.established:
+            _doubt(other, now)
+
+
+def doubt_silent(sa: IkeSa, now: float) -> None:
+    """A peer begins with us that has an IKE_SA already, and does not say INITIAL_CONTACT: OpenIKED 7.2 never does, also
+    after a crash. What was in use until now it still has; what was silent may be gone, and is asked for."""
+    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
+        # one identity may be that of many, who are not to be asked for each that comes
+        same = (other.path.remote, other.path.remote_port) == (sa.path.remote, sa.path.remote_port)
+        if other is sa or not other.established or not same or _at_once(sa, other):
+            continue
+        if last_sign(other) < sa.created_at - SILENT_S:
+            _doubt(other, now)
+
+
+def _doubt(sa: IkeSa, now: float) -> None:
+    if not sa.quiet:
+        sa.doubted = True
+        sa.ask(StillThere(), now)
 
 
 def look(sa: IkeSa, now: float) -> None:
@@ -165,7 +184,7 @@ def give_up(sa: IkeSa, stays: IkeSa, now: float, why: str) -> None:
 
 def _redundant(sa: IkeSa) -> IkeSa | None:
     """The one that has lost against ``sa``, if nothing of it is missing there and nothing is going on in it."""
-    if sa.state is not IkeState.ESTABLISHED:
+    if sa.state is not IkeState.ESTABLISHED or is_to_go(sa):
         return None
     for other in _rivals(sa):
         rests = other.state is IkeState.ESTABLISHED and all(

@@ -68,6 +68,12 @@ IKE_TIMERS = tuple(kind for kind in Timer if kind < Timer.CHILD_REKEY)
 CHILD_TIMERS = tuple(kind for kind in Timer if kind >= Timer.CHILD_REKEY)
 
 
+def last_sign(sa: IkeSa) -> float:
+    """When something of the peer last came, IKE or ESP (RFC 7296 section 2.4)."""
+    used = [sa.core.host.last_use(child) for child in sa.children.values() if child.has_in]
+    return max([sa.last_in, *(when for when in used if when is not None)])
+
+
 def arm_retransmit(core: IkeEngine, sa: IkeSa, now: float) -> None:
     """Exponential back-off, with up to a tenth off so that many do not come at once."""
     pending, settings = sa.pending, core.settings

@@ -659,6 +659,32 @@ def test_what_a_peer_has_not_dropped_at_our_initial_contact_stays(monkeypatch: p
     pair.finish(children=2, ikes=2)
 
 
+def test_a_peer_that_is_back_without_initial_contact_is_not_sent_what_it_has_lost() -> None:
+    """OpenIKED 7.2 after a crash: what it had is asked for at once, without dpd_delay, and comes second until then."""
+    pair = Pair(unique=Unique.NO, a={"unique": Unique.NEVER}, settings=IkeSettings(qcd=False)).up()
+    lost = pair.b.ike
+    pair.world.run(5.0)
+    pair.a.restart()
+    pair.a.initiate()
+    pair.world.run(1.0)
+    assert lost.doubted
+    assert lost.pending is not None
+    pair.world.settle(300.0)
+    assert lost not in pair.b.ikes
+    pair.finish()
+
+
+def test_a_peer_that_begins_beside_what_it_uses_is_sent_both() -> None:
+    pair = Pair(unique=Unique.NO, a={"unique": Unique.NEVER}, settings=IkeSettings(make_before_break=True)).up()
+    other = pair.b.ike
+    pair.world.run(5.0)
+    pair.a.send_traffic()
+    pair.a.do(pair.a.engine.reauthenticate, pair.a.ike)
+    pair.world.settle()
+    assert not other.doubted
+    pair.finish()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_one_of_two_that_cross_stays_if_one_is_rekeyed_before(seed: int) -> None:
     """Whichever is rekeyed, by either end: that they have crossed is still known, and which one stays is said anew."""
