@@ -41,7 +41,7 @@ class _Installed:
 
 @dataclass
 class _Shared:
-    """A policy, its number, whose it was first, and how many use it."""
+    """A policy, its number, whose it is by now, and how many use it."""
 
     policy: Policy
     number: int
@@ -228,6 +228,7 @@ class Children:
             shared = self._policies.get(pair, {}).get(child.reqid)
             if shared is not None:
                 shared.users += 1
+                shared.child = child
                 known.policies.append((pair, child.reqid))
                 continue
             priority = child.config.priority or automatic_priority(Action.PROTECT, pair)
@@ -235,7 +236,7 @@ class Children:
             number = self._backend.add_policy(policy)
             same = self._policies.setdefault(pair, {})
             # of one that is replaced itself nothing has to go behind: what comes last counts last
-            older = [] if self._is_second(child) else [one for one in same.values() if self._is_second(one.child)]
+            older = [] if self._is_second(child) else [one for one in same.values() if self._is_older(one.child, child)]
             same[child.reqid] = _Shared(policy, number, child)
             known.policies.append((pair, child.reqid))
             self.new_policies = True
@@ -251,6 +252,11 @@ class Children:
     def _is_second(self, child: ChildSa) -> bool:
         """Whether another one for the same is better to send through: the peer may not have this one any more."""
         return child.ike.doubted or self.is_replaced(child)
+
+    def _is_older(self, child: ChildSa, new: ChildSa) -> bool:
+        """Whether to send through a new one instead: a peer that makes another one for the same beside the first, as
+        OpenIKED 7.2 when we have moved, may take nothing by the first any more."""
+        return child.ike is new.ike or self._is_second(child)
 
     def _put_behind(self, older: Iterable[_Shared]) -> None:
         """Let policies of the same selectors come after one that was just added (RFC 4301 section 4.4.1: the first that

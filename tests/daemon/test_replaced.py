@@ -287,3 +287,29 @@ def test_uninstalling_a_trap_lets_nothing_out_that_is_kept_in(start_action: str,
         await lab.pair.stop()
 
     run(main())
+
+
+def test_a_child_that_the_peer_makes_beside_one_for_the_same_has_the_traffic() -> None:
+    """OpenIKED 7.2 does that when we have moved, and takes nothing by the first one any more."""
+
+    async def main() -> None:
+        lab = Lab()
+        backend = lab.pair.backends[0]
+        await lab.pair.start()
+        await lab.vici.load_connection("c", message("b", "none"))
+        connection = lab.connection()
+        await lab.vici.connect(connection, connection.children[0])
+        await until(lambda: len(backend.sas) == 2)
+        peer = lab.pair.ends[1]
+        (theirs,) = peer.established()
+        theirs.ask(CreateChild(theirs.connection.children[0]), asyncio.get_running_loop().time())
+        peer.turn()
+        await until(lambda: len(backend.sas) == 4)
+        first, newest = sorted(lab.end.engine.children.values(), key=lambda one: one.uid)
+        assert first.ike is newest.ike
+        assert backend.policies[min(backend.policies)].reqid == newest.reqid
+        assert {policy.reqid for policy in backend.policies.values()} == {first.reqid, newest.reqid}
+        await lab.pair.stop()
+        assert not backend.policies
+
+    run(main())
