@@ -154,7 +154,8 @@ class CreateChild(Request):
             sa.core.emit(ChildUp(child))
             return
         sa.core.counters.add("child-rekey", child.ike.name)
-        sa.core.emit(ChildUp(child, replaces=old))
+        # the peer may have closed the old one meanwhile, and whoever heard that it is down hears that this one is up
+        sa.core.emit(ChildUp(child, replaces=old if old.serves else None))
         if old.state is ChildState.REKEYING:
             old.change(ChildState.REKEYED)
             sa.ask(DeleteChild(old), now, first=True)

@@ -92,7 +92,7 @@ class MoveChild:
 
 @dataclass(frozen=True)
 class ChildUp:
-    """A CHILD_SA carries traffic. ``replaces`` is the one it was made for by rekeying."""
+    """A CHILD_SA carries traffic. ``replaces`` is the one it was made for by rekeying, unless that has gone down."""
 
     child: ChildSa
     replaces: ChildSa | None = None

@@ -213,6 +213,8 @@ class SimHost:
                     if out.child is child:
                         out.path, out.encap = path, encap
             case ChildUp(child, replaces):
+                if child.uid in self.up or (replaces is not None and replaces.uid not in self.up):
+                    raise Violation(f"{self.name}: {child} is up in place of {replaces}, and they are {self.up}")
                 self.up.add(child.uid)
                 if replaces is not None:
                     self.up.discard(replaces.uid)
