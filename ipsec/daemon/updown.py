@@ -12,11 +12,12 @@ import logging
 import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import ChildDown, ChildUp, Event, IpAddress
@@ -24,9 +25,10 @@ from ipsec.wire.selector import ANY_PORT, ICMP, ICMPV6, SelectorPair, TrafficSel
 
 log = logging.getLogger(__name__)
 
-#: scripts at once, and how many may be waiting before what comes up has none
+#: scripts at once, and for how many changes they may be waiting, in all and of one peer, before what comes up has none
 RUNNING_MAX = 8
 WAITING_MAX = 4096
+EACH_MAX = 64
 #: seconds that one may take, those that wait for the end of the daemon together
 RUN_S = 60.0
 STOP_S = 5.0
@@ -67,6 +69,8 @@ class Updown:
         "by the number of the CHILD_SA, or of its latest successor"
         self._last: dict[Key, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: Counter[Key] = Counter()
+        "how many of them, by whom they are for"
         self._slots = asyncio.Semaphore(RUNNING_MAX)
 
     def on_event(self, event: Event) -> None:
@@ -92,63 +96,81 @@ class Updown:
     def _comes(self, child: ChildSa) -> None:
         if not child.config.updown:
             return
-        if len(self._tasks) >= WAITING_MAX:
-            log.error("%s: updown is not run for CHILD_SA %s: %d wait already", child.ike, child, len(self._tasks))
-            return
         key = child.ike.name, child.name, str(child.ike.peer_id)
+        if len(self._tasks) >= WAITING_MAX or self._waiting[key] >= EACH_MAX:
+            log.error(
+                "%s: updown is not run for CHILD_SA %s: %d wait already, %d of its peer",
+                child.ike, child, len(self._tasks), self._waiting[key],
+            )
+            return
         runs = tuple(describe(child, pair, self._device) for pair in child.pairs())
         up = self._up[child.uid] = _Up(child.config.updown, key, runs)
         self._run(up, "up")
 
     def _run(self, up: _Up, verb: str) -> None:
-        for run in up.runs:
-            environment = {"PATH": PATH, **run.environment, "PLUTO_VERB": verb + run.suffix}
-            work = self._in_turn(self._last.get(up.key), up, environment)
-            task = self._last[up.key] = asyncio.get_running_loop().create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(lambda task: self._done(up.key, task))
+        work = self._in_turn(self._last.get(up.key), up, verb)
+        task = self._last[up.key] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        self._waiting[up.key] += 1
+        task.add_done_callback(lambda task: self._done(up.key, task))
 
     def _done(self, key: Key, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._waiting[key] -= 1
+        if not self._waiting[key]:
+            del self._waiting[key]
         if self._last.get(key) is task:
             del self._last[key]
         if not task.cancelled() and task.exception() is not None:
             log.error("this is a bug", exc_info=task.exception())
 
-    async def _in_turn(self, before: asyncio.Task[None] | None, up: _Up, environment: Mapping[str, str]) -> None:
+    async def _in_turn(self, before: asyncio.Task[None] | None, up: _Up, verb: str) -> None:
         if before is not None:
             await asyncio.wait((before,))
-        async with self._slots:
-            await run_script(up.command, environment, f"{up.key[0]}: updown of {up.key[1]}")
+        for run in up.runs:
+            environment = {"PATH": PATH, **run.environment, "PLUTO_VERB": verb + run.suffix}
+            async with self._slots:
+                await run_script(up.command, environment, f"{up.key[0]}: updown of {up.key[1]}")
 
 
 async def run_script(command: tuple[str, ...], environment: Mapping[str, str], what: str) -> None:
     """Run a command to its end, or until it has taken too long. What it says and how it fails is in the log."""
     said = _Said()
-    ours, its = os.pipe()
-    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: said, os.fdopen(ours, "rb", 0))
     try:
-        try:
-            _keep_to_ourselves()
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=DEVNULL, stdout=its, stderr=its, env=dict(environment), cwd="/", start_new_session=True
-            )
-        except OSError as error:
-            log.error("%s: cannot run %s: %s", what, command[0], error.strerror or error)
-            return
-        finally:
-            os.close(its)
-        status = await _end_of(process)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(said.all.wait(), LAST_WORDS_S)
-    finally:
-        pipe.close()
+        status = await _run_to_its_end(command, environment, said)
+    except OSError as error:
+        log.error("%s: cannot run %s: %s", what, command[0], error.strerror or error)
+        return
     for line in said.octets.decode("utf-8", "backslashreplace").splitlines():
         log.info("%s: %s", what, line)
     if status is None:
         log.error("%s: %s was ended, it took more than %g s", what, command[0], RUN_S)
     elif status:
         log.warning("%s: %s with %s ended with status %d", what, command[0], environment["PLUTO_VERB"], status)
+
+
+async def _run_to_its_end(command: tuple[str, ...], environment: Mapping[str, str], said: _Said) -> int | None:
+    """The status, None if it took too long. OSError."""
+    ours, its = os.pipe()
+    pipe = None
+    try:
+        with os.fdopen(its, "wb", 0) as speaks:
+            pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: said, os.fdopen(ours, "rb", 0))
+            process = await _start(command, environment, speaks)
+        status = await _end_of(process)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(said.all.wait(), LAST_WORDS_S)
+        return status
+    finally:
+        if pipe is not None:
+            pipe.close()
+
+
+async def _start(command: tuple[str, ...], environment: Mapping[str, str], output: IO[bytes]) -> Process:
+    _keep_to_ourselves()
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=output, stderr=output, env=dict(environment), cwd="/", start_new_session=True
+    )
 
 
 def _keep_to_ourselves() -> None:

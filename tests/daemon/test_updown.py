@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ipsec.daemon import updown
 from ipsec.daemon.updown import Updown
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.events import ChildDown, ChildUp
+from ipsec.wire.selector import TrafficSelector
 from tests.pair import Pair
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -274,4 +277,55 @@ def test_what_waits_is_bounded(
         await scripts.stop()
 
     run(work())
-    assert "updown is not run for CHILD_SA net{1049}: 10 wait already" in caplog.text
+    assert "updown is not run for CHILD_SA net{1049}: 10 wait already, 10 of its peer" in caplog.text
+
+
+def test_one_peer_does_not_keep_others_from_having_scripts(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CHILD_SA of many selectors is many scripts, and a peer may make one after the other."""
+    monkeypatch.setattr(updown, "WAITING_MAX", 10)
+    monkeypatch.setattr(updown, "EACH_MAX", 5)
+    many = child("/bin/true")
+    many.local_ts = [TrafficSelector(*(ip_address(f"10.1.{n}.0"),) * 2) for n in range(5)]
+    other = child(*script(tmp_path / "x", TELL))
+    other.ike.peer_id = parse_identity("another")
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        for number in range(50):
+            many.uid = 1000 + number
+            scripts.on_event(ChildUp(many))
+        scripts.on_event(ChildUp(other))
+        for number in range(50):
+            many.uid = 1000 + number
+            scripts.on_event(ChildDown(many, "gone"))
+        await scripts.stop()
+        assert list(scripts._up) == [other.uid]
+        assert not scripts._last
+        assert not scripts._waiting
+
+    run(work())
+    assert (tmp_path / "told").exists()
+    assert "updown is not run for CHILD_SA net{1005}: 5 wait already, 5 of its peer" in caplog.text
+
+
+def test_no_file_can_be_opened(
+    tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = child(*script(tmp_path / "x", TELL))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            scripts.on_event(ChildUp(one))
+            await scripts.stop()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    run(work())
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        f"c: updown of net: cannot run {tmp_path / 'x'}: Too many open files"
+    ]
