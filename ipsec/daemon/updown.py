@@ -123,6 +123,8 @@ class Updown:
             del self._last[key]
         if not task.cancelled() and task.exception() is not None:
             log.error("this is a bug", exc_info=task.exception())
+        if not self._tasks:
+            _bury()
 
     async def _in_turn(self, before: asyncio.Task[None] | None, up: _Up, verb: str) -> None:
         if before is not None:
@@ -131,6 +133,16 @@ class Updown:
             environment = {"PATH": PATH, **run.environment, "PLUTO_VERB": verb + run.suffix}
             async with self._slots:
                 await run_script(up.command, environment, f"{up.key[0]}: updown of {up.key[1]}")
+
+
+def _bury() -> None:
+    """In a container we are the first process as a rule, whose children all are that lose their parent: also those that
+    scripts leave in the background. They take up numbers of processes until somebody has heard of their end."""
+    if os.getpid() == 1:
+        with suppress(ChildProcessError):
+            # no script is running, whose end this would take from who waits for it
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 async def run_script(command: tuple[str, ...], environment: Mapping[str, str], what: str) -> None:

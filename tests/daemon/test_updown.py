@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -329,3 +331,37 @@ def test_no_file_can_be_opened(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
         f"c: updown of net: cannot run {tmp_path / 'x'}: Too many open files"
     ]
+
+
+FIRST_PROCESS = """
+import asyncio, os, sys
+from ipsec.daemon.updown import Updown
+from ipsec.ike.events import ChildDown, ChildUp
+from tests.daemon.test_updown import LOOPS, child
+
+one = child("/bin/sh", "-c", "case $PLUTO_VERB in up*) sleep 0.1 & (setsid sleep 0.1 &) ;; esac")
+
+async def work():
+    scripts = Updown("ipsec0")
+    scripts.on_event(ChildUp(one))
+    await asyncio.wait(scripts._tasks)
+    await asyncio.sleep(1)
+    scripts.on_event(ChildDown(one, "gone"))
+    await scripts.stop()
+
+with asyncio.Runner(loop_factory=LOOPS[sys.argv[1]]) as runner:
+    runner.run(work())
+try:
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+except ChildProcessError:
+    print(os.getpid(), "has no children")
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_first_process_of_a_container_buries_what_scripts_leave_behind(loop: str) -> None:
+    prefix = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces here")
+    done = subprocess.run([*prefix, sys.executable, "-c", FIRST_PROCESS, loop], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1 has no children\n", "")
