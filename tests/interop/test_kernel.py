@@ -32,7 +32,8 @@ NAMES = (
     *("esp aes256gcm16", "esp aes256ccm16", "esp chacha20poly1305", "esp aes256-sha256", "esp aes128ctr-sha256"),
     *("esp aes128-aesxcbc", "rekey child by initiator", "rekey child with pfs by responder", "rekey ike by initiator"),
     *("rekey ike by responder", "IPv6 in IPv6", "IPv4 in IPv6", "IPv6 in IPv4", "both families in one child"),
-    *("childless", "pfs is not for the first child", "sha256 of 96 bits"),
+    *("childless", "childless refused", "pfs is not for the first child", "sha256 of 96 bits"),
+    *("trap", "reauthenticate", "reauthenticate, make before break"),
 )
 #: what needs b to be the guest: traffic when there is no tunnel, addresses that come and go at a, a NAT in front of a
 AS_RESPONDER = (
