@@ -392,6 +392,10 @@ class IkeEngine(Registry):
         self.note(Failure(Cause.INSTALL, f"cannot be installed: {reason}", child.name), child.ike)
         if child.uid in child.ike.children:
             child.has_in = child.has_out = False
+            if child.state is ChildState.INSTALLED:
+                # whoever heard that it is up, which was said with InstallChild, hears that it is not
+                child.change(ChildState.REKEYED)
+                self.emit(ChildDown(child, f"cannot be installed: {reason}"))
             self.terminate_child(child, now, f"cannot be installed: {reason}")
 
     def redirect_peer(self, sa: IkeSa, gateway: Gateway, now: float) -> None:

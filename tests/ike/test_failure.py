@@ -12,7 +12,7 @@ import pytest
 
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.ike.config import SelectorTemplate, Unique
-from ipsec.ike.events import ChildNotMade, Failed, IkeDown
+from ipsec.ike.events import ChildDown, ChildNotMade, ChildUp, Failed, IkeDown
 from ipsec.ike.failure import KEPT_MAX, STRANGERS_MAX, TEXT_MAX, Cause, Failure, Problem, Problems, bounded, texts
 from ipsec.wire.iana import ExchangeType, Protocol
 from tests.pair import A, B, Pair, connection
@@ -229,3 +229,24 @@ def test_texts_are_bounded() -> None:
     found = texts("y" * 1000 for _ in range(1000))
     assert len(found) == KEPT_MAX + 1
     assert max(map(len, found)) == TEXT_MAX + 3
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+@pytest.mark.parametrize("starter", ["a", "b"])
+@pytest.mark.parametrize("rekeying", [False, True])
+def test_what_cannot_be_installed_does_not_count_as_up(who: str, starter: str, rekeying: bool) -> None:
+    """Whoever hears that a CHILD_SA is up hears that it is down, once, and nothing is left of it."""
+    pair = Pair().up() if rekeying else Pair()
+    host, first = getattr(pair, who), getattr(pair, starter)
+    host._install = lambda event: host.engine.child_failed(event.child, "no room", pair.world.now)
+    if rekeying:
+        first.do(first.engine.rekey_child, first.child)
+    else:
+        first.initiate()
+    pair.world.settle()
+    assert [str(child) for child in host.children] == []
+    assert not host.up
+    assert not host.reserved
+    ups, downs = host.events(ChildUp), host.events(ChildDown)
+    assert len(downs) == len([up for up in ups if up.replaces is None]) == 1
+    pair.world.close()
