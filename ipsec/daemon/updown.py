@@ -15,7 +15,6 @@ from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import IO, NamedTuple
 
@@ -43,21 +42,31 @@ Key = tuple[str, str, str]
 "connection, child and peer: what concerns one is run in order"
 
 
-class _Run(NamedTuple):
-    """One pair of selectors of a CHILD_SA: a script for it is told this, and whether it comes or goes."""
-
-    environment: dict[str, str]
-    suffix: str
-    "of the verb: ``-client``, ``-host-v6``"
-
-
-@dataclass(frozen=True)
-class _Up:
-    """What a CHILD_SA was announced with."""
+class _Up(NamedTuple):
+    """What a CHILD_SA was announced with. There may be thousands of pairs of selectors: what a script is told of one is
+    put together when its turn has come."""
 
     command: tuple[str, ...]
     key: Key
-    runs: tuple[_Run, ...]
+    environment: dict[str, str]
+    "what is the same for all pairs"
+    pairs: tuple[SelectorPair, ...]
+    me: IpAddress
+    assigned: tuple[tuple[IpAddress, ...], tuple[IpAddress, ...]]
+    "virtual addresses, ours and the peer's"
+
+    def told(self, pair: SelectorPair, verb: str) -> dict[str, str]:
+        """The environment of the script for one pair of selectors, when it comes or goes."""
+        ours, theirs = _ports(pair)
+        whole = pair.local.start == pair.local.end == self.me
+        suffix = ("-host" if whole else "-client") + ("-v6" if pair.local.version == 6 else "")
+        return {
+            "PATH": PATH,
+            **self.environment,
+            **_side("MY", pair.local, ours, self.assigned[0]),
+            **_side("PEER", pair.remote, theirs, self.assigned[1]),
+            "PLUTO_VERB": verb + suffix,
+        }
 
 
 class Updown:
@@ -103,8 +112,7 @@ class Updown:
                 child.ike, child, len(self._tasks), self._waiting[key],
             )
             return
-        runs = tuple(describe(child, pair, self._device) for pair in child.pairs())
-        up = self._up[child.uid] = _Up(child.config.updown, key, runs)
+        up = self._up[child.uid] = describe(child, key, self._device)
         self._run(up, "up")
 
     def _run(self, up: _Up, verb: str) -> None:
@@ -129,10 +137,9 @@ class Updown:
     async def _in_turn(self, before: asyncio.Task[None] | None, up: _Up, verb: str) -> None:
         if before is not None:
             await asyncio.wait((before,))
-        for run in up.runs:
-            environment = {"PATH": PATH, **run.environment, "PLUTO_VERB": verb + run.suffix}
+        for pair in up.pairs:
             async with self._slots:
-                await run_script(up.command, environment, f"{up.key[0]}: updown of {up.key[1]}")
+                await run_script(up.command, up.told(pair, verb), f"{up.key[0]}: updown of {up.key[1]}")
 
 
 def _bury() -> None:
@@ -222,12 +229,9 @@ async def _end_of(process: Process) -> int | None:
             await process.wait()
 
 
-def describe(child: ChildSa, pair: SelectorPair, device: str) -> _Run:
-    """What a script is told of one pair of selectors."""
+def describe(child: ChildSa, key: Key, device: str) -> _Up:
+    """What scripts are told of a CHILD_SA as it is now."""
     sa = child.ike
-    me, peer = sa.path.local, sa.path.remote
-    leased = tuple(address for _, address in sa.leases)
-    ours, theirs = _ports(pair)
     environment = {
         "PLUTO_VERSION": "1.1",
         "PLUTO_CONNECTION": _harmless(child.name),
@@ -235,19 +239,17 @@ def describe(child: ChildSa, pair: SelectorPair, device: str) -> _Run:
         "PLUTO_REQID": str(child.reqid),
         "PLUTO_PROTO": "esp",
         "PLUTO_UNIQUEID": str(sa.uid),
-        "PLUTO_ME": str(me),
+        "PLUTO_ME": str(sa.path.local),
         "PLUTO_MY_ID": _harmless(str(sa.our_id)),
-        "PLUTO_PEER": str(peer),
+        "PLUTO_PEER": str(sa.path.remote),
         "PLUTO_PEER_ID": _harmless(str(sa.peer_id)),
-        **_side("MY", pair.local, ours, sa.addresses),
-        **_side("PEER", pair.remote, theirs, leased),
     }
     if child.encap:
         environment["PLUTO_UDP_ENC"] = str(sa.path.remote_port)
     if child.config.hostaccess:
         environment["PLUTO_HOST_ACCESS"] = "1"
-    whole = pair.local.start == pair.local.end == me
-    return _Run(environment, ("-host" if whole else "-client") + ("-v6" if pair.local.version == 6 else ""))
+    assigned = tuple(sa.addresses), tuple(address for _, address in sa.leases)
+    return _Up(child.config.updown, key, environment, child.pairs(), sa.path.local, assigned)
 
 
 def _side(who: str, selector: TrafficSelector, ports: str, addresses: tuple[IpAddress, ...]) -> dict[str, str]:

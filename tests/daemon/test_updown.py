@@ -134,7 +134,7 @@ def test_what_a_peer_says_of_itself_is_harmless(tmp_path: Path, run: Callable[..
 
     run(work())
     assert "uid=" not in (tmp_path / "told").read_text()
-    environment = updown.describe(one, one.pairs()[0], "ipsec0").environment
+    environment = updown.describe(one, ("c", "net", ""), "ipsec0").told(one.pairs()[0], "up")
     assert set("".join(environment.values())) <= updown._HARMLESS | {"?"}
 
 
@@ -310,6 +310,25 @@ def test_one_peer_does_not_keep_others_from_having_scripts(
     run(work())
     assert (tmp_path / "told").exists()
     assert "updown is not run for CHILD_SA net{1005}: 5 wait already, 5 of its peer" in caplog.text
+
+
+def test_a_pair_of_selectors_is_described_when_its_turn_has_come(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may have made thousands of them, and nobody waits for that."""
+    described = []
+    network = updown._network
+    monkeypatch.setattr(updown, "_network", lambda selector: described.append(selector) or network(selector))
+    one = child("/bin/true")
+
+    async def work() -> None:
+        scripts = Updown("ipsec0")
+        scripts.on_event(ChildUp(one))
+        assert not described
+        await scripts.stop()
+        assert len(described) == 2
+
+    run(work())
 
 
 def test_no_file_can_be_opened(
