@@ -662,6 +662,9 @@ class IkeEngine(Registry):
         """Both ends know that a CHILD_SA is closed."""
         sa = child.ike
         if not child.has_in and not child.has_out:
+            if child.rekey_of is not None and child.rekey_of.peer_rekey is child:
+                # it could not be installed, and what it was to replace may stay
+                child.rekey_of.peer_rekey = None
             self.forget_child(child)
             self.host.free_spi(child.spi_in)
             sa.children.pop(child.uid, None)

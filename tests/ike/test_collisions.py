@@ -245,6 +245,17 @@ def test_a_delete_that_overtakes_the_refusal_of_our_rekeying_leaves_nothing_to_d
     finish(script, 1, 1)
 
 
+def test_a_successor_that_the_peer_cannot_install_is_not_waited_for() -> None:
+    """Its Delete is faster than its answer, so the old one stays at both ends; and can be rekeyed."""
+    script = Script(0)
+    host = script.pair.b
+    install = host._install
+    host._install = lambda event: host.engine.child_failed(event.child, "no room", script.world.now)
+    script.run("A:child a b1 b a")
+    host._install = install
+    finish(script, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("one", "other"), list(itertools.combinations_with_replacement(("child", "ike", "del", "new", "bye"), 2))
 )
