@@ -30,7 +30,7 @@ WAITING_MAX = 4096
 EACH_MAX = 64
 #: seconds that one may take, those that wait for the end of the daemon together
 RUN_S = 60.0
-STOP_S = 5.0
+STOP_S = 3.0
 #: seconds in which what was said before the end still comes, though something in the background may go on to speak
 LAST_WORDS_S = 0.2
 #: octets of what one says that come into the log
