@@ -80,7 +80,7 @@ def drops(gateway: Gateway) -> str:
     return re.findall(r"drops: (.*)", gateway.log())[-1]
 
 
-@pytest.mark.parametrize("workers", ["0", "1", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_what_comes_before_its_sa_is_not_lost(world: IkeWorld, workers: str) -> None:
     world.set("ipsecd.workers", workers)
     for key in ("@rekey_time", ":rekey_time", ":rand_time", "@rand_time"):

@@ -92,6 +92,7 @@ def spis(b: CharonGateway) -> list[tuple[str, str]]:
     return [(child["state"], child["spi-in"]) for sa in b.sas() for child in sa["child-sas"].values()]
 
 
+@pytest.mark.slow
 def test_our_answer_is_lost_when_both_rekey_a_child_sa(lab: Lab, credentials: Path, tmp_path: Path) -> None:
     """charon's successor stays, and it does not refuse to have the IKE_SA rekeyed before it has our answer, for which
     it would ask in the old one alone: neither end would have anything in place of the CHILD_SA."""

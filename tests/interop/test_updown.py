@@ -93,7 +93,13 @@ def play(kind: type[Gateway], lab: Lab, credentials: Path, home: Path, changes: 
         b.kill()
 
 
-@pytest.mark.parametrize("case", CASES)
+#: of those that take ten seconds each, these two differ most
+QUICK = ("types", "virtual")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_scripts_are_told_what_charon_tells_them(lab: Lab, credentials: Path, tmp_path: Path, case: str) -> None:
     if not strongswan.exists(f"{strongswan.PLUGIN_FOLDER}/libstrongswan-updown.so"):
         pytest.skip("this strongSwan has no updown")
