@@ -22,7 +22,7 @@ from ipsec.crypto.identity import parse_identity
 from ipsec.daemon import updown
 from ipsec.daemon.updown import Updown
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.events import ChildDown, ChildUp
+from ipsec.ike.events import ChildDown, ChildUp, Event
 from ipsec.wire.selector import TrafficSelector
 from tests.pair import Pair
 
@@ -54,19 +54,21 @@ def child(*command: str, **more: Any) -> ChildSa:
     return one
 
 
+async def hear(*events: Event) -> None:
+    """Events one after the other, and then the end of the daemon."""
+    scripts = Updown("ipsec0")
+    for event in events:
+        scripts.on_event(event)
+    await scripts.stop()
+
+
 TELL = 'echo "$PLUTO_VERB $PLUTO_MY_CLIENT $PLUTO_REQID $1" >> "$2"'
 
 
 def test_up_and_down(tmp_path: Path, run: Callable[..., None]) -> None:
     one = child(*script(tmp_path / "x", TELL))
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        scripts.on_event(ChildDown(one, "gone"))
-        await scripts.stop()
-
-    run(work())
+    run(hear(ChildUp(one), ChildDown(one, "gone")))
     told = (tmp_path / "told").read_text().splitlines()
     assert told == [f"{verb}-client 10.1.0.0/16 {one.reqid} an argument" for verb in ("up", "down")]
 
@@ -127,12 +129,7 @@ def test_what_a_peer_says_of_itself_is_harmless(tmp_path: Path, run: Callable[..
     one = child(*script(tmp_path / "x", 'eval echo $PLUTO_PEER_ID > "$2"'))
     one.ike.peer_id = parse_identity("@#" + bytes(range(256)).hex() + b"$(id)`id`;id&&id|id\n'\"".hex())
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        await scripts.stop()
-
-    run(work())
+    run(hear(ChildUp(one)))
     assert "uid=" not in (tmp_path / "told").read_text()
     environment = updown.describe(one, ("c", "net", ""), "ipsec0").told(one.pairs()[0], "up")
     assert set("".join(environment.values())) <= updown._HARMLESS | {"?"}
@@ -153,13 +150,8 @@ def test_what_it_says_is_in_the_log(
     one = child(*script(tmp_path / "x", body))
     begun = time.monotonic()
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        await scripts.stop()
-
     with caplog.at_level(logging.INFO, "ipsec"):
-        run(work())
+        run(hear(ChildUp(one)))
     for text in said:
         assert any(record.getMessage().endswith(text) for record in caplog.records), text
     assert all(record.getMessage().startswith("c: updown of net: ") for record in caplog.records)
@@ -170,13 +162,8 @@ def test_what_it_says_is_in_the_log(
 def test_much_that_it_says(tmp_path: Path, run: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     one = child(*script(tmp_path / "x", 'head -c 3000000 /dev/zero | tr "\\0" x; echo done > "$2"'))
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        await scripts.stop()
-
     with caplog.at_level(logging.INFO, "ipsec"):
-        run(work())
+        run(hear(ChildUp(one)))
     assert (tmp_path / "told").exists()
     assert sum(len(record.getMessage()) for record in caplog.records) < updown.OUTPUT_MAX + 1000
 
@@ -188,12 +175,7 @@ def test_one_that_cannot_be_run(
     (tmp_path / "folder").mkdir()
     one = child(str(tmp_path / name))
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        await scripts.stop()
-
-    run(work())
+    run(hear(ChildUp(one)))
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert f"c: updown of net: cannot run {tmp_path / name}: {why}" in caplog.text
 
@@ -204,13 +186,8 @@ def test_one_that_takes_too_long_is_ended_with_all_that_it_started(
     monkeypatch.setattr(updown, "RUN_S", 0.5)
     one = child(*script(tmp_path / "x", 'sleep 1000 & echo $! > "$2"; echo waiting; wait'))
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        await scripts.stop()
-
     with caplog.at_level(logging.INFO, "ipsec"):
-        run(work())
+        run(hear(ChildUp(one)))
     assert "waiting" in caplog.text
     assert "was ended, it took more than 0.5 s" in caplog.text
     assert _gone(int((tmp_path / "told").read_text()))
@@ -222,13 +199,7 @@ def test_the_end_of_the_daemon_waits_a_little(
     monkeypatch.setattr(updown, "STOP_S", 0.5)
     one = child(*script(tmp_path / "x", 'echo $$ > "$2"; exec sleep 1000'))
 
-    async def work() -> None:
-        scripts = Updown("ipsec0")
-        scripts.on_event(ChildUp(one))
-        scripts.on_event(ChildDown(one, "gone"))
-        await scripts.stop()
-
-    run(work())
+    run(hear(ChildUp(one), ChildDown(one, "gone")))
     assert "2 updown scripts are not run or not over" in caplog.text
     assert _gone(int((tmp_path / "told").read_text()))
 
@@ -355,7 +326,7 @@ def test_no_file_can_be_opened(
 FIRST_PROCESS = """
 import asyncio, os, sys
 from ipsec.daemon.updown import Updown
-from ipsec.ike.events import ChildDown, ChildUp
+from ipsec.ike.events import ChildDown, ChildUp, Event
 from tests.daemon.test_updown import LOOPS, child
 
 one = child("/bin/sh", "-c", "case $PLUTO_VERB in up*) sleep 0.1 & (setsid sleep 0.1 &) ;; esac")
