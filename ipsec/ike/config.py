@@ -26,6 +26,7 @@ class AuthClass(Enum):
 
     PSK = "pre-shared key"
     PUBKEY = "public key"
+    EAP = "EAP"
     ANY = "any"
     "remote only: whatever it comes with"
 
@@ -137,6 +138,12 @@ class LocalAuth:
     pubkeys: tuple[bytes, ...] = ()
     "raw public keys (DER SubjectPublicKeyInfo) to authenticate with instead of a certificate"
     constraints: Constraints = ANY_SCHEME
+    eap_type: int = 0
+    "with EAP: the only method, an EapType; 0 is any that we know"
+    eap_id: Identity | None = None
+    "who we are for EAP, None: ``id``"
+    aaa_id: IdentityPattern | None = None
+    "who the EAP server is, None: the responder"
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,10 @@ class RemoteAuth:
     cert_policy: tuple[str, ...] = ()
     revocation: Revocation = Revocation.RELAXED
     constraints: Constraints = ANY_SCHEME
+    eap_type: int = 0
+    "with EAP: the only method, an EapType; 0 is any that we know"
+    eap_id: IdentityPattern | None = None
+    "who the peer is to be for EAP, which it is asked for; None: what it calls itself in IKE"
 
 
 @dataclass(frozen=True)

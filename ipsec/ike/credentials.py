@@ -60,6 +60,13 @@ class SharedSecret:
         return all(owner.exact is not None and are_one(owner.exact, identity) for owner in self.owners)
 
 
+@dataclass(frozen=True)
+class EapSecret(SharedSecret):
+    """What an EAP method shows or is shown: a password, or its NT hash (RFC 2759 section 8.3)."""
+
+    is_nt_hash: bool = False
+
+
 def _match_owner(owner: IdentityPattern, identity: Identity) -> int:
     if owner.exact is not None:
         return MATCH_PERFECT if are_one(owner.exact, identity) else MATCH_NONE
@@ -141,8 +148,19 @@ class Credentials:
         crls: Iterable[Crl] = (),
         ppks: Iterable[Ppk] = (),
         ocsp_signers: Iterable[Certificate] = (),
+        eap_secrets: Iterable[EapSecret] = (),
     ) -> None:
         self.secrets = tuple(secrets)
+        self.eap_secrets = tuple(eap_secrets)
+        self._eap_of: dict[Hashable, list[tuple[int, EapSecret]]] = {}
+        "with their places in the order of loading, by how an owner is spelled"
+        self._loose_eap: list[tuple[int, EapSecret]] = []
+        for place, one in enumerate(self.eap_secrets):
+            exact = [owner.exact.spelling for owner in one.owners if owner.exact is not None]
+            for spelling in dict.fromkeys(exact):
+                self._eap_of.setdefault(spelling, []).append((place, one))
+            if len(exact) != len(one.owners) or not exact:
+                self._loose_eap.append((place, one))
         self.ppks = tuple(ppks)
         self._ppk_of: dict[bytes, Ppk] = {}
         for ppk in self.ppks:
@@ -227,6 +245,20 @@ class Credentials:
         found.sort(reverse=True)
         as_good = (secret for score, secret in found if score[:2] == found[0][0][:2])
         return tuple(dict.fromkeys(as_good))[:PSKS_MAX]
+
+    def find_eap(self, user: Identity, server: Identity | None = None) -> EapSecret | None:
+        """The EAP secret of a user: the one that names him most exactly, then the server, then the last one loaded.
+
+        One that names others, be it the server alone, is not his: who has it could pass for anybody.
+        """
+        best: tuple[tuple[int, int, int], EapSecret] | None = None
+        for place, secret in (*self._eap_of.get(user.spelling, ()), *self._loose_eap):
+            users = secret.match(user)
+            if users != MATCH_NONE:
+                score = users, secret.match(server), place
+                if best is None or score > best[0]:
+                    best = score, secret
+        return best[1] if best is not None else None
 
     def find_ppk(self, ppk_id: bytes) -> Ppk | None:
         """The postquantum preshared key that ``ppk_id`` means: one that names it before a pattern, that before all."""

@@ -296,6 +296,34 @@ class IdType(IntEnum):
     NULL = 13  # RFC 7619
 
 
+class EapCode(IntEnum):
+    """RFC 3748 section 4."""
+
+    REQUEST = 1
+    RESPONSE = 2
+    SUCCESS = 3
+    FAILURE = 4
+
+
+class EapType(IntEnum):
+    """RFC 3748 section 5, IANA "EAP Method Types"."""
+
+    IDENTITY = 1
+    NOTIFICATION = 2
+    NAK = 3
+    MD5 = 4
+    OTP = 5
+    GTC = 6
+    TLS = 13  # RFC 5216, RFC 9190
+    SIM = 18
+    TTLS = 21
+    AKA = 23
+    PEAP = 25
+    MSCHAPV2 = 26
+    AKA_PRIME = 50
+    EXPANDED = 254  # RFC 3748 section 5.7
+
+
 class CfgType(IntEnum):
     """RFC 7296 section 3.15."""
 

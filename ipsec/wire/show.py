@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ipsec.wire.iana import CfgAttribute, CfgType, ExchangeType, NotifyType, PayloadType, name_of
+from ipsec.wire.iana import CfgAttribute, CfgType, EapCode, EapType, ExchangeType, NotifyType, PayloadType, name_of
 from ipsec.wire.ike import Encrypted, Header
 from ipsec.wire.payloads import CpPayload, EapPayload, NotifyPayload, Payload
 
@@ -108,22 +108,16 @@ _CFG_ATTRIBUTES: dict[int, str] = {
 #: attributes of a CP payload worth a place in the line
 _CFG_SHOWN = 32
 
-_EAP_CODES = {1: "REQ", 2: "RES", 3: "SUCC", 4: "FAIL"}
-#: RFC 3748 section 5, IANA "EAP Method Types"
-_EAP_TYPES = {
-    1: "ID",
-    2: "NOTIF",
-    3: "NAK",
-    4: "MD5",
-    5: "OTP",
-    6: "GTC",
-    13: "TLS",
-    18: "SIM",
-    21: "TTLS",
-    23: "AKA",
-    25: "PEAP",
-    26: "MSCHAPV2",
-    50: "AKA_PRIME",
+_EAP_CODES: dict[int, str] = {
+    EapCode.REQUEST: "REQ",
+    EapCode.RESPONSE: "RES",
+    EapCode.SUCCESS: "SUCC",
+    EapCode.FAILURE: "FAIL",
+}
+_EAP_TYPES: dict[int, str] = {
+    **{method: method.name for method in EapType},
+    EapType.IDENTITY: "ID",
+    EapType.NOTIFICATION: "NOTIF",
 }
 
 
@@ -159,7 +153,7 @@ def _show_eap(payload: EapPayload) -> str:
     code = payload.data[0] if payload.data else 0
     text = f"EAP/{_EAP_CODES.get(code, f'({code})')}"
     # success and failure have no type
-    if code in (1, 2) and len(payload.data) > 4:
+    if code in (EapCode.REQUEST, EapCode.RESPONSE) and len(payload.data) > 4:
         text += f"/{_EAP_TYPES.get(payload.data[4], f'({payload.data[4]})')}"
     return text
 

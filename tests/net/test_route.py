@@ -321,6 +321,9 @@ def test_monitor_tells_up_down_and_gone_and_addresses(tun: Tun) -> None:
 
 @pytest.mark.e2e
 def test_monitor_tells_when_the_host_begins_to_forward(tun: Tun) -> None:
+    for version in ("ipv4", "ipv6"):
+        # a new namespace may have it from the host's
+        Path(f"/proc/sys/net/{version}/conf/all/forwarding").write_text("0")
     monitor = LinkMonitor(tun.index, up=False)
     for version in ("ipv4", "ipv6"):
         # of our own device, of those to come, and of something else: not of interest
