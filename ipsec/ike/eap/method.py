@@ -30,6 +30,8 @@ class PeerMethod(ABC):
         "all that has to be said was said: a Success that comes before is no success (section 4.2, CVE-2021-45079)"
         self.msk: bytes | None = None
         "the key that the method has made, of MSK_LEN octets; None if it makes none"
+        self.failure: str | None = None
+        "why the server says no, where it does so within the method: we have to respond, and Failure is what follows"
 
     @abstractmethod
     def respond(self, identifier: int, data: bytes) -> bytes:
