@@ -41,7 +41,7 @@ LEFT = SelectorTemplate((ip_address("10.1.0.0"), ip_address("10.1.255.255")))
 RIGHT = SelectorTemplate((ip_address("10.2.0.0"), ip_address("10.2.255.255")))
 
 
-def connection(local: IpAddress, remote: IpAddress | str, who: str, whom: str, **more: Any) -> Connection:
+def connection(local: IpAddress, remote: IpAddress | str, who: str, whom: str, /, **more: Any) -> Connection:
     """One with a pre-shared key and no lifetimes, so that tests decide when something is replaced."""
     near, far = (LEFT, RIGHT) if who == "moon" else (RIGHT, LEFT)
     lifetimes = {"rekey_time": 0.0, "life_time": 0.0, "rand_time": 0.0}

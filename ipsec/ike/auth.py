@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ipsec.crypto.auth import AuthenticationError, signed_octets
+from ipsec.crypto.auth import AuthenticationError
 from ipsec.crypto.chain import CertificateError, UnwantedError
 from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
@@ -21,8 +21,9 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
 from ipsec.ike.create_child import CreateChild, log_up
 from ipsec.ike.delete import DeleteIke, close_unused
+from ipsec.ike.eap.relay import EapAnswerNeededError
 from ipsec.ike.errors import PeerError, SaFailedError
-from ipsec.ike.events import AddressesAssigned, ChildUp
+from ipsec.ike.events import AddressesAssigned, ChildUp, Path
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.find import find, find_config, find_notify, find_typed
 from ipsec.ike.giveway import GIVE_WAY_S, doubt, doubt_silent, knocks_of
@@ -30,7 +31,14 @@ from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
-from ipsec.ike.proof import OtherMethodError, describe_received, local_identity, make_proof, verify_proof
+from ipsec.ike.proof import (
+    OtherMethodError,
+    auth_octets,
+    describe_received,
+    local_identity,
+    make_proof,
+    verify_proof,
+)
 from ipsec.ike.registry import TRIED_MAX
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
@@ -64,19 +72,6 @@ def _id_payload(kind: int, identity: Identity) -> IdPayload:
     return IdPayload(kind, identity.type, identity.data)
 
 
-def _octets(sa: IkeSa, body: bytes, *, of_initiator: bool, keys: IkeKeys | None = None) -> bytes:
-    """What the AUTH payload of one side covers (section 2.15), by the IKE_SA's keys or by these."""
-    progress, prf, keys = sa.init, sa.prf, keys or sa.keys
-    assert progress is not None
-    assert prf is not None
-    assert keys is not None
-    # RFC 9242 section 3.3.2: IKE_INTERMEDIATE as well
-    between = progress.further.int_auth()
-    if of_initiator:
-        return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body)) + between
-    return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body)) + between
-
-
 # -- initiator
 
 
@@ -92,14 +87,8 @@ class AuthRequest(Request):
         assert auth is not None
         identity = sa.our_id = local_identity(sa, connection)
         mine = _id_payload(PayloadType.IDI, identity)
-        try:
-            auth.ppk_keys = ppk.chosen(sa)
-            octets = _octets(sa, mine.body(), of_initiator=True, keys=auth.ppk_keys)
-            proof = make_proof(sa, connection, identity, octets, auth.certreqs)
-            quantum = _name_ppk(sa, identity, mine.body()) if auth.ppk_keys is not None else []
-        except AuthenticationError as error:
-            raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
-        payloads: list[Payload] = [mine, *proof.certificates]
+        certificates, proof = self._prove(sa, identity, mine.body())
+        payloads: list[Payload] = [mine, *certificates]
         # one that does not say so is there for the others nevertheless
         if core.first_contact(sa) and connection.unique is not Unique.NEVER:
             auth.contact = True
@@ -108,8 +97,7 @@ class AuthRequest(Request):
         wanted = connection.remote.id.exact
         if wanted is not None:
             payloads.append(_id_payload(PayloadType.IDR, wanted))
-        payloads.append(proof.payload)
-        payloads += quantum
+        payloads += proof
         if connection.vips:
             # connections inside the tunnel go on only with the address that they began with
             payloads.append(config_payload.build_request(config_payload.again(connection.vips, auth.had)))
@@ -120,6 +108,19 @@ class AuthRequest(Request):
         payloads += mobike_payloads(sa)
         payloads += core.token_payloads(sa)
         return payloads
+
+    def _prove(self, sa: IkeSa, identity: Identity, body: bytes) -> tuple[list[CertPayload], list[Payload]]:
+        """Our certificates, and AUTH with what belongs to it; ``body`` is that of IDi. SaFailedError."""
+        auth, connection = sa.auth, sa.connection
+        assert auth is not None
+        try:
+            auth.ppk_keys = ppk.chosen(sa)
+            octets = auth_octets(sa, body, of_initiator=True, keys=auth.ppk_keys)
+            proof = make_proof(sa, connection, identity, octets, auth.certreqs)
+            quantum = _name_ppk(sa, identity, body) if auth.ppk_keys is not None else []
+        except AuthenticationError as error:
+            raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
+        return proof.certificates, [proof.payload, *quantum]
 
     def _childless(self, sa: IkeSa) -> bool:
         """RFC 6023: leave the first CHILD_SA to CREATE_CHILD_SA, if the responder can."""
@@ -134,18 +135,13 @@ class AuthRequest(Request):
         """The responder proves who it is, or refuses us."""
         proof = find(payloads, AuthPayload)
         identity = find_typed(payloads, IdPayload, PayloadType.IDR)
-        errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < NOTIFY_STATUS_FIRST]
-        # first what ends it beside IDr and AUTH as well
-        errors.sort(key=lambda error: error not in ENDS_IKE)
-        if proof is None or identity is None or ENDS_IKE.intersection(errors):
-            why = name_of(NotifyType, errors[0]) if errors else "an answer without IDr and AUTH"
-            cause = cause_of(errors[0], child=False) if errors else Cause.MALFORMED
-            reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
-            raise SaFailedError(Failure(cause, reason, by_peer=True))
+        complete = identity is not None and (proof is not None or self._goes_without(sa))
+        heed_errors(sa, payloads, "" if complete else "IDr and AUTH")
+        assert identity is not None
         peer_id = _identity(identity)
         assert sa.auth is not None
         ppk_keys = sa.auth.ppk_keys if ppk.accepted(payloads) else None
-        octets = _octets(sa, identity.body(), of_initiator=False, keys=ppk_keys)
+        octets = auth_octets(sa, identity.body(), of_initiator=False, keys=ppk_keys)
         certificates = [p for p in payloads if isinstance(p, CertPayload)]
 
         def verify(now: float) -> None:
@@ -155,39 +151,68 @@ class AuthRequest(Request):
                 if not sa.connection.remote.id.matches(peer_id):
                     raise AuthenticationError(f"the peer is {peer_id}, we want {sa.connection.remote.id}")
                 assert sa.our_id is not None
-                verify_proof(sa, sa.connection, sa.our_id, peer_id, proof, certificates, octets)
+                if proof is not None:
+                    verify_proof(sa, sa.connection, sa.our_id, peer_id, proof, certificates, octets)
             except AuthenticationError as error:
-                log.warning("%s: cannot authenticate %s as %s: %s", sa, sa.path.remote, peer_id, error)
-                sa.core.note(_distrust(sa.connection, error, peer_id, certificates), sa)
-                # section 2.21.2: tell it, for it takes the IKE_SA to be up
-                failed = NotifyPayload(NotifyType.AUTHENTICATION_FAILED)
-                sa.queue.clear()
-                sa.ask(DeleteIke(f"authentication failed: {error}", failed), now)
+                disbelieve(sa, peer_id, error, certificates, now)
                 return
             sa.peer_id = peer_id
             _settle_ppk(sa, ppk_keys)
-            self._finish(sa, payloads, now)
+            self._believed(sa, identity, payloads, now)
 
         _verify_or_wait(sa, verify, now)
 
-    def _finish(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
-        assert sa.auth is not None
-        assert sa.init is not None
-        child, nonces = sa.auth.child, sa.init
-        take_support(sa, payloads)
-        sa.core.note_token(sa, payloads)
-        if sa.connection.vips:
-            _take_addresses(sa, payloads)
-        configs = sa.auth.configs
-        if sa.auth.contact:
-            doubt(sa, now)
-        sa.core.established(sa, now)
-        if child is not None:
-            _take_first_child(sa, child, nonces, payloads, now)
-        # asked after this, or at the gateway that we are sent to
-        sa.queue.extend(CreateChild(config, reqid=reqid) for config, reqid in configs)
-        # RFC 5685 section 6: the IKE_SA is up, so it is closed as one that is up
-        sa.core.take_redirect(sa, payloads, now)
+    def _goes_without(self, sa: IkeSa) -> bool:
+        """Whether the responder may prove in another way than by AUTH who it is."""
+        return False
+
+    def _believed(self, sa: IkeSa, identity: IdPayload, payloads: list[Payload], now: float) -> None:
+        """The responder is who it is to be."""
+        finish(sa, payloads, now)
+
+
+def heed_errors(sa: IkeSa, payloads: list[Payload], missing: str) -> None:
+    """SaFailedError if the responder refuses us, or leaves out what has to be there (in words; empty: it does not)."""
+    errors = [p.notify for p in payloads if isinstance(p, NotifyPayload) and p.notify < NOTIFY_STATUS_FIRST]
+    # first what ends it beside IDr and AUTH as well
+    errors.sort(key=lambda error: error not in ENDS_IKE)
+    if missing or ENDS_IKE.intersection(errors):
+        why = name_of(NotifyType, errors[0]) if errors else f"an answer without {missing}"
+        cause = cause_of(errors[0], child=False) if errors else Cause.MALFORMED
+        reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
+        raise SaFailedError(Failure(cause, reason, by_peer=True))
+
+
+def disbelieve(
+    sa: IkeSa, peer_id: Identity, error: AuthenticationError, certificates: list[CertPayload], now: float
+) -> None:
+    """The responder, which takes the IKE_SA to be up, is not who it says: tell it (section 2.21.2)."""
+    log.warning("%s: cannot authenticate %s as %s: %s", sa, sa.path.remote, peer_id, error)
+    sa.core.note(_distrust(sa.connection, error, peer_id, certificates), sa)
+    failed = NotifyPayload(NotifyType.AUTHENTICATION_FAILED)
+    sa.queue.clear()
+    sa.ask(DeleteIke(f"authentication failed: {error}", failed), now)
+
+
+def finish(sa: IkeSa, payloads: list[Payload], now: float) -> None:
+    """Both ends are authenticated, and the responder says what becomes of the rest."""
+    assert sa.auth is not None
+    assert sa.init is not None
+    child, nonces = sa.auth.child, sa.init
+    take_support(sa, payloads)
+    sa.core.note_token(sa, payloads)
+    if sa.connection.vips:
+        _take_addresses(sa, payloads)
+    configs = sa.auth.configs
+    if sa.auth.contact:
+        doubt(sa, now)
+    sa.core.established(sa, now)
+    if child is not None:
+        _take_first_child(sa, child, nonces, payloads, now)
+    # asked after this, or at the gateway that we are sent to
+    sa.queue.extend(CreateChild(config, reqid=reqid) for config, reqid in configs)
+    # RFC 5685 section 6: the IKE_SA is up, so it is closed as one that is up
+    sa.core.take_redirect(sa, payloads, now)
 
 
 def _name_ppk(sa: IkeSa, identity: Identity, body: bytes) -> list[Payload]:
@@ -196,7 +221,7 @@ def _name_ppk(sa: IkeSa, identity: Identity, body: bytes) -> list[Payload]:
     assert auth is not None
     found: list[Payload] = [ppk.identity(connection)]
     if not connection.ppk_required:
-        without = make_proof(sa, connection, identity, _octets(sa, body, of_initiator=True), auth.certreqs)
+        without = make_proof(sa, connection, identity, auth_octets(sa, body, of_initiator=True), auth.certreqs)
         found.append(NotifyPayload(NotifyType.NO_PPK_AUTH, without.payload.data))
     return found
 
@@ -252,7 +277,7 @@ def _verify_or_wait(sa: IkeSa, verify: Callable[[float], None], now: float) -> N
     try:
         verify(now)
     except StatusUnknownError as unknown:
-        sa.core.ask_status(sa, unknown, lambda later: _verify_or_wait(sa, verify, later))
+        sa.core.put_off(sa, unknown, lambda later: _verify_or_wait(sa, verify, later))
 
 
 # -- responder
@@ -260,22 +285,10 @@ def _verify_or_wait(sa: IkeSa, verify: Callable[[float], None], now: float) -> N
 
 def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload] | None:
     """The initiator proves who it is; None if the answer has to wait for something outside."""
-    if sa.init is None or sa.init.further.methods:
-        # what was agreed is what there will be: the keys must not come from the first key exchange alone
-        why = "IKE_AUTH before all key exchanges that were agreed"
-        raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
-    identity = find_typed(payloads, IdPayload, PayloadType.IDI)
     proof = find(payloads, AuthPayload)
-    if identity is None:
-        raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
     if proof is None:
-        why = "the peer wants EAP (no AUTH payload), which we do not do"
-        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_AUTH)
-    sa.auth = AuthProgress()
-    note_certreqs(sa, payloads)
-    asked = find_typed(payloads, IdPayload, PayloadType.IDR)
-    peer_id = _identity(identity)
-    wanted = sa.auth.asked = _identity(asked) if asked is not None else None
+        raise PeerError(NotifyType.INVALID_SYNTAX, "AUTH is missing", fatal=True)
+    identity, peer_id, wanted = begin(sa, payloads)
     body = identity.body()
     certificates = [p for p in payloads if isinstance(p, CertPayload)]
     path = sa.path
@@ -288,22 +301,45 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
         ppk.log_outcome(sa, postquantum, keys)
         if keys is not None:
             ppk.use(sa, keys)
-        return _answer(sa, payloads, now)
+        return answer_authenticated(sa, our_proof(sa), payloads, now)
 
+    return answer_or_wait(sa, verify, path, now)
+
+
+def begin(sa: IkeSa, payloads: list[Payload]) -> tuple[IdPayload, Identity, Identity | None]:
+    """The first request of IKE_AUTH: IDi, who that is, and who the initiator wants us to be. PeerError."""
+    if sa.init is None or sa.init.further.methods:
+        # what was agreed is what there will be: the keys must not come from the first key exchange alone
+        why = "IKE_AUTH before all key exchanges that were agreed"
+        raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
+    identity = find_typed(payloads, IdPayload, PayloadType.IDI)
+    if identity is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
+    sa.auth = AuthProgress()
+    note_certreqs(sa, payloads)
+    asked = find_typed(payloads, IdPayload, PayloadType.IDR)
+    sa.auth.asked = _identity(asked) if asked is not None else None
+    return identity, _identity(identity), sa.auth.asked
+
+
+def answer_or_wait(
+    sa: IkeSa, verify: Callable[[float], list[Payload]], path: Path, now: float
+) -> list[Payload] | None:
+    """The response that ``verify`` makes; None if something outside has to be asked first."""
     try:
         return verify(now)
-    except StatusUnknownError as unknown:
-        sa.core.ask_status(sa, unknown, lambda later: _answer_later(sa, verify, path, later))
+    except (StatusUnknownError, EapAnswerNeededError) as why:
+        sa.core.put_off(sa, why, lambda later: _answer_later(sa, verify, path, later))
         return None
 
 
-def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: object, now: float) -> None:
+def _answer_later(sa: IkeSa, verify: Callable[[float], list[Payload]], path: Path, now: float) -> None:
     fatal = False
     try:
         reply = verify(now)
-    except StatusUnknownError as unknown:
+    except (StatusUnknownError, EapAnswerNeededError) as why:
         # meanwhile the status of another certificate of the chain has run out
-        sa.core.ask_status(sa, unknown, lambda later: _answer_later(sa, verify, path, later))
+        sa.core.put_off(sa, why, lambda later: _answer_later(sa, verify, path, later))
         return
     except (ParseError, PeerError) as error:
         reply, fatal = sa.refusal(ExchangeType.IKE_AUTH, error, sa.path)
@@ -330,7 +366,7 @@ def _authenticate(
     for connection in sa.core.connections_for(sa, peer_id, asked):
         try:
             quantum = ppk.answer(sa, connection, proof, postquantum)
-            octets = _octets(sa, body, of_initiator=True, keys=quantum.keys)
+            octets = auth_octets(sa, body, of_initiator=True, keys=quantum.keys)
             with _saying(quantum.refusal):
                 verify_proof(sa, connection, asked, peer_id, quantum.proof, certificates, octets)
         except AuthenticationError as error:
@@ -389,25 +425,43 @@ def _distrust(
     )
 
 
-def _answer(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
-    core, connection = sa.core, sa.connection
-    assert sa.peer_id is not None
+def our_identity(sa: IkeSa) -> IdPayload:
+    """IDr: who we are in the connection that was found."""
+    sa.our_id = local_identity(sa, sa.connection)
+    return _id_payload(PayloadType.IDR, sa.our_id)
+
+
+def our_proof(sa: IkeSa) -> list[Payload]:
+    """IDr, CERT and AUTH. PeerError if we cannot prove who we are."""
+    mine = our_identity(sa)
     assert sa.auth is not None
-    refuse_nat(sa, payloads)
-    wants_child = find(payloads, SaPayload) is not None
-    _check_childless(connection, wants_child)
-    identity = sa.our_id = local_identity(sa, connection)
-    mine = _id_payload(PayloadType.IDR, identity)
+    assert sa.our_id is not None
     try:
-        own = make_proof(sa, connection, identity, _octets(sa, mine.body(), of_initiator=False), sa.auth.certreqs)
+        octets = auth_octets(sa, mine.body(), of_initiator=False)
+        own = make_proof(sa, sa.connection, sa.our_id, octets, sa.auth.certreqs)
     except AuthenticationError as error:
         why = f"we cannot prove who we are: {error}"
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.LOCAL_AUTH) from None
+    return [mine, *own.certificates, own.payload]
+
+
+def check_wishes(sa: IkeSa, payloads: list[Payload]) -> None:
+    """PeerError if the connection does not allow what the peer asks for besides."""
+    refuse_nat(sa, payloads)
+    _check_childless(sa.connection, find(payloads, SaPayload) is not None)
+
+
+def answer_authenticated(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -> list[Payload]:
+    """The initiator is authenticated: the last response, with our proof, and what becomes of all that was asked."""
+    core = sa.core
+    assert sa.peer_id is not None
+    check_wishes(sa, payloads)
+    wants_child = find(payloads, SaPayload) is not None
     contact = find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
     _check_unique(sa, contact, now)
     nonces = sa.init
     assert nonces is not None
-    reply: list[Payload] = [mine, *own.certificates, own.payload]
+    reply = list(own)
     if sa.ppk:
         # RFC 8784 section 3: empty, the initiator knows which
         reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
@@ -454,13 +508,13 @@ def _check_childless(connection: Connection, wants_child: bool) -> None:
 def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
     """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
     core, policy = sa.core, sa.connection.unique
-    others = [o for o in core.of_peer(sa.our_id, sa.peer_id) if o is not sa and o.established]
+    others = [o for o in core.of_peer(sa.our_id, sa.whose) if o is not sa and o.established]
     if policy is Unique.NEVER or not others:
         return
     if contact:
         # those that came up after this one began are no leftovers: both ends may have begun at once
         for other in [other for other in others if other.established_at < sa.created_at]:
-            log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.peer_id, other)
+            log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.whose, other)
             other.destroy("INITIAL_CONTACT", now)
         return
     # section 2.8.3: from the same place it is re-authentication, by the looks of it, and the peer closes the old one
@@ -468,7 +522,7 @@ def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
     place = sa.path.remote, sa.path.remote_port
     same = [other for other in others if (other.path.remote, other.path.remote_port) == place]
     if policy is Unique.KEEP and len(same) < len(others):
-        why = f"{sa.peer_id} is connected already and unique = keep"
+        why = f"{sa.whose} is connected already and unique = keep"
         raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
     if policy is Unique.REPLACE:
         for other in others:
@@ -496,10 +550,10 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
             why = "the connection has pools, and the peer asks for no virtual address"
             raise PeerError(NotifyType.FAILED_CP_REQUIRED, why)
         return []
-    assert sa.peer_id is not None
+    assert sa.whose is not None
     wanted = config_payload.parse_request(request)
     pools = [sa.core.pools[name] for name in sa.connection.pools if name in sa.core.pools]
-    found = config_payload.assign(pools, sa.peer_id, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port))
+    found = config_payload.assign(pools, sa.whose, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port))
     if wanted.addresses and not found:
         why = "no virtual address is free" if pools else "the connection has no pools"
         raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, why)
@@ -507,5 +561,5 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
         return []
     sa.leases = found
     if found:
-        log.info("%s: %s gets %s", sa, sa.peer_id, ", ".join(str(address) for _, address in found))
+        log.info("%s: %s gets %s", sa, sa.whose, ", ".join(str(address) for _, address in found))
     return [config_payload.build_reply(request, found)]

@@ -167,6 +167,8 @@ class RemoteAuth:
     "with EAP: the only method, an EapType; 0 is any that we know"
     eap_id: IdentityPattern | None = None
     "who the peer is to be for EAP, which it is asked for; None: what it calls itself in IKE"
+    eap_radius: bool = False
+    "with EAP: a RADIUS server does it, whatever method it chooses"
 
 
 @dataclass(frozen=True)

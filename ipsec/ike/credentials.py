@@ -32,7 +32,7 @@ from ipsec.wire.iana import IdType
 
 PPK_ID_MAX = 1023
 "octets"
-_PPK_TEXT_MAX = 255
+_TEXT_MAX = 255
 ISSUERS_MAX = 9
 "certificates above our own that are looked at and sent"
 PSKS_MAX = 8
@@ -86,21 +86,21 @@ def matches_ppk(pattern: IdentityPattern, ppk_id: bytes) -> bool:
     """Whether the octets of a PPK_ID, which has no type, are what ``pattern`` means: the very same, if it means one."""
     if pattern.exact is not None:
         return pattern.exact.data == ppk_id
-    return pattern.matches(_identity_of(ppk_id)) > MATCH_NONE
+    return pattern.matches(identity_of_octets(ppk_id)) > MATCH_NONE
 
 
 @lru_cache(maxsize=16)
-def _identity_of(ppk_id: bytes) -> Identity:
-    """A PPK_ID as charon reads it: a text may be an identity of any type.
+def identity_of_octets(name: bytes) -> Identity:
+    """A PPK_ID, or what a peer calls itself for EAP, as charon reads it: a text may be an identity of any type.
 
     But a distinguished name, which takes milliseconds to read, and nobody has authenticated himself yet.
     """
     try:
-        if len(ppk_id) <= _PPK_TEXT_MAX and b"=" not in ppk_id:
-            return parse_identity(ppk_id.decode("ascii"))
+        if len(name) <= _TEXT_MAX and b"=" not in name:
+            return parse_identity(name.decode("ascii"))
     except (UnicodeDecodeError, ConfigError):
         pass
-    return Identity(IdType.KEY_ID, ppk_id)
+    return Identity(IdType.KEY_ID, name)
 
 
 class PrivateKey:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ipsec.errors import ParseError
-from ipsec.ike.auth import handle_auth
 from ipsec.ike.create_child import handle_create_child
+from ipsec.ike.eap_auth import handle_ike_auth
 from ipsec.ike.events import Path
 from ipsec.ike.find import find
 from ipsec.ike.followup import handle_followup
@@ -25,7 +25,7 @@ def handle_request(
             handle_intermediate(sa, payloads, path, now)
             return None
         case ExchangeType.IKE_AUTH:
-            return handle_auth(sa, payloads, now)
+            return handle_ike_auth(sa, payloads, path, now)
         case ExchangeType.INFORMATIONAL:
             return handle_informational(sa, payloads, path, now)
         case ExchangeType.IKE_FOLLOWUP_KE:

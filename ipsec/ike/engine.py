@@ -14,15 +14,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from ipsec.crypto.revocation import Crl, OcspResponse
 from ipsec.errors import ParseError
 from ipsec.ike import again, delete, dispatch, due, giveway, lifetimes, mobike, qcd, redirect
-from ipsec.ike.auth import AuthRequest
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_children_later, close_later
+from ipsec.ike.eap_auth import auth_request
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
@@ -33,19 +32,18 @@ from ipsec.ike.events import (
     IpAddress,
     MoveChild,
     Path,
-    RevocationNeeded,
 )
-from ipsec.ike.failure import Cause, Failure, bounded
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.init import AuthProgress, first_method, handle_init_request, handle_init_response, start_init
 from ipsec.ike.intermediate import Intermediate
 from ipsec.ike.lifetimes import Timer
+from ipsec.ike.outside import Outside
 from ipsec.ike.proof import certificate_requests
 from ipsec.ike.redirect import Gateway, LoopGuard
-from ipsec.ike.registry import AT_ONCE, Registry
+from ipsec.ike.registry import AT_ONCE
 from ipsec.ike.rekey import RekeyIke, take_over
 from ipsec.ike.sa import IkeSa, digest
 from ipsec.ike.state import CHILD_UP, ChildState, IkeState
-from ipsec.ike.status import StatusUnknownError
 from ipsec.ike.table import ConnectionTable, names, names_its_peers
 from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import (
@@ -63,7 +61,7 @@ from ipsec.wire.payloads import NotifyPayload, Payload
 log = logging.getLogger(__name__)
 
 
-class IkeEngine(Registry):
+class IkeEngine(Outside):
     """See the module's text."""
 
     # -- the five verbs
@@ -412,29 +410,6 @@ class IkeEngine(Registry):
         self._stopping = True
         self.terminate_all(self.sas.values(), now, "shutting down")
 
-    def status_known(
-        self, ticket: int, now: float, crls: Iterable[Crl] = (), responses: Iterable[OcspResponse] = ()
-    ) -> None:
-        """What RevocationNeeded asked for is there, as far as it could be had."""
-        self.now = now
-        waiting = self._waiting.pop(ticket, None)
-        if waiting is None:
-            return
-        sa, go_on, unknown = waiting
-        if sa.state is IkeState.DESTROYING:
-            return
-        sa.deferred = None
-        try:
-            self.status.add(unknown.sources, crls, responses, self.host.wall())
-            go_on(now)
-            sa.ask_next(now)
-        except ParseError as error:
-            sa.destroy(Failure(Cause.MALFORMED, bounded(f"the answer to IKE_AUTH is malformed: {error}")), now)
-        except SaFailedError as error:
-            sa.destroy(error.failure, now)
-        except Exception:
-            self._contain(sa, now)
-
     # -- what the exchanges need
 
     def certificate_requests(self, connections: Iterable[Connection]) -> list[Payload]:
@@ -495,13 +470,6 @@ class IkeEngine(Registry):
             if isinstance(payload, NotifyPayload) and payload.notify == NotifyType.QUICK_CRASH_DETECTION:
                 sa.peer_token = qcd.parse(payload.data)
 
-    def ask_status(self, sa: IkeSa, unknown: StatusUnknownError, go_on: Callable[[float], None]) -> None:
-        """Put an authentication off until the status of certificates is known."""
-        ticket = self.next_uid()
-        self._waiting[ticket] = sa, go_on, unknown
-        sa.deferred = go_on
-        self.emit(RevocationNeeded(ticket, unknown.sources))
-
     # -- an IKE_SA's way
 
     def restart(self, sa: IkeSa, now: float) -> None:
@@ -527,7 +495,7 @@ class IkeEngine(Registry):
     def keys_agreed(self, sa: IkeSa, now: float) -> None:
         """One more key exchange is done: the next one, or authenticate."""
         further = sa.init is not None and sa.init.further.methods
-        sa.ask(Intermediate() if further else AuthRequest(), now)
+        sa.ask(Intermediate() if further else auth_request(sa.connection), now)
 
     def established(self, sa: IkeSa, now: float) -> None:
         """Both ends are authenticated. A second call does nothing."""
@@ -550,8 +518,8 @@ class IkeEngine(Registry):
         self.emit(IkeUp(sa))
         giveway.look(sa, now)
         old = self.sas.get(sa.replaces)
-        if old is not None and old.peer_id != sa.peer_id:
-            log.warning("%s: %s is another peer than that of %s, which stays", sa, sa.peer_id, old)
+        if old is not None and old.whose != sa.whose:
+            log.warning("%s: %s is another peer than that of %s, which stays", sa, sa.whose, old)
         elif old is not None:
             old.quiet = True
             old.queue.clear()
@@ -604,7 +572,7 @@ class IkeEngine(Registry):
             old, one.path = one.path, path
             one.seen_as = None
             for pool, address in one.leases:
-                pool.move(one.peer_id, address, (path.remote, path.remote_port))
+                pool.move(one.whose, address, (path.remote, path.remote_port))
             if one.original_initiator and one.mobike and old.remote != path.remote:
                 # the peer's list has what it had besides that one
                 kept = [a for a in one.peer_addresses if a not in (old.remote, path.remote)]

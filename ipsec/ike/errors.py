@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipsec.errors import IpsecError
 from ipsec.ike.failure import UNTOLD, Cause, Failure, Terms, bounded, cause_of
 from ipsec.wire.iana import NotifyType, name_of
-from ipsec.wire.payloads import NotifyPayload
+from ipsec.wire.payloads import NotifyPayload, Payload
 
 
 class PeerError(IpsecError):
@@ -39,7 +39,7 @@ class PeerError(IpsecError):
         """What to tell of it; None for what the peer is to ask again, another way or later."""
         return None if self.notify in _PASSING else self._failure
 
-    def payload(self) -> NotifyPayload:
+    def payload(self) -> Payload:
         """What goes to the peer."""
         return NotifyPayload(self.notify, self.data)
 

@@ -166,6 +166,19 @@ class RevocationNeeded:
 
 
 @dataclass(frozen=True)
+class EapAnswerNeeded:
+    """A packet of a peer for an EAP server that is somebody else; call ``eap_answered`` with what that says.
+
+    All of one IKE_SA are one conversation, which ends with a verdict, or with IkeDown.
+    """
+
+    sa: IkeSa
+    identity: bytes
+    "who the peer says it is"
+    packet: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Initiate:
     """The engine wants a connection or one child to be brought up (close_action, dpd_action, redirect, a try more).
 
@@ -223,6 +236,7 @@ Event = (
     | AddressesAssigned
     | AddressesReleased
     | RevocationNeeded
+    | EapAnswerNeeded
     | Initiate
     | ChildNotMade
     | Failed

@@ -107,7 +107,7 @@ class StillThere(Liveness):
 def doubt(sa: IkeSa, now: float) -> None:
     """The peer has taken our INITIAL_CONTACT: what came up since that went out may be gone there, without a word
     (RFC 7296 section 2.4)."""
-    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
+    for other in sa.core.of_peer(sa.our_id, sa.whose):
         if other is not sa and other.established:
             _doubt(other, now)
 
@@ -115,7 +115,7 @@ def doubt(sa: IkeSa, now: float) -> None:
 def doubt_silent(sa: IkeSa, now: float) -> None:
     """A peer begins with us that has an IKE_SA already, and does not say INITIAL_CONTACT: OpenIKED 7.2 never does, also
     after a crash. What was in use until now it still has; what was silent may be gone, and is asked for."""
-    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
+    for other in sa.core.of_peer(sa.our_id, sa.whose):
         # one identity may be that of many, who are not to be asked for each that comes
         same = (other.path.remote, other.path.remote_port) == (sa.path.remote, sa.path.remote_port)
         if other is sa or not other.established or not same or _at_once(sa, other):
@@ -216,7 +216,7 @@ def spared_by(sa: IkeSa) -> IkeSa | None:
     """
     if not sa.children_up() or not _is_in_use(sa):
         return None
-    for other in sa.core.of_peer(sa.our_id, sa.peer_id):
+    for other in sa.core.of_peer(sa.our_id, sa.whose):
         alike = other.name == sa.name and other.path == sa.path and other.connection.is_alike(sa.connection)
         if sa.connection.unique is Unique.NEVER:
             alike = alike and other.original_initiator is not sa.original_initiator and _at_once(sa, other)
@@ -229,7 +229,7 @@ def spared_by(sa: IkeSa) -> IkeSa | None:
 def _rivals(sa: IkeSa) -> Iterator[IkeSa]:
     """IKE_SAs that the other end of one has begun for the same, where one is enough."""
     if sa.connection.unique in (Unique.REPLACE, Unique.KEEP):
-        for other in sa.core.of_peer(sa.our_id, sa.peer_id):
+        for other in sa.core.of_peer(sa.our_id, sa.whose):
             same = other.name == sa.name and other.connection.is_alike(sa.connection)
             if same and other.original_initiator is not sa.original_initiator:
                 yield other

@@ -46,6 +46,7 @@ from ipsec.wire.payloads import CertReqPayload, KePayload, NoncePayload, NotifyP
 from ipsec.wire.proposal import Proposal
 
 if TYPE_CHECKING:
+    from ipsec.ike.eap_auth import EapPeerProgress, EapServerProgress
     from ipsec.ike.engine import IkeEngine
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,9 @@ class InitProgress:
 class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
-    __slots__ = ("asked", "certreqs", "child", "configs", "contact", "had", "ppk_keys", "psk", "signatures")
+    __slots__ = (
+        "asked", "certreqs", "child", "claimed", "configs", "contact", "eap", "had", "ppk_keys", "psk", "signatures",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.child: ChildSa | None = None
@@ -112,6 +115,10 @@ class AuthProgress:
         "responder: who the initiator wants us to be"
         self.psk: bytes | None = None
         "responder: the pre-shared key that the initiator has shown"
+        self.claimed: Identity | None = None
+        "responder: who the initiator says it is, while EAP has still to show it"
+        self.eap: EapPeerProgress | EapServerProgress | None = None
+        "how far EAP is"
         self.signatures = Signatures()
         "of the certificates in the peer's message"
 

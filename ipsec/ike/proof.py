@@ -7,7 +7,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-from ipsec.crypto.auth import AuthenticationError, PublicKey, can_sign, is_psk_auth, psk_auth, sign, verify
+from ipsec.crypto.auth import (
+    AuthenticationError,
+    PublicKey,
+    can_sign,
+    is_psk_auth,
+    psk_auth,
+    sign,
+    signed_octets,
+    verify,
+)
 from ipsec.crypto.chain import CertificateError, Chain, UnwantedError
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
@@ -16,6 +25,7 @@ from ipsec.errors import ParseError
 from ipsec.ike.config import AuthClass, Connection, LocalAuth, SendCert
 from ipsec.ike.credentials import Credentials, PrivateKey, vouches
 from ipsec.ike.failure import bounded
+from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import AuthMethod, CertEncoding
@@ -23,6 +33,10 @@ from ipsec.wire.payloads import AuthPayload, CertPayload, CertReqPayload, Payloa
 
 #: what a peer may send; a longer chain is verified no further anyway
 CERTIFICATES_MAX = 10
+
+
+#: with these the peer has none to show in CERT
+_NO_CERTIFICATE = (AuthClass.PSK, AuthClass.EAP)
 
 
 class OtherMethodError(AuthenticationError):
@@ -39,10 +53,24 @@ class Proof(NamedTuple):
 def certificate_requests(connections: Iterable[Connection], credentials: Credentials) -> list[Payload]:
     """CERTREQ for the authorities that the peer's certificate may come from, if we want one and may ask. The peer's
     connection may be any of these."""
-    asking = (one.remote for one in connections if one.send_certreq and one.remote.method is not AuthClass.PSK)
+    asking = (one.remote for one in connections if one.send_certreq and one.remote.method not in _NO_CERTIFICATE)
     data = b"".join(dict.fromkeys(map(credentials.certreq_data, asking)))
     hashes = dict.fromkeys(data[at : at + 20] for at in range(0, len(data), 20))
     return [CertReqPayload(CertEncoding.X509_SIGNATURE, b"".join(hashes))] if hashes else []
+
+
+def auth_octets(sa: IkeSa, body: bytes, *, of_initiator: bool, keys: IkeKeys | None = None) -> bytes:
+    """What the AUTH payload of one side covers (section 2.15), by the IKE_SA's keys or by these; ``body`` is that of
+    its IDi or IDr."""
+    progress, prf, keys = sa.init, sa.prf, keys or sa.keys
+    assert progress is not None
+    assert prf is not None
+    assert keys is not None
+    # RFC 9242 section 3.3.2: IKE_INTERMEDIATE as well
+    between = progress.further.int_auth()
+    if of_initiator:
+        return signed_octets(progress.message_1, progress.nonce_r, prf(keys.sk_pi, body)) + between
+    return signed_octets(progress.message_2, progress.nonce_i, prf(keys.sk_pr, body)) + between
 
 
 # -- ours
@@ -119,7 +147,8 @@ def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:
     credentials = sa.core.credentials
     if sa.auth is not None and sa.auth.psk is not None:
         return sa.auth.psk
-    peer = sa.peer_id or connection.remote.id.exact
+    claimed = sa.auth.claimed if sa.auth is not None else None
+    peer = sa.peer_id or claimed or connection.remote.id.exact
     if peer is not None:
         secret = next(iter(_psks(sa, connection, identity, peer)), None)
     else:
@@ -150,6 +179,8 @@ def verify_proof(
     StatusUnknownError if everything else is right and the status of its certificates is worth asking for.
     """
     wanted = connection.remote.method
+    if wanted is AuthClass.EAP:
+        raise OtherMethodError("the peer sends AUTH at once, and is to use EAP (remote.auth)")
     if proof.method == AuthMethod.SHARED_KEY:
         if wanted is AuthClass.PUBKEY:
             raise OtherMethodError("the peer uses a pre-shared key, and is to use a public key (remote.auth)")

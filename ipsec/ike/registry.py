@@ -23,7 +23,7 @@ from ipsec.ike.host import Host
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.redirect import LoopGuard
 from ipsec.ike.sa import IkeSa
-from ipsec.ike.status import StatusCache, StatusUnknownError
+from ipsec.ike.status import StatusCache
 from ipsec.ike.table import ConnectionTable
 from ipsec.ike.timers import Timers
 
@@ -89,7 +89,6 @@ class Registry:
         self._reqids: dict[tuple[str, str], int] = {}
         "of children with a trap, by connection and child"
         self._retries: dict[int, list[CreateChild]] = {}
-        self._waiting: dict[int, tuple[IkeSa, Callable[[float], None], StatusUnknownError]] = {}
         self._guards: dict[str, LoopGuard] = {}
         self._key_pairs: dict[int, KeyExchange] = {}
         "made in advance, by method; each is used once"
@@ -270,8 +269,8 @@ class Registry:
         sa.quiet = True
         sa.spi_i, sa.spi_r = spi_i, spi_r
         self.by_spi[sa.spi_ours] = sa
-        for name in ("original_initiator", "our_id", "peer_id", "fragmentation", "mobike", "nat_local", "nat_remote",
-                     "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
+        for name in ("original_initiator", "our_id", "peer_id", "eap_id", "fragmentation", "mobike", "nat_local",
+                     "nat_remote", "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
                      "handshake", "last_out", "ppk", "redirectable"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
         sa.lineage = old.lineage
@@ -318,7 +317,7 @@ class Registry:
             if not same:
                 del self.by_wanted[sa.our_id, wanted]
         for pool, address in sa.leases:
-            pool.release(sa.peer_id, address)
+            pool.release(sa.whose, address)
         sa.leases = []
         if sa.addresses:
             self.emit(AddressesReleased(sa, sa.addresses))
@@ -351,16 +350,16 @@ class Registry:
         if theirs is None:
             return []
         found = self.by_peer.get((ours, theirs.spelling), {})
-        return [sa for sa in found.values() if sa.peer_id is not None and are_one(sa.peer_id, theirs)]
+        return [sa for sa in found.values() if sa.whose is not None and are_one(sa.whose, theirs)]
 
     def join(self, sa: IkeSa) -> None:
         """An IKE_SA is up: it is one of those of its peer."""
-        if sa.peer_id is not None:
-            self.by_peer.setdefault((sa.our_id, sa.peer_id.spelling), {})[sa.uid] = sa
+        if sa.whose is not None:
+            self.by_peer.setdefault((sa.our_id, sa.whose.spelling), {})[sa.uid] = sa
 
     def leave(self, sa: IkeSa) -> None:
         """It no longer is."""
-        key = sa.our_id, sa.peer_id and sa.peer_id.spelling
+        key = sa.our_id, sa.whose and sa.whose.spelling
         peers = self.by_peer.get(key, {})
         if peers.pop(sa.uid, None) is not None and not peers:
             del self.by_peer[key]
@@ -431,7 +430,7 @@ class Registry:
         peer = sa.path.remote, sa.path.remote_port
         for name in dict.fromkeys((pool.name, *sa.connection.pools, *self.pools)):
             new = self.pools.get(name)
-            if new is not None and new.adopt(sa.peer_id, address, peer):
+            if new is not None and new.adopt(sa.whose, address, peer):
                 return new
         return pool
 

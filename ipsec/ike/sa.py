@@ -147,6 +147,7 @@ class IkeSa:
         "created_at",
         "deferred",
         "doubted",
+        "eap_id",
         "established_at",
         "fragmentation",
         "handshake",
@@ -233,6 +234,7 @@ class IkeSa:
         self.children: dict[int, ChildSa] = {}
         self.our_id: Identity | None = None
         self.peer_id: Identity | None = None
+        self.eap_id: Identity | None = None  # who the peer is by EAP, if it was asked there
         self.fragmentation = self.mobike = self.nat_local = self.nat_remote = False
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
@@ -245,8 +247,7 @@ class IkeSa:
         "the peer began the first IKE_SA, and has said that it can be sent elsewhere (RFC 5685)"
         self.seen_as: bytes | None = None
         "how the peer sees our address through a NAT (RFC 4555 section 3.8)"
-        self.ppk = False
-        "a postquantum preshared key is in its keys (RFC 8784)"
+        self.ppk = False  # a postquantum preshared key is in its keys (RFC 8784)
         self.addresses: tuple[IpAddress, ...] = ()
         "virtual addresses that we have from the peer"
         self.leases: list[tuple[Pool, IpAddress]] = []
@@ -289,6 +290,11 @@ class IkeSa:
     def authenticated(self) -> bool:
         """The same, or it has a successor, which the peer may not know yet."""
         return self.established or self.state is IkeState.REKEYED
+
+    @property
+    def whose(self) -> Identity | None:
+        """The identity of the peer that counts (RFC 7296 section 2.16): that of EAP where there is one."""
+        return self.eap_id or self.peer_id
 
     @property
     def maps(self) -> bool:

@@ -19,7 +19,7 @@ from ipsec.ike.config import (
     IkeSettings,
     PoolConfig,
 )
-from ipsec.ike.credentials import Credentials, Ppk, SharedSecret
+from ipsec.ike.credentials import Credentials, EapSecret, Ppk, SharedSecret
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
     ChildDown,
@@ -131,11 +131,16 @@ class SimHost:
     # -- commands
 
     def load(
-        self, *connections: Connection, secret: bytes = b"a secret that nobody guesses", ppks: Iterable[Ppk] = ()
+        self,
+        *connections: Connection,
+        secret: bytes = b"a secret that nobody guesses",
+        ppks: Iterable[Ppk] = (),
+        eap: Iterable[EapSecret] = (),
     ) -> None:
         self.connections = {connection.name: connection for connection in connections}
         owners = tuple(parse_pattern(text) for text in ("moon", "sun", "carol", "dave"))
-        self.engine.load(connections, Credentials(secrets=[SharedSecret(secret, owners)], ppks=ppks), self.pools)
+        secrets = [SharedSecret(secret, owners)]
+        self.engine.load(connections, Credentials(secrets=secrets, ppks=ppks, eap_secrets=eap), self.pools)
 
     def initiate(self, name: str = "c", children: Iterable[str] | None = None, **more: Any) -> IkeSa:
         """Bring a connection up, as a daemon would."""

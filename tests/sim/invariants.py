@@ -57,7 +57,7 @@ def leaks(host: SimHost) -> None:
         "first messages": engine.init_requests,
         "half-open": engine._half_open,
         "retries": engine._retries,
-        "waiting": engine._waiting,
+        "waiting": engine._statuses,
         "ESP SPIs": host.reserved,
         "early packets": host.early,
         "inbound SAs": host.inbound,

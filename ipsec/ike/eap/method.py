@@ -19,11 +19,17 @@ class EapError(AuthenticationError):
     """The method has failed; ``str()`` is the reason, for our log. It never quotes secrets."""
 
 
+class EapRefusedError(EapError):
+    """The server has said that it does not believe us."""
+
+
 class PeerMethod(ABC):
     """The side that proves who it is: the initiator, RFC 3748's peer."""
 
     type: ClassVar[int]
     "an EapType"
+    mutual: ClassVar[bool] = False
+    "the server shows as well who it is, safely even where nothing else does (RFC 5998 section 4)"
 
     def __init__(self) -> None:
         self.finished = False

@@ -1,0 +1,384 @@
+"""IKE_AUTH with EAP (RFC 7296 sections 2.16 and 3.16): the initiator proves who it is by an EAP method.
+
+    IDi ... SA TSi TSr      IDr CERT AUTH EAP     the responder with a key, as ever; then as many rounds as EAP takes
+    EAP                     EAP
+    AUTH                    AUTH SA TSi TSr       both with the key that the method has made
+
+What the initiator has asked for in its first request is done with the last response. The responder proves itself first,
+so that no password, nor anything made from one, goes to somebody else (CVE-2015-4171); a method that shows safely who
+both are may stand for that (RFC 5998). Secrets of users that we do not know, and of those whom no connection is for,
+are random, so that neither is told from a wrong password.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Sequence
+
+from ipsec.crypto.auth import AuthenticationError, psk_auth
+from ipsec.crypto.identity import Identity
+from ipsec.ike.auth import (
+    AuthRequest,
+    answer_authenticated,
+    answer_or_wait,
+    begin,
+    check_wishes,
+    disbelieve,
+    finish,
+    handle_auth,
+    heed_errors,
+    our_identity,
+    our_proof,
+)
+from ipsec.ike.config import AuthClass, Connection
+from ipsec.ike.credentials import identity_of_octets
+from ipsec.ike.eap.method import EapError, EapRefusedError
+from ipsec.ike.eap.methods import make_peer, make_server, offered, taken
+from ipsec.ike.eap.peer import EapPeer
+from ipsec.ike.eap.relay import EapRelay
+from ipsec.ike.eap.server import EapServer
+from ipsec.ike.errors import PeerError, SaFailedError
+from ipsec.ike.events import Path
+from ipsec.ike.failure import Cause, Failure, Terms, bounded
+from ipsec.ike.find import find, find_notify
+from ipsec.ike.proof import auth_octets
+from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.status import StatusUnknownError
+from ipsec.wire.eap import eap_name
+from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType
+from ipsec.wire.payloads import AuthPayload, CertPayload, EapPayload, IdPayload, NotifyPayload, Payload
+
+log = logging.getLogger(__name__)
+
+
+# -- initiator
+
+
+class EapPeerProgress:
+    """What an initiator keeps between its requests."""
+
+    __slots__ = ("heard", "mine", "peer", "theirs")
+
+    def __init__(self, peer: EapPeer, mine: bytes) -> None:
+        self.peer = peer
+        self.mine = mine
+        "body of IDi"
+        self.theirs = b""
+        "body of IDr"
+        self.heard: list[Payload] = []
+        "the first response"
+
+
+def auth_request(connection: Connection) -> AuthRequest:
+    """The first request of IKE_AUTH, as the connection has us prove who we are."""
+    return EapAuthRequest() if connection.local.method is AuthClass.EAP else AuthRequest()
+
+
+class EapAuthRequest(AuthRequest):
+    """The first request: without AUTH, so that the responder begins with EAP."""
+
+    __slots__ = ()
+
+    def _prove(self, sa: IkeSa, identity: Identity, body: bytes) -> tuple[list[CertPayload], list[Payload]]:
+        assert sa.auth is not None
+        local, remote = sa.connection.local, sa.connection.remote
+        user = local.eap_id or identity
+        peer = EapPeer(user.data, taken(local), lambda kind: make_peer(sa, kind, user))
+        sa.auth.eap = EapPeerProgress(peer, body)
+        # RFC 5998 section 3
+        alone = remote.method is AuthClass.EAP
+        return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if alone else []
+
+    def _goes_without(self, sa: IkeSa) -> bool:
+        return sa.connection.remote.method is AuthClass.EAP
+
+    def _believed(self, sa: IkeSa, identity: IdPayload, payloads: list[Payload], now: float) -> None:
+        eap = _progress_of_peer(sa)
+        eap.theirs, eap.heard = identity.body(), payloads
+        _go_on(sa, payloads, now)
+
+
+class EapRequest(Request):
+    """One response of EAP, which is a request of IKE_AUTH."""
+
+    exchange = ExchangeType.IKE_AUTH
+    __slots__ = ("packet",)
+
+    def __init__(self, packet: bytes) -> None:
+        self.packet = packet
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """EAP."""
+        return [EapPayload(self.packet)]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The next round of EAP, or its end."""
+        _go_on(sa, payloads, now)
+
+
+class EapProof(Request):
+    """AUTH of both ends, once EAP has succeeded."""
+
+    exchange = ExchangeType.IKE_AUTH
+    __slots__ = ()
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """AUTH."""
+        eap = _progress_of_peer(sa)
+        return [_our_auth(sa, eap.peer.msk, eap.mine)]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The responder has seen the same."""
+        eap = _progress_of_peer(sa)
+        proof = find(payloads, AuthPayload)
+        heed_errors(sa, payloads, "" if proof is not None else "AUTH")
+        assert proof is not None
+        assert sa.peer_id is not None
+        if not _holds(sa, proof, eap.peer.msk, eap.theirs):
+            why = AuthenticationError("its AUTH after EAP is not made with the key of the EAP method")
+            disbelieve(sa, sa.peer_id, why, [], now)
+            return
+        finish(sa, [*eap.heard, *payloads], now)
+
+
+def _progress_of_peer(sa: IkeSa) -> EapPeerProgress:
+    eap = sa.auth.eap if sa.auth is not None else None
+    assert isinstance(eap, EapPeerProgress)
+    return eap
+
+
+def _go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
+    eap = _progress_of_peer(sa)
+    packet = find(payloads, EapPayload)
+    heed_errors(sa, payloads, "" if packet is not None else "EAP")
+    assert packet is not None
+    try:
+        response = eap.peer.receive(packet.data)
+        method = eap.peer.method
+        # RFC 5998 section 4: then nothing else says who the responder is
+        if response is None and _is_alone(sa) and (method is None or not method.mutual):
+            kind = eap_name(method.type) if method is not None else "no method"
+            raise AuthenticationError(f"remote.auth = eap, and {kind} does not show safely who the responder is")
+    except StatusUnknownError as unknown:
+        sa.core.put_off(sa, unknown, lambda later: _go_on(sa, payloads, later))
+        return
+    except EapRefusedError as error:
+        reason = bounded(f"{sa.path.remote} refuses us as {sa.connection.local.eap_id or sa.our_id}: {error}")
+        raise SaFailedError(Failure(Cause.LOCAL_AUTH, reason, by_peer=True)) from None
+    except AuthenticationError as error:
+        raise SaFailedError(Failure(Cause.PEER_AUTH, bounded(f"EAP with {sa.peer_id}: {error}"))) from None
+    sa.ask(EapProof() if response is None else EapRequest(response), now, first=True)
+
+
+def _is_alone(sa: IkeSa) -> bool:
+    """Whether EAP is all that shows who the responder is."""
+    return sa.connection.remote.method is AuthClass.EAP
+
+
+# -- responder
+
+
+class EapServerProgress:
+    """What a responder keeps between the requests."""
+
+    __slots__ = ("asked", "candidates", "claimed", "done", "mine", "refusal", "server", "theirs", "user")
+
+    def __init__(self, claimed: Identity, candidates: Sequence[Connection], asked: list[Payload]) -> None:
+        self.claimed = claimed
+        "who the initiator is by IDi"
+        self.candidates = candidates
+        "connections that it may mean, the best first"
+        self.asked = asked
+        "its first request"
+        self.theirs = b""
+        "body of IDi"
+        self.mine = b""
+        "body of IDr"
+        self.user = claimed
+        "whose secret it has to show"
+        self.refusal = ""
+        "why EAP is not to succeed, however it ends"
+        self.done = False
+        "EAP has succeeded; AUTH is still to come"
+        self.server: EapServer | EapRelay | None = None
+
+
+class EapFailedError(PeerError):
+    """EAP has not succeeded: the peer hears that in an EAP packet."""
+
+    def __init__(self, packet: bytes, reason: str, failure: Failure) -> None:
+        super().__init__(
+            NotifyType.AUTHENTICATION_FAILED, reason, fatal=True, cause=failure.cause, ours=failure.ours,
+            theirs=failure.theirs,
+        )  # fmt: skip
+        self.packet = packet
+
+    def payload(self) -> EapPayload:
+        """RFC 7296 section 2.16."""
+        return EapPayload(self.packet)
+
+
+def handle_ike_auth(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
+    """A request of IKE_AUTH, with EAP or without; None if the answer has to wait for something outside."""
+    progress = sa.auth.eap if sa.auth is not None else None
+    if isinstance(progress, EapServerProgress):
+        eap = progress
+        if eap.done:
+            return _conclude(sa, eap, payloads, now)
+        return answer_or_wait(sa, lambda later: _advance(sa, eap, payloads), path, now)
+    if find(payloads, AuthPayload) is not None:
+        return handle_auth(sa, payloads, now)
+    begun, own = _start(sa, payloads)
+    return answer_or_wait(sa, lambda later: [*own, _first(sa, begun)], path, now)
+
+
+def _start(sa: IkeSa, payloads: list[Payload]) -> tuple[EapServerProgress, list[Payload]]:
+    """The initiator leaves AUTH out: it wants EAP. How that begins, and our proof; PeerError."""
+    identity, claimed, wanted = begin(sa, payloads)
+    assert sa.auth is not None
+    alone = find_notify(payloads, NotifyType.EAP_ONLY_AUTHENTICATION) is not None
+    fitting = sa.core.connections_for(sa, claimed, wanted)
+    reasons = dict.fromkeys(filter(None, (_why_not(connection, alone) for connection in fitting)))
+    candidates = [connection for connection in fitting if not _why_not(connection, alone)]
+    if not candidates:
+        if fitting:
+            # the best fit is the one that was meant
+            sa.core.rename(sa, fitting[0])
+        text = "; ".join(reasons) or "no connection has such a peer" + (f" and is {wanted}" if wanted else "")
+        raise PeerError(
+            NotifyType.AUTHENTICATION_FAILED, f"{claimed} wants EAP: {text}", fatal=True,
+            cause=Cause.PEER_AUTH if fitting else Cause.PEER_ID, theirs=Terms(identity=bounded(str(claimed))),
+        )  # fmt: skip
+    connection = candidates[0]
+    sa.core.rename(sa, connection)
+    eap = EapServerProgress(claimed, candidates, payloads)
+    sa.auth.claimed = claimed
+    check_wishes(sa, payloads)
+    reply: list[Payload] = [our_identity(sa)] if connection.local.method is AuthClass.EAP else our_proof(sa)
+    eap.theirs = identity.body()
+    assert isinstance(reply[0], IdPayload)
+    eap.mine = reply[0].body()
+    eap.server = _make_server(sa, eap)
+    sa.auth.eap = eap
+    return eap, reply
+
+
+def _make_server(sa: IkeSa, eap: EapServerProgress) -> EapServer | EapRelay:
+    asks, identifier = sa.connection.remote.eap_id is not None, sa.core.rng(1)[0]
+    if sa.connection.remote.eap_radius:
+        return EapRelay(asks, lambda user: _identified_there(sa, eap, user), eap.user.data, identifier)
+    return EapServer(
+        asks,
+        lambda user: _identified(sa, eap, user),
+        lambda: offered(sa),
+        lambda kind: make_server(sa, kind, eap.user, known=not eap.refusal),
+        identifier,
+    )
+
+
+def _first(sa: IkeSa, eap: EapServerProgress) -> EapPayload:
+    """The first request of EAP."""
+    assert eap.server is not None
+    try:
+        return EapPayload(eap.server.begin())
+    except AuthenticationError as error:
+        raise _failed(sa, eap, error) from None
+
+
+def _why_not(connection: Connection, alone: bool) -> str:
+    """Why a connection is not for an initiator that wants EAP, empty if it is."""
+    if connection.remote.method is not AuthClass.EAP:
+        return f"{connection.name}: remote.auth is not eap"
+    if connection.local.method is AuthClass.EAP and not alone:
+        return f"{connection.name}: local.auth = eap, and the peer does not do without our AUTH (RFC 5998)"
+    if connection.ppk_required:
+        return f"{connection.name}: ppk_required = yes, which is not done with EAP"
+    return ""
+
+
+def _identified(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
+    """The peer has said who it is for EAP: the first connection that wants somebody like that is the one.
+
+    We are the same in all of them, or our AUTH would be of somebody else.
+    """
+    eap.user = sa.eap_id = identity_of_octets(user)
+    ours, radius = sa.connection.local, sa.connection.remote.eap_radius
+    for connection in eap.candidates:
+        pattern = connection.remote.eap_id
+        same = connection.local == ours and connection.remote.eap_radius is radius
+        if same and pattern is not None and pattern.matches(eap.user):
+            sa.core.rename(sa, connection)
+            return
+    eap.refusal = f"no connection has eap_id {eap.user}"
+
+
+def _identified_there(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
+    """The same, where somebody else is the server: whom no connection is for is not asked about."""
+    _identified(sa, eap, user)
+    if eap.refusal:
+        raise EapError(eap.refusal)
+
+
+def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload]) -> list[Payload]:
+    """One round of EAP. StatusUnknownError: again, when the status of a certificate is known."""
+    packet = find(payloads, EapPayload)
+    if packet is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "EAP is missing", fatal=True, cause=Cause.MALFORMED)
+    assert eap.server is not None
+    try:
+        request = eap.server.receive(packet.data)
+        if request is None and eap.refusal:
+            raise AuthenticationError(eap.refusal)
+    except AuthenticationError as error:
+        raise _failed(sa, eap, error) from None
+    if request is not None:
+        return [EapPayload(request)]
+    log.info("%s: %s has shown by EAP (%s) who it is", sa, eap.user, eap_name(eap.server.method))
+    eap.done = True
+    return [EapPayload(eap.server.success())]
+
+
+def _failed(sa: IkeSa, eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+    assert eap.server is not None
+    reason = bounded(f"EAP of {eap.user}: {eap.refusal or error}")
+    cause = Cause.PEER_ID if eap.refusal else Cause.PEER_AUTH
+    theirs = Terms(identity=bounded(str(eap.user)))
+    return EapFailedError(eap.server.failure(), reason, Failure(cause, reason, theirs=theirs))
+
+
+def _conclude(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: float) -> list[Payload]:
+    """The initiator shows that it has seen what we have seen."""
+    proof = find(payloads, AuthPayload)
+    if proof is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "AUTH is missing", fatal=True, cause=Cause.MALFORMED)
+    assert eap.server is not None
+    if not _holds(sa, proof, eap.server.msk, eap.theirs):
+        why = f"{eap.user}: AUTH after EAP is not made with the key of the EAP method"
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_AUTH)
+    sa.peer_id = eap.claimed
+    return answer_authenticated(sa, [_our_auth(sa, eap.server.msk, eap.mine)], [*eap.asked, *payloads], now)
+
+
+# -- both
+
+
+def _our_auth(sa: IkeSa, msk: bytes | None, body: bytes) -> AuthPayload:
+    assert sa.prf is not None
+    octets = auth_octets(sa, body, of_initiator=sa.initiator)
+    return AuthPayload(AuthMethod.SHARED_KEY, psk_auth(sa.prf, _key(sa, msk, of_initiator=sa.initiator), octets))
+
+
+def _holds(sa: IkeSa, proof: AuthPayload, msk: bytes | None, body: bytes) -> bool:
+    assert sa.prf is not None
+    octets = auth_octets(sa, body, of_initiator=not sa.initiator)
+    right = psk_auth(sa.prf, _key(sa, msk, of_initiator=not sa.initiator), octets)
+    return proof.method == AuthMethod.SHARED_KEY and hmac.compare_digest(right, proof.data)
+
+
+def _key(sa: IkeSa, msk: bytes | None, *, of_initiator: bool) -> bytes:
+    """RFC 7296 section 2.16: without a key of the method, SK_pi and SK_pr."""
+    if msk is not None:
+        return msk
+    assert sa.keys is not None
+    return sa.keys.sk_pi if of_initiator else sa.keys.sk_pr

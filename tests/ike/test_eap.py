@@ -1,0 +1,367 @@
+"""EAP in IKE_AUTH (RFC 7296 section 2.16): who proves what to whom, and who is let in as whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
+from ipsec.crypto.mschap import nt_password_hash
+from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
+from ipsec.ike.credentials import EapSecret
+from ipsec.ike.eap.method import EapError, ServerMethod
+from ipsec.ike.eap.mschapv2 import Mschapv2Server
+from ipsec.ike.eap.peer import EapPeer
+from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.eap.server import EapServer
+from ipsec.ike.events import ChildUp, EapAnswerNeeded, Failed, IkeUp
+from ipsec.ike.failure import Cause
+from ipsec.wire.eap import EapPacket
+from ipsec.wire.iana import EapCode, EapType
+from tests.pair import Pair
+from tests.sim.host import SimHost
+from tests.sim.link import Link
+
+ANY = parse_pattern("%any")
+PASSWORD = b"fO0-b4r of carol"
+SECRETS = (
+    EapSecret(PASSWORD, (parse_pattern("carol"),), "eap-carol"),
+    EapSecret(b"another one", (parse_pattern("dave"),), "eap-dave"),
+)
+METHODS = (EapType.MSCHAPV2, EapType.MD5, EapType.GTC)
+
+
+def client(**more: Any) -> LocalAuth:
+    return LocalAuth(AuthClass.EAP, parse_identity("moon"), **more)
+
+
+def server(**more: Any) -> RemoteAuth:
+    return RemoteAuth(AuthClass.EAP, parse_pattern("moon"), **more)
+
+
+def make(
+    local: LocalAuth,
+    remote: RemoteAuth,
+    mine: Sequence[EapSecret] = SECRETS,
+    theirs: Sequence[EapSecret] = SECRETS,
+    **more: Any,
+) -> Pair:
+    """moon proves by EAP who it is, sun with its pre-shared key."""
+    own = {"a": {"local": local, **more.pop("a", {})}, "b": {"remote": remote, **more.pop("b", {})}}
+    pair = Pair(**own, **more)
+    for host, secrets in ((pair.a, mine), (pair.b, theirs)):
+        host.load(*host.connections.values(), eap=secrets)
+    return pair
+
+
+def refused(pair: Pair, here: Cause, there: Cause | None) -> tuple[str, str]:
+    """Nothing comes up, and both say why: the reasons that they give."""
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.a.engine.sas
+    assert not pair.b.engine.sas
+    assert not pair.a.events(IkeUp)
+    assert not pair.b.events(IkeUp)
+    found = []
+    for host, cause in ((pair.a, here), (pair.b, there)):
+        failures = [event.problem.failure for event in host.events(Failed)]
+        assert [failure.cause for failure in failures] == ([cause] if cause else [])
+        found.append("".join(failure.reason for failure in failures))
+    return found[0], found[1]
+
+
+def eap_id(host: SimHost) -> str | None:
+    return str(host.ike.eap_id) if host.ike.eap_id is not None else None
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["IDi", "Identity"])
+@pytest.mark.parametrize("kind", METHODS)
+def test_up(kind: EapType, asks: bool) -> None:
+    who = "carol" if asks else "moon"
+    secrets = (EapSecret(PASSWORD, (parse_pattern(who),)),)
+    local = client(eap_type=kind, eap_id=parse_identity("carol") if asks else None)
+    pair = make(local, server(eap_type=kind, eap_id=ANY if asks else None), secrets, secrets).up()
+    assert (eap_id(pair.a), eap_id(pair.b)) == (None, "carol" if asks else None)
+    assert str(pair.b.ike.peer_id) == "moon"
+    pair.finish()
+
+
+def test_any_method_is_one_with_a_key() -> None:
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY)).up()
+    assert eap_id(pair.b) == "carol"
+    pair.finish()
+
+
+def test_nt_hash() -> None:
+    hashed = (EapSecret(nt_password_hash(PASSWORD), (parse_pattern("carol"),), is_nt_hash=True),)
+    local = client(eap_id=parse_identity("carol"))
+    make(local, server(eap_id=ANY), hashed, SECRETS).up().finish()
+    make(local, server(eap_id=ANY), SECRETS, hashed).up().finish()
+    reasons = refused(make(client(eap_id=parse_identity("carol"), eap_type=EapType.MD5),
+                           server(eap_id=ANY, eap_type=EapType.MD5), SECRETS, hashed), Cause.LOCAL_AUTH,
+                      Cause.PEER_AUTH)  # fmt: skip
+    assert "EAP-Failure after MD5" in reasons[0]
+
+
+def test_nak() -> None:
+    """The server proposes what the peer does not have, and then what it has."""
+    local = client(eap_id=parse_identity("carol"), eap_type=EapType.MD5)
+    here, there = refused(make(local, server(eap_id=ANY)), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert "the peer does not take MSCHAPV2, it wants MD5" in there
+    assert "EAP-Failure before any method" in here
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        pytest.param((EapSecret(b"wrong", (parse_pattern("carol"),)),), SECRETS, id="wrong"),
+        pytest.param(SECRETS, SECRETS[1:], id="unknown"),
+    ],
+)
+def test_wrong_secret(kind: EapType, mine: Sequence[EapSecret], theirs: Sequence[EapSecret]) -> None:
+    """The peer hears the same, whether there is such a user or not."""
+    local = client(eap_type=kind, eap_id=parse_identity("carol"))
+    here, there = refused(make(local, server(eap_type=kind, eap_id=ANY), mine, theirs), Cause.LOCAL_AUTH,
+                          Cause.PEER_AUTH)  # fmt: skip
+    assert "refuses us as carol: EAP-Failure after" in here
+    assert "EAP of carol" in there
+    for text in (here, there):
+        assert "another one" not in text
+        assert "fO0" not in text
+
+
+def test_no_secret_of_ours() -> None:
+    here, _ = refused(make(client(eap_id=parse_identity("erin")), server(eap_id=ANY)), Cause.LOCAL_AUTH,
+                      Cause.NOT_IN_TIME)  # fmt: skip
+    assert "no EAP secret for erin" in here
+
+
+def test_whoever_is_asked_for_eap_does_not_come_in_with_a_key() -> None:
+    """Nor does one who is asked for a key come in with EAP."""
+    here, there = refused(make(LocalAuth(AuthClass.PSK, parse_identity("moon")), server(eap_id=ANY)),
+                          Cause.LOCAL_AUTH, Cause.PEER_AUTH)  # fmt: skip
+    assert "is to use EAP" in there
+    assert "AUTHENTICATION_FAILED" in here
+    here, there = refused(make(client(eap_id=parse_identity("carol")),
+                               RemoteAuth(AuthClass.PSK, parse_pattern("moon"))),
+                          Cause.LOCAL_AUTH, Cause.PEER_AUTH)  # fmt: skip
+    assert "c: remote.auth is not eap" in there
+
+
+def test_the_responder_proves_itself_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password, or what is made from it, goes to nobody else (CVE-2015-4171)."""
+    heard: list[bytes] = []
+    monkeypatch.setattr(EapPeer, "receive", lambda self, data: heard.append(data))
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY))
+    pair.a.load(*pair.a.connections.values(), secret=b"not that of sun", eap=SECRETS)
+    pair.a.initiate()
+    pair.world.settle()
+    assert [event.problem.failure.cause for event in pair.a.events(Failed)] == [Cause.PEER_AUTH]
+    assert not heard
+
+
+def test_eap_id_chooses_the_connection() -> None:
+    pair = make(client(eap_id=parse_identity("dave")), server(eap_id=parse_pattern("carol")))
+    first = pair.b.connections["c"]
+    second = replace(first, name="d", remote=replace(first.remote, eap_id=parse_pattern("dave")))
+    pair.b.load(first, second, eap=SECRETS)
+    pair.up()
+    assert pair.b.ike.name == "d"
+    assert [sa.name for sa in pair.b.engine.named("d")] == ["d"]
+    assert not pair.b.engine.named("c")
+    pair.finish()
+
+
+def test_no_connection_for_an_eap_id() -> None:
+    """He hears no more than one with a wrong password."""
+    pair = make(client(eap_id=parse_identity("dave")), server(eap_id=parse_pattern("carol")))
+    here, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
+    assert "no connection has eap_id dave" in there
+    assert "EAP-Failure after MSCHAPV2" in here
+
+
+def test_another_connection_has_to_have_the_same_proof_of_ours() -> None:
+    pair = make(client(eap_id=parse_identity("dave")), server(eap_id=parse_pattern("carol")))
+    first = pair.b.connections["c"]
+    local = replace(first.local, id=parse_identity("dave"))
+    pair.b.load(first, replace(first, name="d", local=local, remote=replace(first.remote, eap_id=ANY)), eap=SECRETS)
+    refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
+
+
+def test_addresses_and_uniqueness_go_by_the_eap_identity() -> None:
+    """Two users on machines of one name are two; one user is one."""
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY),
+                a={"vips": (ip_address("0.0.0.0"),)},
+                b={"pools": ("p",), "unique": Unique.REPLACE})  # fmt: skip
+    pair.b.pools = [PoolConfig("p", ip_address("10.3.0.1"), ip_address("10.3.0.9"))]
+    pair.b.load(*pair.b.connections.values(), eap=SECRETS)
+    first = pair.a.connections["c"]
+    second = replace(first, name="other", local=replace(first.local, eap_id=parse_identity("dave")))
+    pair.a.load(first, second, eap=SECRETS)
+    pair.a.initiate("c")
+    pair.world.settle()
+    pair.a.initiate("other")
+    pair.world.settle()
+    assert sorted(str(sa.eap_id) for sa in pair.b.ikes) == ["carol", "dave"]
+    addresses = {str(sa.addresses[0]) for sa in pair.a.ikes}
+    assert len(addresses) == 2
+    owners = {str(sa.eap_id): str(sa.leases[0][1]) for sa in pair.b.ikes}
+    assert owners == {"carol": "10.3.0.1", "dave": "10.3.0.2"}
+    pair.world.close()
+
+
+def test_rekeying_keeps_the_eap_identity() -> None:
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY)).up()
+    pair.b.do(pair.b.engine.rekey_ike_sa, pair.b.ike)
+    pair.world.settle()
+    assert eap_id(pair.b) == "carol"
+    assert pair.b.engine.of_peer(pair.b.ike.our_id, parse_identity("carol")) == [pair.b.ike]
+    pair.finish()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_losses(seed: int) -> None:
+    link = Link(loss=0.3, duplicate=0.2, reorder=0.3)
+    settings = IkeSettings(retransmit_tries=8, retransmit_timeout=1.0, retransmit_base=1.4)
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY), seed=seed, link=link, settings=settings)
+    pair.a.keep = {"c"}
+    pair.a.initiate()
+    pair.world.run(300)
+    pair.world.link = Link()
+    pair.world.settle()
+    assert pair.a.events(ChildUp)
+    pair.finish()
+
+
+class Aaa:
+    """An EAP server that is somebody else: what it is asked, and what it says."""
+
+    def __init__(self, pair: Pair, method: Callable[[], ServerMethod]) -> None:
+        self.pair = pair
+        self.method = method
+        self.server: EapServer | None = None
+        self.asked: list[tuple[bytes, bytes]] = []
+
+    def serve(self, limit: int = 20) -> None:
+        """Answer until there is nothing more to answer."""
+        for _ in range(limit):
+            self.pair.world.run(1)
+            events = self.pair.b.events(EapAnswerNeeded)[len(self.asked) :]
+            if not events:
+                return
+            for event in events:
+                self.asked.append((event.identity, event.packet))
+                self.pair.b.do(self.pair.b.engine.eap_answered, event.sa.uid, self.answer(event.packet))
+
+    def answer(self, packet: bytes) -> EapAnswer:
+        if self.server is None:
+            # it has the identity already, and goes on from the identifier of that
+            self.server = EapServer(True, lambda user: None, lambda: (self.method().type,), lambda kind: self.method(),
+                                    packet[1])  # fmt: skip
+        try:
+            request = self.server.receive(packet)
+        except EapError as error:
+            return EapAnswer(self.server.failure(), False, None, str(error))
+        if request is not None:
+            return EapAnswer(request, None)
+        return EapAnswer(self.server.success(), True, self.server.msk)
+
+
+def mschapv2() -> ServerMethod:
+    return Mschapv2Server(nt_password_hash(PASSWORD), lambda size: bytes(range(size)), b"aaa")
+
+
+def relayed(password: bytes = PASSWORD, *, asks: bool = True, wanted: IdentityPattern = ANY) -> Pair:
+    secrets = (EapSecret(password, (parse_pattern("carol" if asks else "moon"),)),)
+    local = client(eap_id=parse_identity("carol") if asks else None)
+    remote = server(eap_id=wanted if asks else None, eap_radius=True)
+    return make(local, remote, secrets, ())
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["IDi", "Identity"])
+def test_a_server_elsewhere(asks: bool) -> None:
+    pair = relayed(asks=asks)
+    aaa = Aaa(pair, mschapv2)
+    pair.a.initiate()
+    aaa.serve()
+    pair.agree()
+    assert {identity for identity, _ in aaa.asked} == {b"carol" if asks else b"moon"}
+    assert len(aaa.asked) == 3
+    assert eap_id(pair.b) == ("carol" if asks else None)
+    pair.finish()
+
+
+def test_a_server_elsewhere_that_refuses() -> None:
+    pair = relayed(b"wrong")
+    aaa = Aaa(pair, mschapv2)
+    pair.a.initiate()
+    aaa.serve()
+    assert not pair.a.engine.sas
+    assert not pair.b.engine.sas
+    assert [event.problem.failure.cause for event in pair.b.events(Failed)] == [Cause.PEER_AUTH]
+    assert "error 691, wrong user name or password" in pair.a.events(Failed)[0].problem.failure.reason
+
+
+def test_a_server_elsewhere_is_not_asked_about_whom_nobody_wants() -> None:
+    pair = relayed(wanted=parse_pattern("dave"))
+    aaa = Aaa(pair, mschapv2)
+    pair.a.initiate()
+    aaa.serve()
+    assert not aaa.asked
+    assert [event.problem.failure.cause for event in pair.b.events(Failed)] == [Cause.PEER_ID]
+
+
+REQUEST = EapPacket(EapCode.REQUEST, 7, EapType.MD5, b"\x01x").emit()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (EapAnswer(None, False, None, "no RADIUS server answers"), "no RADIUS server answers"),
+        (EapAnswer(REQUEST, False), "refuses"),
+        (EapAnswer(None, None), "sends what is none"),
+        (EapAnswer(b"\x01\x07\x00\x05", None), "sends what is none"),
+        (EapAnswer(EapPacket(EapCode.SUCCESS, 7).emit(), None), "goes on with SUCCESS"),
+    ],
+)
+def test_nonsense_of_a_server_elsewhere(answer: EapAnswer, why: str) -> None:
+    """It is the end, and the peer hears EAP-Failure."""
+    pair = relayed()
+    pair.a.initiate()
+    pair.world.run(1)
+    (asked,) = pair.b.events(EapAnswerNeeded)
+    pair.b.do(pair.b.engine.eap_answered, asked.sa.uid, answer)
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    assert why in pair.b.events(Failed)[0].problem.failure.reason
+    assert "EAP-Failure before any method" in pair.a.events(Failed)[0].problem.failure.reason
+
+
+def test_acceptance_at_once_is_believed_by_nobody() -> None:
+    """The server may say so, the peer knows of no method that has succeeded (CVE-2021-45079)."""
+    pair = relayed()
+    pair.a.initiate()
+    pair.world.run(1)
+    (asked,) = pair.b.events(EapAnswerNeeded)
+    pair.b.do(pair.b.engine.eap_answered, asked.sa.uid, EapAnswer(None, True))
+    pair.world.settle()
+    assert not pair.a.engine.sas
+    assert "EAP-Success before the method was done" in pair.a.events(Failed)[0].problem.failure.reason
+    assert not pair.b.events(IkeUp)
+
+
+def test_an_answer_for_one_that_is_gone() -> None:
+    pair = relayed()
+    pair.a.initiate()
+    pair.world.run(1)
+    (asked,) = pair.b.events(EapAnswerNeeded)
+    pair.world.run(60)
+    assert not pair.b.engine.sas
+    assert not pair.b.engine._relays
+    pair.b.do(pair.b.engine.eap_answered, asked.sa.uid, EapAnswer(REQUEST, None))
+    assert not pair.b.engine.sas
