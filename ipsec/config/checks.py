@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from ipsec.config.children import child_warnings
 from ipsec.config.connections import single_host
 from ipsec.config.directories import KEY_DIRECTORIES, CredentialFiles, confirms
+from ipsec.config.eap import eap_warnings, uses_tls
 from ipsec.config.grammar import Section
-from ipsec.config.refused import numbered, warning_at
+from ipsec.config.refused import side_of, warning_at
 from ipsec.config.values import error_at, parse_time, quoted, suggestion
 from ipsec.crypto.auth import describe_key
 from ipsec.crypto.identity import Identity, IdentityPattern
@@ -41,9 +42,11 @@ class Checker:
                 why = f"there is no pool {quoted(pool)}{suggestion(pool, self._pools)}"
                 raise error_at(section, "pools", why)
         local = connection.local
+        if local.method is AuthClass.EAP and not local.certs:
+            return replace(connection, local=replace(local, certs=self._certificates_of_user(local)))
         if local.method is not AuthClass.PUBKEY or _needs_no_peer(connection):
             return connection
-        part = _part(section, "local")
+        part = side_of(section, "local")
         if not local.certs and not local.pubkeys:
             certs = self._certificates_of(local.id)
             if not certs:
@@ -81,21 +84,22 @@ class Checker:
             if certificate.not_before > self._wall:
                 why = f"is not valid before {first}, is this host's clock right?"
             if why:
-                yield warning_at(_part(section, "local"), "certs", f"{self._files.describe(certificate)} {why}")
+                yield warning_at(side_of(section, "local"), "certs", f"{self._files.describe(certificate)} {why}")
         yield from self._key_warnings(section, local)
         if AuthClass.PSK in (local.method, remote.method) and not self._has_psk(local.id, remote.id):
             ours, theirs = local.id or "our address", remote.id
-            part = _part(section, "local" if local.method is AuthClass.PSK else "remote")
+            part = side_of(section, "local" if local.method is AuthClass.PSK else "remote")
             yield warning_at(part, "auth", f"the section secrets has no preshared key for {ours} and {theirs}")
+        yield from eap_warnings(section, connection, self._credentials)
         yield from self._ppk_warnings(section, connection)
         anchors = remote.certs or remote.cacerts or remote.pubkeys
-        if local.method is AuthClass.PSK and "auth" not in _part(section, "remote").values:
+        if local.method is AuthClass.PSK and "auth" not in side_of(section, "remote").values:
             # charon takes whatever the peer comes with
             why = "is not set, and the default is pubkey: write auth = psk if the peer has the preshared key too"
-            yield warning_at(_part(section, "remote"), "auth", f"{why}, else auth = pubkey")
-        elif remote.method is AuthClass.PUBKEY and not anchors and not self._anchors:
+            yield warning_at(side_of(section, "remote"), "auth", f"{why}, else auth = pubkey")
+        elif (remote.method is AuthClass.PUBKEY or uses_tls(remote)) and not anchors and not self._anchors:
             places = "no trust anchor in x509ca/ or pkcs12/ and no peer's certificate in x509/"
-            yield warning_at(_part(section, "remote"), "auth", f"there is {places}, no peer can be checked")
+            yield warning_at(side_of(section, "remote"), "auth", f"there is {places}, no peer can be checked")
 
     def _key_warnings(self, section: Section, local: LocalAuth) -> Iterator[str]:
         """Our keys that ``auth`` does not take: nothing could be signed, and only the peer's log would hint at it."""
@@ -104,10 +108,12 @@ class Checker:
             private = self._credentials.private_key_for(spki)
             if private and not any(rule.takes_key(private.key) for rule in local.constraints.for_auth):
                 why = f"{quoted(str(local.constraints))} does not take our key, {describe_key(private.key)}"
-                yield warning_at(_part(section, "local"), "auth", f"{why}: we cannot authenticate ourselves")
+                yield warning_at(side_of(section, "local"), "auth", f"{why}: we cannot authenticate ourselves")
 
     def _ppk_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
         wanted = connection.ppk_id.exact if connection.ppk_id is not None else None
+        if AuthClass.EAP in (connection.local.method, connection.remote.method):
+            return
         if wanted is not None and self._credentials.find_ppk(wanted.data) is None:
             yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
         if wanted is None and connection.ppk_required and any(map(single_host, connection.remote_addrs)):
@@ -130,6 +136,14 @@ class Checker:
             if not secret.owners:
                 return True
         return False
+
+    def _certificates_of_user(self, local: LocalAuth) -> tuple[Certificate, ...]:
+        """Our certificates for EAP-TLS, where it is the method or may become it. That there are none is no error:
+        vici may load what is needed later, and a server that is free to choose may want a password."""
+        user = local.eap_id or local.id
+        if uses_tls(local) or (local.eap_type == 0 and user is not None):
+            return self._certificates_of(user)
+        return ()
 
     def _certificates_of(self, identity: Identity | None) -> tuple[Certificate, ...]:
         """Our certificates that confirm ``identity``, all of ours for None."""
@@ -157,10 +171,3 @@ def _may_be_a_peer(certificate: Certificate) -> bool:
 def _needs_no_peer(connection: Connection) -> bool:
     """Whether a connection is there for what its children pass or drop alone, so that nobody has to prove anything."""
     return bool(connection.children) and all(child.shunt for child in connection.children)
-
-
-def _part(section: Section, side: str) -> Section:
-    """The section ``local<suffix>`` or ``remote<suffix>``, an empty one in place of none."""
-    names = numbered(section, side)
-    empty = Section(section.child_path(side), section.file, section.line)
-    return section.sections[names[0]] if names else empty

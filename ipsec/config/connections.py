@@ -13,8 +13,9 @@ from typing import Any
 
 from ipsec.config.children import IF_ID, check_weak, read_child, read_proposals
 from ipsec.config.directories import AUTHORITIES, CERTIFICATES, CredentialFiles, confirms
+from ipsec.config.eap import check_eap, is_eap, parse_eap, parse_eap_id
 from ipsec.config.grammar import Section
-from ipsec.config.refused import EAP, IKEV1, MEDIATION, TOKEN, Parser, numbered, read_supported, refused
+from ipsec.config.refused import IKEV1, MEDIATION, TOKEN, XAUTH, Parser, numbered, read_supported, refused
 from ipsec.config.secrets import parse_ppk_id
 from ipsec.config.values import (
     IpAddress,
@@ -166,12 +167,12 @@ _LOCAL_KEYS: dict[str, Parser] = {
     "pubkeys": list_of(str),
     "auth": str,
     "id": lambda text: None if text == "%any" else parse_identity(text),
+    "eap_id": parse_eap_id,
+    "aaa_id": parse_pattern,
 }
 
 _LOCAL_REFUSED: dict[str, Parser] = {
-    "eap_id": refused(EAP),
-    "aaa_id": refused(EAP),
-    "xauth_id": refused(f"{EAP}; {IKEV1}"),
+    "xauth_id": refused(XAUTH),
 }
 
 
@@ -192,11 +193,12 @@ _REMOTE_KEYS: dict[str, Parser] = {
     "pubkeys": list_of(str),
     "revocation": one_of(Revocation),
     "auth": str,
+    # %any: it is asked who it is, and may be anybody
+    "eap_id": parse_pattern,
 }
 
 _REMOTE_REFUSED: dict[str, Parser] = {
-    "eap_id": refused(EAP),
-    "groups": refused("groups come from attribute certificates or AAA servers, neither is supported"),
+    "groups": refused("groups, of attribute certificates or of AAA servers, are not supported"),
 }
 
 
@@ -262,18 +264,23 @@ def _check(section: Section, connection: Connection) -> None:
                 place = section.sections["children"].sections[child.name]
                 why = "remote_addrs has no single address or name, so there is nobody to begin with"
                 raise error_at(place, "start_action", why)
+    check_eap(section, connection)
 
 
-def _read_auth(section: Section, values: dict[str, Any]) -> tuple[AuthClass, Constraints]:
-    """Method and constraints out of ``auth``."""
+def _read_auth(section: Section, values: dict[str, Any], *, remote: bool) -> dict[str, Any]:
+    """Method, constraints and what EAP needs out of ``auth``."""
     text = values.pop("auth", "pubkey")
-    word = re.split(r"[-:/]", text.lower())[0]
-    if word in ("eap", "xauth"):
-        raise error_at(section, "auth", EAP)
+    if is_eap(text):
+        try:
+            return parse_eap(text, remote=remote)
+        except ConfigError as error:
+            raise error_at(section, "auth", error.message) from None
+    if text.lower().startswith("xauth"):
+        raise error_at(section, "auth", XAUTH)
     if text.lower() == "psk":
-        return AuthClass.PSK, Constraints()
+        return {"method": AuthClass.PSK, "constraints": Constraints()}
     try:
-        return AuthClass.PUBKEY, parse_constraints(text)
+        return {"method": AuthClass.PUBKEY, "constraints": parse_constraints(text)}
     except ConfigError as error:
         raise error_at(section, "auth", error.message + suggestion(text, ("psk", "pubkey"))) from None
 
@@ -321,7 +328,7 @@ def _no_certificates(section: Section, keys: tuple[str, ...]) -> None:
 def _read_local(section: Section, files: CredentialFiles) -> LocalAuth:
     values = read_supported(section, _LOCAL_KEYS, _LOCAL_REFUSED, numbered(section, "cert"))
     values.pop("round", None)
-    values["method"], values["constraints"] = _read_auth(section, values)
+    values |= _read_auth(section, values, remote=False)
     if values["method"] is AuthClass.PSK:
         _no_certificates(section, ("pubkeys",))
     several = _read_certificates(section, values, files, "certs")
@@ -335,7 +342,9 @@ def _read_local(section: Section, files: CredentialFiles) -> LocalAuth:
     if values["certs"]:
         # %any stands for our address, or whom the peer wants, as in charon
         values.setdefault("id", values["certs"][0].subject)
-        if identity and not any(confirms(cert, identity) for cert in values["certs"]):
+        # with EAP they are for another identity and another server, which may not mind: a warning
+        ours = values["method"] is AuthClass.PUBKEY
+        if ours and identity and not any(confirms(cert, identity) for cert in values["certs"]):
             names = ", ".join(str(cert.subject) for cert in values["certs"])
             raise error_at(section, "id", f"{identity} is not in the certificate {names}: subject or subjectAltName")
     if values["pubkeys"] and not identity:
@@ -348,7 +357,7 @@ def _read_remote(section: Section, files: CredentialFiles) -> RemoteAuth:
     sections = [*numbered(section, "cert"), *numbered(section, "cacert")]
     values = read_supported(section, _REMOTE_KEYS, _REMOTE_REFUSED, sections)
     values.pop("round", None)
-    values["method"], values["constraints"] = _read_auth(section, values)
+    values |= _read_auth(section, values, remote=True)
     if values["method"] is AuthClass.PSK:
         _no_certificates(section, ("pubkeys", "ca_id", "revocation"))
     values["certs"] = _firsts(_read_certificates(section, values, files, "certs"))

@@ -44,6 +44,7 @@ def load_credentials(
     credentials = Credentials(
         secrets=secrets.shared,
         ppks=secrets.ppks,
+        eap_secrets=secrets.eap,
         private_keys=keys,
         # not what connections name as the peer's: that is trusted there only
         certificates=(*loader.certificates(CERTIFICATES), *files.own, *bundled, *vouching),

@@ -64,7 +64,8 @@ def changes(old: Config, new: Config) -> list[Change]:
     found += _named("connections", old.connections, new.connections, effects)
     used = dict.fromkeys(Kind, Effect.USED)
     found += _named("pools", old.pools, new.pools, used)
-    for what, section in (("secrets", "secrets"), ("ppks", "secrets"), ("authorities", "authorities")):
+    kinds = dict.fromkeys(("secrets", "ppks", "eap_secrets"), "secrets") | {"authorities": "authorities"}
+    for what, section in kinds.items():
         before, after = ([one for one in getattr(c.credentials, what) if one.name] for c in (old, new))
         found += _named(section, before, after, used)
     things = {"private_keys": "private key", "certificates": "certificate", "crls": "CRL"}

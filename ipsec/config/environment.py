@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from ipsec.config import DEFAULT_FILE
+from ipsec.config.eap import is_eap
 from ipsec.config.grammar import Section, Value, parse_file
 from ipsec.config.settings import DaemonSettings
 from ipsec.config.sources import note, why_unread
@@ -36,8 +37,8 @@ _CONNECTION = """
     local_addrs remote_addrs local_port remote_port proposals vips pools dscp encap mobike dpd_delay fragmentation
     childless send_certreq send_cert keyingtries unique reauth_time rekey_time over_time rand_time ppk_id ppk_required
 """
-_LOCAL = "auth id certs pubkeys"
-_REMOTE = "auth id certs cacerts ca_id pubkeys cert_policy revocation"
+_LOCAL = "auth id eap_id aaa_id certs pubkeys"
+_REMOTE = "auth id eap_id certs cacerts ca_id pubkeys cert_policy revocation"
 _CHILD = """
     esp_proposals local_ts remote_ts rekey_time life_time rand_time inactivity rekey_bytes life_bytes rand_bytes
     rekey_packets life_packets rand_packets mode policies reqid priority tfc_padding replay_window copy_df copy_ecn
@@ -99,6 +100,7 @@ VARIABLES: dict[str, Place] = {f"{PREFIX}{name.upper()}": place for name, place 
 SECRETS: dict[str, Place] = {
     "IPSEC_PSK": Place("secrets.ike-*", "secret"),
     "IPSEC_PPK": Place("secrets.ppk-*", "secret"),
+    "IPSEC_EAP_PASSWORD": Place("secrets.eap-*", "secret"),
     "IPSEC_PRIVATE_KEY": Place("secrets.private-*", "file", pem=True),
     "IPSEC_PRIVATE_KEY_PASSPHRASE": Place("secrets.private-*", "secret"),
 }
@@ -108,6 +110,7 @@ SPECIAL: dict[str, str] = {
     "IPSEC_NAME": f"name of the connection and of its child, `{DEFAULT_NAME}` if not set",
     "IPSEC_PSK": "the preshared key: text, `0x` hexadecimal or `0s` Base64; both sides then have `auth = psk`",
     "IPSEC_PPK": "a postquantum preshared key (RFC 8784), in the same forms; who begins names it by `IPSEC_PPK_ID`",
+    "IPSEC_EAP_PASSWORD": "the password of an EAP user, in the same forms: ours, unless `IPSEC_REMOTE_AUTH` is EAP",
     "IPSEC_PRIVATE_KEY": "our private key, PEM",
     "IPSEC_PRIVATE_KEY_PASSPHRASE": "what the private key is encrypted with",
 }
@@ -232,7 +235,9 @@ class Environment:
         if self._has_peer():
             # the tunnel is to be there, whatever the peer does
             defaults += [(child, key, "start") for key in ("start_action", "close_action", "dpd_action")]
-        if "secrets" in own.sections and f"ike-{self.name}" in own.sections["secrets"].sections:
+        if f"eap-{self.name}" in _section(own, "secrets").sections:
+            defaults += self._eap_defaults(own)
+        if f"ike-{self.name}" in _section(own, "secrets").sections:
             secret = own.sections["secrets"].sections[f"ike-{self.name}"]
             for side in ("local", "remote"):
                 defaults.append((f"{connection}.{side}", "auth", "psk"))
@@ -247,6 +252,18 @@ class Environment:
             defaults.append((connection, "pools", self.name))
         for path, key, text in defaults:
             _section(own, path).values.setdefault(key, Value(text, ENVIRONMENT, None))
+
+    def _eap_defaults(self, own: Section) -> list[tuple[str, str, str]]:
+        """Whose the password is: a user's who is at the other end if that has EAP, else ours, which then has EAP."""
+        local, remote = (f"connections.{self.name}.{side}" for side in ("local", "remote"))
+        auth = _section(own, remote).values.get("auth")
+        theirs = auth is not None and is_eap(auth.text or "")
+        user = _section(own, remote if theirs else local).values
+        identity = user.get("eap_id", user.get("id"))
+        found = [] if theirs else [(local, "auth", "eap")]
+        if identity is not None:
+            found.append((f"secrets.eap-{self.name}", "id", identity.text or ""))
+        return found
 
     def _has_peer(self) -> bool:
         """Whether remote_addrs has an address or a name, so that there is somebody to begin with."""

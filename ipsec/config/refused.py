@@ -12,7 +12,7 @@ from ipsec.errors import ConfigError
 KERNEL = "this needs the kernel's XFRM, ESP is done in user space here"
 DEVICE = f"{KERNEL}: leave it out, ipsecd's device takes the place of a VTI or XFRM interface"
 IKEV1 = "IKEv1 is not supported"
-EAP = "EAP and XAuth are not supported, peers authenticate with pubkey or psk"
+XAUTH = f"XAuth is of IKEv1, and {IKEV1}: users authenticate with EAP"
 TOKEN = "keys and certificates on smart cards and TPMs are not supported, use a file"
 MEDIATION = "mediation between peers behind NATs is not supported"
 
@@ -40,6 +40,13 @@ def read_supported(
 def numbered(section: Section, prefix: str) -> list[str]:
     """Names of the sections that begin with ``prefix``: ``cert``, ``cert-a``, ``cert2``."""
     return [name for name in section.sections if name.startswith(prefix)]
+
+
+def side_of(section: Section, side: str) -> Section:
+    """The section ``local<suffix>`` or ``remote<suffix>`` of a connection, an empty one in place of none."""
+    names = numbered(section, side)
+    empty = Section(section.child_path(side), section.file, section.line)
+    return section.sections[names[0]] if names else empty
 
 
 def warning_at(section: Section, name: str, message: str) -> str:

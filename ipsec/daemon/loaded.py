@@ -28,7 +28,7 @@ from ipsec.config.connections import read_connection
 from ipsec.config.directories import CredentialFiles
 from ipsec.config.grammar import Section, Value
 from ipsec.config.pools import read_pool
-from ipsec.config.secrets import make_ppk, parse_ppk_id
+from ipsec.config.secrets import make_eap_secret, make_ppk, parse_ppk_id
 from ipsec.config.values import join_list
 from ipsec.crypto.identity import parse_pattern
 from ipsec.crypto.keyfiles import load_private_key, load_public_key
@@ -36,7 +36,7 @@ from ipsec.crypto.revocation import Crl, keep_newest, parse_crl
 from ipsec.crypto.x509 import Certificate, load_certificates
 from ipsec.errors import ConfigError, ParseError
 from ipsec.ike.config import Connection, PoolConfig
-from ipsec.ike.credentials import Authority, Credentials, Ppk, PrivateKey, SharedSecret
+from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, PrivateKey, SharedSecret
 
 #: keys whose values are files' contents when they come by vici
 _BLOBS = frozenset({"certs", "cacerts", "pubkeys", "cacert"})
@@ -63,8 +63,8 @@ class _Entry(NamedTuple):
 
 
 def _secrets(credentials: Credentials) -> list[SharedSecret | Ppk]:
-    """Both kinds; their names are of one space, as in charon."""
-    return [*credentials.secrets, *credentials.ppks]
+    """Of all kinds; their names are of one space, as in charon."""
+    return [*credentials.secrets, *credentials.ppks, *credentials.eap_secrets]
 
 
 class Loaded:
@@ -108,8 +108,11 @@ class Loaded:
         if self._checked is None:
             own = [one for entry in self._connections.values() for one in entry.certificates]
             secrets = (*self._secrets.values(), *self._nameless)
+            eap = [one for one in secrets if isinstance(one, EapSecret)]
             credentials = Credentials(
-                secrets=(one for one in secrets if isinstance(one, SharedSecret)),
+                # the same secret for both is two
+                secrets=(one for one in secrets if isinstance(one, SharedSecret) and not isinstance(one, EapSecret)),
+                eap_secrets=eap,
                 ppks=(one for one in secrets if isinstance(one, Ppk)),
                 private_keys=self._keys.values(),
                 certificates=(*self._certificates, *own),
@@ -297,16 +300,19 @@ class Loaded:
         """All of them."""
         return list(self._keys)
 
-    def load_shared(self, name: str, secret: bytes, owners: list[str], *, postquantum: bool) -> None:
-        """A preshared key and whose it is, or a postquantum one and what it is called."""
+    def load_shared(self, name: str, secret: bytes, owners: list[str], kind: str) -> None:
+        """A preshared key (``kind`` IKE), a password (EAP) or its NT hash (NTLM) and whose it is, or a postquantum
+        preshared key (PPK) and what it is called."""
         if not secret:
-            raise ConfigError("the preshared key is empty")
+            raise ConfigError("the secret is empty")
         owners = [owner for owner in owners if owner != "%any"]
         shared: SharedSecret | Ppk
-        if postquantum:
+        if kind == "PPK":
             shared = make_ppk(secret, list(map(parse_ppk_id, owners)), name)
-        else:
+        elif kind == "IKE":
             shared = SharedSecret(secret, tuple(map(parse_pattern, owners)), name)
+        else:
+            shared = make_eap_secret(secret, list(map(parse_pattern, owners)), name, is_nt_hash=kind == "NTLM")
         if name:
             # the last that was loaded comes first, see ``find_psks``
             self._secrets.pop(name, None)

@@ -234,9 +234,9 @@ class ViciControl:
         """See Control."""
         return self._ike.loaded.key_ids()
 
-    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], *, postquantum: bool) -> None:
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], kind: str) -> None:
         """See Control."""
-        self._ike.loaded.load_shared(name, secret, list(owners), postquantum=postquantum)
+        self._ike.loaded.load_shared(name, secret, list(owners), kind)
         self._changed()
 
     def unload_shared(self, name: str) -> bool:

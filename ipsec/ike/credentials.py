@@ -246,15 +246,18 @@ class Credentials:
         as_good = (secret for score, secret in found if score[:2] == found[0][0][:2])
         return tuple(dict.fromkeys(as_good))[:PSKS_MAX]
 
-    def find_eap(self, user: Identity, server: Identity | None = None) -> EapSecret | None:
+    def find_eap(
+        self, user: Identity, server: Identity | None = None, *, nt_hashes: bool = True
+    ) -> EapSecret | None:
         """The EAP secret of a user: the one that names him most exactly, then the server, then the last one loaded.
 
-        One that names others, be it the server alone, is not his: who has it could pass for anybody.
+        One that names others, be it the server alone, is not his: who has it could pass for anybody. ``nt_hashes``:
+        whether the method can do with an NT hash; without, those are passed over.
         """
         best: tuple[tuple[int, int, int], EapSecret] | None = None
         for place, secret in (*self._eap_of.get(user.spelling, ()), *self._loose_eap):
             users = secret.match(user)
-            if users != MATCH_NONE:
+            if users != MATCH_NONE and (nt_hashes or not secret.is_nt_hash):
                 score = users, secret.match(server), place
                 if best is None or score > best[0]:
                     best = score, secret

@@ -177,14 +177,15 @@ class Control(Protocol):
     def key_ids(self) -> Sequence[str]:
         """Ids of the private keys."""
 
-    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], *, postquantum: bool) -> None:
-        """Load a preshared key, or a postquantum one (RFC 8784), in place of one of that name unless that is empty."""
+    def load_shared(self, name: str, secret: bytes, owners: Sequence[str], kind: str) -> None:
+        """Load a secret, in place of one of that name unless that is empty. ``kind`` is IKE for a preshared key, PPK
+        for a postquantum one (RFC 8784), EAP for a password, NTLM for the NT hash of one (RFC 2759 section 8.3)."""
 
     def unload_shared(self, name: str) -> bool:
-        """Forget a preshared key; False if there is none."""
+        """Forget a secret; False if there is none."""
 
     def shared_names(self) -> Sequence[str]:
-        """Names of the preshared keys that have one."""
+        """Names of the secrets that have one."""
 
     def load_authority(self, name: str, message: Mapping[str, Any]) -> None:
         """Load a trust anchor with its URIs, in place of one of that name."""

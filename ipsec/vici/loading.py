@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 OK: Mapping[str, Any] = {"success": "yes"}
 _KEY_TYPES = ("any", "rsa", "ecdsa", "ed25519", "ed448")
-_UNSUPPORTED_SECRETS = ("EAP", "XAUTH", "NTLM")
+#: XAUTH is another name of EAP
+_SECRETS = {"IKE": "IKE", "EAP": "EAP", "XAUTH": "EAP", "NTLM": "NTLM", "PPK": "PPK"}
 _CERTIFICATE_FLAGS = ("NONE", "CA", "OCSP", "AA")
 _CERTIFICATE_TYPES = ("ANY", "X509", "X509_AC", "X509_CRL", "OCSP_RESPONSE", "PUBKEY")
 #: types of older clients, as type and flag; names of swanctl's directories
@@ -129,22 +130,20 @@ class Loading:
         return {"keys": list(self._control.key_ids())}
 
     async def load_shared(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Load a preshared key, or a postquantum one."""
+        """Load a preshared key, a postquantum one, or the password of an EAP user."""
         kind, data = text(message, "type").upper(), _blob(message)
         if not kind:
             raise CommandError("shared key type missing")
-        if kind in _UNSUPPORTED_SECRETS:
-            raise CommandError(f"invalid shared key type: {kind}: only IKE and PPK are supported")
-        if kind not in ("IKE", "PPK"):
+        if kind not in _SECRETS:
             raise CommandError(f"invalid shared key type: {kind}")
         if not data:
             raise CommandError("shared key data missing")
         name, owners = text(message, "id"), texts(message, "owners")
-        self._control.load_shared(name, data, owners, postquantum=kind == "PPK")
+        self._control.load_shared(name, data, owners, _SECRETS[kind])
         return OK
 
     async def unload_shared(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Forget a preshared key; that it is not there is no error."""
+        """Forget a secret; that it is not there is no error."""
         name = text(message, "id")
         if not name:
             raise CommandError("unique identifier missing")
@@ -152,7 +151,7 @@ class Loading:
         return OK
 
     async def get_shared(self, client: Client, message: Message) -> Mapping[str, Any]:
-        """Names of the preshared keys."""
+        """Names of the secrets."""
         return {"keys": list(self._control.shared_names())}
 
     async def load_token(self, client: Client, message: Message) -> Mapping[str, Any]:

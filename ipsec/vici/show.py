@@ -8,7 +8,8 @@ from typing import Any
 
 from ipsec.crypto.revocation import Revocation
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.config import Action, ChildConfig, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.eap.names import vici_name
 from ipsec.ike.sa import IkeSa
 from ipsec.wire import additional
 from ipsec.wire.iana import Esn, TransformType
@@ -205,10 +206,19 @@ def _proposals(proposals: Sequence[Proposal]) -> Message:
     return found
 
 
+def _eap(auth: LocalAuth | RemoteAuth) -> Message:
+    kind = vici_name(auth.eap_type) if auth.eap_type else None
+    if isinstance(auth, RemoteAuth) and auth.eap_radius:
+        kind = "EAP_RADIUS"
+    return {"eap-type": kind, "eap_id": auth.eap_id}
+
+
 def _local(auth: LocalAuth) -> Message:
     return {
         "class": auth.method.value,
+        **_eap(auth),
         "id": auth.id or "%any",
+        "aaa_id": auth.aaa_id,
         "groups": [],
         "cert_policy": [],
         "certs": _shown(auth),
@@ -227,7 +237,8 @@ _REVOCATION = {Revocation.STRICT: "GOOD", Revocation.IFURI: "SKIPPED"}
 
 def _remote(auth: RemoteAuth) -> Message:
     return {
-        "class": "any" if auth.method is AuthClass.ANY else auth.method.value,
+        "class": auth.method.value,
+        **_eap(auth),
         "revocation": _REVOCATION.get(auth.revocation),
         "id": auth.id,
         "ca_id": auth.ca_id,

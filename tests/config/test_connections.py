@@ -98,7 +98,8 @@ def test_every_field_is_a_key() -> None:
     others = {"name", "local", "remote", "children"}
     assert {f.name for f in fields(Connection)} == {*connections._KEYS, *others} - {"version", "dpd_timeout"}
     for value, keys in ((LocalAuth, connections._LOCAL_KEYS), (RemoteAuth, connections._REMOTE_KEYS)):
-        assert {f.name for f in fields(value)} == {*keys, "method", "constraints"} - {"round", "auth"}
+        of_auth = {"method", "constraints", "eap_type", "eap_radius"} & {f.name for f in fields(value)}
+        assert {f.name for f in fields(value)} == {*keys, *of_auth} - {"round", "auth"}
 
 
 def test_none() -> None:
@@ -415,14 +416,13 @@ def test_local_public_key(base: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("auth = eap-mschapv2", "EAP and XAuth are not supported"),
-        ("auth = eap", "EAP and XAuth are not supported"),
-        ("auth = xauth-generic", "EAP and XAuth are not supported"),
+        ("auth = xauth-generic", "XAuth is of IKEv1, and IKEv1 is not supported: users authenticate with EAP"),
+        ("auth = xauth", "XAuth is of IKEv1"),
         ("auth = pubkye", "pubkye"),
         ("auth = rsa-md5", "md5"),
         ('id = "{300}:x"', "there is no identity type 300"),
         ("id = 10.0.0.0/33", "neither a subnet such as"),
-        ("eap_id = me", "EAP and XAuth are not supported"),
+        ('eap_id = "{300}:x"', "there is no identity type 300"),
         ("round = first", "'first' is not a number"),
         ("certs = nowhere.pem", "x509/nowhere.pem: No such file"),
         ("certs = 0xabc", "not valid hexadecimal"),
@@ -446,7 +446,8 @@ def test_misuse_in_both(base: Path, side: str, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("local", "key", "message"),
     [
-        ("aaa_id = x", "aaa_id", "EAP"),
+        ('aaa_id = "{300}:x"', "aaa_id", "there is no identity type 300"),
+        ("eap_id = 10.0.0.0/8", "eap_id", "stands for many addresses"),
         ("xauth_id = x", "xauth_id", "IKEv1"),
         ("certs = moon.pem\nid = sun.example.org", "id", "sun.example.org is not in the certificate CN=moon"),
         ("id = sun.example.org", "certs", "there is no certificate with a private key for sun.example.org"),

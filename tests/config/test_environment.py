@@ -26,7 +26,8 @@ from ipsec.config.settings import DaemonSettings, LogLevel
 from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.errors import ConfigError
 from ipsec.ike.config import Action, AuthClass
-from ipsec.ike.credentials import Ppk
+from ipsec.ike.credentials import EapSecret, Ppk
+from ipsec.wire.iana import EapType
 from tests.config import pki
 from tests.config.owner import owned_by
 
@@ -117,6 +118,24 @@ def test_one_connection(read: Read) -> None:
     assert (str(connection.ppk_id), connection.ppk_required) == ("pq", True)
     assert config.credentials.ppks == (Ppk(b"\xa5" * 32, (parse_pattern("pq"),), "ppk-office"),)
     assert config.credentials.find_psk(parse_identity("c.example"), parse_identity("d.example")) is None
+
+
+def test_eap(read: Read) -> None:
+    """A password makes us a user, unless the peer is one."""
+    variables = {"IPSEC_REMOTE_ADDRS": "b.example", "IPSEC_EAP_PASSWORD": PSK, "IPSEC_LOCAL_ID": "carol"}
+    config = read(variables)
+    (connection,) = config.connections
+    assert (connection.local.method, connection.remote.method) == (AuthClass.EAP, AuthClass.PUBKEY)
+    secret = EapSecret(PSK.encode(), (parse_pattern("carol"),), "eap-tunnel")
+    assert config.credentials.eap_secrets == (secret,)
+    config = read({**variables, "IPSEC_LOCAL_AUTH": "eap-gtc", "IPSEC_LOCAL_EAP_ID": "dave", "IPSEC_PSK": PSK})
+    assert config.connections[0].local.eap_type == EapType.GTC
+    assert config.connections[0].remote.method is AuthClass.PSK
+    assert config.credentials.eap_secrets[0].owners == (parse_pattern("dave"),)
+    gateway = {"IPSEC_REMOTE_ADDRS": "%any", "IPSEC_REMOTE_AUTH": "eap-md5", "IPSEC_PSK": PSK, "IPSEC_LOCAL_ID": "gw"}
+    config = read({**gateway, "IPSEC_REMOTE_EAP_ID": "*@b.example", "IPSEC_EAP_PASSWORD": PSK})
+    assert config.connections[0].local.method is AuthClass.PSK
+    assert config.credentials.eap_secrets[0].owners == (parse_pattern("*@b.example"),)
 
 
 @pytest.mark.parametrize("peer", ["%any", "0.0.0.0", "192.0.2.0/24", "%any4, 2001:db8::/32"])

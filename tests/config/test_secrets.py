@@ -1,4 +1,4 @@
-"""``secrets { }``: preshared keys and passphrases; none of them in a message."""
+"""``secrets { }``: preshared keys, passwords and passphrases; none of them in a message."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from ipsec.config import Config, load, load_text
+from ipsec.config.diff import changes
 from ipsec.config.secrets import parse_shared_secret
 from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.errors import ConfigError
-from ipsec.ike.credentials import Ppk, SharedSecret
+from ipsec.ike.credentials import EapSecret, Ppk, SharedSecret
 from tests.config import pki
 
 SECRET = "correct horse battery"
@@ -94,11 +95,18 @@ def test_secret_of_a_subnet() -> None:
         (f"ike {{\n secret = {SECRET}\n id {{ }}\n}}", "secrets.ike.id", "unknown section"),
         (f'ike {{\n secret = {SECRET}\n id = "{{300}}:x"\n}}', "secrets.ike.id", "no identity type"),
         (f"ike = {SECRET}", "secrets.ike", "unknown key"),
-        (f"eap-carol {{\n secret = {SECRET}\n}}", "secrets.eap-carol", "EAP and XAuth are not supported"),
-        (f"xauth {{\n secret = {SECRET}\n}}", "secrets.xauth", "EAP and XAuth are not supported"),
-        (f"ntlm1 {{\n secret = {SECRET}\n}}", "secrets.ntlm1", "EAP and XAuth are not supported"),
         (f"token {{\n handle = 12\n pin = {SECRET}\n}}", "secrets.token", "smart cards"),
-        ("psk {\n}", "secrets.psk", "not one of ike, ppk, private, rsa, ecdsa, pkcs8, pkcs12"),
+        ("eap-carol {\n id = carol\n}", "secrets.eap-carol.secret", "a password needs this key"),
+        ('xauth {\n secret = ""\n}', "secrets.xauth.secret", "the password is empty"),
+        (f"eap {{\n secret = {SECRET}\n user = x\n}}", "secrets.eap.user", "unknown key"),
+        (f"eap {{\n secret = 0s{SECRET}\n}}", "secrets.eap.secret", "not valid Base64"),
+        ('eap {\n secret = x\n id = "{300}:x"\n}', "secrets.eap.id", "no identity type"),
+        ("ntlm {\n id = carol\n}", "secrets.ntlm.secret", "an NT hash needs this key"),
+        (f"ntlm {{\n secret = {SECRET}\n}}", "secrets.ntlm.secret", "must begin with 0x (hexadecimal) or 0s"),
+        ("ntlm {\n secret = 16_letters_of_it\n}", "secrets.ntlm.secret", "must begin with 0x (hexadecimal) or 0s"),
+        (f"ntlm {{\n secret = 0x{'ab' * 15}\n}}", "secrets.ntlm.secret", "15 octets, an NT hash has 16"),
+        (f"ntlm {{\n secret = 0x{'ab' * 17}\n}}", "secrets.ntlm.secret", "17 octets, an NT hash has 16"),
+        ("psk {\n}", "secrets.psk", "not one of ike, ppk, eap, xauth, ntlm, private, rsa, ecdsa, pkcs8, pkcs12"),
         ("privat {\n}", "secrets.privat", "did you mean 'private'?"),
         *(
             (f"{kind}-1 {{\n secret = {SECRET}\n}}", f"secrets.{kind}-1.file", "a passphrase needs this key")
@@ -143,6 +151,61 @@ def test_postquantum() -> None:
     (warning,) = read(f"ppk {{\n secret = {SECRET}\n}}").warnings
     assert warning.startswith("f:3: secrets.ppk.secret: a postquantum preshared key shorter than 32 octets")
     assert refuse("ppk {\n id = x\n}").key == "secrets.ppk.secret"
+
+
+def test_eap() -> None:
+    """Passwords and NT hashes are found by who the user is for EAP, and are no preshared keys."""
+    nt_hash = bytes(range(16))
+    config = read(
+        f"""
+        eap-carol {{
+            id-1 = carol
+            id-2 = *@example.org
+            secret = {SECRET}
+        }}
+        xauth-dave {{
+            id = dave
+            secret = 0x{SECRET.encode().hex()}
+        }}
+        ntlm-erin {{
+            id = erin
+            secret = 0x{nt_hash.hex()}
+        }}
+        eap {{
+            secret = abc
+        }}
+        """
+    )
+    credentials = config.credentials
+    assert credentials.eap_secrets == (
+        EapSecret(SECRET.encode(), (parse_pattern("carol"), parse_pattern("*@example.org")), "eap-carol"),
+        EapSecret(SECRET.encode(), (parse_pattern("dave"),), "xauth-dave"),
+        EapSecret(nt_hash, (parse_pattern("erin"),), "ntlm-erin", is_nt_hash=True),
+        EapSecret(b"abc", (), "eap"),
+    )
+    # a short password is the user's business: only the gateway sees what could be tried
+    assert credentials.secrets == config.warnings == ()
+    whose = {"carol": "eap-carol", "x@example.org": "eap-carol", "dave": "xauth-dave", "erin": "ntlm-erin", "y": "eap"}
+    found = {user: credentials.find_eap(parse_identity(user)) for user in whose}
+    assert {user: secret.name for user, secret in found.items() if secret is not None} == whose
+    plain = credentials.find_eap(parse_identity("erin"), nt_hashes=False)
+    assert plain is not None
+    assert plain.name == "eap"
+    assert credentials.find_psk(parse_identity("carol"), parse_identity("dave")) is None
+    for shown in (SECRET, SECRET.encode().hex(), nt_hash.hex(), repr(nt_hash), "abc"):
+        assert shown not in repr(config)
+
+
+def test_eap_secrets_that_change() -> None:
+    """The change is seen, the secret is not."""
+    old = read(f"eap-a {{\n id = a\n secret = {SECRET}\n}}\neap-b {{\n secret = {SECRET}\n}}")
+    new = read(f"eap-a {{\n id = a\n secret = another {SECRET}\n}}\nntlm-c {{\n secret = 0x{'ab' * 16}\n}}")
+    found = {(change.key, change.kind.value, change.before, change.after) for change in changes(old, new)}
+    assert found == {
+        ("secrets.eap-a.secret", "changed", "(secret)", "(secret)"),
+        ("secrets.eap-b", "removed", "", ""),
+        ("secrets.ntlm-c", "added", "", ""),
+    }
 
 
 @pytest.mark.parametrize("kind", ["private", "rsa", "ecdsa", "pkcs8"])

@@ -202,7 +202,7 @@ def test_what_is_refused(tmp_path: Path, ctl: Ctl) -> None:
 
     async def test(one: Daemon, run: Run) -> None:
         assert (await run("load", str(file))).status == 0
-        file.write_text(FILE.replace("auth = psk", "auth = eap").replace("10.9.0.1,", ""))
+        file.write_text(FILE.replace("auth = psk", "auth = xauth").replace("10.9.0.1,", ""))
         done = await run("load", str(file), "--quiet")
         assert done.status == ExitCode.FAILED
         assert "connection new refused: connections.new.local" in done.err

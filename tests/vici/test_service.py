@@ -185,7 +185,8 @@ def test_connections_of_the_file_and_of_vici(tmp_path: Path) -> None:
         ({"rekey_time": "soon"}, "connections.new.rekey_time: "),
         ({"children": {"net": {"esp_proposals": ["aes128-sha1", "rot13"]}}}, "connections.new.children.net.esp_prop"),
         ({"version": b"\xff"}, "not UTF-8"),
-        ({"local": {"auth": "eap"}}, "EAP"),
+        ({"local": {"auth": "xauth"}}, "IKEv1"),
+        ({"local": {"auth": "eap-peap"}}, "eap-md5, eap-mschapv2, eap-gtc, eap-tls"),
         ({"version": "1"}, "IKEv1"),
     ],
 )
@@ -362,7 +363,7 @@ def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert len(engine.credentials.secrets) == 3
         await session.request("unload-shared", {"id": "p"})
         assert (await settled(one, session)).credentials.ppks == ()
-        for kind in ("EAP", "ntlm", "odd"):
+        for kind in ("odd", "PIN"):
             assert "invalid shared key type" in await refused(session, "load-shared", message | {"type": kind})
         await session.request("unload-shared", {"id": "x"})
         await session.request("unload-shared", {"id": "x"})
@@ -374,6 +375,50 @@ def test_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with_daemon(tmp_path, test)
     assert secret not in caplog.text
+
+
+def test_eap_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are no preshared keys, and have names of the same space."""
+    secret = "a secret nobody may see"
+    nt_hash = bytes(range(0xA0, 0xB0))
+
+    async def test(one: Daemon, session: Session) -> None:
+        message = {"type": "EAP", "data": secret, "owners": ["carol", "%any"], "id": "e"}
+        await session.request("load-shared", message)
+        await session.request("load-shared", message | {"type": "xauth", "owners": ["dave"], "id": "x"})
+        await session.request("load-shared", message | {"type": "ntlm", "data": nt_hash, "owners": ["erin"], "id": "n"})
+        credentials = (await settled(one, session)).credentials
+        assert [one.name for one in credentials.secrets] == ["ike-old"]
+        assert [(one.name, [*map(str, one.owners)], one.is_nt_hash) for one in credentials.eap_secrets] == [
+            ("e", ["carol"], False),
+            ("x", ["dave"], False),
+            ("n", ["erin"], True),
+        ]
+        assert names((await session.request("get-shared"))["keys"]) == ["ike-old", "e", "x", "n"]
+        said = await refused(session, "load-shared", message | {"type": "NTLM", "id": "short"})
+        assert said.startswith("23 octets, an NT hash has 16")
+        assert await refused(session, "load-shared", message | {"data": ""}) == "shared key data missing"
+        # whatever has the name, it is replaced
+        await session.request("load-shared", message | {"type": "IKE", "id": "x"})
+        credentials = (await settled(one, session)).credentials
+        assert [one.name for one in credentials.eap_secrets] == ["e", "n"]
+        assert [one.name for one in credentials.secrets] == ["ike-old", "x"]
+        await session.request("unload-shared", {"id": "e"})
+        assert [one.name for one in (await settled(one, session)).credentials.eap_secrets] == ["n"]
+        await session.request("clear-creds")
+        assert (await settled(one, session)).credentials.eap_secrets == ()
+        file = tmp_path / "swanctl.conf"
+        file.write_text(file.read_text() + f"\nsecrets {{\n eap-f {{\n  id = f\n  secret = {secret}\n }}\n}}\n")
+        await session.request("reload-settings")
+        assert [one.name for one in (await settled(one, session)).credentials.eap_secrets] == ["eap-f"]
+        file.write_text(file.read_text().replace("eap-f", "eap-g"))
+        await session.request("reload-settings")
+        assert [one.name for one in (await settled(one, session)).credentials.eap_secrets] == ["eap-g"]
+
+    caplog.set_level(logging.DEBUG)
+    with_daemon(tmp_path, test)
+    for shown in (secret, nt_hash.hex(), repr(nt_hash)):
+        assert shown not in caplog.text
 
 
 def _certificate(*, ca: bool) -> tuple[bytes, bytes]:

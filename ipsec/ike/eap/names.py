@@ -1,0 +1,22 @@
+"""EAP methods by the names that configurations and vici have for them, which are charon's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ipsec.wire.iana import EapType, name_of
+
+#: what we do: ``auth = eap-md5`` and so on
+EAP_METHODS: Mapping[str, EapType] = {
+    "md5": EapType.MD5,
+    "mschapv2": EapType.MSCHAPV2,
+    "gtc": EapType.GTC,
+    "tls": EapType.TLS,
+}
+#: what goes by passwords; of an NT hash MSCHAPv2 makes do
+PASSWORD_METHODS = frozenset({EapType.MD5, EapType.MSCHAPV2, EapType.GTC})
+
+
+def vici_name(kind: int) -> str:
+    """``EAP_MSCHAPV2``: what list-conns says of an EapType."""
+    return f"EAP_{name_of(EapType, kind)}"
