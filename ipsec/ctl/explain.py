@@ -172,7 +172,8 @@ async def _explain(session: Session, name: str) -> Explanation:
 
 async def _certs(session: Session, conn: Conn) -> tuple[Cert, ...]:
     """Those that matter if signatures do: ours, the peer's own if they are configured, and authorities."""
-    if not any("public key" in auth.method or auth.method == "any" for auth in (*conn.local, *conn.remote)):
+    auths = (*conn.local, *conn.remote)
+    if not any("public key" in auth.method or auth.method in ("any", "EAP", "EAP (TLS)") for auth in auths):
         return ()
     ours = {name for auth in conn.local for name in auth.certs}
     peers = {name for auth in conn.remote for name in auth.certs}

@@ -283,10 +283,11 @@ class Auth:
     def of(message: Mapping[str, Any]) -> Auth:
         """From a section ``local*`` or ``remote*``."""
         method = text(message, "class")
-        eap = text(message, "eap-type")
+        eap = text(message, "eap-type").removeprefix("EAP_")
+        identity, user = text(message, "id"), text(message, "eap_id")
         return Auth(
             method=f"{method} ({eap})" if eap else method,
-            id=text(message, "id") or text(message, "eap_id"),
+            id=user if user and identity in ("", "%any") else identity,
             certs=texts(message, "certs"),
             cacerts=texts(message, "cacerts"),
             groups=texts(message, "groups"),

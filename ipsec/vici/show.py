@@ -46,6 +46,8 @@ def ike_sa(sa: IkeSa, now: float) -> Message:
         "remote-host": path.remote,
         "remote-port": path.remote_port,
         "remote-id": sa.peer_id or "%any",
+        # as charon, which does not say the same twice
+        "remote-eap-id": sa.eap_id if sa.eap_id != sa.peer_id else None,
         "initiator": "yes" if sa.initiator else None,
         "replaced": None if sa.core.is_current(connection) else "yes",
         "initiator-spi": sa.spi_i.hex(),

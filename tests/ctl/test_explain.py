@@ -95,6 +95,19 @@ def test_a_certificate_that_is_over(tmp_path: Path, ctl: Ctl) -> None:
     with_ipsecd(tmp_path, ctl, test)
 
 
+@pytest.mark.parametrize(("auth", "shown"), [("eap-tls", True), ("eap-dynamic", True), ("eap-md5", False)])
+def test_certificates_that_matter_with_eap(tmp_path: Path, ctl: Ctl, auth: str, shown: bool) -> None:
+    async def test(one: Daemon, run: Run) -> None:
+        async with await connect(f"{tmp_path}/s") as session:
+            await session.request("load-cert", {"type": "X509", "flag": "CA", "data": Ca("Root").certificate.der})
+            message = {"remote_addrs": ["192.0.2.9"], "children": {"x": {}}, "local": {"auth": "psk", "id": "gw"}}
+            await session.request("load-conn", {"users": message | {"remote": {"auth": auth, "eap_id": "%any"}}})
+        found = (await run("explain", "users", "--json")).document["certs"]
+        assert [cert["role"] for cert in found] == (["authority"] if shown else [])
+
+    with_ipsecd(tmp_path, ctl, test)
+
+
 @pytest.mark.parametrize("cause", Cause)
 def test_every_cause_has_advice(cause: Cause) -> None:
     assert ADVICE[cause.value]

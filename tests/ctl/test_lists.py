@@ -60,6 +60,19 @@ def test_conns(busy: FakeDaemon, ctl: Ctl) -> None:
     assert [one["name"] for one in ctl("list", "conns", "--json", "ro*").document["conns"]] == ["road"]
 
 
+def test_conns_with_eap(daemon: FakeDaemon, ctl: Ctl) -> None:
+    """The method, and who the user is if IKE does not say."""
+    user = {"class": "EAP", "eap-type": "EAP_MSCHAPV2", "eap_id": "carol@example.org", "certs": []}
+    for name, identity in (("one", "%any"), ("two", "phone")):
+        daemon.conns[name] = conn(**{"remote-1": user | {"id": identity}})
+    daemon.conns["three"] = conn(**{"local-1": {"class": "EAP", "id": "me", "certs": []}})
+    found = {one["name"]: one for one in ctl("list", "conns", "--json").document["conns"]}
+    ends = {name: [(end["method"], end["id"]) for end in found[name]["remote"]] for name in ("one", "two")}
+    assert ends == {"one": [("EAP (MSCHAPV2)", "carol@example.org")], "two": [("EAP (MSCHAPV2)", "phone")]}
+    assert [(end["method"], end["id"]) for end in found["three"]["local"]] == [("EAP", "me")]
+    assert "pre-shared key / EAP (MSCHAPV2)" in " ".join(ctl("list", "conns").out.split())
+
+
 def test_policies(busy: FakeDaemon, ctl: Ctl) -> None:
     assert re.search(r"(?m)^gw +lan +pass", ctl("list", "policies").out)
     assert [one["kind"] for one in ctl("list", "policies", "--json").document["policies"]] == ["trap", "pass"]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ipsec.crypto.identity import parse_identity
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.daemon.run import Daemon
 from ipsec.ike.child_sa import ChildSa
@@ -42,6 +43,78 @@ def test_counters_of_what_has_none(tmp_path: Path) -> None:
             assert await refused(session, "get-counters", {"name": name}) == "no counters found for this connection"
             assert await session.request("reset-counters", {"name": name}) == {"success": b"yes"}
         assert list(await session.request("get-counters")) == ["counters", "success"]
+
+    with_daemon(tmp_path, test)
+
+
+#: ``local`` or ``remote`` of load-conn, and what charon makes of it in list-conns besides what is empty
+EAP: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {
+    "local": [
+        ({"auth": "eap", "id": "carol"}, {"class": "EAP", "id": "carol"}),
+        ({"auth": "eap-md5", "id": "carol"}, {"class": "EAP", "eap-type": "EAP_MD5", "id": "carol"}),
+        (
+            {"auth": "eap-mschapv2", "id": "carol", "eap_id": "c@x"},
+            {"class": "EAP", "eap-type": "EAP_MSCHAPV2", "id": "carol", "eap_id": "c@x"},
+        ),
+        ({"auth": "eap-6", "id": "carol"}, {"class": "EAP", "eap-type": "EAP_GTC", "id": "carol"}),
+        (
+            {"auth": "eap-tls:rsa-2048-sha256", "id": "carol", "aaa_id": "*.example.org"},
+            {"class": "EAP", "eap-type": "EAP_TLS", "id": "carol", "aaa_id": "*.example.org"},
+        ),
+        (
+            {"auth": "eap-tls", "id": "carol", "aaa_id": "%any"},
+            {"class": "EAP", "eap-type": "EAP_TLS", "id": "carol", "aaa_id": "%any"},
+        ),
+        ({"auth": "psk", "id": "a", "eap_id": "c@x"}, {"class": "pre-shared key", "id": "a", "eap_id": "c@x"}),
+    ],
+    "remote": [
+        (
+            {"auth": "eap-md5", "id": "%any", "eap_id": "%any"},
+            {"class": "EAP", "eap-type": "EAP_MD5", "id": "%any", "eap_id": "%any"},
+        ),
+        (
+            {"auth": "eap-radius", "id": "%any", "eap_id": "*@x"},
+            {"class": "EAP", "eap-type": "EAP_RADIUS", "id": "%any", "eap_id": "*@x"},
+        ),
+        (
+            {"auth": "eap-mschapv2", "id": "%any", "eap_id": "C=CH, CN=*"},
+            {"class": "EAP", "eap-type": "EAP_MSCHAPV2", "id": "%any", "eap_id": "C=CH, CN=*"},
+        ),
+        (
+            {"auth": "eap-tls", "id": "carol", "revocation": "strict", "ca_id": "CN=x"},
+            {"class": "EAP", "eap-type": "EAP_TLS", "id": "carol", "revocation": "GOOD", "ca_id": "CN=x"},
+        ),
+        ({"auth": "pubkey", "id": "a", "eap_id": "carol"}, {"class": "public key", "id": "a", "eap_id": "carol"}),
+    ],
+}
+
+
+def test_list_conns_with_eap(tmp_path: Path) -> None:
+    async def test(one: Daemon, session: Session) -> None:
+        for side, cases in EAP.items():
+            for auth, expected in cases:
+                await session.request("load-conn", {"new": CONNECTION | {side: auth}})
+                (event,) = [item async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+                found = event["new"][f"{side}-1"]
+                assert {key: value.decode() for key, value in found.items() if value != []} == expected
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize(("user", "told"), [("carol@example.org", "carol@example.org"), ("c", None), (None, None)])
+def test_list_sas_with_eap(tmp_path: Path, user: str | None, told: str | None) -> None:
+    """Who the peer is for EAP, unless that is who it is for IKE."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        engine = one.ike.engine
+        sa = engine.new_sa(engine.table.by_name["old"], initiator=False, path=PATH)
+        sa.peer_id = parse_identity("c")
+        sa.eap_id = parse_identity(user) if user is not None else None
+        (event,) = [item async for item in session.stream("list-sas", "list-sa")]
+        assert event["old"]["remote-id"] == b"c"
+        assert event["old"].get("remote-eap-id", b"").decode() == (told or "")
+        sa.destroy("the test is over", engine.now)
 
     with_daemon(tmp_path, test)
 
