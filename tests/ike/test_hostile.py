@@ -21,7 +21,7 @@ import pytest
 
 from ipsec.ike.config import Childless, Unique
 from ipsec.ike.events import Path
-from ipsec.wire.iana import ExchangeType, NotifyType, PayloadType
+from ipsec.wire.iana import EapType, ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import HEADER_LEN, parse_header
 from tests.ike.hostile import (
     A2,
@@ -112,6 +112,8 @@ SCENES: dict[str, tuple[Callable[[Lab], None], dict[str, Any]]] = {
     "several key exchanges": (everything, FURTHER),
     "several key exchanges cross": (collide, FURTHER),
     "key exchange in fragments": (authenticate_only, {"proposals": IKE_FURTHER, "settings": {"fragment_size": 400}}),
+    "eap": (authenticate_only, {"eap": EapType.MSCHAPV2, "vip": True, "mobike": True}),
+    "eap without a key": (authenticate_only, {"eap": EapType.MD5}),
     "childless": (everything, {"childless": Childless.PREFER, "unique": Unique.REPLACE}),
 }
 
