@@ -1,6 +1,6 @@
 """EAP in ``connections { }``: the methods that ``auth`` names, and what does not go together with them.
 
-    eap                       any method that we do; as responder we propose one, and the peer may ask for another one
+    eap                       any method that makes a key (RFC 3748 section 7.10); the server proposes one
     eap-<method>              that one, by name or number; a vendor after the number can only be 0, the IETF
     eap-dynamic, eap-radius   remote only: the same as eap; whatever the RADIUS servers choose
     eap-tls:<constraints>     what keys and signatures of certificates in TLS may be, written as without EAP
