@@ -107,6 +107,14 @@ def test_nt_hash() -> None:
     assert "EAP-Failure after MD5" in reasons[0]
 
 
+@pytest.mark.parametrize("kind", [EapType.MD5, EapType.GTC])
+def test_nt_hash_besides_the_password(kind: EapType) -> None:
+    """Where both are there, a hash that is the better match does not keep the password from being found."""
+    both = (*SECRETS, EapSecret(nt_password_hash(PASSWORD), (parse_pattern("carol"),), "ntlm-carol", is_nt_hash=True))
+    local = client(eap_id=parse_identity("carol"), eap_type=kind)
+    make(local, server(eap_id=ANY, eap_type=kind), both, both).up().finish()
+
+
 def test_nak() -> None:
     """The server proposes what the peer does not have, and then what it has."""
     local = client(eap_id=parse_identity("carol"), eap_type=EapType.MD5)

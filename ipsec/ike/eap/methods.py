@@ -34,8 +34,8 @@ def make_peer(sa: IkeSa, kind: int, user: Identity) -> PeerMethod:
     """Our side of a method, as peer; ``user`` is who we are. SaFailedError if we lack what it takes."""
     server = sa.connection.local.aaa_id
     whom = server.exact if server is not None else sa.peer_id
-    secret = sa.core.credentials.find_eap(user, whom)
-    if secret is None or (secret.is_nt_hash and kind != EapType.MSCHAPV2):
+    secret = sa.core.credentials.find_eap(user, whom, nt_hashes=kind == EapType.MSCHAPV2)
+    if secret is None:
         why = f"we cannot prove who we are: no EAP secret for {user} that serves {eap_name(kind)} (section secrets)"
         raise SaFailedError(Failure(Cause.LOCAL_AUTH, bounded(why)))
     match kind:
@@ -58,8 +58,8 @@ def make_server(sa: IkeSa, kind: int, user: Identity, *, known: bool) -> ServerM
     """Our side of a method, as server, for ``user``; not ``known``: whatever he shows is to be wrong."""
     core, ours = sa.core, sa.our_id
     assert ours is not None
-    secret = core.credentials.find_eap(user, ours) if known else None
-    if secret is None or (secret.is_nt_hash and kind != EapType.MSCHAPV2):
+    secret = core.credentials.find_eap(user, ours, nt_hashes=kind == EapType.MSCHAPV2) if known else None
+    if secret is None:
         # nobody learns by this which users there are
         log.warning("%s: no EAP secret for %s that serves %s (section secrets)", sa, user, eap_name(kind))
         secret = EapSecret(core.rng(16), is_nt_hash=True)
