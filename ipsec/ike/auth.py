@@ -87,6 +87,7 @@ class AuthRequest(Request):
         assert auth is not None
         identity = sa.our_id = local_identity(sa, connection)
         mine = _id_payload(PayloadType.IDI, identity)
+        announced = _announce_rounds(sa)
         certificates, proof = self._prove(sa, identity, mine.body())
         payloads: list[Payload] = [mine, *certificates]
         # one that does not say so is there for the others nevertheless
@@ -97,7 +98,7 @@ class AuthRequest(Request):
         wanted = connection.remote.id.exact
         if wanted is not None:
             payloads.append(_id_payload(PayloadType.IDR, wanted))
-        payloads += proof
+        payloads += [*proof, *announced]
         if connection.vips:
             # connections inside the tunnel go on only with the address that they began with
             payloads.append(config_payload.build_request(config_payload.again(connection.vips, auth.had)))
@@ -119,8 +120,8 @@ class AuthRequest(Request):
             proof = make_proof(sa, connection, identity, octets, auth.certreqs)
             quantum = _name_ppk(sa, identity, body) if auth.ppk_keys is not None else []
         except AuthenticationError as error:
-            raise SaFailedError(Failure(Cause.LOCAL_AUTH, f"we cannot prove who we are: {error}")) from None
-        return proof.certificates, [proof.payload, *quantum]
+            raise unproved(error) from None
+        return proof.certificates, [proof.payload, *quantum, *another_follows(sa)]
 
     def _childless(self, sa: IkeSa) -> bool:
         """RFC 6023: leave the first CHILD_SA to CREATE_CHILD_SA, if the responder can."""
@@ -140,6 +141,7 @@ class AuthRequest(Request):
         assert identity is not None
         peer_id = _identity(identity)
         assert sa.auth is not None
+        sa.auth.idr = identity.body()
         ppk_keys = sa.auth.ppk_keys if ppk.accepted(payloads) else None
         octets = auth_octets(sa, identity.body(), of_initiator=False, keys=ppk_keys)
         certificates = [p for p in payloads if isinstance(p, CertPayload)]
@@ -158,7 +160,7 @@ class AuthRequest(Request):
                 return
             sa.peer_id = peer_id
             _settle_ppk(sa, ppk_keys)
-            self._believed(sa, identity, payloads, now)
+            self._believed(sa, payloads, now)
 
         _verify_or_wait(sa, verify, now)
 
@@ -166,9 +168,74 @@ class AuthRequest(Request):
         """Whether the responder may prove in another way than by AUTH who it is."""
         return False
 
-    def _believed(self, sa: IkeSa, identity: IdPayload, payloads: list[Payload], now: float) -> None:
+    def _believed(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder is who it is to be."""
-        finish(sa, payloads, now)
+        go_on(sa, payloads, now)
+
+
+class RoundRequest(Request):
+    """One authentication more (RFC 4739), with a key."""
+
+    exchange = ExchangeType.IKE_AUTH
+    __slots__ = ()
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """IDi, CERT, AUTH."""
+        connection = this_round(sa)
+        assert sa.auth is not None
+        identity = local_identity(sa, connection)
+        mine = _id_payload(PayloadType.IDI, identity)
+        try:
+            octets = auth_octets(sa, mine.body(), of_initiator=True)
+            proof = make_proof(sa, connection, identity, octets, sa.auth.certreqs)
+        except AuthenticationError as error:
+            raise unproved(error) from None
+        return [mine, *proof.certificates, proof.payload, *another_follows(sa)]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """The responder takes it, and if it is the last one all that we asked for is here."""
+        heed_errors(sa, payloads, "")
+        go_on(sa, payloads, now)
+
+
+def this_round(sa: IkeSa) -> Connection:
+    """The connection as it is in the round of authentication that goes on."""
+    assert sa.auth is not None
+    return sa.connection.in_round(sa.auth.round, initiator=sa.initiator)
+
+
+def unproved(error: AuthenticationError) -> SaFailedError:
+    """We have nothing to show."""
+    return SaFailedError(Failure(Cause.LOCAL_AUTH, bounded(f"we cannot prove who we are: {error}")))
+
+
+def _announce_rounds(sa: IkeSa) -> list[Payload]:
+    """N(MULTIPLE_AUTH_SUPPORTED) if we need it. SaFailedError if the peer does not have it."""
+    if not sa.connection.local_rounds:
+        return []
+    if sa.init is None or not sa.init.multiple:
+        why = "there are several rounds of local.auth, and the peer takes one (RFC 4739)"
+        raise SaFailedError(Failure(Cause.REFUSED, why))
+    return [NotifyPayload(NotifyType.MULTIPLE_AUTH_SUPPORTED)]
+
+
+def another_follows(sa: IkeSa) -> list[Payload]:
+    """N(ANOTHER_AUTH_FOLLOWS) beside an AUTH of ours that is not the last (RFC 4739 section 2.3)."""
+    assert sa.auth is not None
+    more = sa.auth.round < len(sa.connection.local_rounds)
+    return [NotifyPayload(NotifyType.ANOTHER_AUTH_FOLLOWS)] if more else []
+
+
+def go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
+    """The responder has taken our AUTH: the next one, or all is done."""
+    auth = sa.auth
+    assert auth is not None
+    auth.heard += payloads
+    if auth.round < len(sa.connection.local_rounds):
+        auth.round += 1
+        sa.core.next_round(sa, now)
+    else:
+        finish(sa, auth.heard, now)
 
 
 def heed_errors(sa: IkeSa, payloads: list[Payload], missing: str) -> None:
@@ -294,14 +361,16 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
     path = sa.path
     postquantum = ppk.received(proof, payloads)
 
+    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+
     def verify(now: float) -> list[Payload]:
-        connection, keys = _authenticate(sa, peer_id, wanted, proof, postquantum, certificates, body)
+        connection, keys = _authenticate(sa, peer_id, wanted, proof, postquantum, certificates, body, another)
         sa.core.rename(sa, connection)
         sa.peer_id = peer_id
         ppk.log_outcome(sa, postquantum, keys)
         if keys is not None:
             ppk.use(sa, keys)
-        return answer_authenticated(sa, our_proof(sa), payloads, now)
+        return accept(sa, our_proof(sa), payloads, now)
 
     return answer_or_wait(sa, verify, path, now)
 
@@ -312,14 +381,47 @@ def begin(sa: IkeSa, payloads: list[Payload]) -> tuple[IdPayload, Identity, Iden
         # what was agreed is what there will be: the keys must not come from the first key exchange alone
         why = "IKE_AUTH before all key exchanges that were agreed"
         raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
-    identity = find_typed(payloads, IdPayload, PayloadType.IDI)
-    if identity is None:
-        raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
+    identity, who = whom(payloads)
     sa.auth = AuthProgress()
     note_certreqs(sa, payloads)
     asked = find_typed(payloads, IdPayload, PayloadType.IDR)
     sa.auth.asked = _identity(asked) if asked is not None else None
-    return identity, _identity(identity), sa.auth.asked
+    return identity, who, sa.auth.asked
+
+
+def whom(payloads: list[Payload]) -> tuple[IdPayload, Identity]:
+    """IDi, and who that is. PeerError."""
+    identity = find_typed(payloads, IdPayload, PayloadType.IDI)
+    if identity is None:
+        raise PeerError(NotifyType.INVALID_SYNTAX, "IDi is missing", fatal=True)
+    return identity, _identity(identity)
+
+
+def handle_round(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
+    """The initiator proves once more who it is (RFC 4739), with a key; None if the answer has to wait."""
+    connection, auth, proof = this_round(sa), sa.auth, find(payloads, AuthPayload)
+    assert auth is not None
+    assert proof is not None
+    identity, peer_id = whom(payloads)
+    certificates = [p for p in payloads if isinstance(p, CertPayload)]
+    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    octets = auth_octets(sa, identity.body(), of_initiator=True)
+
+    def verify(now: float) -> list[Payload]:
+        try:
+            if not connection.remote.id.matches(peer_id):
+                raise AuthenticationError(f"the peer is {peer_id}, we want {connection.remote.id}")
+            check_rounds(sa.connection, auth.round, another=another)
+            verify_proof(sa, connection, auth.asked, peer_id, proof, certificates, octets)
+        except AuthenticationError as error:
+            failure = _distrust(connection, error, peer_id, certificates)
+            raise PeerError(
+                NotifyType.AUTHENTICATION_FAILED, f"{peer_id}: {error}", fatal=True, cause=failure.cause,
+                ours=failure.ours, theirs=failure.theirs,
+            ) from None  # fmt: skip
+        return accept(sa, [], payloads, now)
+
+    return answer_or_wait(sa, verify, path, now)
 
 
 def answer_or_wait(
@@ -356,8 +458,10 @@ def _authenticate(
     postquantum: ppk.Received,
     certificates: list[CertPayload],
     body: bytes,
+    another: bool,
 ) -> tuple[Connection, IkeKeys | None]:
     """The connection whose peer this is, and the keys with a PPK if it uses one; ``body`` is that of IDi.
+    ``another``: it is going to prove it once more.
 
     PeerError if there is none, or the proof does not hold for any.
     """
@@ -365,6 +469,7 @@ def _authenticate(
     meant, failure, tried = sa.connection, None, 0
     for connection in sa.core.connections_for(sa, peer_id, asked):
         try:
+            check_rounds(connection, 0, another=another)
             quantum = ppk.answer(sa, connection, proof, postquantum)
             octets = auth_octets(sa, body, of_initiator=True, keys=quantum.keys)
             with _saying(quantum.refusal):
@@ -427,8 +532,11 @@ def _distrust(
 
 def our_identity(sa: IkeSa) -> IdPayload:
     """IDr: who we are in the connection that was found."""
+    assert sa.auth is not None
     sa.our_id = local_identity(sa, sa.connection)
-    return _id_payload(PayloadType.IDR, sa.our_id)
+    mine = _id_payload(PayloadType.IDR, sa.our_id)
+    sa.auth.idr = mine.body()
+    return mine
 
 
 def our_proof(sa: IkeSa) -> list[Payload]:
@@ -449,6 +557,26 @@ def check_wishes(sa: IkeSa, payloads: list[Payload]) -> None:
     """PeerError if the connection does not allow what the peer asks for besides."""
     refuse_nat(sa, payloads)
     _check_childless(sa.connection, find(payloads, SaPayload) is not None)
+
+
+def check_rounds(connection: Connection, done: int, *, another: bool) -> None:
+    """OtherMethodError if the initiator, whose AUTH in round ``done`` (0 is the first) is here, is to prove itself more
+    often than it does, or does so more often than anybody asks."""
+    if another is not (done < len(connection.remote_rounds)):
+        does, many = "goes on" if another else "ends", len(connection.remote_rounds) + 1
+        raise OtherMethodError(f"the peer {does} after {done + 1} of {many} authentications")
+
+
+def accept(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -> list[Payload]:
+    """The initiator's AUTH is right: the response, with our proof; if there is another round, with nothing else."""
+    auth = sa.auth
+    assert auth is not None
+    auth.heard += payloads
+    auth.eap = None
+    if auth.round < len(sa.connection.remote_rounds):
+        auth.round += 1
+        return own
+    return answer_authenticated(sa, own, auth.heard, now)
 
 
 def answer_authenticated(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -> list[Payload]:

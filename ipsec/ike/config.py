@@ -237,6 +237,10 @@ class Connection:
     "to assign from; also ``dhcp`` and ``radius`` are not known here"
     local: LocalAuth = LocalAuth()
     remote: RemoteAuth = RemoteAuth()
+    local_rounds: tuple[LocalAuth, ...] = ()
+    "how else we prove who we are as initiator, one after the other after ``local`` (RFC 4739)"
+    remote_rounds: tuple[RemoteAuth, ...] = ()
+    "how else an initiator is to prove who it is, after ``remote``"
     children: tuple[ChildConfig, ...] = ()
     encap: bool = False
     mobike: bool = True
@@ -261,6 +265,15 @@ class Connection:
     def child(self, name: str) -> ChildConfig | None:
         """The child of that name."""
         return next((child for child in self.children if child.name == name), None)
+
+    def in_round(self, number: int, *, initiator: bool) -> Connection:
+        """It with nothing but one round of authentication of the initiator's, which is us or the peer; 0 is the
+        first one."""
+        if not number:
+            return self
+        if initiator:
+            return replace(self, local=self.local_rounds[number - 1], local_rounds=())
+        return replace(self, remote=self.remote_rounds[number - 1], remote_rounds=())
 
     def is_alike(self, other: Connection) -> bool:
         """Whether an IKE_SA of one serves the other: nothing differs but children and our own certificates, and for

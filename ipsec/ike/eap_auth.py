@@ -15,21 +15,28 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from ipsec.crypto.auth import AuthenticationError, psk_auth
 from ipsec.crypto.identity import Identity
 from ipsec.ike.auth import (
     AuthRequest,
-    answer_authenticated,
+    RoundRequest,
+    accept,
+    another_follows,
     answer_or_wait,
     begin,
+    check_rounds,
     check_wishes,
     disbelieve,
-    finish,
+    go_on,
     handle_auth,
+    handle_round,
     heed_errors,
     our_identity,
     our_proof,
+    this_round,
+    whom,
 )
 from ipsec.ike.config import AuthClass, Connection
 from ipsec.ike.credentials import identity_of_octets
@@ -42,11 +49,11 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import Path
 from ipsec.ike.failure import Cause, Failure, Terms, bounded
 from ipsec.ike.find import find, find_notify
-from ipsec.ike.proof import auth_octets
+from ipsec.ike.proof import auth_octets, local_identity
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.eap import eap_name
-from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType
+from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType, PayloadType
 from ipsec.wire.payloads import AuthPayload, CertPayload, EapPayload, IdPayload, NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
@@ -58,21 +65,24 @@ log = logging.getLogger(__name__)
 class EapPeerProgress:
     """What an initiator keeps between its requests."""
 
-    __slots__ = ("heard", "mine", "peer", "theirs")
+    __slots__ = ("idi", "peer", "user")
 
-    def __init__(self, peer: EapPeer, mine: bytes) -> None:
+    def __init__(self, peer: EapPeer, user: Identity, idi: bytes) -> None:
         self.peer = peer
-        self.mine = mine
+        self.user = user
+        "who we are for EAP"
+        self.idi = idi
         "body of IDi"
-        self.theirs = b""
-        "body of IDr"
-        self.heard: list[Payload] = []
-        "the first response"
 
 
 def auth_request(connection: Connection) -> AuthRequest:
     """The first request of IKE_AUTH, as the connection has us prove who we are."""
     return EapAuthRequest() if connection.local.method is AuthClass.EAP else AuthRequest()
+
+
+def round_request(sa: IkeSa) -> Request:
+    """The first request of another round (RFC 4739)."""
+    return EapRoundRequest() if this_round(sa).local.method is AuthClass.EAP else RoundRequest()
 
 
 class EapAuthRequest(AuthRequest):
@@ -81,22 +91,43 @@ class EapAuthRequest(AuthRequest):
     __slots__ = ()
 
     def _prove(self, sa: IkeSa, identity: Identity, body: bytes) -> tuple[list[CertPayload], list[Payload]]:
-        assert sa.auth is not None
-        local, remote = sa.connection.local, sa.connection.remote
-        user = local.eap_id or identity
-        peer = EapPeer(user.data, taken(local), lambda kind: make_peer(sa, kind, user))
-        sa.auth.eap = EapPeerProgress(peer, body)
+        _begin_as_peer(sa, identity, body)
         # RFC 5998 section 3
-        alone = remote.method is AuthClass.EAP
-        return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if alone else []
+        return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if _is_alone(sa) else []
 
     def _goes_without(self, sa: IkeSa) -> bool:
-        return sa.connection.remote.method is AuthClass.EAP
+        return _is_alone(sa)
 
-    def _believed(self, sa: IkeSa, identity: IdPayload, payloads: list[Payload], now: float) -> None:
-        eap = _progress_of_peer(sa)
-        eap.theirs, eap.heard = identity.body(), payloads
+    def _believed(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        assert sa.auth is not None
+        sa.auth.heard += payloads
         _go_on(sa, payloads, now)
+
+
+class EapRoundRequest(Request):
+    """The same in another round."""
+
+    exchange = ExchangeType.IKE_AUTH
+    __slots__ = ()
+
+    def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+        """IDi."""
+        identity = local_identity(sa, this_round(sa))
+        mine = IdPayload(PayloadType.IDI, identity.type, identity.data)
+        _begin_as_peer(sa, identity, mine.body())
+        return [mine]
+
+    def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+        """EAP begins."""
+        _go_on(sa, payloads, now)
+
+
+def _begin_as_peer(sa: IkeSa, identity: Identity, body: bytes) -> None:
+    local = this_round(sa).local
+    user = local.eap_id or identity
+    peer = EapPeer(user.data, taken(local), lambda kind: make_peer(sa, local, kind, user))
+    assert sa.auth is not None
+    sa.auth.eap = EapPeerProgress(peer, user, body)
 
 
 class EapRequest(Request):
@@ -126,7 +157,7 @@ class EapProof(Request):
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
         """AUTH."""
         eap = _progress_of_peer(sa)
-        return [_our_auth(sa, eap.peer.msk, eap.mine)]
+        return [_our_auth(sa, eap.peer.msk, eap.idi), *another_follows(sa)]
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder has seen the same."""
@@ -134,12 +165,14 @@ class EapProof(Request):
         proof = find(payloads, AuthPayload)
         heed_errors(sa, payloads, "" if proof is not None else "AUTH")
         assert proof is not None
+        assert sa.auth is not None
         assert sa.peer_id is not None
-        if not _holds(sa, proof, eap.peer.msk, eap.theirs):
+        if not _holds(sa, proof, eap.peer.msk, sa.auth.idr):
             why = AuthenticationError("its AUTH after EAP is not made with the key of the EAP method")
             disbelieve(sa, sa.peer_id, why, [], now)
             return
-        finish(sa, [*eap.heard, *payloads], now)
+        sa.auth.eap = None
+        go_on(sa, payloads, now)
 
 
 def _progress_of_peer(sa: IkeSa) -> EapPeerProgress:
@@ -164,7 +197,7 @@ def _go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
         sa.core.put_off(sa, unknown, lambda later: _go_on(sa, payloads, later))
         return
     except EapRefusedError as error:
-        reason = bounded(f"{sa.path.remote} refuses us as {sa.connection.local.eap_id or sa.our_id}: {error}")
+        reason = bounded(f"{sa.path.remote} refuses us as {eap.user}: {error}")
         raise SaFailedError(Failure(Cause.LOCAL_AUTH, reason, by_peer=True)) from None
     except AuthenticationError as error:
         raise SaFailedError(Failure(Cause.PEER_AUTH, bounded(f"EAP with {sa.peer_id}: {error}"))) from None
@@ -180,23 +213,17 @@ def _is_alone(sa: IkeSa) -> bool:
 
 
 class EapServerProgress:
-    """What a responder keeps between the requests."""
+    """What a responder keeps between the requests of one round."""
 
-    __slots__ = ("asked", "candidates", "claimed", "done", "mine", "refusal", "server", "theirs", "user")
+    __slots__ = ("candidates", "done", "idi", "refusal", "server", "user")
 
-    def __init__(self, claimed: Identity, candidates: Sequence[Connection], asked: list[Payload]) -> None:
-        self.claimed = claimed
-        "who the initiator is by IDi"
+    def __init__(self, user: Identity, idi: bytes, candidates: Sequence[Connection]) -> None:
+        self.user = user
+        "whose secret the initiator has to show: who it is by IDi, until it is asked"
+        self.idi = idi
+        "body of IDi"
         self.candidates = candidates
         "connections that it may mean, the best first"
-        self.asked = asked
-        "its first request"
-        self.theirs = b""
-        "body of IDi"
-        self.mine = b""
-        "body of IDr"
-        self.user = claimed
-        "whose secret it has to show"
         self.refusal = ""
         "why EAP is not to succeed, however it ends"
         self.done = False
@@ -207,11 +234,8 @@ class EapServerProgress:
 class EapFailedError(PeerError):
     """EAP has not succeeded: the peer hears that in an EAP packet."""
 
-    def __init__(self, packet: bytes, reason: str, failure: Failure) -> None:
-        super().__init__(
-            NotifyType.AUTHENTICATION_FAILED, reason, fatal=True, cause=failure.cause, ours=failure.ours,
-            theirs=failure.theirs,
-        )  # fmt: skip
+    def __init__(self, packet: bytes, reason: str, cause: Cause, theirs: Terms) -> None:
+        super().__init__(NotifyType.AUTHENTICATION_FAILED, reason, fatal=True, cause=cause, theirs=theirs)
         self.packet = packet
 
     def payload(self) -> EapPayload:
@@ -221,20 +245,24 @@ class EapFailedError(PeerError):
 
 def handle_ike_auth(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> list[Payload] | None:
     """A request of IKE_AUTH, with EAP or without; None if the answer has to wait for something outside."""
-    progress = sa.auth.eap if sa.auth is not None else None
-    if isinstance(progress, EapServerProgress):
-        eap = progress
+    eap = sa.auth.eap if sa.auth is not None else None
+    if isinstance(eap, EapServerProgress):
         if eap.done:
             return _conclude(sa, eap, payloads, now)
-        return answer_or_wait(sa, lambda later: _advance(sa, eap, payloads), path, now)
-    if find(payloads, AuthPayload) is not None:
+        return answer_or_wait(sa, partial(_advance, sa, eap, payloads), path, now)
+    with_key = find(payloads, AuthPayload) is not None
+    if sa.auth is not None and sa.auth.round:
+        if with_key:
+            return handle_round(sa, payloads, path, now)
+        return answer_or_wait(sa, partial(_first, sa, _start_round(sa, payloads), []), path, now)
+    if with_key:
         return handle_auth(sa, payloads, now)
-    begun, own = _start(sa, payloads)
-    return answer_or_wait(sa, lambda later: [*own, _first(sa, begun)], path, now)
+    eap, own = _start(sa, payloads)
+    return answer_or_wait(sa, partial(_first, sa, eap, own), path, now)
 
 
 def _start(sa: IkeSa, payloads: list[Payload]) -> tuple[EapServerProgress, list[Payload]]:
-    """The initiator leaves AUTH out: it wants EAP. How that begins, and our proof; PeerError."""
+    """The initiator leaves AUTH out: it wants EAP. How far that is, and our proof. PeerError."""
     identity, claimed, wanted = begin(sa, payloads)
     assert sa.auth is not None
     alone = find_notify(payloads, NotifyType.EAP_ONLY_AUTHENTICATION) is not None
@@ -246,44 +274,35 @@ def _start(sa: IkeSa, payloads: list[Payload]) -> tuple[EapServerProgress, list[
             # the best fit is the one that was meant
             sa.core.rename(sa, fitting[0])
         text = "; ".join(reasons) or "no connection has such a peer" + (f" and is {wanted}" if wanted else "")
-        raise PeerError(
-            NotifyType.AUTHENTICATION_FAILED, f"{claimed} wants EAP: {text}", fatal=True,
-            cause=Cause.PEER_AUTH if fitting else Cause.PEER_ID, theirs=Terms(identity=bounded(str(claimed))),
-        )  # fmt: skip
+        raise _refused(claimed, f"{claimed} wants EAP: {text}", Cause.PEER_AUTH if fitting else Cause.PEER_ID)
     connection = candidates[0]
     sa.core.rename(sa, connection)
-    eap = EapServerProgress(claimed, candidates, payloads)
     sa.auth.claimed = claimed
+    sa.auth.heard += payloads
     check_wishes(sa, payloads)
-    reply: list[Payload] = [our_identity(sa)] if connection.local.method is AuthClass.EAP else our_proof(sa)
-    eap.theirs = identity.body()
-    assert isinstance(reply[0], IdPayload)
-    eap.mine = reply[0].body()
+    own: list[Payload] = [our_identity(sa)] if connection.local.method is AuthClass.EAP else our_proof(sa)
+    eap = sa.auth.eap = EapServerProgress(claimed, identity.body(), candidates)
     eap.server = _make_server(sa, eap)
-    sa.auth.eap = eap
-    return eap, reply
+    return eap, own
 
 
-def _make_server(sa: IkeSa, eap: EapServerProgress) -> EapServer | EapRelay:
-    asks, identifier = sa.connection.remote.eap_id is not None, sa.core.rng(1)[0]
-    if sa.connection.remote.eap_radius:
-        return EapRelay(asks, lambda user: _identified_there(sa, eap, user), eap.user.data, identifier)
-    return EapServer(
-        asks,
-        lambda user: _identified(sa, eap, user),
-        lambda: offered(sa),
-        lambda kind: make_server(sa, kind, eap.user, known=not eap.refusal),
-        identifier,
-    )
+def _start_round(sa: IkeSa, payloads: list[Payload]) -> EapServerProgress:
+    """The same in another round (RFC 4739), where we have shown already who we are. PeerError."""
+    connection = this_round(sa)
+    identity, claimed = whom(payloads)
+    if connection.remote.method is not AuthClass.EAP:
+        raise _refused(claimed, f"{claimed} wants EAP: remote.auth of this round is not eap", Cause.PEER_AUTH)
+    if not connection.remote.id.matches(claimed):
+        raise _refused(claimed, f"the peer is {claimed}, we want {connection.remote.id}", Cause.PEER_ID)
+    assert sa.auth is not None
+    eap = sa.auth.eap = EapServerProgress(claimed, identity.body(), [sa.connection])
+    eap.server = _make_server(sa, eap)
+    return eap
 
 
-def _first(sa: IkeSa, eap: EapServerProgress) -> EapPayload:
-    """The first request of EAP."""
-    assert eap.server is not None
-    try:
-        return EapPayload(eap.server.begin())
-    except AuthenticationError as error:
-        raise _failed(sa, eap, error) from None
+def _refused(who: Identity, why: str, cause: Cause) -> PeerError:
+    theirs = Terms(identity=bounded(str(who)))
+    return PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=cause, theirs=theirs)
 
 
 def _why_not(connection: Connection, alone: bool) -> str:
@@ -297,17 +316,41 @@ def _why_not(connection: Connection, alone: bool) -> str:
     return ""
 
 
+def _make_server(sa: IkeSa, eap: EapServerProgress) -> EapServer | EapRelay:
+    remote, identifier = this_round(sa).remote, sa.core.rng(1)[0]
+    asks = remote.eap_id is not None
+    if remote.eap_radius:
+        return EapRelay(asks, lambda user: _identified_there(sa, eap, user), eap.user.data, identifier)
+    return EapServer(
+        asks,
+        lambda user: _identified(sa, eap, user),
+        lambda: offered(this_round(sa).remote),
+        lambda kind: make_server(sa, kind, eap.user, known=not eap.refusal),
+        identifier,
+    )
+
+
+def _first(sa: IkeSa, eap: EapServerProgress, own: list[Payload], now: float) -> list[Payload]:
+    """Our proof, and the first request of EAP."""
+    assert eap.server is not None
+    try:
+        return [*own, EapPayload(eap.server.begin())]
+    except AuthenticationError as error:
+        raise _failed(eap, error) from None
+
+
 def _identified(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
     """The peer has said who it is for EAP: the first connection that wants somebody like that is the one.
 
     We are the same in all of them, or our AUTH would be of somebody else.
     """
+    assert sa.auth is not None
     eap.user = sa.eap_id = identity_of_octets(user)
-    ours, radius = sa.connection.local, sa.connection.remote.eap_radius
+    ours, radius = sa.connection.local, this_round(sa).remote.eap_radius
     for connection in eap.candidates:
-        pattern = connection.remote.eap_id
-        same = connection.local == ours and connection.remote.eap_radius is radius
-        if same and pattern is not None and pattern.matches(eap.user):
+        remote = connection.in_round(sa.auth.round, initiator=False).remote
+        same = connection.local == ours and remote.eap_radius is radius
+        if same and remote.eap_id is not None and remote.eap_id.matches(eap.user):
             sa.core.rename(sa, connection)
             return
     eap.refusal = f"no connection has eap_id {eap.user}"
@@ -320,8 +363,8 @@ def _identified_there(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
         raise EapError(eap.refusal)
 
 
-def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload]) -> list[Payload]:
-    """One round of EAP. StatusUnknownError: again, when the status of a certificate is known."""
+def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: float) -> list[Payload]:
+    """One step of EAP. Again after StatusUnknownError and EapAnswerNeededError, when that is known."""
     packet = find(payloads, EapPayload)
     if packet is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "EAP is missing", fatal=True, cause=Cause.MALFORMED)
@@ -331,7 +374,7 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload]) -> list
         if request is None and eap.refusal:
             raise AuthenticationError(eap.refusal)
     except AuthenticationError as error:
-        raise _failed(sa, eap, error) from None
+        raise _failed(eap, error) from None
     if request is not None:
         return [EapPayload(request)]
     log.info("%s: %s has shown by EAP (%s) who it is", sa, eap.user, eap_name(eap.server.method))
@@ -339,25 +382,30 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload]) -> list
     return [EapPayload(eap.server.success())]
 
 
-def _failed(sa: IkeSa, eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+def _failed(eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
     assert eap.server is not None
     reason = bounded(f"EAP of {eap.user}: {eap.refusal or error}")
     cause = Cause.PEER_ID if eap.refusal else Cause.PEER_AUTH
-    theirs = Terms(identity=bounded(str(eap.user)))
-    return EapFailedError(eap.server.failure(), reason, Failure(cause, reason, theirs=theirs))
+    return EapFailedError(eap.server.failure(), reason, cause, Terms(identity=bounded(str(eap.user))))
 
 
 def _conclude(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: float) -> list[Payload]:
     """The initiator shows that it has seen what we have seen."""
-    proof = find(payloads, AuthPayload)
+    auth, proof = sa.auth, find(payloads, AuthPayload)
+    assert auth is not None
+    assert eap.server is not None
     if proof is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "AUTH is missing", fatal=True, cause=Cause.MALFORMED)
-    assert eap.server is not None
-    if not _holds(sa, proof, eap.server.msk, eap.theirs):
-        why = f"{eap.user}: AUTH after EAP is not made with the key of the EAP method"
-        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_AUTH)
-    sa.peer_id = eap.claimed
-    return answer_authenticated(sa, [_our_auth(sa, eap.server.msk, eap.mine)], [*eap.asked, *payloads], now)
+    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    try:
+        if not _holds(sa, proof, eap.server.msk, eap.idi):
+            raise AuthenticationError("AUTH after EAP is not made with the key of the EAP method")
+        check_rounds(sa.connection, auth.round, another=another)
+    except AuthenticationError as error:
+        raise _refused(eap.user, f"{eap.user}: {error}", Cause.PEER_AUTH) from None
+    if not auth.round:
+        sa.peer_id = auth.claimed
+    return accept(sa, [_our_auth(sa, eap.server.msk, auth.idr)], payloads, now)
 
 
 # -- both

@@ -21,7 +21,7 @@ from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_children_later, close_later
-from ipsec.ike.eap_auth import auth_request
+from ipsec.ike.eap_auth import auth_request, round_request
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import (
     ChildDown,
@@ -496,6 +496,10 @@ class IkeEngine(Outside):
         """One more key exchange is done: the next one, or authenticate."""
         further = sa.init is not None and sa.init.further.methods
         sa.ask(Intermediate() if further else auth_request(sa.connection), now)
+
+    def next_round(self, sa: IkeSa, now: float) -> None:
+        """Prove once more who we are (RFC 4739)."""
+        sa.ask(round_request(sa), now, first=True)
 
     def established(self, sa: IkeSa, now: float) -> None:
         """Both ends are authenticated. A second call does nothing."""

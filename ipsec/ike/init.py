@@ -68,8 +68,8 @@ class InitProgress:
     """What both ends need until they are authenticated."""
 
     __slots__ = (
-        "childless", "cookie", "further", "kex", "message_1", "message_2", "methods", "nonce_i", "nonce_r", "ppk",
-        "redirected_from", "restarts",
+        "childless", "cookie", "further", "kex", "message_1", "message_2", "methods", "multiple", "nonce_i", "nonce_r",
+        "ppk", "redirected_from", "restarts",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -87,6 +87,8 @@ class InitProgress:
         self.redirected_from: IpAddress | None = None
         self.childless = False
         "the responder can do without a first CHILD_SA (RFC 6023)"
+        self.multiple = False
+        "the responder takes several authentications (RFC 4739)"
         self.ppk = False
         "both ends have postquantum preshared keys (RFC 8784)"
 
@@ -95,7 +97,8 @@ class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
     __slots__ = (
-        "asked", "certreqs", "child", "claimed", "configs", "contact", "eap", "had", "ppk_keys", "psk", "signatures",
+        "asked", "certreqs", "child", "claimed", "configs", "contact", "eap", "had", "heard", "idr", "ppk_keys",
+        "psk", "round", "signatures",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -119,6 +122,12 @@ class AuthProgress:
         "responder: who the initiator says it is, while EAP has still to show it"
         self.eap: EapPeerProgress | EapServerProgress | None = None
         "how far EAP is"
+        self.round = 0
+        "which of its rounds of authentication the initiator is in (RFC 4739)"
+        self.heard: list[Payload] = []
+        "what the peer has said in those that are done, and at the beginning of EAP"
+        self.idr = b""
+        "body of IDr, which is the same in all of them"
         self.signatures = Signatures()
         "of the certificates in the peer's message"
 
@@ -324,6 +333,7 @@ def _accept_init(
     progress.nonce_r = nonce.data
     progress.message_2 = data
     progress.childless = NotifyType.CHILDLESS_IKEV2_SUPPORTED in notifies
+    progress.multiple = NotifyType.MULTIPLE_AUTH_SUPPORTED in notifies
     progress.ppk = NotifyType.USE_PPK in notifies
     sa.spi_r = header.spi_r
     sa.proposal = proposal
@@ -523,6 +533,8 @@ def _extras(
         extras = extras + _announcements(connection)
     if connection.childless is not Childless.NEVER:
         extras = [*extras, NotifyPayload(NotifyType.CHILDLESS_IKEV2_SUPPORTED)]
+    if any(one.remote_rounds for one in candidates):
+        extras = [*extras, NotifyPayload(NotifyType.MULTIPLE_AUTH_SUPPORTED)]
     return extras + ppk.agreement(core.credentials, notifies)
 
 

@@ -246,6 +246,85 @@ def test_losses(seed: int) -> None:
     pair.finish()
 
 
+# -- several rounds (RFC 4739)
+
+
+KEY = LocalAuth(AuthClass.PSK, parse_identity("moon"))
+KEY_THERE = RemoteAuth(AuthClass.PSK, parse_pattern("moon"))
+USER = LocalAuth(AuthClass.EAP, parse_identity("moon"), eap_id=parse_identity("carol"))
+USER_THERE = RemoteAuth(AuthClass.EAP, parse_pattern("moon"), eap_id=ANY)
+
+
+def in_rounds(mine: Sequence[LocalAuth], theirs: Sequence[RemoteAuth], secrets: Sequence[EapSecret] = SECRETS) -> Pair:
+    return make(mine[0], theirs[0], secrets, a={"local_rounds": tuple(mine[1:])},
+                b={"remote_rounds": tuple(theirs[1:])})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        pytest.param((KEY, USER), (KEY_THERE, USER_THERE), id="key, EAP"),
+        pytest.param((USER, KEY), (USER_THERE, KEY_THERE), id="EAP, key"),
+        pytest.param((KEY, KEY), (KEY_THERE, KEY_THERE), id="key, key"),
+        pytest.param((USER, USER), (USER_THERE, USER_THERE), id="EAP, EAP"),
+        pytest.param((KEY, USER, KEY), (KEY_THERE, USER_THERE, KEY_THERE), id="key, EAP, key"),
+    ],
+)
+def test_rounds(mine: Sequence[LocalAuth], theirs: Sequence[RemoteAuth]) -> None:
+    pair = in_rounds(mine, theirs).up()
+    assert eap_id(pair.b) == ("carol" if USER in mine else None)
+    assert str(pair.b.ike.peer_id) == "moon"
+    pair.finish()
+
+
+def test_a_second_round_that_fails() -> None:
+    wrong = (EapSecret(b"wrong", (parse_pattern("carol"),)),)
+    pair = in_rounds((KEY, USER), (KEY_THERE, USER_THERE), wrong)
+    here, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert "refuses us as carol" in here
+    assert "EAP of carol" in there
+    other = LocalAuth(AuthClass.PSK, parse_identity("dave"))
+    here, there = refused(in_rounds((KEY, other), (KEY_THERE, KEY_THERE)), Cause.LOCAL_AUTH, Cause.PEER_ID)
+    assert "the peer is dave, we want moon" in there
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "why"),
+    [
+        ((KEY,), (KEY_THERE, USER_THERE), "the peer ends after 1 of 2 authentications"),
+        ((USER,), (USER_THERE, KEY_THERE), "the peer ends after 1 of 2 authentications"),
+        ((KEY, USER), (KEY_THERE, USER_THERE, KEY_THERE), "the peer ends after 2 of 3 authentications"),
+        ((KEY, USER, KEY), (KEY_THERE, USER_THERE), "the peer goes on after 2 of 2 authentications"),
+        ((KEY, KEY), (KEY_THERE, USER_THERE), "is to use EAP"),
+        ((KEY, USER), (KEY_THERE, KEY_THERE), "remote.auth of this round is not eap"),
+    ],
+)
+def test_not_as_many_rounds(mine: Sequence[LocalAuth], theirs: Sequence[RemoteAuth], why: str) -> None:
+    """None is left out, whatever else is right."""
+    pair = in_rounds(mine, theirs)
+    _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert why in there
+
+
+def test_a_peer_with_one_round() -> None:
+    here, _ = refused(in_rounds((KEY, USER), (KEY_THERE,)), Cause.REFUSED, Cause.NOT_IN_TIME)
+    assert "the peer takes one (RFC 4739)" in here
+
+
+def test_rounds_choose_the_connection() -> None:
+    """Whoever says that another authentication follows is not for a connection with one, and the other way round."""
+    for mine, name in (((KEY,), "one"), ((KEY, USER), "two")):
+        pair = in_rounds(mine, (KEY_THERE,))
+        one = replace(pair.b.connections["c"], name="one")
+        pair.b.load(replace(one, name="two", remote_rounds=(USER_THERE,)), one, eap=SECRETS)
+        pair.up()
+        assert pair.b.ike.name == name
+        pair.finish()
+
+
+# -- a server elsewhere
+
+
 class Aaa:
     """An EAP server that is somebody else: what it is asked, and what it says."""
 

@@ -19,7 +19,8 @@ from typing import Any, TextIO
 
 import pytest
 
-from ipsec.ike.config import Childless, Unique
+from ipsec.crypto.identity import ANY_IDENTITY, parse_identity, parse_pattern
+from ipsec.ike.config import AuthClass, Childless, LocalAuth, RemoteAuth, Unique
 from ipsec.ike.events import Path
 from ipsec.wire.iana import EapType, ExchangeType, NotifyType, PayloadType
 from ipsec.wire.ike import HEADER_LEN, parse_header
@@ -96,6 +97,12 @@ def authenticate_only(lab: Lab) -> None:
     lab.initiate()
 
 
+ROUNDS = {
+    "a": {"local_rounds": (LocalAuth(AuthClass.EAP, parse_identity("moon"), eap_id=parse_identity("carol")),
+                           LocalAuth(AuthClass.PSK, parse_identity("moon")))},
+    "b": {"remote_rounds": (RemoteAuth(AuthClass.EAP, parse_pattern("moon"), eap_id=ANY_IDENTITY),
+                            RemoteAuth(AuthClass.PSK, parse_pattern("moon")))},
+}  # fmt: skip
 FURTHER = {
     "proposals": IKE_FURTHER, "child": {"esp_proposals": ESP_FURTHER}, "settings": {"fragment_size": 4000},
 }  # fmt: skip
@@ -114,6 +121,7 @@ SCENES: dict[str, tuple[Callable[[Lab], None], dict[str, Any]]] = {
     "key exchange in fragments": (authenticate_only, {"proposals": IKE_FURTHER, "settings": {"fragment_size": 400}}),
     "eap": (authenticate_only, {"eap": EapType.MSCHAPV2, "vip": True, "mobike": True}),
     "eap without a key": (authenticate_only, {"eap": EapType.MD5}),
+    "several authentications": (authenticate_only, ROUNDS),
     "childless": (everything, {"childless": Childless.PREFER, "unique": Unique.REPLACE}),
 }
 

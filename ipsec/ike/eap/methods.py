@@ -6,7 +6,7 @@ import logging
 
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.mschap import nt_password_hash
-from ipsec.ike.config import LocalAuth
+from ipsec.ike.config import LocalAuth, RemoteAuth
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.gtc import GtcPeer, GtcServer
 from ipsec.ike.eap.md5 import Md5Peer, Md5Server
@@ -30,9 +30,9 @@ def taken(local: LocalAuth) -> tuple[int, ...]:
     return (local.eap_type,) if local.eap_type else _WITH_KEY
 
 
-def make_peer(sa: IkeSa, kind: int, user: Identity) -> PeerMethod:
+def make_peer(sa: IkeSa, local: LocalAuth, kind: int, user: Identity) -> PeerMethod:
     """Our side of a method, as peer; ``user`` is who we are. SaFailedError if we lack what it takes."""
-    server = sa.connection.local.aaa_id
+    server = local.aaa_id
     whom = server.exact if server is not None else sa.peer_id
     secret = sa.core.credentials.find_eap(user, whom, nt_hashes=kind == EapType.MSCHAPV2)
     if secret is None:
@@ -48,10 +48,9 @@ def make_peer(sa: IkeSa, kind: int, user: Identity) -> PeerMethod:
     raise EapError(f"{eap_name(kind)} is not there")
 
 
-def offered(sa: IkeSa) -> tuple[int, ...]:
+def offered(remote: RemoteAuth) -> tuple[int, ...]:
     """EapTypes that we propose as server, best first."""
-    kind = sa.connection.remote.eap_type
-    return (kind,) if kind else _WITH_KEY
+    return (remote.eap_type,) if remote.eap_type else _WITH_KEY
 
 
 def make_server(sa: IkeSa, kind: int, user: Identity, *, known: bool) -> ServerMethod:
