@@ -46,7 +46,7 @@ THIRD_PARTY = {
     "text": set(),
     "wire": set(),
     "crypto": {"cryptography"},
-    "ike": {"cryptography"},
+    "ike": {"OpenSSL", "cryptography"},
     "esp": set(),
 }
 

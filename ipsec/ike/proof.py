@@ -22,7 +22,7 @@ from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
 from ipsec.crypto.x509 import Certificate, parse_certificate
 from ipsec.errors import ParseError
-from ipsec.ike.config import AuthClass, Connection, LocalAuth, SendCert
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth, SendCert
 from ipsec.ike.credentials import Credentials, PrivateKey, vouches
 from ipsec.ike.failure import bounded
 from ipsec.ike.keymat import IkeKeys
@@ -189,20 +189,20 @@ def verify_proof(
         return
     if wanted is AuthClass.PSK:
         raise OtherMethodError("the peer uses a public key, and is to use a pre-shared key (remote.auth)")
-    received = _read(certificates)
+    received = read_certificates([p.data for p in certificates if p.encoding == CertEncoding.X509_SIGNATURE])
     raw = next((p.data for p in certificates if p.encoding == CertEncoding.RAW_PUBLIC_KEY), None)
     reasons: list[Exception] = []
     for end, key in _keys(sa, connection, peer_id, received, raw, reasons):
         try:
-            with _unreadable_is_untrusted():
+            with unreadable_is_untrusted():
                 chain = _trust(sa, connection, peer_id, end, received)
             verify(key, proof.method, proof.data, octets, connection.remote.constraints)
         except AuthenticationError as error:
             reasons.append(error)
             continue
         if chain is not None:
-            with _unreadable_is_untrusted():
-                _check_status(sa, connection, chain)
+            with unreadable_is_untrusted():
+                check_status(sa, connection.remote, chain)
         return
     if not reasons:
         sent = "" if received or raw is not None else "it sent none, and "
@@ -216,7 +216,7 @@ def verify_proof(
 
 
 @contextmanager
-def _unreadable_is_untrusted() -> Iterator[None]:
+def unreadable_is_untrusted() -> Iterator[None]:
     """Extensions are read when they are needed. One that is malformed makes a certificate that is not trusted, and no
     message with a syntax error: what a peer hears must not tell how far its proof was looked at (section 2.21.2)."""
     try:
@@ -262,13 +262,12 @@ def _verify_psk(
         sa.auth.psk = secrets[right.index(True)]
 
 
-def _read(payloads: Sequence[CertPayload]) -> list[Certificate]:
-    """Certificates that the peer sent. Other encodings are not looked at, hash and URL least of all."""
-    found = [p.data for p in payloads if p.encoding == CertEncoding.X509_SIGNATURE]
-    if len(found) > CERTIFICATES_MAX:
-        raise AuthenticationError(f"{len(found)} certificates, {CERTIFICATES_MAX} are enough for anyone")
+def read_certificates(received: Sequence[bytes]) -> list[Certificate]:
+    """Certificates that the peer sent in DER. AuthenticationError if one is malformed or there are too many."""
+    if len(received) > CERTIFICATES_MAX:
+        raise AuthenticationError(f"{len(received)} certificates, {CERTIFICATES_MAX} are enough for anyone")
     try:
-        return [parse_certificate(data) for data in found]
+        return [parse_certificate(data) for data in received]
     except ParseError as error:
         raise AuthenticationError(f"malformed certificate: {error}") from None
 
@@ -312,8 +311,11 @@ def _trust(
     return credentials.verify_peer(end, received[1:], connection.remote, peer_id, wall, signatures)
 
 
-def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
-    """Revocation, last: only what is otherwise trusted may make us ask anybody anything (CVE-2022-40617)."""
+def check_status(sa: IkeSa, remote: RemoteAuth, chain: Chain) -> None:
+    """Revocation, last: only what is otherwise trusted may make us ask anybody anything (CVE-2022-40617).
+
+    CertificateError, ParseError; StatusUnknownError if there is somebody worth asking first.
+    """
     core = sa.core
     credentials, cache, wall = core.credentials, core.status, core.host.wall()
     extra, responders = credentials.revocation_uris, credentials.ocsp_signers
@@ -322,9 +324,9 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             chain,
             [*credentials.crls, *cache.crls],
             cache.responses,
-            connection.remote.revocation,
+            remote.revocation,
             wall,
-            constraints=connection.remote.constraints,
+            constraints=remote.constraints,
             extra=extra,
             responders=responders,
         )
@@ -334,7 +336,7 @@ def _check_status(sa: IkeSa, connection: Connection, chain: Chain) -> None:
             raise
         unknown = [error.again]
     except CertificateError:
-        unknown = revocation_sources(chain, extra, connection.remote.constraints, responders)
+        unknown = revocation_sources(chain, extra, remote.constraints, responders)
         if not any(cache.worth_asking(source, wall) for source in unknown):
             raise
     worth = tuple(source for source in unknown if cache.worth_asking(source, wall))

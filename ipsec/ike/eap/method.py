@@ -24,7 +24,11 @@ class EapRefusedError(EapError):
 
 
 class PeerMethod(ABC):
-    """The side that proves who it is: the initiator, RFC 3748's peer."""
+    """The side that proves who it is: the initiator, RFC 3748's peer.
+
+    StatusUnknownError (``ike.status``) out of ``respond`` means: call it again with the same arguments when more is
+    known of a certificate's status. Nothing has been given out by then that ends the method.
+    """
 
     type: ClassVar[int]
     "an EapType"
@@ -38,6 +42,8 @@ class PeerMethod(ABC):
         "the key that the method has made, of MSK_LEN octets; None if it makes none"
         self.failure: str | None = None
         "why the server says no, where it does so within the method: we have to respond, and Failure is what follows"
+        self.gave_up: EapError | None = None
+        "why we say no, where the server is to hear of it first (an alert of TLS): it holds whatever comes after that"
 
     @abstractmethod
     def respond(self, identifier: int, data: bytes) -> bytes:
@@ -48,7 +54,10 @@ class PeerMethod(ABC):
 
 
 class ServerMethod(ABC):
-    """The side that is shown it: the responder, RFC 3748's authenticator and its server in one."""
+    """The side that is shown it: the responder, RFC 3748's authenticator and its server in one.
+
+    StatusUnknownError out of ``take`` is as with ``PeerMethod``.
+    """
 
     type: ClassVar[int]
     "an EapType"
@@ -56,6 +65,8 @@ class ServerMethod(ABC):
     def __init__(self) -> None:
         self.msk: bytes | None = None
         "as with ``PeerMethod``"
+        self.gave_up: EapError | None = None
+        "as with ``PeerMethod``; ``take`` raises it when the peer has answered what it was to hear"
 
     @abstractmethod
     def begin(self, identifier: int) -> bytes:

@@ -47,6 +47,8 @@ class EapPeer:
                 raise EapError("EAP-Success before the method was done")
             return None
         if packet.code == EapCode.FAILURE:
+            if self.method is not None and self.method.gave_up is not None:
+                raise self.method.gave_up
             raise EapRefusedError(self._why_not())
         if packet.code != EapCode.REQUEST:
             raise ParseError(f"EAP {packet}, a request was due")
