@@ -7,5 +7,6 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())
-wanted = {"build": project["build-system"]["requires"], "run": project["project"]["dependencies"]}
+run = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["eap-tls"]]
+wanted = {"build": project["build-system"]["requires"], "run": run}
 print(*wanted[sys.argv[1]], sep="\n")
