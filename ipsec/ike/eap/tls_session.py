@@ -34,6 +34,8 @@ _CIPHERS = b":".join(
 _EXPORTED = 128
 #: a fatal alert in clear: certificate_unknown (RFC 8446 section 6.2), as TLS 1.2 and 1.3 write it
 _ALERT = bytes((21, 3, 3, 0, 2, 2, 46))
+#: a record that is not encrypted, where all have to be: OpenSSL says unexpected_message
+_NONSENSE = bytes((22, 3, 3, 0, 1, 0))
 
 _READ_LEN = 0x4000
 
@@ -148,12 +150,14 @@ class TlsSession:
         """What to say in place of ``flight`` to a peer that is not trusted.
 
         Where our flight would have been the first that is encrypted, an alert may still be in clear. A server is beyond
-        that when TLS 1.3 shows it a certificate; all that it can say then is that it closes.
+        that when TLS 1.3 shows it a certificate. OpenSSL lets nobody else make a fatal alert, but makes one if it hears
+        what it does not understand. To close instead would look like an end (to wpa_supplicant 2.10).
         """
         if not (self._server and self.is_tls13):
             return _ALERT
+        self._connection.bio_write(_NONSENSE)
         with suppress(self._ssl.Error):
-            self._connection.shutdown()
+            self._connection.recv(1)
         # records are numbered: those before must not be missing
         return flight + self._written()
 

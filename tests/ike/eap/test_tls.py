@@ -267,7 +267,7 @@ def test_a_peer_that_is_not_trusted(newest: int) -> None:
     with pytest.raises(EapError, match="revoked"):
         talk.run()
     assert str(talk.server.gave_up) == "EAP-TLS: revoked"
-    heard = "tls alert certificate unknown" if newest == TLS_1_2 else "the peer has closed TLS"
+    heard = "tls alert certificate unknown" if newest == TLS_1_2 else "tls alert unexpected message"
     assert heard in str(talk.peer.failure)
     assert talk.responses[-1] == ACKNOWLEDGEMENT
     assert not talk.peer.finished
@@ -449,6 +449,23 @@ def test_a_conversation_without_start(data: bytes) -> None:
         peer.respond(2, START_DATA)
 
 
+def test_a_server_that_closes() -> None:
+    """What drafts of RFC 9190 had for success: no fatal alert, and no success."""
+    talk = Talk()
+    session = talk.server._flights.session
+    while not session.done:
+        talk.respond()
+        heard = talk.server._flights.fragments.take(talk.responses[-1])
+        flight = b"" if heard is None else session.hear(heard)
+        turn = talk.server._flights.fragments.turn
+        talk.requests.append(turn() if heard is None else talk.server._flights.fragments.send(flight))
+    session._connection.shutdown()
+    assert talk.peer.respond(9, talk.requests[-1] + session._written()) == ACKNOWLEDGEMENT
+    assert talk.peer.failure == "the peer has closed TLS"
+    assert not talk.peer.finished
+    assert talk.peer.msk is None
+
+
 def take_it(method: TlsPeer, kind: int) -> TlsPeer:
     assert kind == EapType.TLS
     return method
@@ -456,7 +473,7 @@ def take_it(method: TlsPeer, kind: int) -> TlsPeer:
 
 @pytest.mark.parametrize(
     ("judge", "why"),
-    [(Judge(CertificateError("expired")), "^EAP-TLS: expired$"), (Judge(), "Failure after TLS: the peer has closed")],
+    [(Judge(CertificateError("expired")), "^EAP-TLS: expired$"), (Judge(), "Failure after TLS: TLS: tls alert")],
     ids=["ours", "the-servers"],
 )
 def test_whose_no_it_was(judge: Judge, why: str) -> None:
