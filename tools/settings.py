@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ipsec.config import authorities, children, connections, secrets, settings
 from ipsec.config.refused import Parser
+from ipsec.ike.radius.server import RadiusServer
 
 FILE = Path(__file__).parent.parent / "docs" / "settings.md"
 
@@ -31,6 +32,9 @@ def text() -> str:
         "`/metrics`, `/healthz`, `/readyz`, `/livez`: see [metrics.md](metrics.md). Whoever reaches it reads names\n"
         "and traffic figures.\n",
         table(("key", "default", "meaning"), _fields(settings.HttpSettings)),
+        "## ipsecd.radius.servers.&lt;name&gt; { }\n",
+        "As in the section eap-radius of strongSwan's strongswan.conf. The secret is in no log.\n",
+        table(("key", "default", "meaning"), _fields(RadiusServer)),
         "## Keys of swanctl.conf that are refused\n",
         "A key that means something ipsecd does not do is an error, never ignored. Where a value does no harm, mostly\n"
         "the default, the key may be there with it.\n",
@@ -47,7 +51,7 @@ def _fields(kind: type) -> Iterator[tuple[str, ...]]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(said, ast.Expr):
             assert isinstance(said.value, ast.Constant)
             name = field.target.id
-            value = getattr(kind, name)
+            value = getattr(kind, name, "")
             # permissions are written in octal
             default = f"{value:04o}" if name.endswith("_mode") else _shown(value)
             yield f"`{name}`", default, str(said.value.value)
@@ -61,7 +65,7 @@ def _shown(value: object) -> str:
         return "yes" if value else "no"
     if value == settings.ANY_ADDRESSES:
         return "%any"
-    if isinstance(value, settings.OffloadSettings | settings.HttpSettings):
+    if isinstance(value, settings.OffloadSettings | settings.HttpSettings | settings.RadiusSettings):
         return "see below"
     if isinstance(value, float):
         return f"{value:g}"

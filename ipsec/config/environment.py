@@ -73,6 +73,9 @@ class Place:
 
 def _places() -> Iterator[tuple[str, Place]]:
     for setting in fields(DaemonSettings):
+        if setting.name == "radius":
+            # sections, no keys
+            continue
         if is_dataclass(setting.default):
             for inner in fields(setting.default):
                 yield f"{setting.name}_{inner.name}", Place(f"ipsecd.{setting.name}", inner.name)

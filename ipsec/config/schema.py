@@ -22,7 +22,7 @@ from ipsec.config.grammar import Section, parse_text
 from ipsec.config.pools import read_pools
 from ipsec.config.sas import ManualSa, read_sa
 from ipsec.config.secrets import read_secrets, secret_warnings
-from ipsec.config.settings import DaemonSettings, read_settings
+from ipsec.config.settings import DaemonSettings, radius_servers, radius_warnings, read_settings
 from ipsec.config.sources import Look, recorded
 from ipsec.config.values import error_at, is_mounted, read_keys
 from ipsec.errors import ConfigError
@@ -121,11 +121,13 @@ def _read(root: Section, directory: str | None, environment: Environment) -> Con
     templates = [name for name, section in root.sections.items() if section.referenced]
     read_keys(root, {}, sections=["ipsecd", "sas", *_IKE_SECTIONS, *templates])
     empty = Section("", root.file, 1)
-    settings = read_settings(root.sections.get("ipsecd", empty))
+    ipsecd = root.sections.get("ipsecd", empty)
+    settings = read_settings(ipsecd)
     top = root.sections.get("sas", empty)
     read_keys(top, {}, sections=top.sections)
     sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
     warnings = [*notes, *_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
+    warnings += [*radius_warnings(ipsecd), *_warn_readable(radius_servers(ipsecd), ("secret",))]
     config = Config(root.file, settings, tuple(sas), blank=not root.sections)
     config = _read_ike(root, config, CredentialFiles(directory), warnings)
     return replace(config, warnings=tuple(warnings))

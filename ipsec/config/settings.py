@@ -30,6 +30,7 @@ from ipsec.config.values import (
     read_keys,
 )
 from ipsec.errors import ConfigError
+from ipsec.ike.radius.server import RadiusServer
 
 ANY_ADDRESSES = (ip_address("0.0.0.0"), ip_address("::"))
 
@@ -141,6 +142,14 @@ class HttpSettings:
 
 
 @dataclass(frozen=True)
+class RadiusSettings:
+    """``ipsecd.radius { }``: who says whether a peer is who it says, for ``auth = eap-radius``."""
+
+    servers: tuple[RadiusServer, ...] = ()
+    "a section with one for each server, by name"
+
+
+@dataclass(frozen=True)
 class DaemonSettings:
     """``ipsecd { }``."""
 
@@ -242,7 +251,12 @@ class DaemonSettings:
     "a section: which kernel offloads to use"
     http: HttpSettings = HttpSettings()
     "a section: metrics and health over HTTP"
+    radius: RadiusSettings = RadiusSettings()
+    "a section: RADIUS servers, which peers with EAP authenticate themselves to"
 
+
+#: octets: a shorter secret of RADIUS is worth a warning
+_SHORT_SECRET = 16
 
 #: that the data path has room for (MAX_WORKERS of fast/worker.pxd)
 WORKERS_MAX = 64
@@ -363,10 +377,35 @@ def _parse_endpoints(text: str) -> tuple[Listen, ...]:
     return found
 
 
+def _parse_radius_secret(text: str) -> bytes:
+    if not text:
+        raise ConfigError("the secret is empty")
+    return text.encode()
+
+
+def _parse_nas_identifier(text: str) -> str:
+    # RFC 2865 section 5.32
+    if not 1 <= len(text.encode()) <= 253:
+        raise ConfigError(f"{len(text.encode())} octets, a NAS-Identifier has 1 to 253")
+    return text
+
+
 _HTTP_KEYS: dict[str, Callable[[str], object]] = {
     "listen": _parse_endpoints,
     "ready": one_of(Readiness),
     "torilabs_names": parse_bool,
+}
+
+_RADIUS_SERVER_KEYS: dict[str, Callable[[str], object]] = {
+    "address": _parse_gateway,
+    "secret": _parse_radius_secret,
+    "auth_port": number_in(1, 65535),
+    "preference": number_in(0, 1_000_000),
+    "sockets": number_in(1, 64),
+    "retransmit_tries": number_in(0, 100),
+    "retransmit_timeout": _parse_seconds(0.1, 60),
+    "retransmit_base": _parse_factor,
+    "nas_identifier": _parse_nas_identifier,
 }
 
 _OFFLOAD_KEYS = dict.fromkeys(
@@ -435,10 +474,46 @@ def _no_contradiction(section: Section, offload: OffloadSettings) -> None:
 
 def read_settings(section: Section) -> DaemonSettings:
     """The settings that ``ipsecd { }`` describes."""
-    values = read_keys(section, _KEYS, sections=("offload", "http"))
+    values = read_keys(section, _KEYS, sections=("offload", "http", "radius"))
     if "offload" in section.sections:
         values["offload"] = OffloadSettings(**read_keys(section.sections["offload"], _OFFLOAD_KEYS))
         _no_contradiction(section.sections["offload"], values["offload"])
     if "http" in section.sections:
         values["http"] = HttpSettings(**read_keys(section.sections["http"], _HTTP_KEYS))
+    if "radius" in section.sections:
+        values["radius"] = RadiusSettings(_read_radius_servers(section.sections["radius"]))
     return DaemonSettings(**values)
+
+
+def _read_radius_servers(section: Section) -> tuple[RadiusServer, ...]:
+    read_keys(section, {}, sections=("servers",))
+    if "servers" not in section.sections:
+        return ()
+    found: list[RadiusServer] = []
+    top = section.sections["servers"]
+    read_keys(top, {}, sections=top.sections)
+    for name, server in top.sections.items():
+        values = read_keys(server, _RADIUS_SERVER_KEYS)
+        for key in ("address", "secret"):
+            if key not in values:
+                raise error_at(server, key, "a RADIUS server needs this key")
+        found.append(RadiusServer(name, **values))
+        for other in found[:-1]:
+            if (other.address, other.auth_port) == (found[-1].address, found[-1].auth_port):
+                raise error_at(server, "address", f"{other} is there already")
+    return tuple(found)
+
+
+def radius_servers(ipsecd: Section) -> Section:
+    """``radius { servers { } }``; an empty section if it is not there."""
+    radius = ipsecd.sections.get("radius")
+    return (radius and radius.sections.get("servers")) or Section("", ipsecd.file, 1)
+
+
+def radius_warnings(ipsecd: Section) -> list[str]:
+    """RADIUS secrets that are easily guessed."""
+    # who hears one packet can try all secrets offline; RFC 2865 section 3 would have 16 octets at least
+    why = f"shorter than {_SHORT_SECRET} octets: who hears a packet can find it by trying"
+    servers = radius_servers(ipsecd).sections.values()
+    short = [one for one in servers if len((one.values["secret"].text or "").encode()) < _SHORT_SECRET]
+    return [str(error_at(server, "secret", why)) for server in short]

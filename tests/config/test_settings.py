@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec.config import load_text, settings
+from ipsec.config import Config, load, load_text, settings
+from ipsec.config.diff import changes
 from ipsec.config.settings import (
     BackendKind,
     DaemonSettings,
@@ -25,6 +27,7 @@ from ipsec.config.settings import (
 )
 from ipsec.config.values import Switch, join_list, parse_number, parse_size, parse_time, split_list
 from ipsec.errors import ConfigError
+from ipsec.ike.radius.server import RadiusServer
 
 
 def read(line: str) -> DaemonSettings:
@@ -39,9 +42,10 @@ def test_defaults() -> None:
 
 
 def test_every_field_is_a_key() -> None:
-    assert {f.name for f in fields(DaemonSettings)} == {*settings._KEYS, "offload", "http"}
+    assert {f.name for f in fields(DaemonSettings)} == {*settings._KEYS, "offload", "http", "radius"}
     assert {f.name for f in fields(OffloadSettings)} == set(settings._OFFLOAD_KEYS)
     assert {f.name for f in fields(HttpSettings)} == set(settings._HTTP_KEYS)
+    assert {f.name for f in fields(RadiusServer)} == {*settings._RADIUS_SERVER_KEYS, "name"}
 
 
 @pytest.mark.parametrize(
@@ -279,3 +283,71 @@ def test_http_that_is_wrong(line: str, why: str) -> None:
         read(f"http {{ {line} \n }}")
     assert why in str(error.value)
     assert "ipsecd.http" in str(error.value)
+
+
+SECRET = "0xthis-is-the-secret-of-radius"
+SERVER = f"address = 192.0.2.9\n secret = {SECRET}\n"
+
+
+def radius(*servers: str) -> str:
+    return "radius {\n servers {\n" + "".join(f"s{n} {{\n {one} }}\n" for n, one in enumerate(servers)) + "}\n}"
+
+
+def test_radius() -> None:
+    more = """auth_port = 11812
+        preference = 9
+        sockets = 4
+        retransmit_tries = 2
+        retransmit_timeout = 0.5
+        retransmit_base = 2
+        nas_identifier = gw
+    """
+    second = f"address = 2001:db8::9\n secret = {SECRET}\n {more}"
+    assert read(radius(SERVER, second)).radius.servers == (
+        RadiusServer("s0", "192.0.2.9", SECRET.encode()),
+        RadiusServer("s1", "2001:db8::9", SECRET.encode(), 11812, 9, 4, 2, 0.5, 2.0, "gw"),
+    )
+    assert read("radius { }").radius == read("radius {\n servers { } \n}").radius == DaemonSettings().radius
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        (f"secret = {SECRET}\n", "address: a RADIUS server needs this key"),
+        ("address = 192.0.2.9\n", "secret: a RADIUS server needs this key"),
+        ('address = 192.0.2.9\n secret = ""\n', "secret: the secret is empty"),
+        (f"address = a/24\n secret = {SECRET}\n", "address: 'a/24' is not an address or the name of a host"),
+        (SERVER + "sockets = 0\n", "sockets: '0' is not in 1..64"),
+        (SERVER + "retransmit_timeout = 0\n", "retransmit_timeout: '0' is not in 0.1..60"),
+        (SERVER + f"nas_identifier = {'x' * 254}\n", "nas_identifier: 254 octets, a NAS-Identifier has 1 to 253"),
+        (SERVER + "port = 1\n", "port: unknown key"),
+    ],
+)
+def test_radius_that_is_wrong(server: str, why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(radius(server))
+    assert f"ipsecd.radius.servers.s0.{why}" in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+def test_two_radius_servers_are_two() -> None:
+    with pytest.raises(ConfigError, match=r"servers\.s1\.address: RADIUS server s0 \(192.0.2.9:1812\) is there alre"):
+        read(radius(SERVER, SERVER))
+
+
+def test_the_secret_of_radius_is_shown_nowhere(tmp_path: Path) -> None:
+    def load_from(text: str) -> Config:
+        file = tmp_path / "swanctl.conf"
+        file.write_text(f"ipsecd {{\n{text}\n}}\n")
+        file.chmod(0o644)
+        return load(str(file))
+
+    old, new = (load_from(radius(SERVER.replace(SECRET, secret))) for secret in (SECRET, "short"))
+    told = changes(old, new)
+    assert [(one.key, one.before, one.after) for one in told] == [
+        ("ipsecd.radius.servers.s0.secret", "(secret)", "(secret)")
+    ]
+    assert SECRET not in repr(old) + str(old.settings.radius.servers[0])
+    readable, short = "others can read the keys", "shorter than 16 octets: who hears a packet"
+    assert [readable in old.warnings[0], len(old.warnings)] == [True, 1]
+    assert [short in new.warnings[0], readable in new.warnings[1]] == [True, True]
