@@ -21,12 +21,16 @@ from ipsec.crypto.revocation import Revocation, check_revocation
 from ipsec.daemon.fetch import _read, _Response
 from ipsec.errors import ParseError
 from ipsec.ike.config_payload import parse_reply, parse_request
+from ipsec.ike.radius.exchange import RadiusExchange
+from ipsec.ike.radius.requests import RadiusRequests
 from ipsec.ike.redirect import parse_redirect, parse_redirected_from
 from ipsec.net.http import HttpError
 from ipsec.net.http import parse_request as parse_http
 from ipsec.wire.iana import AuthMethod, ExchangeType, IdType
 from ipsec.wire.payloads import parse_cp
+from ipsec.wire.radius import parse_radius_packet
 from tests.crypto.pki import EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
+from tests.ike import radius_server as radius
 from tests.ike.hostile import join_raw, seal
 from tests.ike.test_hostile import At, sized
 
@@ -193,6 +197,20 @@ def http_answer(data: bytes) -> None:
             str(error)
 
 
+def radius_answer(data: bytes) -> None:
+    """What a RADIUS server says: as it comes, and as if it were authentic."""
+    requests = RadiusRequests([radius.SERVER], bytes)
+    requests.ask(1, b"alice", radius.IDENTITY, radius.CALLER, 0.0)
+    requests.receive(0, 0, data, 0.0)
+    assert requests.next_answer() is None
+    try:
+        packet = parse_radius_packet(data)
+    except ParseError:
+        return
+    assert data.startswith(packet.emit())
+    RadiusExchange(b"alice", radius.CALLER).take(packet, radius.SERVER, bytes(16))
+
+
 # -- where the fuzzer begins
 
 
@@ -245,4 +263,15 @@ def answer_seeds() -> list[bytes]:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 x\r\n\r\n",
+    ]
+
+
+def radius_seeds() -> list[bytes]:
+    # of another secret, since an answer must not come about here
+    asked = radius.Request(0, bytes(16), [])
+    more = [(8, bytes((10, 3, 0, 9))), (25, b"staff"), (27, bytes(4)), (33, b"proxy"), radius.microsoft(28, bytes(4))]
+    return [
+        radius.accept(asked, *more, secret=b"another"),
+        radius.challenge(asked, secret=b"another"),
+        radius.answer(radius.REJECT, asked, (18, b"no"), *radius.eap_attributes(radius.FAILURE), secret=b"another"),
     ]
