@@ -16,6 +16,7 @@ from ipsec.backend.settings import UserspaceSettings
 from ipsec.errors import BackendError
 from ipsec.esp.pmtu import inner_mtu
 from ipsec.esp.sa import Action, Direction, Policy, SaParams
+from ipsec.net import readable
 from ipsec.net.link import forwards_from
 from ipsec.net.route import Router
 from ipsec.net.routebook import Change, Entry, RouteBook
@@ -265,11 +266,11 @@ class Routes:
         self._unwatch()
         self._watch = watch
         if watch is not None:
-            asyncio.get_running_loop().add_reader(watch.fd, self._on_removed)
+            readable.watch(watch.fd, self._on_removed)
 
     def _unwatch(self) -> None:
         if self._watch is not None:
-            asyncio.get_running_loop().remove_reader(self._watch.fd)
+            readable.unwatch(self._watch.fd)
             self._watch.close()
             self._watch = None
 

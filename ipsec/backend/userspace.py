@@ -32,7 +32,7 @@ from ipsec.errors import BackendError, SaError
 from ipsec.esp.drops import DropReason
 from ipsec.esp.engine import Event, EventKind, SaStats
 from ipsec.esp.sa import Direction, IpAddress, Lifetime, Policy, SaParams
-from ipsec.net import udp
+from ipsec.net import readable, udp
 from ipsec.net.monitor import Change, LinkMonitor
 from ipsec.net.route import Router
 from ipsec.net.tun import Tun, open_tun, tun_from_fd
@@ -383,11 +383,11 @@ class UserspaceBackend:
                 self._monitor = await self._blocking(lambda: LinkMonitor(tun.index, up=True))
             except OSError as error:
                 raise BackendError(f"device {tun.name} went away during start: {error.strerror}") from error
-            asyncio.get_running_loop().add_reader(self._monitor.fd, self._on_link)
+            readable.watch(self._monitor.fd, self._on_link)
 
     def _unwatch(self) -> None:
         if self._monitor is not None:
-            asyncio.get_running_loop().remove_reader(self._monitor.fd)
+            readable.unwatch(self._monitor.fd)
             self._monitor.close()
             self._monitor = None
 

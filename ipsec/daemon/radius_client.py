@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ipsec.ike.radius.exchange import Caller, RadiusAnswer
 from ipsec.ike.radius.requests import RadiusRequests
 from ipsec.ike.radius.server import RadiusServer
-from ipsec.net import udp
+from ipsec.net import readable, udp
 from ipsec.wire.radius import PACKET_MAX
 
 log = logging.getLogger(__name__)
@@ -157,33 +157,22 @@ class RadiusClient:
             raise OSError("no address is known of that name")
         sock = _connected(addresses[0], config.auth_port)
         self._sockets[place] = sock, addresses[0]
-        self._listen(server, number)
+        readable.watch(sock.fileno(), partial(self._on_readable, server, number))
         return sock
-
-    def _listen(self, server: int, number: int) -> None:
-        ready = partial(self._on_readable, server, number)
-        asyncio.get_running_loop().add_reader(self._sockets[server, number][0], ready)
-
-    def _listen_again(self, server: int, number: int) -> None:
-        """libuv, which is below uvloop, has ceased to look at a socket on which it has seen an error."""
-        asyncio.get_running_loop().remove_reader(self._sockets[server, number][0])
-        self._listen(server, number)
 
     def _drop(self, place: tuple[int, int]) -> None:
         sock, _ = self._sockets.pop(place)
-        asyncio.get_running_loop().remove_reader(sock)
+        readable.unwatch(sock.fileno())
         sock.close()
 
     def _on_readable(self, server: int, number: int) -> None:
         now = self._now()
         sock, _ = self._sockets[server, number]
-        for taken in range(AT_ONCE):
+        for _ in range(AT_ONCE):
             try:
                 data = sock.recv(PACKET_MAX)
             except OSError as error:
                 # of the network, about what was sent; ``send`` may have heard of it first
-                if not taken or not isinstance(error, BlockingIOError):
-                    self._listen_again(server, number)
                 if isinstance(error, ConnectionRefusedError):
                     self._requests.refused(server, number, now)
                 break

@@ -8,6 +8,8 @@ import socket
 import struct
 from collections.abc import Callable
 
+from ipsec.net import readable
+
 log = logging.getLogger(__name__)
 
 # linux/rtnetlink.h: groups and messages
@@ -48,13 +50,13 @@ class HostWatch:
         except OSError:
             self._socket.close()
             raise
-        self._loop.add_reader(self._socket.fileno(), self._on_readable)
+        readable.watch(self._socket.fileno(), self._on_readable)
 
     def close(self) -> None:
         """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._socket.fileno())
+        readable.unwatch(self._socket.fileno())
         self._socket.close()
 
     def _on_readable(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import uvloop
 
 from ipsec.daemon import watch
 from ipsec.daemon.watch import HostWatch
@@ -67,6 +69,25 @@ def test_our_own_device_and_routes_are_no_news(tun: Tun) -> None:
         listener.watch.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_it_hears_on_after_messages_were_lost(tun: Tun, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        listener = Listener()
+        listener.watch._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(3):
+            before = listener.heard
+            # all before the loop reads any of it
+            for state in ("up", "down") * 20:
+                ip("link", "set", "lo", state)
+            await until(lambda before=before: listener.heard > before)
+            await quiet()
+        listener.watch.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 @pytest.mark.e2e
