@@ -19,11 +19,11 @@ from ipsec.daemon.children import Children
 from ipsec.daemon.closing import close_all
 from ipsec.daemon.collector import Collector
 from ipsec.daemon.doorstep import Doorstep
-from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.follow import Follower
 from ipsec.daemon.guards import Guard, Guards
 from ipsec.daemon.keylog import KeyLog, RecordedEngine
 from ipsec.daemon.loaded import Loaded, Refuse
+from ipsec.daemon.outside import Outside
 from ipsec.daemon.paths import Ends, Paths
 from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
 from ipsec.daemon.settings import ike_settings
@@ -48,7 +48,6 @@ from ipsec.ike.events import (
     Outgoing,
     Path,
     RemoveChild,
-    RevocationNeeded,
     TrapWanted,
 )
 from ipsec.ike.failure import Cause, Failure
@@ -93,7 +92,6 @@ class IkeControl:
         self._device = device or config.settings.device
         self._own = OwnAddresses(self._resolver, device=self._device, fwmark=fwmark)
         self._paths = Paths(backend, self._resolver, fwmark=fwmark, outside=self._backend_is_outside())
-        self._fetcher = Fetcher()
         self._collector = Collector()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
@@ -133,6 +131,8 @@ class IkeControl:
         self.children = Children(backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current)
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
         self._follower = Follower(self.engine, self._paths, self.turn)
+        servers = config.settings.radius.servers
+        self._outside = Outside(self.engine, servers, self.resolved, self._spawn, self.turn)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
         if self._keylog is None:
@@ -239,7 +239,7 @@ class IkeControl:
         """Look up all names again and again, as long as they are loaded."""
         self._names = dict.fromkeys(
             name for one in config.connections for name in names_of((*one.local_addrs, *one.remote_addrs))
-        )
+        ) | dict.fromkeys(self._outside.radius.names)
         for name in self._names:
             if name not in self._kept:
                 self._kept.add(name)
@@ -346,6 +346,7 @@ class IkeControl:
         self._follower.stop()
         if self._keylog is not None:
             self._keylog.close()
+        self._outside.close()
         self._resolver.close()
         self._collector.stop()
 
@@ -401,6 +402,7 @@ class IkeControl:
         engine = self.engine
         while (event := engine.next_event()) is not None:
             self._handle(event)
+            self._outside.handle(event)
             for observer in tuple(self.observers):
                 observer(event)
         datagrams = engine.datagrams_to_send()
@@ -476,8 +478,6 @@ class IkeControl:
             case AddressesReleased():
                 for address in event.addresses:
                     self._spawn(self._backend.del_address(ip_interface(address)))
-            case RevocationNeeded():
-                self._spawn(self._fetch(event))
             case Initiate():
                 self._initiate(event)
             case TrapWanted():
@@ -493,11 +493,6 @@ class IkeControl:
             await self._backend.add_address(ip_interface(address))
         except BackendError as error:
             log.error("cannot take the virtual address %s: %s", address, error)
-
-    async def _fetch(self, event: RevocationNeeded) -> None:
-        crls, responses = await self._fetcher.fetch(event.sources, self.engine.host.wall())
-        self.engine.status_known(event.ticket, self._loop.time(), crls, responses)
-        self.turn()
 
     def _initiate(self, event: Initiate) -> None:
         connection = self.engine.table.by_name.get(event.connection)

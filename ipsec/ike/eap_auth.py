@@ -40,7 +40,7 @@ from ipsec.ike.auth import (
 )
 from ipsec.ike.config import AuthClass, Connection
 from ipsec.ike.credentials import identity_of_octets
-from ipsec.ike.eap.method import EapError, EapRefusedError
+from ipsec.ike.eap.method import EapError, EapRefusedError, PeerMethod
 from ipsec.ike.eap.methods import make_peer, make_server, offered, taken
 from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.relay import EapRelay
@@ -123,11 +123,19 @@ class EapRoundRequest(Request):
 
 
 def _begin_as_peer(sa: IkeSa, identity: Identity, body: bytes) -> None:
-    local = this_round(sa).local
-    user = local.eap_id or identity
-    peer = EapPeer(user.data, taken(local), lambda kind: make_peer(sa, local, kind, user))
+    connection = this_round(sa)
+    user = connection.local.eap_id or identity
+
+
+    def make(kind: int) -> PeerMethod:
+        method = make_peer(sa, connection, kind, user)
+        if _is_alone(sa) and not method.mutual:
+            # RFC 5998 section 4: nothing else says who hears what we show
+            raise EapError(f"remote.auth = eap, and {eap_name(kind)} does not show safely who the responder is")
+        return method
+
     assert sa.auth is not None
-    sa.auth.eap = EapPeerProgress(peer, user, body)
+    sa.auth.eap = EapPeerProgress(EapPeer(user.data, taken(sa, connection.local, user), make), user, body)
 
 
 class EapRequest(Request):
@@ -188,11 +196,6 @@ def _go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     assert packet is not None
     try:
         response = eap.peer.receive(packet.data)
-        method = eap.peer.method
-        # RFC 5998 section 4: then nothing else says who the responder is
-        if response is None and _is_alone(sa) and (method is None or not method.mutual):
-            kind = eap_name(method.type) if method is not None else "no method"
-            raise AuthenticationError(f"remote.auth = eap, and {kind} does not show safely who the responder is")
     except StatusUnknownError as unknown:
         sa.core.put_off(sa, unknown, lambda later: _go_on(sa, payloads, later))
         return
@@ -324,8 +327,8 @@ def _make_server(sa: IkeSa, eap: EapServerProgress) -> EapServer | EapRelay:
     return EapServer(
         asks,
         lambda user: _identified(sa, eap, user),
-        lambda: offered(this_round(sa).remote),
-        lambda kind: make_server(sa, kind, eap.user, known=not eap.refusal),
+        lambda: offered(sa, this_round(sa)),
+        lambda kind: make_server(sa, this_round(sa), kind, eap.user, eap.refusal),
         identifier,
     )
 

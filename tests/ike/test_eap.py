@@ -11,8 +11,9 @@ import pytest
 
 from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.mschap import nt_password_hash
+from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
-from ipsec.ike.credentials import EapSecret
+from ipsec.ike.credentials import Authority, Credentials, EapSecret, PrivateKey, SharedSecret
 from ipsec.ike.eap.method import EapError, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Server
 from ipsec.ike.eap.peer import EapPeer
@@ -22,6 +23,8 @@ from ipsec.ike.events import ChildUp, EapAnswerNeeded, Failed, IkeUp
 from ipsec.ike.failure import Cause
 from ipsec.wire.eap import EapPacket
 from ipsec.wire.iana import EapCode, EapType
+from tests.crypto.pki import EC384_KEY, EC_KEY, Ca
+from tests.ike.hostile import MOON, ROOT, SUN
 from tests.pair import Pair
 from tests.sim.host import SimHost
 from tests.sim.link import Link
@@ -244,6 +247,64 @@ def test_losses(seed: int) -> None:
     pair.world.settle()
     assert pair.a.events(ChildUp)
     pair.finish()
+
+
+# -- with certificates, and with nothing else (RFC 5998)
+
+
+STRANGER = Ca("Stranger")
+
+
+def tls(who: str, own: Certificate, key: Any, root: Ca = ROOT) -> Credentials:
+    secrets = [SharedSecret(b"a secret that nobody guesses", (parse_pattern("moon"), parse_pattern("sun")))]
+    return Credentials(secrets=secrets, private_keys=[PrivateKey(key)], certificates=[own],
+                       authorities=[Authority(root.certificate)], eap_secrets=SECRETS)  # fmt: skip
+
+
+def with_tls(*, alone: bool, moons: Ca = ROOT, suns: Ca = ROOT, kind: int = EapType.TLS) -> Pair:
+    """moon's certificate is for its IDi; ``alone``: EAP is all that sun shows as well."""
+    there = {"remote": RemoteAuth(AuthClass.EAP, parse_pattern("sun"), eap_type=kind)} if alone else {}
+    here = {"local": LocalAuth(AuthClass.EAP, parse_identity("sun"), eap_type=kind)} if alone else {}
+    pair = make(client(eap_type=kind), server(eap_type=kind), a=there, b=here)
+    for host, credentials in ((pair.a, tls("moon", MOON, EC_KEY, moons)), (pair.b, tls("sun", SUN, EC384_KEY, suns))):
+        host.engine.load(host.connections.values(), credentials, host.pools)
+    return pair
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_certificates(alone: bool) -> None:
+    with_tls(alone=alone).up().finish()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_certificates_of_strangers(alone: bool) -> None:
+    here, there = refused(with_tls(alone=alone, moons=STRANGER), Cause.PEER_AUTH, Cause.PEER_AUTH)
+    assert "no trusted" in here or "trust" in here
+    here, there = refused(with_tls(alone=alone, suns=STRANGER), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert "trust" in there
+
+
+def test_alone_is_for_methods_that_show_safely_who_both_are() -> None:
+    """RFC 5998 section 4: whoever answers could try all passwords, or hear one."""
+    pair = with_tls(alone=True, kind=EapType.MSCHAPV2)
+    own = replace(pair.a.connections["c"], local=client(eap_id=parse_identity("carol")))
+    pair.a.engine.load([own], tls("moon", MOON, EC_KEY), ())
+    pair.a.connections["c"] = own
+    other = pair.b.connections["c"]
+    pair.b.engine.load([replace(other, remote=server(eap_id=ANY))], tls("sun", SUN, EC384_KEY), ())
+    here, _ = refused(pair, Cause.PEER_AUTH, Cause.NOT_IN_TIME)
+    assert "does not show safely who the responder is" in here
+    # nothing of what we know went out: who we are, twice, and no more
+    assert pair.b.engine.counters.total("ike-auth-in-req") == 2
+
+
+def test_alone_needs_both_ends() -> None:
+    pair = with_tls(alone=True)
+    own = replace(pair.a.connections["c"], remote=RemoteAuth(AuthClass.PUBKEY, parse_pattern("sun")))
+    pair.a.connections["c"] = own
+    pair.a.engine.load([own], tls("moon", MOON, EC_KEY), ())
+    _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert "does not do without our AUTH (RFC 5998)" in there
 
 
 # -- several rounds (RFC 4739)

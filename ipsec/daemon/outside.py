@@ -1,0 +1,71 @@
+"""What the engine waits for that others have to say: the status of certificates, by HTTP, and RADIUS servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+
+from ipsec.daemon.fetch import Fetcher
+from ipsec.daemon.radius_client import RadiusClient
+from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.engine import IkeEngine
+from ipsec.ike.events import EapAnswerNeeded, Event, IkeDown, IpAddress, RevocationNeeded
+from ipsec.ike.radius.exchange import Caller
+from ipsec.ike.radius.server import RadiusServer
+
+Spawn = Callable[[Coroutine[object, object, object]], None]
+
+NO_SERVER = EapAnswer(None, False, reason="remote.auth = eap-radius, and ipsecd.radius.servers has no server")
+
+
+class Outside:
+    """Asks, and gives the engine the answers."""
+
+    def __init__(
+        self,
+        engine: IkeEngine,
+        servers: Sequence[RadiusServer],
+        resolved: Callable[[str], Sequence[IpAddress]],
+        spawn: Spawn,
+        turn: Callable[[], None],
+    ) -> None:
+        """``spawn`` runs what takes time, ``turn`` is to be called after the engine was."""
+        self._engine = engine
+        self._fetcher = Fetcher()
+        self.radius = RadiusClient(servers, resolved)
+        self._has_servers = bool(servers)
+        self._spawn = spawn
+        self._turn = turn
+        self._loop = asyncio.get_running_loop()
+
+    def handle(self, event: Event) -> None:
+        """Ask, if the event is about that."""
+        match event:
+            case RevocationNeeded():
+                self._spawn(self._fetch(event))
+            case EapAnswerNeeded():
+                self._ask(event)
+            case IkeDown():
+                self.radius.forget(event.sa.uid)
+
+    def close(self) -> None:
+        """No more answers."""
+        self.radius.close()
+
+    async def _fetch(self, event: RevocationNeeded) -> None:
+        crls, responses = await self._fetcher.fetch(event.sources, self._engine.host.wall())
+        self._engine.status_known(event.ticket, self._loop.time(), crls, responses)
+        self._turn()
+
+    def _ask(self, event: EapAnswerNeeded) -> None:
+        uid, path = event.sa.uid, event.sa.path
+
+        def done(answer: EapAnswer) -> None:
+            self._engine.eap_answered(uid, answer, self._loop.time())
+            self._turn()
+
+        if not self._has_servers:
+            self._loop.call_soon(done, NO_SERVER)
+            return
+        caller = Caller(path.remote, path.remote_port, path.local, path.local_port, event.sa.name)
+        self.radius.ask(uid, event.identity, event.packet, caller, done)
