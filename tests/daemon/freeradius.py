@@ -78,8 +78,8 @@ _USER = """
 
 
 @contextmanager
-def freeradius(directory: Path, method: str) -> Iterator[RadiusServer]:
-    """A running server that begins with an EAP method; it knows USERS."""
+def freeradius(directory: Path, method: str, namespace: str = "") -> Iterator[RadiusServer]:
+    """A running server that begins with an EAP method; it knows USERS. In that network namespace, or in ours."""
     assert PROGRAM is not None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
@@ -91,7 +91,9 @@ def freeradius(directory: Path, method: str) -> Iterator[RadiusServer]:
     (directory / "dictionary").write_text("$INCLUDE /usr/share/freeradius/dictionary\n")
     output = directory / "output"
     with output.open("wb") as log:
-        process = subprocess.Popen([PROGRAM, "-X", "-d", str(directory), "-n", "radiusd"], stdout=log, stderr=log)
+        command = [PROGRAM, "-X", "-d", str(directory), "-n", "radiusd"]
+        inside = ["ip", "netns", "exec", namespace] if namespace else []
+        process = subprocess.Popen([*inside, *command], stdout=log, stderr=log)
     try:
         end = time.monotonic() + START_S
         while b"Ready to process requests" not in output.read_bytes():
