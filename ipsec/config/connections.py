@@ -13,7 +13,7 @@ from typing import Any
 
 from ipsec.config.children import IF_ID, check_weak, read_child, read_proposals
 from ipsec.config.directories import AUTHORITIES, CERTIFICATES, CredentialFiles, confirms
-from ipsec.config.eap import check_eap, is_eap, parse_eap, parse_eap_id
+from ipsec.config.eap import check_eap, parse_eap, parse_eap_id
 from ipsec.config.grammar import Section
 from ipsec.config.refused import IKEV1, MEDIATION, TOKEN, XAUTH, Parser, numbered, read_supported, refused
 from ipsec.config.secrets import parse_ppk_id
@@ -48,6 +48,7 @@ from ipsec.ike.config import (
     SendCert,
     Unique,
 )
+from ipsec.ike.eap.names import is_eap
 from ipsec.wire.iana import Protocol
 
 DEFAULT_REKEY_TIME = 4 * 3600

@@ -29,11 +29,6 @@ _CERTIFICATE_KEYS = ("cert", "cacert", "ca_id", "pubkeys", "revocation")
 "what these begin is for certificates"
 
 
-def is_eap(text: str) -> bool:
-    """Whether ``auth`` means EAP, be it spelled rightly or not: charon takes what it does not know for plain EAP."""
-    return text.lower().startswith("eap")
-
-
 def parse_eap(text: str, *, remote: bool) -> dict[str, Any]:
     """The fields of ``LocalAuth`` or ``RemoteAuth`` that ``auth`` says, without those that are as by default."""
     word, _, constraints = text.lower().partition(":")

@@ -20,12 +20,12 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
 from ipsec.config import DEFAULT_FILE
-from ipsec.config.eap import is_eap
 from ipsec.config.grammar import Section, Value, parse_file
 from ipsec.config.settings import DaemonSettings
 from ipsec.config.sources import note, why_unread
 from ipsec.config.values import read_regular, suggestion
 from ipsec.errors import ConfigError
+from ipsec.ike.eap.names import is_eap
 
 PREFIX = "IPSEC_"
 #: where keys come from that no variable set

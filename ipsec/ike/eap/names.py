@@ -17,6 +17,11 @@ EAP_METHODS: Mapping[str, EapType] = {
 PASSWORD_METHODS = frozenset({EapType.MD5, EapType.MSCHAPV2, EapType.GTC})
 
 
+def is_eap(auth: str) -> bool:
+    """Whether ``auth`` means EAP, be it spelled rightly or not: charon takes what it does not know for plain EAP."""
+    return auth.lower().startswith("eap")
+
+
 def vici_name(kind: int) -> str:
     """``EAP_MSCHAPV2``: what list-conns says of an EapType."""
     return f"EAP_{name_of(EapType, kind)}"
