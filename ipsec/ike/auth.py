@@ -1,7 +1,7 @@
 """IKE_AUTH (RFC 7296 sections 1.2, 2.15): both ends prove who they are, and the first CHILD_SA comes with it.
 
 The peer learns nothing but AUTHENTICATION_FAILED, whether its identity is unknown or its proof is wrong (section
-2.21.2); our log says which. A CHILD_SA that fails leaves the IKE_SA up.
+2.21.2); our log says which. What an initiator gets then is in ``admit``; EAP is in ``eap_auth``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ipsec.crypto.chain import CertificateError, UnwantedError
 from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
 from ipsec.ike import config_payload, ppk
-from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, answer, install, new_child, offer, shown, take_answer
+from ipsec.ike.admit import admit
+from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, install, new_child, offer, shown, take_answer
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
 from ipsec.ike.create_child import CreateChild, log_up
@@ -26,11 +27,10 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp, Path
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
 from ipsec.ike.find import find, find_config, find_notify, find_typed
-from ipsec.ike.giveway import GIVE_WAY_S, doubt, doubt_silent, knocks_of
+from ipsec.ike.giveway import doubt
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
-from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
-from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
+from ipsec.ike.mobike import mobike_payloads, take_support
 from ipsec.ike.proof import (
     OtherMethodError,
     auth_octets,
@@ -49,7 +49,6 @@ from ipsec.wire.payloads import (
     IdPayload,
     NotifyPayload,
     Payload,
-    SaPayload,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +78,8 @@ class AuthRequest(Request):
     """IKE_AUTH, as initiator."""
 
     exchange = ExchangeType.IKE_AUTH
+    with_ppk = True
+    "whether the PPK, if there is one, is in both AUTHs (RFC 8784 section 3)"
     __slots__ = ()
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
@@ -142,14 +143,14 @@ class AuthRequest(Request):
         peer_id = _identity(identity)
         assert sa.auth is not None
         sa.auth.idr = identity.body()
-        ppk_keys = sa.auth.ppk_keys if ppk.accepted(payloads) else None
+        ppk_keys = agreed_ppk(sa, payloads) if self.with_ppk else None
         octets = auth_octets(sa, identity.body(), of_initiator=False, keys=ppk_keys)
         certificates = [p for p in payloads if isinstance(p, CertPayload)]
 
         def verify(now: float) -> None:
             try:
-                if ppk_keys is None and sa.connection.ppk_required:
-                    raise AuthenticationError("ppk_required = yes, and the peer has not taken our PPK (RFC 8784)")
+                if self.with_ppk:
+                    need_ppk(sa, ppk_keys)
                 if not sa.connection.remote.id.matches(peer_id):
                     raise AuthenticationError(f"the peer is {peer_id}, we want {sa.connection.remote.id}")
                 assert sa.our_id is not None
@@ -159,7 +160,6 @@ class AuthRequest(Request):
                 disbelieve(sa, peer_id, error, certificates, now)
                 return
             sa.peer_id = peer_id
-            _settle_ppk(sa, ppk_keys)
             self._believed(sa, payloads, now)
 
         _verify_or_wait(sa, verify, now)
@@ -170,6 +170,7 @@ class AuthRequest(Request):
 
     def _believed(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder is who it is to be."""
+        settle_ppk(sa, agreed_ppk(sa, payloads))
         go_on(sa, payloads, now)
 
 
@@ -286,14 +287,33 @@ def _name_ppk(sa: IkeSa, identity: Identity, body: bytes) -> list[Payload]:
     """N(PPK_IDENTITY), and N(NO_PPK_AUTH) if we may go without (RFC 8784 section 3)."""
     connection, auth = sa.connection, sa.auth
     assert auth is not None
-    found: list[Payload] = [ppk.identity(connection)]
+    without = None
     if not connection.ppk_required:
-        without = make_proof(sa, connection, identity, auth_octets(sa, body, of_initiator=True), auth.certreqs)
-        found.append(NotifyPayload(NotifyType.NO_PPK_AUTH, without.payload.data))
+        without = make_proof(sa, connection, identity, auth_octets(sa, body, of_initiator=True), auth.certreqs).payload
+    return name_ppk(connection, without)
+
+
+def name_ppk(connection: Connection, without: AuthPayload | None) -> list[Payload]:
+    """N(PPK_IDENTITY), and AUTH for who has no such PPK."""
+    found: list[Payload] = [ppk.identity(connection)]
+    if without is not None:
+        found.append(NotifyPayload(NotifyType.NO_PPK_AUTH, without.data))
     return found
 
 
-def _settle_ppk(sa: IkeSa, keys: IkeKeys | None) -> None:
+def agreed_ppk(sa: IkeSa, payloads: list[Payload]) -> IkeKeys | None:
+    """The keys with our PPK in them, if the responder has taken it."""
+    assert sa.auth is not None
+    return sa.auth.ppk_keys if ppk.accepted(payloads) else None
+
+
+def need_ppk(sa: IkeSa, keys: IkeKeys | None) -> None:
+    """AuthenticationError if there must be a PPK and is none."""
+    if keys is None and sa.connection.ppk_required:
+        raise AuthenticationError("ppk_required = yes, and the peer has not taken our PPK (RFC 8784)")
+
+
+def settle_ppk(sa: IkeSa, keys: IkeKeys | None) -> None:
     """The responder is authenticated: with a PPK or without."""
     assert sa.auth is not None
     if keys is not None:
@@ -472,7 +492,7 @@ def _authenticate(
             check_rounds(connection, 0, another=another)
             quantum = ppk.answer(sa, connection, proof, postquantum)
             octets = auth_octets(sa, body, of_initiator=True, keys=quantum.keys)
-            with _saying(quantum.refusal):
+            with refusing(quantum.refusal):
                 verify_proof(sa, connection, asked, peer_id, quantum.proof, certificates, octets)
         except AuthenticationError as error:
             if len(reasons) < TRIED_MAX:
@@ -503,7 +523,7 @@ def _authenticate(
 
 
 @contextmanager
-def _saying(refusal: str) -> Iterator[None]:
+def refusing(refusal: str) -> Iterator[None]:
     """The peer is refused for this reason, if there is one, once its AUTH has been looked at as any other."""
     try:
         yield
@@ -553,12 +573,6 @@ def our_proof(sa: IkeSa) -> list[Payload]:
     return [mine, *own.certificates, own.payload]
 
 
-def check_wishes(sa: IkeSa, payloads: list[Payload]) -> None:
-    """PeerError if the connection does not allow what the peer asks for besides."""
-    refuse_nat(sa, payloads)
-    _check_childless(sa.connection, find(payloads, SaPayload) is not None)
-
-
 def check_rounds(connection: Connection, done: int, *, another: bool) -> None:
     """OtherMethodError if the initiator, whose AUTH in round ``done`` (0 is the first) is here, is to prove itself more
     often than it does, or does so more often than anybody asks."""
@@ -576,118 +590,4 @@ def accept(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -
     if auth.round < len(sa.connection.remote_rounds):
         auth.round += 1
         return own
-    return answer_authenticated(sa, own, auth.heard, now)
-
-
-def answer_authenticated(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -> list[Payload]:
-    """The initiator is authenticated: the last response, with our proof, and what becomes of all that was asked."""
-    core = sa.core
-    assert sa.peer_id is not None
-    check_wishes(sa, payloads)
-    wants_child = find(payloads, SaPayload) is not None
-    contact = find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
-    _check_unique(sa, contact, now)
-    nonces = sa.init
-    assert nonces is not None
-    reply = list(own)
-    if sa.ppk:
-        # RFC 8784 section 3: empty, the initiator knows which
-        reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
-    no_address: PeerError | None = None
-    try:
-        reply += _assign(sa, payloads)
-    except PeerError as error:
-        no_address = error
-    core.established(sa, now)
-    doubt_silent(sa, now)
-    take_support(sa, payloads)
-    core.note_token(sa, payloads)
-    try:
-        if no_address is not None:
-            raise no_address
-        if wants_child:
-            reply += _first_child(sa, nonces, payloads, now)
-            if knocks_of(sa):
-                core.timers.set((Timer.GIVE_WAY, sa.uid), now + GIVE_WAY_S)
-    except PeerError as error:
-        if error.fatal:
-            raise
-        # section 1.3: the IKE_SA stays up without it
-        log.warning("%s: no first CHILD_SA: %s", sa, error)
-        if error.failure is not None:
-            core.note(error.failure, sa)
-        reply.append(error.payload())
-    reply += mobike_payloads(sa, payloads)
-    reply += core.token_payloads(sa)
-    return reply
-
-
-def _check_childless(connection: Connection, wants_child: bool) -> None:
-    """RFC 6023 has no error for that; this is charon's, and both ends drop the IKE_SA with it."""
-    if wants_child and connection.childless is Childless.FORCE:
-        why = "childless = force, and the peer asks for a CHILD_SA (RFC 6023)"
-    elif not wants_child and connection.childless is Childless.NEVER:
-        why = "childless = never, and the peer asks for no CHILD_SA"
-    else:
-        return
-    raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.REFUSED)
-
-
-def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
-    """What becomes of other IKE_SAs of the same, authenticated, identities (RFC 7296 section 2.4)."""
-    core, policy = sa.core, sa.connection.unique
-    others = [o for o in core.of_peer(sa.our_id, sa.whose) if o is not sa and o.established]
-    if policy is Unique.NEVER or not others:
-        return
-    if contact:
-        # those that came up after this one began are no leftovers: both ends may have begun at once
-        for other in [other for other in others if other.established_at < sa.created_at]:
-            log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.whose, other)
-            other.destroy("INITIAL_CONTACT", now)
-        return
-    # section 2.8.3: from the same place it is re-authentication, by the looks of it, and the peer closes the old one
-    # when it has all CHILD_SAs again
-    place = sa.path.remote, sa.path.remote_port
-    same = [other for other in others if (other.path.remote, other.path.remote_port) == place]
-    if policy is Unique.KEEP and len(same) < len(others):
-        why = f"{sa.whose} is connected already and unique = keep"
-        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.UNIQUE)
-    if policy is Unique.REPLACE:
-        for other in others:
-            log.info("%s: replaces %s", sa, other)
-            if other not in same:
-                core.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
-            elif (Timer.REPLACED, other.uid) not in core.timers:
-                disarm(core, other)
-                core.timers.set((Timer.REPLACED, other.uid), now + REAUTHENTICATING_S)
-
-
-def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: float) -> list[Payload]:
-    child, out, _, _ = answer(sa, payloads, first=True)
-    install(sa, child, nonces.nonce_i, nonces.nonce_r, b"", now, initiator=False)
-    log_up(sa, child)
-    sa.core.emit(ChildUp(child))
-    return out
-
-
-def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
-    """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
-    request = find_config(payloads, CfgType.REQUEST)
-    if request is None:
-        if sa.connection.pools and find(payloads, SaPayload) is not None:
-            why = "the connection has pools, and the peer asks for no virtual address"
-            raise PeerError(NotifyType.FAILED_CP_REQUIRED, why)
-        return []
-    assert sa.whose is not None
-    wanted = config_payload.parse_request(request)
-    pools = [sa.core.pools[name] for name in sa.connection.pools if name in sa.core.pools]
-    found = config_payload.assign(pools, sa.whose, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port))
-    if wanted.addresses and not found:
-        why = "no virtual address is free" if pools else "the connection has no pools"
-        raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, why)
-    if not pools:
-        return []
-    sa.leases = found
-    if found:
-        log.info("%s: %s gets %s", sa, sa.whose, ", ".join(str(address) for _, address in found))
-    return [config_payload.build_reply(request, found)]
+    return admit(sa, own, auth.heard, now)

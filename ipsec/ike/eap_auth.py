@@ -19,22 +19,28 @@ from functools import partial
 
 from ipsec.crypto.auth import AuthenticationError, psk_auth
 from ipsec.crypto.identity import Identity
+from ipsec.ike import ppk
+from ipsec.ike.admit import check_wishes
 from ipsec.ike.auth import (
     AuthRequest,
     RoundRequest,
     accept,
+    agreed_ppk,
     another_follows,
     answer_or_wait,
     begin,
     check_rounds,
-    check_wishes,
     disbelieve,
     go_on,
     handle_auth,
     handle_round,
     heed_errors,
+    name_ppk,
+    need_ppk,
     our_identity,
     our_proof,
+    refusing,
+    settle_ppk,
     this_round,
     whom,
 )
@@ -49,6 +55,7 @@ from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import Path
 from ipsec.ike.failure import Cause, Failure, Terms, bounded
 from ipsec.ike.find import find, find_notify
+from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.proof import auth_octets, local_identity
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
@@ -88,9 +95,13 @@ def round_request(sa: IkeSa) -> Request:
 class EapAuthRequest(AuthRequest):
     """The first request: without AUTH, so that the responder begins with EAP."""
 
+    # we have named none yet
+    with_ppk = False
     __slots__ = ()
 
     def _prove(self, sa: IkeSa, identity: Identity, body: bytes) -> tuple[list[CertPayload], list[Payload]]:
+        assert sa.auth is not None
+        sa.auth.ppk_keys = ppk.chosen(sa)
         _begin_as_peer(sa, identity, body)
         # RFC 5998 section 3
         return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if _is_alone(sa) else []
@@ -163,9 +174,14 @@ class EapProof(Request):
     __slots__ = ()
 
     def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
-        """AUTH."""
-        eap = _progress_of_peer(sa)
-        return [_our_auth(sa, eap.peer.msk, eap.idi), *another_follows(sa)]
+        """AUTH, and what PPK is in it."""
+        eap, msk = _progress_of_peer(sa), _progress_of_peer(sa).peer.msk
+        keys = sa.auth.ppk_keys if sa.auth is not None and not sa.auth.round else None
+        named: list[Payload] = []
+        if keys is not None:
+            without = None if sa.connection.ppk_required else _our_auth(sa, msk, eap.idi)
+            named = name_ppk(sa.connection, without)
+        return [_our_auth(sa, msk, eap.idi, keys), *named, *another_follows(sa)]
 
     def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         """The responder has seen the same."""
@@ -175,10 +191,18 @@ class EapProof(Request):
         assert proof is not None
         assert sa.auth is not None
         assert sa.peer_id is not None
-        if not _holds(sa, proof, eap.peer.msk, sa.auth.idr):
-            why = AuthenticationError("its AUTH after EAP is not made with the key of the EAP method")
-            disbelieve(sa, sa.peer_id, why, [], now)
+        first = not sa.auth.round
+        keys = agreed_ppk(sa, payloads) if first else None
+        try:
+            if not _holds(sa, proof, eap.peer.msk, sa.auth.idr, keys):
+                raise AuthenticationError("its AUTH after EAP is not made with the key of the EAP method")
+            if first:
+                need_ppk(sa, keys)
+        except AuthenticationError as error:
+            disbelieve(sa, sa.peer_id, error, [], now)
             return
+        if first:
+            settle_ppk(sa, keys)
         sa.auth.eap = None
         go_on(sa, payloads, now)
 
@@ -314,8 +338,6 @@ def _why_not(connection: Connection, alone: bool) -> str:
         return f"{connection.name}: remote.auth is not eap"
     if connection.local.method is AuthClass.EAP and not alone:
         return f"{connection.name}: local.auth = eap, and the peer does not do without our AUTH (RFC 5998)"
-    if connection.ppk_required:
-        return f"{connection.name}: ppk_required = yes, which is not done with EAP"
     return ""
 
 
@@ -400,36 +422,40 @@ def _conclude(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: f
     if proof is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "AUTH is missing", fatal=True, cause=Cause.MALFORMED)
     another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    postquantum = ppk.received(proof, payloads)
+    quantum = ppk.Answer(proof) if auth.round else ppk.answer(sa, sa.connection, proof, postquantum)
     try:
-        if not _holds(sa, proof, eap.server.msk, eap.idi):
-            raise AuthenticationError("AUTH after EAP is not made with the key of the EAP method")
+        with refusing(quantum.refusal):
+            if not _holds(sa, quantum.proof, eap.server.msk, eap.idi, quantum.keys):
+                raise AuthenticationError("AUTH after EAP is not made with the key of the EAP method")
         check_rounds(sa.connection, auth.round, another=another)
     except AuthenticationError as error:
         raise _refused(eap.user, f"{eap.user}: {error}", Cause.PEER_AUTH) from None
     if not auth.round:
         sa.peer_id = auth.claimed
+        ppk.log_outcome(sa, postquantum, quantum.keys)
+        if quantum.keys is not None:
+            ppk.use(sa, quantum.keys)
     return accept(sa, [_our_auth(sa, eap.server.msk, auth.idr)], payloads, now)
 
 
 # -- both
 
 
-def _our_auth(sa: IkeSa, msk: bytes | None, body: bytes) -> AuthPayload:
-    assert sa.prf is not None
-    octets = auth_octets(sa, body, of_initiator=sa.initiator)
-    return AuthPayload(AuthMethod.SHARED_KEY, psk_auth(sa.prf, _key(sa, msk, of_initiator=sa.initiator), octets))
+def _our_auth(sa: IkeSa, msk: bytes | None, body: bytes, keys: IkeKeys | None = None) -> AuthPayload:
+    return AuthPayload(AuthMethod.SHARED_KEY, _auth(sa, msk, body, keys, of_initiator=sa.initiator))
 
 
-def _holds(sa: IkeSa, proof: AuthPayload, msk: bytes | None, body: bytes) -> bool:
-    assert sa.prf is not None
-    octets = auth_octets(sa, body, of_initiator=not sa.initiator)
-    right = psk_auth(sa.prf, _key(sa, msk, of_initiator=not sa.initiator), octets)
+def _holds(sa: IkeSa, proof: AuthPayload, msk: bytes | None, body: bytes, keys: IkeKeys | None = None) -> bool:
+    right = _auth(sa, msk, body, keys, of_initiator=not sa.initiator)
     return proof.method == AuthMethod.SHARED_KEY and hmac.compare_digest(right, proof.data)
 
 
-def _key(sa: IkeSa, msk: bytes | None, *, of_initiator: bool) -> bytes:
-    """RFC 7296 section 2.16: without a key of the method, SK_pi and SK_pr."""
-    if msk is not None:
-        return msk
-    assert sa.keys is not None
-    return sa.keys.sk_pi if of_initiator else sa.keys.sk_pr
+def _auth(sa: IkeSa, msk: bytes | None, body: bytes, keys: IkeKeys | None, *, of_initiator: bool) -> bytes:
+    """AUTH of one side, by the IKE_SA's keys or by these."""
+    keys = keys or sa.keys
+    assert sa.prf is not None
+    assert keys is not None
+    # RFC 7296 section 2.16: without a key of the method, SK_pi and SK_pr
+    secret = msk if msk is not None else keys.sk_pi if of_initiator else keys.sk_pr
+    return psk_auth(sa.prf, secret, auth_octets(sa, body, of_initiator=of_initiator, keys=keys))

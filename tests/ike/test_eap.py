@@ -13,7 +13,7 @@ from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.mschap import nt_password_hash
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
-from ipsec.ike.credentials import Authority, Credentials, EapSecret, PrivateKey, SharedSecret
+from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, PrivateKey, SharedSecret
 from ipsec.ike.eap.method import EapError, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Server
 from ipsec.ike.eap.peer import EapPeer
@@ -305,6 +305,55 @@ def test_alone_needs_both_ends() -> None:
     pair.a.engine.load([own], tls("moon", MOON, EC_KEY), ())
     _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
     assert "does not do without our AUTH (RFC 5998)" in there
+
+
+# -- postquantum preshared keys (RFC 8784)
+
+
+PPK_ID = parse_pattern("shared.example.org")
+PPK = (Ppk(b"\xa5" * 32, (PPK_ID,)),)
+OTHER_PPK = (Ppk(b"\x5a" * 32, (PPK_ID,)),)
+
+
+def quantum(kind: int, mine: Sequence[Ppk], theirs: Sequence[Ppk], *, must: str = "") -> Pair:
+    """``must``: at these ends, a for moon and b for sun, nothing goes without."""
+    local, remote = client(eap_type=kind, eap_id=parse_identity("carol")), server(eap_type=kind, eap_id=ANY)
+    pair = make(local, remote, a={"ppk_id": PPK_ID, "ppk_required": "a" in must}, b={"ppk_required": "b" in must})
+    for host, ppks in ((pair.a, mine), (pair.b, theirs)):
+        host.load(*host.connections.values(), ppks=ppks, eap=SECRETS)
+    return pair
+
+
+@pytest.mark.parametrize("must", ["", "ab"])
+@pytest.mark.parametrize("kind", [EapType.MSCHAPV2, EapType.MD5])
+def test_quantum(kind: int, must: str) -> None:
+    pair = quantum(kind, PPK, PPK, must=must).up()
+    assert pair.a.ike.ppk
+    assert pair.b.ike.ppk
+    pair.finish()
+
+
+@pytest.mark.parametrize("kind", [EapType.MSCHAPV2, EapType.MD5])
+def test_going_without(kind: int) -> None:
+    unknown = (Ppk(b"\x5a" * 32, (parse_pattern("another"),)),)
+    for theirs in ((), unknown):
+        pair = quantum(kind, PPK, theirs).up()
+        assert not pair.a.ike.ppk
+        assert not pair.b.ike.ppk
+        pair.finish()
+
+
+@pytest.mark.parametrize("kind", [EapType.MSCHAPV2, EapType.MD5])
+def test_not_going_without(kind: int) -> None:
+    unknown = (Ppk(b"\x5a" * 32, (parse_pattern("another"),)),)
+    refused(quantum(kind, PPK, OTHER_PPK), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    refused(quantum(kind, PPK, OTHER_PPK, must="ab"), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    refused(quantum(kind, PPK, unknown, must="a"), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    refused(quantum(kind, PPK, unknown, must="b"), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    here, _ = refused(quantum(kind, PPK, (), must="a"), Cause.REFUSED, Cause.NOT_IN_TIME)
+    assert "no postquantum preshared keys" in here
+    here, _ = refused(quantum(kind, (), PPK, must="a"), Cause.LOCAL_AUTH, Cause.NOT_IN_TIME)
+    assert "ppk_required" in here
 
 
 # -- several rounds (RFC 4739)

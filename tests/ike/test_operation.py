@@ -610,7 +610,7 @@ def test_a_peer_that_cannot_agree_at_once_is_asked_again(seed: int, monkeypatch:
 def crossing(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Pair:
     """moon's IKE_AUTH with INITIAL_CONTACT is under way while sun's IKE_SA comes up."""
     # charon takes it for the end of whatever it has by then, and has no token that would show that
-    monkeypatch.setattr("ipsec.ike.auth._check_unique", _as_charon)
+    monkeypatch.setattr("ipsec.ike.admit._check_unique", _as_charon)
     pair = Pair(settings=IkeSettings(qcd=False), **more)
     pair.world.hold()
     pair.a.initiate()
