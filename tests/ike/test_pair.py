@@ -207,7 +207,7 @@ def test_childless_at_both_ends(ours: Childless, theirs: Childless, wants_child:
 def test_what_ends_an_ike_sa_beside_idr_and_auth(error: NotifyType, monkeypatch: pytest.MonkeyPatch) -> None:
     """charon answers so, and has no IKE_SA then (RFC 7296 section 2.21.2)."""
     more = [NotifyPayload(error)]
-    monkeypatch.setattr("ipsec.ike.auth.mobike_payloads", lambda sa, request=None: more if request is not None else [])
+    monkeypatch.setattr("ipsec.ike.admit.mobike_payloads", lambda sa, request=None: more if request is not None else [])
     pair = Pair()
     pair.a.initiate()
     pair.world.run(5.0)
