@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import ANY_IDENTITY, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.config import Action, Childless, IkeSettings, Unique
+from ipsec.ike.config import Action, AuthClass, Childless, IkeSettings, LocalAuth, RemoteAuth, Unique
+from ipsec.ike.credentials import EapSecret
 from ipsec.wire.iana import Protocol
 from tests.pair import ESP, ESP_PFS, Pair
 from tests.sim.host import SimHost
@@ -45,11 +47,33 @@ def proposals(further: Sequence[str], protocol: Protocol, name: str) -> dict[str
     return {name: parse_proposals([f"{first}-{words}"], protocol)}
 
 
+USERS = (EapSecret(b"of moon alone", (parse_pattern("carol"),)),)
+MINE = {
+    "key": LocalAuth(AuthClass.PSK, parse_identity("moon")),
+    "eap": LocalAuth(AuthClass.EAP, parse_identity("moon"), eap_id=parse_identity("carol")),
+}
+THEIRS = {
+    "key": RemoteAuth(AuthClass.PSK, parse_pattern("moon")),
+    "eap": RemoteAuth(AuthClass.EAP, parse_pattern("moon"), eap_id=ANY_IDENTITY),
+}
+
+
+def authentication(rounds: Sequence[str]) -> dict[str, Any]:
+    """What moon and sun have in their connections for that."""
+    if not rounds:
+        return {}
+    mine, theirs = ([table[name] for name in rounds] for table in (MINE, THEIRS))
+    return {
+        "a": {"local": mine[0], "local_rounds": tuple(mine[1:])},
+        "b": {"remote": theirs[0], "remote_rounds": tuple(theirs[1:])},
+    }
+
+
 class Run:
     """What one seed does."""
 
-    def __init__(self, seed: int, further: Sequence[str] = ()) -> None:
-        """``further``: key exchanges after the first one (RFC 9370)."""
+    def __init__(self, seed: int, further: Sequence[str] = (), rounds: Sequence[str] = ()) -> None:
+        """``further``: key exchanges after the first one (RFC 9370); ``rounds``: how moon proves itself (RFC 4739)."""
         rng = self.rng = random.Random(f"{seed}/script")
         mobike = rng.random() < 0.4
         self.nat = rng.random() < 0.5
@@ -81,7 +105,10 @@ class Run:
                 "dpd_action": Action.NONE,
                 "close_action": Action.NONE,
             },
+            **authentication(rounds),
         )
+        for host in (self.pair.a, self.pair.b):
+            host.load(*host.connections.values(), eap=USERS)
 
     def go(self) -> str:
         pair, rng, world = self.pair, self.rng, self.pair.world
@@ -178,10 +205,10 @@ class Run:
             leaks(host)
 
 
-def run_seed(seed: int, further: Sequence[str] = ()) -> str:
+def run_seed(seed: int, further: Sequence[str] = (), rounds: Sequence[str] = ()) -> str:
     try:
         with unique_ivs():
-            return Run(seed, further).go()
+            return Run(seed, further, rounds).go()
     except Exception as error:
         error.add_note(f"seed {seed}: IPSEC_SEEDS={seed}")
         raise
@@ -198,6 +225,12 @@ def test_seed_with_several_key_exchanges(seeds: range) -> None:
     """What ML-KEM answers is no function of the seed: it is among them now and then only."""
     for seed in seeds:
         run_seed(seed, (("ecp256",), ("ecp256", "x448"), ("mlkem768",))[seed % 3 if seed % 5 == 0 else seed % 2])
+
+
+@pytest.mark.parametrize("seeds", [range(first, first + 50) for first in range(0, 300, 50)], ids=lambda r: str(r.start))
+def test_seed_with_users_and_several_authentications(seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed, (), (("eap",), ("key", "eap"), ("eap", "key"), ("key", "key"))[seed % 4])
 
 
 @pytest.mark.parametrize("seed", range(0, SEEDS, SEEDS // 10))
