@@ -6,6 +6,7 @@ import contextlib
 import functools
 import socket
 import time
+from collections.abc import Callable
 from http.client import HTTPException
 
 from cryptography import x509 as cx
@@ -16,22 +17,32 @@ from ipsec.crypto import x509
 from ipsec.crypto.auth import AuthenticationError, load_spki, parse_hashes, sign, verify
 from ipsec.crypto.chain import verify_chain
 from ipsec.crypto.identity import Identity, is_called, parse_identity, parse_pattern
+from ipsec.crypto.mschap import nt_password_hash
 from ipsec.crypto.names import emails, name_key, name_text, parse_name
 from ipsec.crypto.revocation import Revocation, check_revocation
 from ipsec.daemon.fetch import _read, _Response
 from ipsec.errors import ParseError
 from ipsec.ike.config_payload import parse_reply, parse_request
+from ipsec.ike.eap.gtc import GtcPeer, GtcServer
+from ipsec.ike.eap.md5 import Md5Peer, Md5Server
+from ipsec.ike.eap.method import EapError, PeerMethod, ServerMethod
+from ipsec.ike.eap.mschapv2 import Mschapv2Peer, Mschapv2Server
+from ipsec.ike.eap.peer import EapPeer
+from ipsec.ike.eap.server import EapServer
+from ipsec.ike.eap.tls import TlsPeer, TlsServer
+from ipsec.ike.eap.tls_session import TlsIdentity
 from ipsec.ike.radius.exchange import RadiusExchange
 from ipsec.ike.radius.requests import RadiusRequests
 from ipsec.ike.redirect import parse_redirect, parse_redirected_from
 from ipsec.net.http import HttpError
 from ipsec.net.http import parse_request as parse_http
-from ipsec.wire.iana import AuthMethod, ExchangeType, IdType
+from ipsec.wire.eap import parse_eap_packet
+from ipsec.wire.iana import AuthMethod, EapType, ExchangeType, IdType
 from ipsec.wire.payloads import parse_cp
 from ipsec.wire.radius import parse_radius_packet
-from tests.crypto.pki import EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
+from tests.crypto.pki import EC384_KEY, EC_KEY, ED25519_KEY, RSA_KEY, WALL, Ca
 from tests.ike import radius_server as radius
-from tests.ike.hostile import join_raw, seal
+from tests.ike.hostile import MOON, SUN, join_raw, seal
 from tests.ike.test_hostile import At, sized
 
 HTTP_MAX = 1 << 16
@@ -41,6 +52,9 @@ STATES = (
     (ExchangeType.IKE_AUTH, True, 0, "all"),
     (ExchangeType.IKE_AUTH, False, 0, "certificates"),
     (ExchangeType.IKE_AUTH, True, 0, "certificates"),
+    (ExchangeType.IKE_AUTH, False, 1, "eap"),
+    (ExchangeType.IKE_AUTH, True, 2, "eap"),
+    (ExchangeType.IKE_AUTH, False, 2, "several authentications"),
     (ExchangeType.CREATE_CHILD_SA, False, 0, "all"),
     (ExchangeType.CREATE_CHILD_SA, True, 0, "all"),
     (ExchangeType.CREATE_CHILD_SA, False, 2, "all"),
@@ -211,7 +225,56 @@ def radius_answer(data: bytes) -> None:
     RadiusExchange(b"alice", radius.CALLER).take(packet, radius.SERVER, bytes(16))
 
 
+PASSWORD = b"fO0-b4r of alice"
+EAP_STEPS = 8
+#: ours, the other side's, as tests and peers have them
+EAP_METHODS: tuple[tuple[Callable[[], PeerMethod], Callable[[], ServerMethod]], ...] = (
+    (lambda: Md5Peer(PASSWORD), lambda: Md5Server(PASSWORD, bytes, b"moon")),
+    (lambda: GtcPeer(PASSWORD), lambda: GtcServer(PASSWORD)),
+    (
+        lambda: Mschapv2Peer(b"alice", nt_password_hash(PASSWORD), bytes),
+        lambda: Mschapv2Server(nt_password_hash(PASSWORD), bytes, b"moon"),
+    ),
+    (
+        lambda: TlsPeer(TlsIdentity(MOON.der, (), EC_KEY), lambda chain: None),
+        lambda: TlsServer(TlsIdentity(SUN.der, (), EC384_KEY), lambda chain: None, ()),
+    ),
+)
+
+
+def _converse(number: int) -> tuple[EapPeer | EapServer, bytes]:
+    """One side of a conversation of EAP that has come so far, and what the other side says next."""
+    steps, which = divmod(number, len(EAP_METHODS))
+    make_peer, make_server = EAP_METHODS[which]
+    kind = make_server().type
+    peer = EapPeer(b"alice", (kind,), lambda kind: make_peer())
+    server = EapServer(True, lambda user: None, lambda: (kind,), lambda kind: make_server())
+    sides: tuple[EapPeer | EapServer, ...] = (peer, server)
+    said = server.begin()
+    for step in range(steps % EAP_STEPS):
+        answer = sides[step % 2].receive(said)
+        if answer is None:
+            return sides[step % 2], said
+        said = answer
+    return sides[steps % EAP_STEPS % 2], said
+
+
+def eap(data: bytes) -> None:
+    """A packet of EAP, in every state of every method, in both roles."""
+    with contextlib.suppress(ParseError, EapError):
+        packet = parse_eap_packet(data[1:])
+        assert packet.vendor or packet.emit() == data[1:] or data[5] == EapType.EXPANDED
+    if data:
+        side, _ = _converse(data[0])
+        with contextlib.suppress(ParseError, EapError):
+            side.receive(data[1:])
+
+
 # -- where the fuzzer begins
+
+
+def eap_seeds() -> list[bytes]:
+    return [bytes((number,)) + _converse(number)[1] for number in range(EAP_STEPS * len(EAP_METHODS))]
 
 
 def _contents(state: tuple[int, bool, int, str], number: int) -> bytes:

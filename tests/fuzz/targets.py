@@ -298,5 +298,6 @@ TARGETS: dict[str, Target] = {
     "extension": Target(peers.extension, peers.extension_seeds),
     "http-request": Target(peers.http_request, peers.request_seeds),
     "http-answer": Target(peers.http_answer, peers.answer_seeds),
+    "eap": Target(peers.eap, peers.eap_seeds),
     "radius-answer": Target(peers.radius_answer, peers.radius_seeds),
 }
