@@ -137,7 +137,6 @@ def _begin_as_peer(sa: IkeSa, identity: Identity, body: bytes) -> None:
     connection = this_round(sa)
     user = connection.local.eap_id or identity
 
-
     def make(kind: int) -> PeerMethod:
         method = make_peer(sa, connection, kind, user)
         if _is_alone(sa) and not method.mutual:
