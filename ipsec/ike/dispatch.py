@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipsec.errors import ParseError
 from ipsec.ike.create_child import handle_create_child
-from ipsec.ike.eap_auth import handle_ike_auth
+from ipsec.ike.eap_auth import handle_giving_up, handle_ike_auth
 from ipsec.ike.events import Path
 from ipsec.ike.find import find
 from ipsec.ike.followup import handle_followup
@@ -12,6 +12,7 @@ from ipsec.ike.informational import handle_informational
 from ipsec.ike.intermediate import handle_intermediate
 from ipsec.ike.rekey import handle_rekey
 from ipsec.ike.sa import IkeSa
+from ipsec.ike.state import IkeState
 from ipsec.wire.iana import ExchangeType, Protocol
 from ipsec.wire.payloads import Payload, SaPayload
 
@@ -26,6 +27,9 @@ def handle_request(
             return None
         case ExchangeType.IKE_AUTH:
             return handle_ike_auth(sa, payloads, path, now)
+        case ExchangeType.INFORMATIONAL if sa.state is IkeState.CONNECTING:
+            handle_giving_up(sa, payloads, path, now)
+            return None
         case ExchangeType.INFORMATIONAL:
             return handle_informational(sa, payloads, path, now)
         case ExchangeType.IKE_FOLLOWUP_KE:

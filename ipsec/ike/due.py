@@ -40,7 +40,8 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
                 _unanswered(core, sa, now)
         case Timer.HALF_OPEN:
             log.warning("%s: %s has not authenticated itself in time", sa, sa.path.remote)
-            sa.destroy(Failure(Cause.NOT_IN_TIME, "not authenticated in time"), now)
+            known = sa.auth.failure if sa.auth is not None else None
+            sa.destroy(known or Failure(Cause.NOT_IN_TIME, "not authenticated in time"), now)
         case Timer.GIVE_UP:
             sa.destroy(sa.unauthenticated_error or NO_ANSWER, now)
         case Timer.DPD:

@@ -60,8 +60,16 @@ from ipsec.ike.proof import auth_octets, local_identity
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.eap import eap_name
-from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType, PayloadType
-from ipsec.wire.payloads import AuthPayload, CertPayload, EapPayload, IdPayload, NotifyPayload, Payload
+from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType, PayloadType, Protocol
+from ipsec.wire.payloads import (
+    AuthPayload,
+    CertPayload,
+    DeletePayload,
+    EapPayload,
+    IdPayload,
+    NotifyPayload,
+    Payload,
+)
 
 log = logging.getLogger(__name__)
 
@@ -400,17 +408,50 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: fl
     except AuthenticationError as error:
         raise _failed(eap, error) from None
     if request is not None:
+        _note_end(sa, eap)
         return [EapPayload(request)]
     log.info("%s: %s has shown by EAP (%s) who it is", sa, eap.user, eap_name(eap.server.method))
     eap.done = True
     return [EapPayload(eap.server.success())]
 
 
-def _failed(eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+def _note_end(sa: IkeSa, eap: EapServerProgress) -> None:
+    """The method tells the peer that it has failed, and peers do not always answer to that."""
+    assert sa.auth is not None
     assert eap.server is not None
+    if eap.server.gave_up is not None and sa.auth.failure is None:
+        sa.auth.failure = _failure(eap, eap.server.gave_up)
+        log.info("%s: %s; it is told", sa, sa.auth.failure)
+
+
+def _failure(eap: EapServerProgress, error: AuthenticationError) -> Failure:
     reason = bounded(f"EAP of {eap.user}: {eap.refusal or error}")
     cause = Cause.PEER_ID if eap.refusal else Cause.PEER_AUTH
-    return EapFailedError(eap.server.failure(), reason, cause, Terms(identity=bounded(str(eap.user))))
+    return Failure(cause, reason, theirs=Terms(identity=bounded(str(eap.user))))
+
+
+def _failed(eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+    assert eap.server is not None
+    failure = _failure(eap, error)
+    return EapFailedError(eap.server.failure(), failure.reason, failure.cause, failure.theirs)
+
+
+def handle_giving_up(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> None:
+    """The initiator does not go on with EAP: it does not believe us, or has heard from the method that it failed."""
+    notify = find_notify(payloads, NotifyType.AUTHENTICATION_FAILED)
+    deletes = any(isinstance(p, DeletePayload) and p.protocol == Protocol.IKE for p in payloads)
+    if notify is None and not deletes:
+        # RFC 7296 section 1.4: nothing else is to be said before IKE_AUTH is through
+        why = "INFORMATIONAL before the end of IKE_AUTH"
+        raise PeerError(NotifyType.INVALID_SYNTAX, why, fatal=True, cause=Cause.MALFORMED)
+    assert sa.auth is not None
+    failure = sa.auth.failure
+    if failure is None:
+        said = "could not authenticate us" if notify is not None else "closed the IKE_SA"
+        failure = Failure(Cause.LOCAL_AUTH, f"the peer {said} in the midst of IKE_AUTH", by_peer=True)
+        log.warning("%s: %s, who may be %s: %s", sa, sa.path.remote, sa.auth.claimed, failure)
+    sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
+    sa.destroy(failure, now)
 
 
 def _conclude(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: float) -> list[Payload]:

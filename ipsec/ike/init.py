@@ -97,8 +97,8 @@ class AuthProgress:
     """What IKE_AUTH needs, and what came of it."""
 
     __slots__ = (
-        "asked", "certreqs", "child", "claimed", "configs", "contact", "eap", "had", "heard", "idr", "ppk_keys",
-        "psk", "round", "signatures",
+        "asked", "certreqs", "child", "claimed", "configs", "contact", "eap", "failure", "had", "heard", "idr",
+        "ppk_keys", "psk", "round", "signatures",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -122,6 +122,8 @@ class AuthProgress:
         "responder: who the initiator says it is, while EAP has still to show it"
         self.eap: EapPeerProgress | EapServerProgress | None = None
         "how far EAP is"
+        self.failure: Failure | None = None
+        "responder: what EAP has come to, while the peer has still to answer to that"
         self.round = 0
         "which of its rounds of authentication the initiator is in (RFC 4739)"
         self.heard: list[Payload] = []

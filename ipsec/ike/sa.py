@@ -463,7 +463,7 @@ class IkeSa:
         if header.message_id != self.message_id_in:
             self._answer_again(header, data, path, now)
             return
-        if header.exchange not in ACCEPTED_REQUESTS[self.state] or self.deferred is not None:
+        if not self._takes(header.exchange) or self.deferred is not None:
             return
         if self.initiator and self.state is IkeState.CONNECTING:
             # RFC 7296 section 1.2: the responder asks nothing before it has proved who it is. Our own IDi and AUTH,
@@ -493,6 +493,11 @@ class IkeSa:
             self.respond(header.exchange, answer, path, now)
         if fatal:
             self.destroy("refused", now)
+
+    def _takes(self, exchange: int) -> bool:
+        """Whether it is time for such a request. In the midst of IKE_AUTH an initiator may say that it gives up."""
+        amidst = self.state is IkeState.CONNECTING and self.auth is not None
+        return exchange in ACCEPTED_REQUESTS[self.state] or (amidst and exchange == ExchangeType.INFORMATIONAL)
 
     def refusal(self, exchange: int, error: ParseError | PeerError, path: Path) -> tuple[list[Payload], bool]:
         """What the peer hears of a request that we do not take, and whether the IKE_SA ends with that."""

@@ -12,6 +12,7 @@ import pytest
 from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.mschap import nt_password_hash
 from ipsec.crypto.x509 import Certificate
+from ipsec.ike import eap_auth
 from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
 from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, PrivateKey, SharedSecret
 from ipsec.ike.eap.method import EapError, ServerMethod
@@ -19,10 +20,14 @@ from ipsec.ike.eap.mschapv2 import Mschapv2Server
 from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.eap.server import EapServer
+from ipsec.ike.eap_auth import EapRequest
+from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import ChildUp, EapAnswerNeeded, Failed, IkeUp
-from ipsec.ike.failure import Cause
+from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.sa import IkeSa, Request
 from ipsec.wire.eap import EapPacket
-from ipsec.wire.iana import EapCode, EapType
+from ipsec.wire.iana import EapCode, EapType, ExchangeType, NotifyType, Protocol
+from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 from tests.crypto.pki import EC384_KEY, EC_KEY, Ca
 from tests.ike.hostile import MOON, ROOT, SUN
 from tests.pair import Pair
@@ -36,6 +41,8 @@ SECRETS = (
     EapSecret(b"another one", (parse_pattern("dave"),), "eap-dave"),
 )
 METHODS = (EapType.MSCHAPV2, EapType.MD5, EapType.GTC)
+#: when a world begins
+BEGIN = 1000.0
 
 
 def client(**more: Any) -> LocalAuth:
@@ -174,6 +181,63 @@ def test_the_responder_proves_itself_first(monkeypatch: pytest.MonkeyPatch) -> N
     pair.world.settle()
     assert [event.problem.failure.cause for event in pair.a.events(Failed)] == [Cause.PEER_AUTH]
     assert not heard
+    # which hears of it at once
+    (told,) = pair.b.events(Failed)
+    assert (told.problem.failure.cause, told.problem.failure.by_peer) == (Cause.LOCAL_AUTH, True)
+    assert not pair.b.engine.sas
+
+
+@pytest.mark.parametrize("payloads", [
+    [NotifyPayload(NotifyType.AUTHENTICATION_FAILED)], [DeletePayload(Protocol.IKE, [])]])  # fmt: skip
+def test_a_peer_that_gives_up_when_the_method_says_no(
+    monkeypatch: pytest.MonkeyPatch, payloads: list[Payload]
+) -> None:
+    """Instead of an answer to that, as charon."""
+    pair = gives_up(monkeypatch, payloads)
+    assert pair.world.now < BEGIN + 10
+    (told,) = pair.b.events(Failed)
+    assert told.problem.failure.cause is Cause.PEER_AUTH
+    assert "EAP of carol: the response of EAP-MSCHAPv2 is wrong" in told.problem.failure.reason
+
+
+def test_a_peer_that_says_nothing_more_when_the_method_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = gives_up(monkeypatch, None)
+    assert pair.world.now > BEGIN + 10
+    (told,) = pair.b.events(Failed)
+    assert told.problem.failure.cause is Cause.PEER_AUTH
+
+
+def test_nothing_else_is_said_in_the_midst_of_eap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = gives_up(monkeypatch, [])
+    (told,) = pair.b.events(Failed)
+    assert told.problem.failure.cause is Cause.MALFORMED
+
+
+def gives_up(monkeypatch: pytest.MonkeyPatch, payloads: list[Payload] | None) -> Pair:
+    """The password is wrong, and when the peer hears so it says these in INFORMATIONAL, or nothing, and forgets it."""
+
+    class Last(Request):
+        exchange = ExchangeType.INFORMATIONAL
+
+        def build(self, sa: IkeSa, now: float) -> list[Payload] | None:
+            if payloads is None:
+                raise SaFailedError(Failure(Cause.LOCAL_AUTH, "given up"))
+            return payloads
+
+        def answered(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
+            sa.destroy("given up", now)
+
+    def request(packet: bytes) -> Request:
+        refuses = packet[4:] == bytes((EapType.MSCHAPV2, 4))
+        return EapRequest(packet) if not refuses else Last()
+
+    monkeypatch.setattr(eap_auth, "EapRequest", request)
+    wrong = (EapSecret(b"wrong", (parse_pattern("carol"),)),)
+    pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY), wrong)
+    pair.a.initiate()
+    pair.world.settle()
+    assert not pair.b.engine.sas
+    return pair
 
 
 def test_eap_id_chooses_the_connection() -> None:

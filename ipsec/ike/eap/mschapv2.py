@@ -128,16 +128,15 @@ class Mschapv2Server(ServerMethod):
         "what the peer is to send next"
         self._challenge = self._key = b""
         self._ms_id = 0
-        self._who = ""
 
     def begin(self, identifier: int) -> bytes:
         self._awaited, self._ms_id, self._challenge = OpCode.RESPONSE, identifier, self._rng(mschap.CHALLENGE_LEN)
         return _emit(OpCode.CHALLENGE, identifier, bytes((len(self._challenge),)) + self._challenge + self._name)
 
     def take(self, response_to: int, data: bytes, identifier: int) -> bytes | None:
-        if self._awaited is OpCode.FAILURE:
+        if self.gave_up is not None:
             # any answer will do, there is nothing left to say
-            raise EapError(f"the response of EAP-MSCHAPv2 is wrong, from '{self._who}'")
+            raise self.gave_up
         if not data:
             raise ParseError("EAP-MSCHAPv2 message without an op-code")
         opcode = data[0]
@@ -158,7 +157,8 @@ class Mschapv2Server(ServerMethod):
         user = without_domain(name)
         response = mschap.nt_response(self._nt_hash, self._challenge, theirs, user)
         if not hmac.compare_digest(response, shown):
-            self._awaited, self._who = OpCode.FAILURE, printable(name[:TEXT_MAX])
+            who = printable(name[:TEXT_MAX])
+            self._awaited, self.gave_up = None, EapError(f"the response of EAP-MSCHAPv2 is wrong, from '{who}'")
             # RFC 2759 section 6: R=0, no other try with the challenge C; V=3 is MS-CHAPv2
             again = self._rng(mschap.CHALLENGE_LEN).hex().upper()
             text = f"E={ACCESS_DENIED} R=0 C={again} V=3 M=Authentication failed"

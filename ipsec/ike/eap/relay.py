@@ -55,6 +55,8 @@ class EapRelay:
         self.msk: bytes | None = None
         self.method = 0
         "the EapType that goes on, 0 before there is one"
+        self.gave_up: EapError | None = None
+        "the server's own concern"
 
     def begin(self) -> bytes:
         """See ``Server``. EapAnswerNeededError."""

@@ -23,6 +23,10 @@ class Server(Protocol):
     def msk(self) -> bytes | None:
         """The key, once it has succeeded; None if the method makes none."""
 
+    @property
+    def gave_up(self) -> EapError | None:
+        """Why the peer is not who it says, once the method has told it so and waits for an answer to that."""
+
     def begin(self) -> bytes:
         """The first request."""
 
@@ -63,6 +67,11 @@ class EapServer:
     def msk(self) -> bytes | None:
         """See ``Server``."""
         return self._method.msk if self._method is not None else None
+
+    @property
+    def gave_up(self) -> EapError | None:
+        """See ``Server``."""
+        return self._method.gave_up if self._method is not None else None
 
     @property
     def method(self) -> int:
