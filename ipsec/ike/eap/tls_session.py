@@ -36,6 +36,8 @@ _EXPORTED = 128
 _ALERT = bytes((21, 3, 3, 0, 2, 2, 46))
 #: a record that is not encrypted, where all have to be: OpenSSL says unexpected_message
 _NONSENSE = bytes((22, 3, 3, 0, 1, 0))
+#: SSL_OP_LEGACY_SERVER_CONNECT of OpenSSL, which pyOpenSSL has not always had a name for
+_LEGACY_SERVER_CONNECT = 0x4
 
 _READ_LEN = 0x4000
 
@@ -184,6 +186,9 @@ def _make_context(identity: TlsIdentity | None, authorities: Sequence[bytes], ne
     context.set_max_proto_version(newest)
     context.set_cipher_list(_CIPHERS)
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_NO_TICKET)
+    # strongSwan's server of TLS 1.2 knows nothing of RFC 5746. Who puts our handshake behind one of his own, which that
+    # RFC is against, does not come to know the key by that, and without it AUTH does not hold
+    context.set_options(_LEGACY_SERVER_CONNECT)
     # a server of TLS 1.3 sends tickets nevertheless, and knows none of them again
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _go_on)

@@ -622,3 +622,23 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'ipsec[eap-tls]'" in tls_available()
 
 
+def test_a_server_that_knows_nothing_of_safe_renegotiation() -> None:
+    """strongSwan's leaves the extension of RFC 5746 out. We never renegotiate, so there is nothing to be safe from."""
+    server = TlsSession(server=True, identity=MOON, newest=TLS_1_2)
+    client = TlsSession(server=False, identity=CAROL)
+    flight = without_renegotiation_info(server.hear(client.hear(b"")))
+    assert client.hear(flight)
+    assert client.chain()
+
+
+def without_renegotiation_info(flight: bytes) -> bytes:
+    """The flight of a server of TLS 1.2 without that extension (number 0xFF01, empty) in its ServerHello."""
+    extension = bytes.fromhex("ff01000100")
+    record, length = flight[:5], int.from_bytes(flight[6:9], "big")
+    hello, rest = flight[9 : 9 + length], flight[9 + length :]
+    start = 34 + 1 + hello[34] + 3
+    assert hello.count(extension, start) == 1
+    fields, extensions = hello[:start], hello[start + 2 :].replace(extension, b"")
+    hello = fields + len(extensions).to_bytes(2, "big") + extensions
+    size = int.from_bytes(record[3:], "big") - len(extension)
+    return record[:3] + size.to_bytes(2, "big") + b"\x02" + len(hello).to_bytes(3, "big") + hello + rest
