@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ipsec.ike import config_payload
+from ipsec.ike.auth_lifetime import lifetime_payloads
 from ipsec.ike.child import answer, install
 from ipsec.ike.config import Childless, Connection, Unique
 from ipsec.ike.create_child import log_up
@@ -73,6 +74,7 @@ def admit(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) ->
         if error.failure is not None:
             core.note(error.failure, sa)
         reply.append(error.payload())
+    reply += lifetime_payloads(sa, now)
     reply += mobike_payloads(sa, payloads)
     reply += core.token_payloads(sa)
     return reply

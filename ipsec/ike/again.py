@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ipsec.ike import giveway
-from ipsec.ike.config import Action, ChildConfig, Connection
+from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection
 from ipsec.ike.delete import is_to_go, staying
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
@@ -33,9 +33,9 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
         # a second one would bring every CHILD_SA up twice (section 2.8.3)
         log.info("%s: re-authentication is under way already", sa)
         return
-    if sa.leases:
-        # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
-        log.warning("%s: only %s can re-authenticate, since it has virtual addresses of ours", sa, sa.path.remote)
+    why = only_peer_can(sa)
+    if why:
+        log.warning("%s: only %s can re-authenticate, since it %s", sa, sa.path.remote, why)
         return
     other = giveway.spared_by(sa)
     if other is not None:
@@ -49,6 +49,20 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     for name in names or [None]:
         core.emit(Initiate(sa.name, name, addresses=sa.addresses, path=path))
     core.terminate_ike(sa, now, "re-authenticating")
+
+
+def only_peer_can(sa: IkeSa) -> str:
+    """Why an IKE_SA is not for us to make anew, as "it ..."; empty if we can."""
+    if sa.leases:
+        # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
+        return "has virtual addresses of ours"
+    connection = sa.connection
+    if not sa.original_initiator and any(
+        part.method is AuthClass.EAP for part in (connection.remote, *connection.remote_rounds)
+    ):
+        # section 2.16: it is the initiator who proves by EAP who he is
+        return "authenticates itself by EAP"
+    return ""
 
 
 def act(

@@ -17,6 +17,7 @@ from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
 from ipsec.ike import config_payload, ppk
 from ipsec.ike.admit import admit
+from ipsec.ike.auth_lifetime import heed_lifetime
 from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, install, new_child, offer, shown, take_answer
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
@@ -275,6 +276,7 @@ def finish(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     if sa.auth.contact:
         doubt(sa, now)
     sa.core.established(sa, now)
+    heed_lifetime(sa, payloads, now)
     if child is not None:
         _take_first_child(sa, child, nonces, payloads, now)
     # asked after this, or at the gateway that we are sent to

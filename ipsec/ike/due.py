@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ipsec.ike import followup
+from ipsec.ike.again import only_peer_can
 from ipsec.ike.child import superseded
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, is_to_go
 from ipsec.ike.events import KEEPALIVE
@@ -110,7 +111,7 @@ def _silence(sa: IkeSa) -> Failure:
 def _reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if sa.established:
         # the peer may refuse it or not answer, or nothing may lead there. Once the new one is up this one has no timers
-        if not sa.leases:  # else it is the peer's to do
+        if not only_peer_can(sa):
             core.timers.set((Timer.REAUTH, sa.uid), now + RETRY_FAILED_S * (1 + core.fraction()))
         core.reauthenticate(sa, now)
 

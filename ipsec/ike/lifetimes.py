@@ -93,18 +93,32 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
         ends.append(now + connection.rekey_time)
         sa.rekey_at = now + max(connection.rekey_time - spread, 1.0)
         core.timers.set((Timer.REKEY, sa.uid), sa.rekey_at)
-    if connection.reauth_time:
-        if reauth or not sa.reauth_at:
-            later = 0.0 if sa.original_initiator else RESPONDER_LATER_S
-            sa.reauth_at = now + max(connection.reauth_time - spread, 1.0) + later
-        core.timers.set((Timer.REAUTH, sa.uid), sa.reauth_at)
+    if connection.reauth_time and (reauth or not sa.reauth_at):
+        later = 0.0 if sa.original_initiator else RESPONDER_LATER_S
+        sa.reauth_at = now + max(connection.reauth_time - spread, 1.0) + later
+    due = arm_reauth(core, sa)
+    if due:
         # rekeying does not put this off either: who cannot authenticate any more must not stay
-        ends.append(sa.reauth_at)
+        ends.append(due)
     if ends:
         core.timers.set((Timer.OVER, sa.uid), min(ends) + max(connection.over_time, OVER_MIN_S))
     if connection.dpd_delay:
         core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
     arm_keepalive(core, sa, now)
+
+
+def reauth_due(sa: IkeSa) -> float:
+    """When it has to be authenticated anew, by the connection or, ``reauth_by``, by what the peer says; 0: never."""
+    times = (sa.reauth_at if sa.connection.reauth_time else 0.0, sa.reauth_by)
+    return min((when for when in times if when), default=0.0)
+
+
+def arm_reauth(core: IkeEngine, sa: IkeSa) -> float:
+    """Set the timer for that; when it will come due."""
+    due = reauth_due(sa)
+    if due:
+        core.timers.set((Timer.REAUTH, sa.uid), due)
+    return due
 
 
 def arm_keepalive(core: IkeEngine, sa: IkeSa, now: float) -> None:

@@ -270,8 +270,8 @@ class Registry:
         sa.spi_i, sa.spi_r = spi_i, spi_r
         self.by_spi[sa.spi_ours] = sa
         for name in ("original_initiator", "our_id", "peer_id", "eap_id", "fragmentation", "mobike", "nat_local",
-                     "nat_remote", "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "last_in",
-                     "handshake", "last_out", "ppk", "redirectable"):  # fmt: skip
+                     "nat_remote", "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "reauth_by",
+                     "last_in", "handshake", "last_out", "ppk", "redirectable"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
         sa.lineage = old.lineage
         sa.lineage.add(sa.uid)

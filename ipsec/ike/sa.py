@@ -179,6 +179,7 @@ class IkeSa:
         "queue",
         "quiet",
         "reauth_at",
+        "reauth_by",
         "redirectable",
         "rekey",
         "rekey_at",
@@ -263,7 +264,7 @@ class IkeSa:
         self.replaces = 0
         "the IKE_SA that goes when this one is up (re-authentication)"
         self.created_at = core.now
-        self.established_at = self.rekey_at = self.reauth_at = self.last_in = self.last_out = 0.0
+        self.established_at = self.rekey_at = self.reauth_at = self.reauth_by = self.last_in = self.last_out = 0.0
         self.handshake = (self.created_at, 0.0)
         "when the first one of its line was begun, and when it was up"
         self.tries_left = max(connection.keyingtries, 0) or -1

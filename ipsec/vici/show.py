@@ -10,6 +10,7 @@ from ipsec.crypto.revocation import Revocation
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Action, ChildConfig, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.eap.names import vici_name
+from ipsec.ike.lifetimes import reauth_due
 from ipsec.ike.sa import IkeSa
 from ipsec.wire import additional
 from ipsec.wire.iana import Esn, TransformType
@@ -60,7 +61,7 @@ def ike_sa(sa: IkeSa, now: float) -> Message:
         "ppk": "yes" if sa.ppk else None,
         "established": int(now - sa.established_at) if sa.established_at else None,
         "rekey-time": _until(sa.rekey_at, now) if sa.established and connection.rekey_time else None,
-        "reauth-time": _until(sa.reauth_at, now) if sa.established and connection.reauth_time else None,
+        "reauth-time": _until(reauth_due(sa), now) if sa.established and reauth_due(sa) else None,
         "local-vips": list(sa.addresses) or None,
         "remote-vips": [address for _, address in sa.leases] or None,
         "tasks-queued": [_task(request) for request in sa.queue] or None,
