@@ -66,6 +66,8 @@ class Case:
     "both ends have nothing but their IPv4 address on the wire, so that there is one path to choose"
     two_wires: bool = False
     "there are two wires between the ends, and nothing else"
+    slow: bool = False
+    "left to the slow runs, in whichever roles"
 
 
 def merge(base: Values, changes: Values) -> Values:

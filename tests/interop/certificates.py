@@ -21,6 +21,8 @@ from tests.interop.lab import OUTER
 DAY = timedelta(days=1)
 #: what there is for each side
 KINDS = ("rsa", "rsa3072", "ecdsa256", "ecdsa384", "ecdsa521", "ed25519", "ed448")
+#: the second one is for EAP-TLS
+PURPOSES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 SPECIAL = ("intermediate", "revoked", "expired", "stranger")
 
 
@@ -94,7 +96,7 @@ class Authority:
             _builder(_name(kind, name_of(side)), self.name, key.public_key(), begin, end)
             .add_extension(x509.BasicConstraints(False, None), True)
             .add_extension(x509.SubjectAlternativeName(names), False)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+            .add_extension(x509.ExtendedKeyUsage(PURPOSES), False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), False)
         )
         return builder.sign(self.key, hashes.SHA256())

@@ -15,6 +15,7 @@ from tools import strongswan
 NEEDED = {
     strongswan.daemon(): "strongswan-charon",
     f"{strongswan.PLUGIN_FOLDER}/libstrongswan-kernel-libipsec.so": "libcharon-extra-plugins",
+    f"{strongswan.PLUGIN_FOLDER}/libstrongswan-eap-mschapv2.so": "libcharon-extauth-plugins",
     f"{strongswan.PLUGIN_FOLDER}/libstrongswan-openssl.so": "libstrongswan-standard-plugins",
     f"{strongswan.PLUGIN_FOLDER}/libstrongswan-chapoly.so": "libstrongswan-extra-plugins",
     f"{strongswan.PLUGIN_FOLDER}/libstrongswan-vici.so": "strongswan-swanctl",
@@ -25,7 +26,8 @@ NEEDED_COMMANDS = {"tshark": "tshark", "ethtool": "ethtool", "ping": "iputils-pi
 # default, would see and change the routes of the test.
 PLUGINS = (
     "random nonce aesni aes sha1 sha2 hmac md5 xcbc cmac ctr ccm gcm chapoly kdf curve25519 openssl mgf1 x509 pubkey "
-    "pem pkcs1 pkcs8 revocation constraints counters kernel-libipsec kernel-netlink socket-default resolve vici"
+    "pem pkcs1 pkcs8 revocation constraints counters kernel-libipsec kernel-netlink socket-default resolve vici "
+    "eap-identity eap-md5 eap-gtc eap-mschapv2 eap-tls xauth-generic"
 )
 
 
@@ -57,15 +59,17 @@ class CharonGateway(Gateway):
 
     def _write(self) -> None:
         (self.home / "swanctl.conf").write_text(render(self.side.swanctl))
+        settings = dict(self.side.settings)
         charon: dict[str, Any] = {
             "load_modular": "no",
             "load": self.plugins,
             "plugins": {
                 "vici": {"socket": self.vici},
                 "resolve": {"file": f"{self.home}/resolv.conf", "resolvconf": {"path": "/nonexistent"}},
+                **settings.pop("plugins", {}),
             },
             "filelog": {"main": {"path": self.log_file, "default": 1, "cfg": 2, "flush_line": "yes", "append": "yes"}},
-            **self.side.settings,
+            **settings,
         }
         (self.home / "strongswan.conf").write_text(render({"charon": charon}))
 
@@ -105,12 +109,17 @@ class CharonGateway(Gateway):
         self.swanctl("--terminate", *name, "--timeout", "5")
 
     def sas(self) -> list[dict[str, Any]]:
-        sas = []
-        for line in self.swanctl("--list-sas", "--raw").splitlines():
-            if line.startswith("list-sa event"):
-                (name, values), *_ = parse_raw(line.removeprefix("list-sa event ")).items()
-                sas.append({"name": name, **values})
-        return sas
+        return parse_sas(self.swanctl("--list-sas", "--raw"))
+
+
+def parse_sas(text: str) -> list[dict[str, Any]]:
+    """The IKE_SAs of ``swanctl --list-sas --raw``, with their connection as ``name``."""
+    sas = []
+    for line in text.splitlines():
+        if line.startswith("list-sa event"):
+            (name, values), *_ = parse_raw(line.removeprefix("list-sa event ")).items()
+            sas.append({"name": name, **values})
+    return sas
 
 
 def parse_raw(text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ipsec.config.schema import load_text
 from ipsec.errors import ConfigError
+from tests.interop.charon import parse_sas, swanctl
 from tests.interop.gateway import Gateway, Side
 from tests.interop.lab import eventually, render
 
@@ -27,6 +28,8 @@ SETTINGS = (
 )
 #: seconds between an SA and its successor where a step asks this end to rekey
 REKEY_TIME = 2
+#: the plan of a step that asks by swanctl what there is
+VICI = "vici"
 #: what the log says about a child that is up, and about an attempt that came to nothing
 UP = r"CHILD_SA \S+ up"
 FAILED = r"(?i)giving up|gone|CHILD_SA \S+ (was )?not|no CHILD_SA|failed"
@@ -78,7 +81,7 @@ class IpsecdGateway(Gateway):
             "offload": {"udp_gso": "no"},
             "allow_weak": "yes",
             # other runs of these tests go on beside this one
-            "vici_socket": "none",
+            "vici_socket": f"unix://{self._socket}" if VICI in self.plans else "none",
             **{key: value for key, value in self.side.settings.items() if key in SETTINGS},
         }
         path = self.home / "swanctl.conf"
@@ -128,6 +131,15 @@ class IpsecdGateway(Gateway):
     def rekey(self, what: str) -> None:
         # comes by itself: the step waits for what it looks like on the wire
         assert what in self.plans
+
+    def sas(self) -> list[dict[str, Any]] | None:
+        if VICI not in self.plans:
+            return None
+        return parse_sas(swanctl(str(self._socket), "--list-sas", "--raw", check=True))
+
+    @property
+    def _socket(self) -> Path:
+        return self.home / "ipsecd.vici"
 
     def terminate(self, what: str) -> None:
         if what == "ike":

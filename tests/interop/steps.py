@@ -159,6 +159,26 @@ def _children(sa: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class User(_Step):
+    """b knows a by EAP as this user, in this connection; both can be asked, whichever daemon it is."""
+
+    user: str
+    connection: str = "gw"
+
+    def plan(self, ends: tuple[Gateway, Gateway]) -> None:
+        for end in ends:
+            end.plans.add("vici")
+
+    def __call__(self, run: Run) -> None:
+        (sa,) = run.established(RESPONDER) or [{}]
+        # who is the same by IKE is not named twice
+        found = sa.get("name"), sa.get("remote-eap-id", sa.get("remote-id"))
+        assert found == (self.connection, self.user), sa
+        (sa,) = run.established(INITIATOR) or [{}]
+        assert "remote-eap-id" not in sa, sa
+
+
+@dataclass(frozen=True)
 class Selectors(_Step):
     """The negotiated selectors as a sees them."""
 
@@ -247,6 +267,15 @@ class Rekey(_Step):
         # the daemons took leave of each other in the new IKE_SA
         sas = run.wire().ike_sas()
         assert self.what == "child" or len(sas) > 1, f"nothing was ever sent in a new IKE_SA: {sas}"
+
+
+@dataclass(frozen=True)
+class AuthenticatedAnew(_Step):
+    """a authenticates anew without being asked to here."""
+
+    def __call__(self, run: Run) -> None:
+        before = len(run.wire().of(wire.IKE_SA_INIT, response=True))
+        eventually(lambda: len(run.wire().of(wire.IKE_SA_INIT, response=True)) > before, "another IKE_SA_INIT")
 
 
 @dataclass(frozen=True)

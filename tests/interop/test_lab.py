@@ -14,6 +14,7 @@ from tests.commands import run
 from tests.interop import wire
 from tests.interop.cases import CASES, make_sides
 from tests.interop.charon import CharonGateway, parse_raw
+from tests.interop.eap_cases import EAP_CASES
 from tests.interop.lab import (
     INNER,
     OUTER,
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_every_case_has_a_name_of_its_own() -> None:
-    names = [case.name for case in CASES]
+    names = [case.name for case in (*CASES, *EAP_CASES)]
     assert len(set(names)) == len(names) >= 60
 
 

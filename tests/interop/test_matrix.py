@@ -20,6 +20,7 @@ import pytest
 from tests.interop import ipsecd
 from tests.interop.cases import CASES, Case, merge
 from tests.interop.charon import CharonGateway
+from tests.interop.eap_cases import EAP_CASES
 from tests.interop.gateway import Gateway, Side
 from tests.interop.ipsecd import IpsecdGateway
 from tests.interop.lab import Lab
@@ -46,13 +47,13 @@ def _unable(case: Case, peers: str) -> bool:
 
 def _matrix() -> Iterator[object]:
     """The whole matrix takes eight minutes; most of what it can find shows with each case in one role, by turns."""
-    for index, case in enumerate(CASES):
+    for index, case in enumerate((*CASES, *EAP_CASES)):
         # two ends that both look for another way find it too
         able = [peers for peers in (*PEERS, *(["ipsecd-ipsecd"] if case.two_wires else [])) if not _unable(case, peers)]
         algorithm = case.name.startswith(ALGORITHMS)
         turn = index // 2 if algorithm else index
         for place, peers in enumerate(able):
-            slow = len(PEERS) > 1 and (turn % len(able) != place or (algorithm and index % 2))
+            slow = len(PEERS) > 1 and (case.slow or turn % len(able) != place or (algorithm and index % 2))
             name = re.sub("[^a-zA-Z0-9]+", "_", case.name)
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(case, peers.split("-"), id=f"{peers}-{name}", marks=marks)
