@@ -20,9 +20,10 @@ from ipsec.ike.find import find, find_config, find_notify
 from ipsec.ike.giveway import GIVE_WAY_S, doubt_silent, knocks_of
 from ipsec.ike.lifetimes import REAUTHENTICATING_S, Timer, disarm
 from ipsec.ike.mobike import mobike_payloads, refuse_nat, take_support
+from ipsec.ike.rounds import log_what_is_left_out
 from ipsec.ike.sa import IkeSa
 from ipsec.wire.iana import CfgType, NotifyType
-from ipsec.wire.payloads import NotifyPayload, Payload, SaPayload
+from ipsec.wire.payloads import Payload, SaPayload
 
 if TYPE_CHECKING:
     from ipsec.ike.init import InitProgress
@@ -41,15 +42,13 @@ def admit(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) ->
     core = sa.core
     assert sa.peer_id is not None
     check_wishes(sa, payloads)
+    log_what_is_left_out(sa)
     wants_child = find(payloads, SaPayload) is not None
     contact = find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
     _check_unique(sa, contact, now)
     nonces = sa.init
     assert nonces is not None
     reply = list(own)
-    if sa.ppk:
-        # RFC 8784 section 3: empty, the initiator knows which
-        reply.append(NotifyPayload(NotifyType.PPK_IDENTITY))
     no_address: PeerError | None = None
     try:
         reply += _assign(sa, payloads)

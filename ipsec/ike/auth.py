@@ -27,7 +27,7 @@ from ipsec.ike.eap.relay import EapAnswerNeededError
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import AddressesAssigned, ChildUp, Path
 from ipsec.ike.failure import Cause, Failure, Terms, bounded, cause_of
-from ipsec.ike.find import find, find_config, find_notify, find_typed
+from ipsec.ike.find import find, find_config, find_typed
 from ipsec.ike.giveway import doubt
 from ipsec.ike.init import AuthProgress, note_certreqs
 from ipsec.ike.keymat import IkeKeys
@@ -41,6 +41,15 @@ from ipsec.ike.proof import (
     verify_proof,
 )
 from ipsec.ike.registry import TRIED_MAX
+from ipsec.ike.rounds import (
+    announce_rounds,
+    another_follows,
+    check_may_begin,
+    check_rounds,
+    next_round,
+    says_another,
+    this_round,
+)
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.iana import NOTIFY_STATUS_FIRST, CfgType, ExchangeType, NotifyType, PayloadType, name_of
@@ -87,9 +96,10 @@ class AuthRequest(Request):
         """IDi, CERT, CERTREQ, IDr, AUTH, CP, SA, TSi, TSr and notifications."""
         auth, connection, core = sa.auth, sa.connection, sa.core
         assert auth is not None
+        check_may_begin(connection)
         identity = sa.our_id = local_identity(sa, connection)
         mine = _id_payload(PayloadType.IDI, identity)
-        announced = _announce_rounds(sa)
+        announced = announce_rounds(sa)
         certificates, proof = self._prove(sa, identity, mine.body())
         payloads: list[Payload] = [mine, *certificates]
         # one that does not say so is there for the others nevertheless
@@ -200,32 +210,9 @@ class RoundRequest(Request):
         go_on(sa, payloads, now)
 
 
-def this_round(sa: IkeSa) -> Connection:
-    """The connection as it is in the round of authentication that goes on."""
-    assert sa.auth is not None
-    return sa.connection.in_round(sa.auth.round, initiator=sa.initiator)
-
-
 def unproved(error: AuthenticationError) -> SaFailedError:
     """We have nothing to show."""
     return SaFailedError(Failure(Cause.LOCAL_AUTH, bounded(f"we cannot prove who we are: {error}")))
-
-
-def _announce_rounds(sa: IkeSa) -> list[Payload]:
-    """N(MULTIPLE_AUTH_SUPPORTED) if we need it. SaFailedError if the peer does not have it."""
-    if not sa.connection.local_rounds:
-        return []
-    if sa.init is None or not sa.init.multiple:
-        why = "there are several rounds of local.auth, and the peer takes one (RFC 4739)"
-        raise SaFailedError(Failure(Cause.REFUSED, why))
-    return [NotifyPayload(NotifyType.MULTIPLE_AUTH_SUPPORTED)]
-
-
-def another_follows(sa: IkeSa) -> list[Payload]:
-    """N(ANOTHER_AUTH_FOLLOWS) beside an AUTH of ours that is not the last (RFC 4739 section 2.3)."""
-    assert sa.auth is not None
-    more = sa.auth.round < len(sa.connection.local_rounds)
-    return [NotifyPayload(NotifyType.ANOTHER_AUTH_FOLLOWS)] if more else []
 
 
 def go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
@@ -233,8 +220,7 @@ def go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     auth = sa.auth
     assert auth is not None
     auth.heard += payloads
-    if auth.round < len(sa.connection.local_rounds):
-        auth.round += 1
+    if next_round(sa, payloads):
         sa.core.next_round(sa, now)
     else:
         finish(sa, auth.heard, now)
@@ -383,7 +369,7 @@ def handle_auth(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]
     path = sa.path
     postquantum = ppk.received(proof, payloads)
 
-    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    another = says_another(payloads)
 
     def verify(now: float) -> list[Payload]:
         connection, keys = _authenticate(sa, peer_id, wanted, proof, postquantum, certificates, body, another)
@@ -426,7 +412,7 @@ def handle_round(sa: IkeSa, payloads: list[Payload], path: Path, now: float) -> 
     assert proof is not None
     identity, peer_id = whom(payloads)
     certificates = [p for p in payloads if isinstance(p, CertPayload)]
-    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    another = says_another(payloads)
     octets = auth_octets(sa, identity.body(), of_initiator=True)
 
     def verify(now: float) -> list[Payload]:
@@ -575,20 +561,15 @@ def our_proof(sa: IkeSa) -> list[Payload]:
     return [mine, *own.certificates, own.payload]
 
 
-def check_rounds(connection: Connection, done: int, *, another: bool) -> None:
-    """OtherMethodError if the initiator, whose AUTH in round ``done`` (0 is the first) is here, is to prove itself more
-    often than it does, or does so more often than anybody asks."""
-    if another is not (done < len(connection.remote_rounds)):
-        does, many = "goes on" if another else "ends", len(connection.remote_rounds) + 1
-        raise OtherMethodError(f"the peer {does} after {done + 1} of {many} authentications")
-
-
 def accept(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) -> list[Payload]:
     """The initiator's AUTH is right: the response, with our proof; if there is another round, with nothing else."""
     auth = sa.auth
     assert auth is not None
     auth.heard += payloads
     auth.eap = None
+    if sa.ppk and not auth.round:
+        # RFC 8784 section 3: empty, the initiator knows which
+        own = [*own, NotifyPayload(NotifyType.PPK_IDENTITY)]
     if auth.round < len(sa.connection.remote_rounds):
         auth.round += 1
         return own

@@ -266,6 +266,16 @@ class Connection:
         """The child of that name."""
         return next((child for child in self.children if child.name == name), None)
 
+    @property
+    def all_local(self) -> tuple[LocalAuth, ...]:
+        """All rounds of ``local``."""
+        return (self.local, *self.local_rounds)
+
+    @property
+    def all_remote(self) -> tuple[RemoteAuth, ...]:
+        """All rounds of ``remote``."""
+        return (self.remote, *self.remote_rounds)
+
     def in_round(self, number: int, *, initiator: bool) -> Connection:
         """It with nothing but one round of authentication of the initiator's, which is us or the peer; 0 is the
         first one."""
@@ -281,12 +291,12 @@ class Connection:
         return self is other or self._without_parts == other._without_parts
 
     @cached_property
-    def _without_parts(self) -> tuple[Connection, Identity | None]:
+    def _without_parts(self) -> tuple[Connection, tuple[Identity | None, ...]]:
         # kept: thousands of IKE_SAs are held against what is loaded
-        certs = self.local.certs if self.local.id is None else ()
+        first, *rounds = (replace(one, certs=()) for one in self.all_local)
         # where the peer chooses, one more to choose from makes no difference
-        ours = certs[0].subject if certs else None
-        return replace(self, children=(), local=replace(self.local, certs=())), ours
+        ours = (one.certs[0].subject if one.id is None and one.certs else None for one in self.all_local)
+        return replace(self, children=(), local=first, local_rounds=tuple(rounds)), tuple(ours)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,8 @@ from ipsec.ike.auth import (
     RoundRequest,
     accept,
     agreed_ppk,
-    another_follows,
     answer_or_wait,
     begin,
-    check_rounds,
     disbelieve,
     go_on,
     handle_auth,
@@ -41,13 +39,13 @@ from ipsec.ike.auth import (
     our_proof,
     refusing,
     settle_ppk,
-    this_round,
     whom,
 )
 from ipsec.ike.config import AuthClass, Connection
 from ipsec.ike.credentials import identity_of_octets
 from ipsec.ike.eap.method import EapError, EapRefusedError, PeerMethod
-from ipsec.ike.eap.methods import make_peer, make_server, offered, taken
+from ipsec.ike.eap.methods import is_alone, make_peer, make_server, offered, taken
+from ipsec.ike.eap.names import MUTUAL_METHODS
 from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.relay import EapRelay
 from ipsec.ike.eap.server import EapServer
@@ -57,6 +55,7 @@ from ipsec.ike.failure import Cause, Failure, Terms, bounded
 from ipsec.ike.find import find, find_notify
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.proof import auth_octets, local_identity
+from ipsec.ike.rounds import another_follows, check_rounds, says_another, this_round
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
 from ipsec.wire.eap import eap_name
@@ -112,10 +111,11 @@ class EapAuthRequest(AuthRequest):
         sa.auth.ppk_keys = ppk.chosen(sa)
         _begin_as_peer(sa, identity, body)
         # RFC 5998 section 3
-        return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if _is_alone(sa) else []
+        alone = is_alone(sa, sa.connection.remote)
+        return [], [NotifyPayload(NotifyType.EAP_ONLY_AUTHENTICATION)] if alone else []
 
     def _goes_without(self, sa: IkeSa) -> bool:
-        return _is_alone(sa)
+        return is_alone(sa, sa.connection.remote)
 
     def _believed(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         assert sa.auth is not None
@@ -144,16 +144,20 @@ class EapRoundRequest(Request):
 def _begin_as_peer(sa: IkeSa, identity: Identity, body: bytes) -> None:
     connection = this_round(sa)
     user = connection.local.eap_id or identity
+    alone = is_alone(sa, connection.remote)
+    kinds = taken(sa, connection.local, user)
+    if alone:
+        kinds = tuple(kind for kind in kinds if kind in MUTUAL_METHODS) or kinds
 
     def make(kind: int) -> PeerMethod:
         method = make_peer(sa, connection, kind, user)
-        if _is_alone(sa) and not method.mutual:
+        if alone and not method.mutual:
             # RFC 5998 section 4: nothing else says who hears what we show
             raise EapError(f"remote.auth = eap, and {eap_name(kind)} does not show safely who the responder is")
         return method
 
     assert sa.auth is not None
-    sa.auth.eap = EapPeerProgress(EapPeer(user.data, taken(sa, connection.local, user), make), user, body)
+    sa.auth.eap = EapPeerProgress(EapPeer(user.data, kinds, make), user, body)
 
 
 class EapRequest(Request):
@@ -236,11 +240,6 @@ def _go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     except AuthenticationError as error:
         raise SaFailedError(Failure(Cause.PEER_AUTH, bounded(f"EAP with {sa.peer_id}: {error}"))) from None
     sa.ask(EapProof() if response is None else EapRequest(response), now, first=True)
-
-
-def _is_alone(sa: IkeSa) -> bool:
-    """Whether EAP is all that shows who the responder is."""
-    return sa.connection.remote.method is AuthClass.EAP
 
 
 # -- responder
@@ -405,6 +404,9 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: fl
         request = eap.server.receive(packet.data)
         if request is None and eap.refusal:
             raise AuthenticationError(eap.refusal)
+        if request is None and eap.server.msk is None and is_alone(sa, sa.connection.local):
+            # RFC 5998 section 4: our AUTH would show nothing
+            raise AuthenticationError(f"local.auth = eap, and {eap_name(eap.server.method)} makes no key")
     except AuthenticationError as error:
         raise _failed(eap, error) from None
     if request is not None:
@@ -461,7 +463,7 @@ def _conclude(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: f
     assert eap.server is not None
     if proof is None:
         raise PeerError(NotifyType.INVALID_SYNTAX, "AUTH is missing", fatal=True, cause=Cause.MALFORMED)
-    another = find_notify(payloads, NotifyType.ANOTHER_AUTH_FOLLOWS) is not None
+    another = says_another(payloads)
     postquantum = ppk.received(proof, payloads)
     quantum = ppk.Answer(proof) if auth.round else ppk.answer(sa, sa.connection, proof, postquantum)
     try:

@@ -53,7 +53,8 @@ class Proof(NamedTuple):
 def certificate_requests(connections: Iterable[Connection], credentials: Credentials) -> list[Payload]:
     """CERTREQ for the authorities that the peer's certificate may come from, if we want one and may ask. The peer's
     connection may be any of these."""
-    asking = (one.remote for one in connections if one.send_certreq and one.remote.method not in _NO_CERTIFICATE)
+    remotes = (remote for one in connections if one.send_certreq for remote in one.all_remote)
+    asking = (remote for remote in remotes if remote.method not in _NO_CERTIFICATE)
     data = b"".join(dict.fromkeys(map(credentials.certreq_data, asking)))
     hashes = dict.fromkeys(data[at : at + 20] for at in range(0, len(data), 20))
     return [CertReqPayload(CertEncoding.X509_SIGNATURE, b"".join(hashes))] if hashes else []
@@ -143,9 +144,10 @@ def make_proof(
 
 
 def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:
-    """The pre-shared key to show: that which the peer has shown, else the best. AuthenticationError."""
+    """The pre-shared key to show: as responder that which the peer has shown, else the best. AuthenticationError."""
     credentials = sa.core.credentials
-    if sa.auth is not None and sa.auth.psk is not None:
+    # an initiator in another round is somebody else, who may have another key
+    if sa.auth is not None and sa.auth.psk is not None and not sa.initiator:
         return sa.auth.psk
     claimed = sa.auth.claimed if sa.auth is not None else None
     peer = sa.peer_id or claimed or connection.remote.id.exact

@@ -355,7 +355,8 @@ def test_alone_is_for_methods_that_show_safely_who_both_are() -> None:
     pair.a.engine.load([own], tls("moon", MOON, EC_KEY), ())
     pair.a.connections["c"] = own
     other = pair.b.connections["c"]
-    pair.b.engine.load([replace(other, remote=server(eap_id=ANY))], tls("sun", SUN, EC384_KEY), ())
+    theirs = replace(other, remote=server(eap_type=EapType.MSCHAPV2, eap_id=ANY))
+    pair.b.engine.load([theirs], tls("sun", SUN, EC384_KEY), ())
     here, _ = refused(pair, Cause.PEER_AUTH, Cause.NOT_IN_TIME)
     assert "does not show safely who the responder is" in here
     # nothing of what we know went out: who we are, twice, and no more

@@ -7,12 +7,13 @@ import logging
 from ipsec.crypto.auth import AuthenticationError
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.mschap import nt_password_hash
-from ipsec.ike.config import Connection, LocalAuth
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.gtc import GtcPeer, GtcServer
 from ipsec.ike.eap.md5 import Md5Peer, Md5Server
 from ipsec.ike.eap.method import EapError, PeerMethod, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Peer, Mschapv2Server
+from ipsec.ike.eap.names import MUTUAL_METHODS
 from ipsec.ike.eap.tls import TlsIdentity, TlsPeer, TlsServer, Verify, tls_available
 from ipsec.ike.eap.trust import tls_authorities, tls_identity, verify_client, verify_server
 from ipsec.ike.errors import SaFailedError
@@ -22,7 +23,6 @@ from ipsec.wire.eap import eap_name
 from ipsec.wire.iana import EapType
 
 log = logging.getLogger(__name__)
-
 
 
 def taken(sa: IkeSa, local: LocalAuth, user: Identity) -> tuple[int, ...]:
@@ -66,11 +66,18 @@ def _lacking(what: str) -> SaFailedError:
     return SaFailedError(Failure(Cause.LOCAL_AUTH, bounded(f"we cannot prove who we are: {what}")))
 
 
+def is_alone(sa: IkeSa, responder: LocalAuth | RemoteAuth) -> bool:
+    """Whether EAP is all that shows who the responder is (RFC 5998): in the first round, if that is how it does it."""
+    return responder.method is AuthClass.EAP and not (sa.auth is not None and sa.auth.round)
+
+
 def offered(sa: IkeSa, connection: Connection) -> tuple[int, ...]:
     """EapTypes that we propose as server, best first."""
     kind = connection.remote.eap_type
     if kind:
         return (kind,)
+    if is_alone(sa, connection.local):
+        return tuple(MUTUAL_METHODS)
     has = _has_certificate(sa, connection.local, sa.our_id)
     return (EapType.MSCHAPV2, EapType.TLS) if has else (EapType.MSCHAPV2,)
 
