@@ -16,6 +16,7 @@ from ipsec.config.directories import AUTHORITIES, CERTIFICATES, CredentialFiles,
 from ipsec.config.eap import check_eap, parse_eap, parse_eap_id
 from ipsec.config.grammar import Section
 from ipsec.config.refused import IKEV1, MEDIATION, TOKEN, XAUTH, Parser, numbered, read_supported, refused
+from ipsec.config.rounds import check_rounds, parts_of
 from ipsec.config.secrets import parse_ppk_id
 from ipsec.config.values import (
     IpAddress,
@@ -205,17 +206,13 @@ _REMOTE_REFUSED: dict[str, Parser] = {
 
 def read_connection(section: Section, name: str, files: CredentialFiles, *, allow_weak: bool = False) -> Connection:
     """The connection that a section describes, by itself sound. ConfigError names file, line and key."""
-    rounds = {side: numbered(section, side) for side in ("local", "remote")}
-    values = read_supported(section, _KEYS, _REFUSED, ("children", *rounds["local"], *rounds["remote"]))
+    sides = (*numbered(section, "local"), *numbered(section, "remote"))
+    values = read_supported(section, _KEYS, _REFUSED, ("children", *sides))
     for nothing in ("version", "dpd_timeout"):
         values.pop(nothing, None)
-    for side, names in rounds.items():
-        if len(names) > 1:
-            why = "several authentication rounds (RFC 4739) are not supported"
-            raise error_at(section, names[1], f"{why}: there is {names[0]} already")
-        empty = Section(section.child_path(side), section.file, section.line)
-        part = section.sections[names[0]] if names else empty
-        values[side] = (_read_local if side == "local" else _read_remote)(part, files)
+    values["local"], *more = (_read_local(part, files) for part in parts_of(section, "local"))
+    values["remote"], *further = (_read_remote(part, files) for part in parts_of(section, "remote"))
+    values |= {"local_rounds": tuple(more), "remote_rounds": tuple(further)}
     values.setdefault("proposals", read_proposals("default", Protocol.IKE))
     check_weak(section, "proposals", values["proposals"], allow_weak)
     values |= _read_times(section, values)
@@ -265,6 +262,7 @@ def _check(section: Section, connection: Connection) -> None:
                 place = section.sections["children"].sections[child.name]
                 why = "remote_addrs has no single address or name, so there is nobody to begin with"
                 raise error_at(place, "start_action", why)
+    check_rounds(section, connection)
     check_eap(section, connection)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
 from datetime import timedelta
 from enum import Enum, Flag, StrEnum
+from itertools import zip_longest
 from typing import Any
 
 from ipsec.config.schema import Config
@@ -19,6 +20,8 @@ SHOWN_MAX = 300
 SECRET = "(secret)"
 #: what the file calls a field
 _KEYS = {"method": "auth"}
+#: fields that are sections of their own in the file, by what their names begin with there
+_ROUNDS = {"local_rounds": "local", "remote_rounds": "remote"}
 
 
 class Kind(StrEnum):
@@ -124,10 +127,21 @@ def _section(path: str, old: Any, new: Any, effect: Effect) -> Iterator[Change]:
         key = f"{path}.{_KEYS.get(field.name, field.name)}"
         if is_dataclass(after) and is_dataclass(before) and not _has_text(after):
             yield from _section(key, before, after, effect)
+        elif field.name in _ROUNDS:
+            yield from _rounds(f"{path}.{_ROUNDS[field.name]}", before, after, effect)
         elif _has_names(before) and _has_names(after):
             yield from _named(key, before, after, dict.fromkeys(Kind, effect))
         else:
             yield Change(key, Kind.CHANGED, *_values(field, before, after), effect)
+
+
+def _rounds(path: str, old: Sequence[Any], new: Sequence[Any], effect: Effect) -> Iterator[Change]:
+    """Rounds of authentication from the second on, by the names that vici has for them."""
+    for place, (before, after) in enumerate(zip_longest(old, new), 2):
+        if before is None or after is None:
+            yield Change(f"{path}-{place}", Kind.ADDED if before is None else Kind.REMOVED, "", "", effect)
+        else:
+            yield from _section(f"{path}-{place}", before, after, effect)
 
 
 def _values(field: Field[Any], before: Any, after: Any) -> tuple[str, str]:

@@ -14,14 +14,16 @@ from typing import Any
 
 from ipsec.config.directories import confirms
 from ipsec.config.grammar import Section
-from ipsec.config.refused import side_of, warning_at
+from ipsec.config.refused import warning_at
+from ipsec.config.rounds import first_part, parts_of
 from ipsec.config.values import error_at, quoted, suggestion
 from ipsec.crypto.auth import ANY_SCHEME, parse_constraints
 from ipsec.crypto.identity import Identity, parse_identity
 from ipsec.errors import ConfigError
-from ipsec.ike.config import Action, AuthClass, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.eap.names import EAP_METHODS, PASSWORD_METHODS
+from ipsec.ike.eap.tls import tls_available
 from ipsec.wire.iana import EapType
 
 _REMOTE_METHODS = ("dynamic", "radius")
@@ -58,50 +60,71 @@ def parse_eap_id(text: str) -> Identity | None:
     return None if text in ("", "%any") else parse_identity(text)
 
 
+def is_alone(connection: Connection) -> bool:
+    """Whether EAP is all that shows who the responder is, whichever end that is (RFC 5998)."""
+    return connection.local.method is connection.remote.method is AuthClass.EAP
+
+
 def check_eap(section: Section, connection: Connection) -> None:
     """Refuse what contradicts itself. ConfigError."""
-    sides = [side for side in ("local", "remote") if getattr(connection, side).method is AuthClass.EAP]
-    if len(sides) == 2:
-        # RFC 7296 section 2.16; what RFC 5998 has for methods that authenticate both ends
-        why = "EAP at both ends (RFC 5998) is not supported: the one that answers has auth = pubkey, or psk"
-        raise error_at(side_of(section, "remote"), "auth", why)
-    if sides and connection.ppk_required:
-        why = f"postquantum preshared keys are not supported together with EAP, which {sides[0]}.auth says"
-        raise error_at(section, "ppk_required", why)
+    if is_alone(connection):
+        for side, auth in (("local", connection.local), ("remote", connection.remote)):
+            if auth.eap_type in PASSWORD_METHODS:
+                name = EapType(auth.eap_type).name
+                why = f"EAP alone shows who the one that answers is, which {name} does not do safely"
+                better = "eap-tls does, or that end has auth = pubkey"
+                raise error_at(first_part(section, side), "auth", f"{why} (RFC 5998 section 4): {better}")
+    if connection.ppk_required:
+        for side, parts in (("local", connection.all_local), ("remote", connection.all_remote)):
+            if any(auth.method is AuthClass.EAP for auth in parts):
+                why = f"postquantum preshared keys are not supported together with EAP, which {side}.auth says"
+                raise error_at(section, "ppk_required", why)
 
 
 # -- warnings
 
 
-def eap_warnings(section: Section, connection: Connection, credentials: Credentials) -> Iterator[str]:
-    """What is allowed, as in charon, but will hardly do what is meant."""
-    local, remote = connection.local, connection.remote
-    for side, auth in (("local", local), ("remote", remote)):
-        part = side_of(section, side)
+def eap_warnings(section: Section, connection: Connection, credentials: Credentials, *, radius: bool) -> Iterator[str]:
+    """What is allowed, as in charon, but will hardly do what is meant. ``radius``: there are RADIUS servers."""
+    ours = list(zip(parts_of(section, "local"), connection.all_local, strict=True))
+    theirs = list(zip(parts_of(section, "remote"), connection.all_remote, strict=True))
+    every: list[tuple[Section, LocalAuth | RemoteAuth]] = [*ours, *theirs]
+    for part, auth in every:
         unused = ("eap_id", "aaa_id") if auth.method is not AuthClass.EAP else ()
         for key in unused:
             if key in part.values:
                 yield warning_at(part, key, "not used, auth is not eap")
-    if AuthClass.EAP not in (local.method, remote.method):
-        return
-    if connection.ppk_id is not None:
+    users = [(part, auth) for part, auth in ours if auth.method is AuthClass.EAP]
+    peers = [(part, auth) for part, auth in theirs if auth.method is AuthClass.EAP]
+    if connection.ppk_id is not None and (users or peers):
         yield warning_at(section, "ppk_id", "not used together with EAP")
-    if local.method is AuthClass.EAP:
-        yield from _without_certificates(side_of(section, "local"), local)
-        yield from _local_warnings(side_of(section, "local"), local, remote, credentials)
-    else:
-        yield from _without_certificates(side_of(section, "remote"), remote)
-        yield from _remote_warnings(section, connection, credentials)
-    for side, auth in (("local", local), ("remote", remote)):
-        if auth.method is AuthClass.PSK:
-            # RFC 7296 section 2.16: the responder MUST use public key signatures
-            why = "who has this preshared key, as each user does, can pose as the gateway: use auth = pubkey"
-            yield warning_at(side_of(section, side), "auth", why)
+    for part, mine in users:
+        yield from _method_warnings(part, mine, radius=radius)
+        yield from _local_warnings(part, mine, credentials, alone=is_alone(connection) and mine is connection.local)
+    for part, peer in peers:
+        yield from _method_warnings(part, peer, radius=radius)
+        yield from _remote_warnings(part, peer, credentials, alone=is_alone(connection) and peer is connection.remote)
+    posing = [ours[0][0]] if peers and connection.local.method is AuthClass.PSK else []
+    posing += [theirs[0][0]] if users and connection.remote.method is AuthClass.PSK else []
+    for part in posing:
+        # RFC 7296 section 2.16: the responder MUST use public key signatures
+        why = "who has this preshared key, as each user does, can pose as the gateway: use auth = pubkey"
+        yield warning_at(part, "auth", why)
 
 
 def uses_tls(auth: LocalAuth | RemoteAuth) -> bool:
     """Whether EAP-TLS is the method for certain."""
     return auth.method is AuthClass.EAP and auth.eap_type == EapType.TLS
+
+
+def _method_warnings(part: Section, auth: LocalAuth | RemoteAuth, *, radius: bool) -> Iterator[str]:
+    """What a method lacks here, and keys for certificates that nobody looks at."""
+    missing = tls_available() if uses_tls(auth) else ""
+    if missing:
+        yield warning_at(part, "auth", missing)
+    if isinstance(auth, RemoteAuth) and auth.eap_radius and not radius:
+        yield warning_at(part, "auth", "ipsecd.radius.servers has no RADIUS server: nobody gets in")
+    yield from _without_certificates(part, auth)
 
 
 def _without_certificates(part: Section, auth: LocalAuth | RemoteAuth) -> Iterator[str]:
@@ -118,13 +141,13 @@ def _without_certificates(part: Section, auth: LocalAuth | RemoteAuth) -> Iterat
         yield warning_at(part, "pubkeys", "not used, EAP-TLS takes certificates alone")
 
 
-def _local_warnings(part: Section, local: LocalAuth, remote: RemoteAuth, credentials: Credentials) -> Iterator[str]:
+def _local_warnings(part: Section, local: LocalAuth, credentials: Credentials, *, alone: bool) -> Iterator[str]:
     user = local.eap_id or local.id
     whose = f" for {user}" if user is not None else ""
     kind, certs = local.eap_type, () if local.eap_type in PASSWORD_METHODS else local.certs
-    if kind in PASSWORD_METHODS or (not kind and not certs):
+    if kind in PASSWORD_METHODS or not (kind or certs or alone):
         yield from _password_warnings(part, kind, user, credentials)
-    if kind == EapType.TLS and not certs:
+    if (kind == EapType.TLS or alone) and not certs:
         why = f"there is no certificate with a private key{whose}: we cannot authenticate ourselves"
         yield warning_at(part, "certs", why)
     for certificate in certs:
@@ -135,16 +158,10 @@ def _local_warnings(part: Section, local: LocalAuth, remote: RemoteAuth, credent
             yield warning_at(part, "certs", why)
 
 
-def _remote_warnings(section: Section, connection: Connection, credentials: Credentials) -> Iterator[str]:
-    part, remote = side_of(section, "remote"), connection.remote
-    if remote.eap_type in PASSWORD_METHODS or (not remote.eap_type and not remote.eap_radius and not _anchors(remote)):
+def _remote_warnings(part: Section, remote: RemoteAuth, credentials: Credentials, *, alone: bool) -> Iterator[str]:
+    if remote.eap_type in PASSWORD_METHODS or not (remote.eap_type or remote.eap_radius or _anchors(remote) or alone):
         pattern = remote.id if remote.eap_id is None else remote.eap_id
         yield from _password_warnings(part, remote.eap_type, pattern.exact, credentials)
-    for child in connection.children:
-        if not child.shunt and child.start_action is not Action.NONE:
-            place = section.sections["children"].sections[child.name]
-            why = "with EAP the user begins, and remote.auth makes the peer the user: this end cannot"
-            yield warning_at(place, "start_action", why)
 
 
 def _anchors(remote: RemoteAuth) -> bool:

@@ -42,13 +42,6 @@ def numbered(section: Section, prefix: str) -> list[str]:
     return [name for name in section.sections if name.startswith(prefix)]
 
 
-def side_of(section: Section, side: str) -> Section:
-    """The section ``local<suffix>`` or ``remote<suffix>`` of a connection, an empty one in place of none."""
-    names = numbered(section, side)
-    empty = Section(section.child_path(side), section.file, section.line)
-    return section.sections[names[0]] if names else empty
-
-
 def warning_at(section: Section, name: str, message: str) -> str:
     """A warning about a key, with the place where it was written."""
     return str(error_at(section, name, message))

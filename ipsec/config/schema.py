@@ -146,7 +146,8 @@ def _read_ike(root: Section, config: Config, files: CredentialFiles, warnings: l
         for name, section in connections.sections.items()
     ]
     credentials, notes = load_credentials(files, read_secrets(secrets), read_authorities(authorities, files))
-    checker = Checker(files, credentials, [pool.name for pool in assigned])
+    radius = bool(config.settings.radius.servers)
+    checker = Checker(files, credentials, [pool.name for pool in assigned], radius=radius)
     done = []
     for section, connection in found:
         done.append(checker.complete(section, connection))

@@ -120,7 +120,8 @@ class Loaded:
                 crls=self._crls.values(),
                 ocsp_signers=self._ocsp_signers,
             )
-            self._checked = credentials, Checker(CredentialFiles(None), credentials, self._pools)
+            radius = bool(self._file.settings.radius.servers)
+            self._checked = credentials, Checker(CredentialFiles(None), credentials, self._pools, radius=radius)
         return self._checked
 
     def _completed(self, name: str, entry: _Entry) -> Connection:

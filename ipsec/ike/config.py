@@ -276,6 +276,11 @@ class Connection:
         """All rounds of ``remote``."""
         return (self.remote, *self.remote_rounds)
 
+    @property
+    def all_auth(self) -> tuple[LocalAuth | RemoteAuth, ...]:
+        """All rounds of both."""
+        return (*self.all_local, *self.all_remote)
+
     def in_round(self, number: int, *, initiator: bool) -> Connection:
         """It with nothing but one round of authentication of the initiator's, which is us or the peer; 0 is the
         first one."""
