@@ -138,9 +138,6 @@ class Checker:
 
     def _ppk_warnings(self, section: Section, connection: Connection) -> Iterator[str]:
         wanted = connection.ppk_id.exact if connection.ppk_id is not None else None
-        rounds = connection.all_auth
-        if len(rounds) > 2 or any(one.method is AuthClass.EAP for one in rounds):
-            return
         if wanted is not None and self._credentials.find_ppk(wanted.data) is None:
             yield warning_at(section, "ppk_id", "the section secrets has no ppk of that id")
         if wanted is None and connection.ppk_required and any(map(single_host, connection.remote_addrs)):

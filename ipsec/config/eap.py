@@ -74,11 +74,6 @@ def check_eap(section: Section, connection: Connection) -> None:
                 why = f"EAP alone shows who the one that answers is, which {name} does not do safely"
                 better = "eap-tls does, or that end has auth = pubkey"
                 raise error_at(first_part(section, side), "auth", f"{why} (RFC 5998 section 4): {better}")
-    if connection.ppk_required:
-        for side, parts in (("local", connection.all_local), ("remote", connection.all_remote)):
-            if any(auth.method is AuthClass.EAP for auth in parts):
-                why = f"postquantum preshared keys are not supported together with EAP, which {side}.auth says"
-                raise error_at(section, "ppk_required", why)
 
 
 # -- warnings
@@ -96,8 +91,6 @@ def eap_warnings(section: Section, connection: Connection, credentials: Credenti
                 yield warning_at(part, key, "not used, auth is not eap")
     users = [(part, auth) for part, auth in ours if auth.method is AuthClass.EAP]
     peers = [(part, auth) for part, auth in theirs if auth.method is AuthClass.EAP]
-    if connection.ppk_id is not None and (users or peers):
-        yield warning_at(section, "ppk_id", "not used together with EAP")
     for part, mine in users:
         yield from _method_warnings(part, mine, radius=radius)
         yield from _local_warnings(part, mine, credentials, alone=is_alone(connection) and mine is connection.local)

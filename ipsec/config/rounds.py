@@ -55,7 +55,7 @@ def _by_eap(connection: Connection) -> bool:
 def check_rounds(section: Section, connection: Connection) -> None:
     """Refuse rounds that nobody would ever go through, or that we do not have. ConfigError."""
     locals_, remotes = names_of(section, "local"), names_of(section, "remote")
-    only = "who begins alone proves more than once who it is (RFC 4739)"
+    only = "only who begins proves more than once who it is (RFC 4739)"
     if len(locals_) > 1 and len(remotes) > 1:
         raise error_at(section, remotes[1], f"{only}, and {locals_[1]} makes that us")
     if len(locals_) > 1 and _by_eap(connection):
@@ -63,16 +63,10 @@ def check_rounds(section: Section, connection: Connection) -> None:
     ours, theirs = connection.local.method, connection.remote.method
     if len(remotes) > 1 and ours is AuthClass.EAP and theirs is not AuthClass.EAP:
         raise error_at(section, remotes[1], f"{only}, and {locals_[0]}.auth = eap makes that us")
-    if connection.ppk_required and max(len(locals_), len(remotes)) > 1:
-        why = "postquantum preshared keys are not supported together with several rounds of authentication (RFC 4739)"
-        raise error_at(section, "ppk_required", why)
 
 
 def round_warnings(section: Section, connection: Connection) -> Iterator[str]:
     """What will not be done by the end that we are."""
-    rounds = connection.all_auth
-    if connection.ppk_id is not None and len(rounds) > 2 and not any(one.method is AuthClass.EAP for one in rounds):
-        yield warning_at(section, "ppk_id", "not used together with several rounds of authentication (RFC 4739)")
     if connection.remote_rounds:
         why = f"who begins proves more than once who it is, and {names_of(section, 'remote')[1]} makes that the peer"
     elif _by_eap(connection):

@@ -167,20 +167,7 @@ def test_too_many(side: str) -> None:
 def test_rounds_of_the_responder(parts: tuple[tuple[str, str], ...], key: str, why: str) -> None:
     error = refuse(*parts)
     assert error.key == f"connections.gw.{key}"
-    assert error.message == f"who begins alone proves more than once who it is (RFC 4739), {why}"
-
-
-def test_postquantum_preshared_key() -> None:
-    several = (("local-1", KEY), ("local-2", KEY), ("remote", "auth = psk\nid = gw"))
-    error = refuse(*several, lines="ppk_id = x\nppk_required = yes")
-    assert error.key == "connections.gw.ppk_required"
-    assert "not supported together with several rounds of authentication (RFC 4739)" in error.message
-    expected = ["ppk_id: not used together with several rounds of authentication (RFC 4739)"]
-    assert warnings(*several, lines="ppk_id = x") == expected
-    gateway = (("remote-1", KEY), ("remote-2", KEY), ("local", "auth = psk\nid = gw"))
-    assert warnings(*gateway, lines="ppk_id = x") == expected
-    error = refuse(("local-1", KEY), ("local-2", USER), several[2], lines="ppk_required = yes")
-    assert error.key == "connections.gw.ppk_required"
+    assert error.message == f"only who begins proves more than once who it is (RFC 4739), {why}"
 
 
 # -- warnings
