@@ -266,9 +266,10 @@ def certificates(engine: IkeEngine) -> dict[Certificate, str]:
     credentials = engine.credentials
     kinds: dict[Certificate, str] = {}
     for connection in engine.table.by_name.values():
-        if connection.local.certs or connection.remote.certs or connection.remote.cacerts:
-            kinds.update(dict.fromkeys((*connection.local.certs, *connection.remote.certs), "peer"))
-            kinds.update(dict.fromkeys(connection.remote.cacerts, "ca"))
+        for auth in connection.all_auth:
+            kinds.update(dict.fromkeys(auth.certs, "peer"))
+        for remote in connection.all_remote:
+            kinds.update(dict.fromkeys(remote.cacerts, "ca"))
     kinds.update(dict.fromkeys(credentials.certificates, "peer"))
     kinds.update(dict.fromkeys(credentials.anchors, "ca"))
     own = [certificate for certificate in kinds if credentials.private_key_for(certificate) is not None]

@@ -26,6 +26,7 @@ from ipsec.daemon.settings import backend_settings, may_write, say_limits, vici_
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
+from ipsec.ike.eap.tls import tls_available, tls_version
 from ipsec.net import http, ike
 from ipsec.vici.server import give_to, is_stale
 
@@ -55,7 +56,7 @@ def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
     if settings.ike_port is not None:
         found += [_port(settings, settings.ike_port, version) for version in (4, 6)]
     if config.connections:
-        found.append(_postquantum())
+        found += [_postquantum(), _tls()]
         found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
     if config.settings.keylog and (config.connections or vici_wanted(config)):
         found.append(_key_files(config.settings.keylog))
@@ -66,6 +67,14 @@ def _postquantum() -> Requirement:
     """ML-KEM: connections that name it are refused without, all others do not need it."""
     there, what = mlkem.found()
     return Requirement("ML-KEM", State.FOUND if there else State.HINT, what if there else "not there", what)
+
+
+def _tls() -> Requirement:
+    """EAP-TLS: connections that have it do not come up without, all others do not need it."""
+    why = tls_available()
+    if why:
+        return Requirement("EAP-TLS", State.HINT, "not there", why)
+    return Requirement("EAP-TLS", State.FOUND, tls_version())
 
 
 def check_control(config: Config) -> list[Requirement]:

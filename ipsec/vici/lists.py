@@ -21,7 +21,7 @@ from ipsec.crypto.revocation import Crl
 from ipsec.crypto.sk import sk_suite
 from ipsec.crypto.x509 import Certificate
 from ipsec.errors import ConfigError, ParseError, SuiteError
-from ipsec.ike.config import ChildMode
+from ipsec.ike.config import ChildMode, RemoteAuth
 from ipsec.ike.counters import NAMES
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
@@ -180,8 +180,8 @@ class Lists:
             found |= dict.fromkeys((key, "") for key in self._control.public_keys())
         for one in self._control.engine.table.by_name.values():
             for key, whose in (
-                *((key, one.local.id) for key in one.local.pubkeys),
-                *((key, one.remote.id.exact) for key in one.remote.pubkeys),
+                *((key, auth.id) for auth in one.all_local for key in auth.pubkeys),
+                *((key, auth.id.exact) for auth in one.all_remote for key in auth.pubkeys),
             ):
                 if subject.any or (whose is not None and subject.matches(whose)):
                     found[key, str(whose or "")] = None
@@ -194,7 +194,8 @@ class Lists:
         configured = [
             one
             for connection in self._control.engine.table.by_name.values()
-            for one in (*connection.local.certs, *connection.remote.certs, *connection.remote.cacerts)
+            for auth in connection.all_auth
+            for one in (*auth.certs, *(auth.cacerts if isinstance(auth, RemoteAuth) else ()))
         ]
         loaded = dict.fromkeys((*credentials.certificates, *credentials.anchors, *configured), "NONE")
         for certificate, kind in (loaded | dict.fromkeys(credentials.ocsp_signers, "OCSP")).items():

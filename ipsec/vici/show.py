@@ -76,7 +76,9 @@ def _task(request: object) -> str:
 _TASKS = {
     "InitRequest": "IKE_INIT",
     "Intermediate": "IKE_INIT",
-    "AuthRequest": "IKE_AUTH",
+    **dict.fromkeys(
+        ("AuthRequest", "RoundRequest", "EapAuthRequest", "EapRoundRequest", "EapRequest", "EapProof"), "IKE_AUTH"
+    ),
     "CreateChild": "CHILD_CREATE",
     "RekeyIke": "IKE_REKEY",
     "DeleteIke": "IKE_DELETE",
@@ -178,8 +180,8 @@ def connection(config: Connection) -> Message:
         "dpd_delay": int(config.dpd_delay) or None,
         "ppk_id": config.ppk_id,
         "ppk_required": "yes" if config.ppk_required else None,
-        "local-1": _local(config.local),
-        "remote-1": _remote(config.remote),
+        **{f"local-{place}": _local(auth) for place, auth in enumerate(config.all_local, 1)},
+        **{f"remote-{place}": _remote(auth) for place, auth in enumerate(config.all_remote, 1)},
         "children": {child.name: child_config(child) for child in config.children},
     }
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,6 +160,11 @@ def test_version_names_providers(capsys: pytest.CaptureFixture[str], monkeypatch
     assert said.startswith("ipsec ")
     assert "providers: python" in said
     assert "aes128gcm16  python" in said
+    assert re.search("^EAP-TLS: pyOpenSSL ", said, re.MULTILINE)
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    with pytest.raises(SystemExit):
+        ipsecd.main(["--version"])
+    assert re.search(r"^no EAP-TLS: .*pip install 'ipsec\[eap-tls\]'$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("state", "status"), [(State.FOUND, 0), (State.HINT, 0), (State.MISSING, 4)])

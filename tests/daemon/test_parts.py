@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from ipsec.backend.requirements import Requirement
+from ipsec.backend.requirements import Requirement, State
 from ipsec.config import load_text
 from ipsec.crypto.sk import sk_suite
 from ipsec.daemon import backend_settings
@@ -493,6 +493,21 @@ def test_check_names_the_ways_to_peers(tmp_path: Path) -> None:
     assert "whoever reads them reads all traffic" in found["key files"].detail
     assert found["state of IKE"].state.value == "found"
     assert not any("IKE over" in name for name in found)
+
+
+def test_check_says_whether_tls_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs it is a warning of the configuration; the daemon starts without."""
+    text = f"ipsecd {{ state_dir = {tmp_path}\nport = 0 }}\n{connection('remote_ts = 10.2.0.0/16')}"
+    config = load_text(text)
+
+    def tls() -> Requirement:
+        return next(one for one in check_ike(config, backend_settings(config)) if one.name == "EAP-TLS")
+
+    assert tls().state is State.FOUND
+    assert re.fullmatch(r"pyOpenSSL \S+, OpenSSL .*", tls().detail)
+    monkeypatch.setitem(sys.modules, "OpenSSL", None)
+    assert (tls().state, tls().detail) == (State.HINT, "not there")
+    assert tls().remedy.endswith("pip install 'ipsec[eap-tls]'")
 
 
 def test_check_without_ike_has_nothing_to_say() -> None:

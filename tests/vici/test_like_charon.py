@@ -13,14 +13,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ipsec.crypto.identity import parse_identity
 from ipsec.crypto.proposals import parse_proposals
+from ipsec.daemon import metrics
 from ipsec.daemon.run import Daemon
+from ipsec.ike.auth import AuthRequest, RoundRequest
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.eap_auth import EapAuthRequest, EapProof, EapRequest, EapRoundRequest
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
+from ipsec.ike.sa import Request
+from ipsec.vici import show
 from ipsec.vici.client import Session
 from ipsec.vici.show import Traffic, ike_algorithms
 from ipsec.wire.iana import Protocol
@@ -97,6 +103,32 @@ def test_list_conns_with_eap(tmp_path: Path) -> None:
                 (event,) = [item async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
                 found = event["new"][f"{side}-1"]
                 assert {key: value.decode() for key, value in found.items() if value != []} == expected
+
+    with_daemon(tmp_path, test)
+
+
+def test_list_conns_with_rounds(tmp_path: Path) -> None:
+    """Rounds of authentication have the names of their places, as with charon: ``round`` first, then as they came."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        local = {
+            "local-b": {"auth": "eap-mschapv2", "id": "third", "round": "7"},
+            "local-1": {"auth": "psk", "id": "first"},
+            "localx": {"auth": "psk", "id": "second"},
+        }
+        ends = {key: value for key, value in CONNECTION.items() if key not in ("local", "remote")}
+        await session.request("load-conn", {"new": ends | local | {"remote": {"auth": "psk"}}})
+        (event,) = [item async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        found = {key: value["id"] for key, value in event["new"].items() if key.startswith(("local-", "remote-"))}
+        assert found == {"local-1": b"first", "local-2": b"second", "local-3": b"third", "remote-1": b"%any"}
+        assert event["new"]["local-3"]["eap-type"] == b"EAP_MSCHAPV2"
+        peer = {"remote": {"auth": "psk", "id": "a"}, "remote-2": {"auth": "eap", "eap_id": "%any"}}
+        await session.request("load-conn", {"new": ends | {"local": {"auth": "psk"}} | peer})
+        (event,) = [item async for item in session.stream("list-conns", "list-conn", {"ike": "new"})]
+        assert [event["new"][f"remote-{place}"]["class"] for place in (1, 2)] == [b"pre-shared key", b"EAP"]
+        assert "local-2" not in event["new"]
+        why = await refused(session, "load-conn", {"new": ends | local | peer})
+        assert "only who begins proves more than once who it is (RFC 4739)" in why
 
     with_daemon(tmp_path, test)
 
@@ -223,6 +255,35 @@ def test_raw_public_keys(tmp_path: Path) -> None:
         assert conn["remote-1"]["certs"] == [b"b.example"]
 
     with_daemon(tmp_path, test)
+
+
+def test_what_later_rounds_bring_is_listed(tmp_path: Path) -> None:
+    """Certificates and raw public keys of all rounds, also where certificates are counted by kind."""
+    root, end = authority_and_end()
+    key = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    async def test(one: Daemon, session: Session) -> None:
+        peers = {
+            "remote": {"auth": "psk"},
+            "remote-2": {"auth": "pubkey", "certs": [end], "cacerts": [root]},
+            "remote-3": {"auth": "pubkey", "id": "c.example", "pubkeys": [key]},
+        }
+        await session.request("load-conn", {"new": CONNECTION | peers})
+        found = [item async for item in session.stream("list-certs", "list-cert", {"type": "X509"})]
+        assert {(item["flag"], item["data"]) for item in found} == {(b"CA", root), (b"NONE", end)}
+        found = [item async for item in session.stream("list-certs", "list-cert", {"type": "PUBKEY"})]
+        assert [(item["data"], item["subject"]) for item in found] == [(key, b"c.example")]
+        engine = await settled(one, session)
+        kinds = {certificate.der: kind for certificate, kind in metrics.certificates(engine).items()}
+        assert kinds == {root: "ca", end: "peer"}
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize("kind", [AuthRequest, RoundRequest, EapAuthRequest, EapRoundRequest, EapRequest, EapProof])
+def test_the_task_of_every_request_of_ike_auth(kind: type[Request]) -> None:
+    """charon has one for all of them."""
+    assert show._task(kind.__new__(kind)) == "IKE_AUTH"
 
 
 def test_certificate_types_of_older_clients(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from ipsec.crypto.auth import AuthenticationError
 from ipsec.errors import ParseError
 from ipsec.ike.eap.method import EapError, PeerMethod, ServerMethod
 from ipsec.ike.eap.tls_fragment import ACKNOWLEDGEMENT, START_DATA, Fragments, is_start
-from ipsec.ike.eap.tls_session import TLS_1_3, TlsFailedError, TlsIdentity, TlsSession, tls_available
+from ipsec.ike.eap.tls_session import TLS_1_3, TlsFailedError, TlsIdentity, TlsSession, tls_available, tls_version
 from ipsec.wire.iana import EapType
 
-__all__ = ["TlsIdentity", "TlsPeer", "TlsServer", "Verify", "tls_available"]
+__all__ = ["TlsIdentity", "TlsPeer", "TlsServer", "Verify", "tls_available", "tls_version"]
 
 #: Judges the other side's certificates (DER, its own first, then the others as sent): AuthenticationError, or
 #: StatusUnknownError (``ike.status``) if that is to be asked again when more is known

@@ -52,6 +52,14 @@ def tls_available() -> str:
     return ""
 
 
+def tls_version() -> str:
+    """What does TLS, where ``tls_available`` has nothing to say."""
+    import OpenSSL
+    from OpenSSL import SSL
+
+    return f"pyOpenSSL {OpenSSL.__version__}, {SSL.OpenSSL_version(SSL.OPENSSL_VERSION).decode('ascii', 'replace')}"
+
+
 @dataclass(frozen=True)
 class TlsIdentity:
     """What we show: certificates in DER, and the key of the first."""
