@@ -15,13 +15,13 @@ EAP_METHODS: Mapping[str, EapType] = {
 }
 #: what goes by passwords; of an NT hash MSCHAPv2 makes do
 PASSWORD_METHODS = frozenset({EapType.MD5, EapType.MSCHAPV2, EapType.GTC})
+#: those that show safely who both ends are, so that they may stand alone (RFC 5998 section 4)
+MUTUAL_METHODS = frozenset({EapType.TLS})
 
 
 def is_eap(auth: str) -> bool:
     """Whether ``auth`` means EAP, be it spelled rightly or not: charon takes what it does not know for plain EAP."""
     return auth.lower().startswith("eap")
-#: those that show safely who both ends are, so that they may stand alone (RFC 5998 section 4)
-MUTUAL_METHODS = frozenset({EapType.TLS})
 
 
 def vici_name(kind: int) -> str:
