@@ -63,8 +63,8 @@ def _head(app: App, tunnel: Tunnel) -> None:
     if tunnel.conn is None:
         line.append("  not configured any more", style=WARN)
     else:
-        local = ", ".join(auth.id or auth.method for auth in tunnel.conn.local)
-        remote = ", ".join(auth.id or auth.method for auth in tunnel.conn.remote)
+        local = ", ".join(dict.fromkeys(auth.id or auth.method for auth in tunnel.conn.local))
+        remote = ", ".join(dict.fromkeys(auth.id or auth.method for auth in tunnel.conn.remote))
         addrs = [", ".join(one) or "%any" for one in (tunnel.conn.local_addrs, tunnel.conn.remote_addrs)]
         line.append(f"  {addrs[0]} [{local}] ... {addrs[1]} [{remote}]")
     app.out.print(line)

@@ -97,7 +97,7 @@ def _methods(auths: Sequence[Auth]) -> str:
 
 def _end(addrs: Sequence[str], auths: Sequence[Auth]) -> str:
     """``192.0.2.1 [gw.example]``."""
-    names = ", ".join(auth.id for auth in auths if auth.id and auth.id != "%any")
+    names = ", ".join(dict.fromkeys(auth.id for auth in auths if auth.id and auth.id != "%any"))
     where = ", ".join(addrs) or "%any"
     return f"{where} [{names}]" if names else where
 

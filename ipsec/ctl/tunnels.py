@@ -108,7 +108,8 @@ class Tunnel:
         """Who the other end is."""
         if len(self.sas) == 1 and self.sas[0].remote_id != "%any":
             return self.sas[0].remote_id
-        return ", ".join(auth.id for auth in self.conn.remote if auth.id != "%any") if self.conn else ""
+        ends = self.conn.remote if self.conn else ()
+        return ", ".join(dict.fromkeys(auth.id for auth in ends if auth.id != "%any"))
 
     @property
     def passive(self) -> bool:

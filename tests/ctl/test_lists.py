@@ -73,6 +73,23 @@ def test_conns_with_eap(daemon: FakeDaemon, ctl: Ctl) -> None:
     assert "pre-shared key / EAP (MSCHAPV2)" in " ".join(ctl("list", "conns").out.split())
 
 
+def test_conns_with_rounds(daemon: FakeDaemon, ctl: Ctl) -> None:
+    """Each proof, and each identity once."""
+    key, user = {"class": "pre-shared key", "id": "me"}, {"class": "EAP", "eap-type": "EAP_MD5", "id": "me"}
+    there = {"class": "public key", "id": "them"}
+    daemon.conns["one"] = conn(**{"local-1": key, "local-2": user, "local-3": key | {"id": "other"}, "remote-1": there})
+    (found,) = ctl("list", "conns", "--json", "one").document["conns"]
+    assert [(end["method"], end["id"]) for end in found["local"]] == [
+        ("pre-shared key", "me"),
+        ("EAP (MD5)", "me"),
+        ("pre-shared key", "other"),
+    ]
+    said = " ".join(ctl("list", "conns", "one").out.split())
+    assert "[me, other]" in said
+    assert "pre-shared key+EAP (MD5)+pre-shared key / public key" in said
+    assert "[me, other] ... " in " ".join(ctl("status", "--sample", "0", "one").out.split())
+
+
 def test_policies(busy: FakeDaemon, ctl: Ctl) -> None:
     assert re.search(r"(?m)^gw +lan +pass", ctl("list", "policies").out)
     assert [one["kind"] for one in ctl("list", "policies", "--json").document["policies"]] == ["trap", "pass"]
