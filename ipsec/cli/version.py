@@ -20,14 +20,13 @@ def version_text() -> str:
     """Version, what optional libraries are there, crypto providers found, and the one that serves each suite."""
     # ipsecctl asks for the version alone, and has no need for the data path
     from ipsec.backend.core import compiled_core
-    from ipsec.crypto import mlkem
-    from ipsec.ike.eap.tls import tls_available, tls_version
+    from ipsec.daemon.optional import key_exchange_found, tls_found
 
     lines = [f"ipsec {version()}, Python {platform.python_version()}, {platform.machine()}"]
-    there, what = mlkem.found()
+    there, what = key_exchange_found()
     lines.append(f"postquantum key exchange: {what}" if there else f"no postquantum key exchange: {what}")
-    missing = tls_available()
-    lines.append(f"no EAP-TLS: {missing}" if missing else f"EAP-TLS: {tls_version()}")
+    there, what = tls_found()
+    lines.append(f"EAP-TLS: {what}" if there else f"no EAP-TLS: {what}")
     try:
         used: dict[str, str] = compiled_core().Engine().providers()
     except BackendError as error:

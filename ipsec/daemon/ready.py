@@ -18,15 +18,14 @@ from ipsec.backend.requirements import Requirement, State, check, missing, try_d
 from ipsec.backend.settings import UserspaceSettings
 from ipsec.config import Config
 from ipsec.config.settings import VICI_SOCKET, BackendKind, DaemonSettings, Listen
-from ipsec.crypto import mlkem
 from ipsec.daemon.keylog import KEY_FILES, open_key_file
+from ipsec.daemon.optional import key_exchange_found, tls_found
 from ipsec.daemon.reach import Resolver, allows, source_address, specific, usable
 from ipsec.daemon.secret import SECRET_FILE, SECRET_LEN
 from ipsec.daemon.settings import backend_settings, may_write, say_limits, vici_wanted
 from ipsec.errors import BackendError
 from ipsec.esp.sa import Mode
 from ipsec.ike.config import ChildMode, Connection
-from ipsec.ike.eap.tls import tls_available, tls_version
 from ipsec.net import http, ike
 from ipsec.vici.server import give_to, is_stale
 
@@ -56,25 +55,16 @@ def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
     if settings.ike_port is not None:
         found += [_port(settings, settings.ike_port, version) for version in (4, 6)]
     if config.connections:
-        found += [_postquantum(), _tls()]
+        found += [_optional("ML-KEM", *key_exchange_found()), _optional("EAP-TLS", *tls_found())]
         found += [_state(Path(config.settings.state_dir)), *asyncio.run(_peers(config, settings.fwmark))]
     if config.settings.keylog and (config.connections or vici_wanted(config)):
         found.append(_key_files(config.settings.keylog))
     return found
 
 
-def _postquantum() -> Requirement:
-    """ML-KEM: connections that name it are refused without, all others do not need it."""
-    there, what = mlkem.found()
-    return Requirement("ML-KEM", State.FOUND if there else State.HINT, what if there else "not there", what)
-
-
-def _tls() -> Requirement:
-    """EAP-TLS: connections that have it do not come up without, all others do not need it."""
-    why = tls_available()
-    if why:
-        return Requirement("EAP-TLS", State.HINT, "not there", why)
-    return Requirement("EAP-TLS", State.FOUND, tls_version())
+def _optional(name: str, there: bool, what: str) -> Requirement:
+    """Most connections do not need it."""
+    return Requirement(name, State.FOUND if there else State.HINT, what if there else "not there", what)
 
 
 def check_control(config: Config) -> list[Requirement]:
