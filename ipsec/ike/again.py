@@ -56,12 +56,10 @@ def only_peer_can(sa: IkeSa) -> str:
     if sa.leases:
         # it would ask us for them; of us it takes no CHILD_SA for its virtual address (section 2.19)
         return "has virtual addresses of ours"
-    connection = sa.connection
-    if not sa.original_initiator and any(
-        part.method is AuthClass.EAP for part in (connection.remote, *connection.remote_rounds)
-    ):
-        # section 2.16: it is the initiator who proves by EAP who he is
-        return "authenticates itself by EAP"
+    remote, rounds = sa.connection.remote, sa.connection.remote_rounds
+    if not sa.original_initiator and (rounds or remote.method is AuthClass.EAP):
+        # section 2.16: it is the initiator who proves by EAP who he is; and who does so several times (RFC 4739)
+        return "authenticates itself " + ("in several rounds" if rounds else "by EAP")
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ipsec.crypto.identity import parse_pattern
+from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.ike.config import AuthClass, LocalAuth, PoolConfig, RemoteAuth
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.events import Failed
@@ -72,6 +72,20 @@ def test_the_initiator_does_it_in_time(rekeyed: bool) -> None:
     # and again, without an end
     pair.world.run(1000)
     assert Cause.EXPIRED not in [event.problem.failure.cause for event in pair.b.events(Failed)]
+    pair.finish()
+
+
+def test_the_initiator_does_all_its_rounds_in_time() -> None:
+    """RFC 4739: as responder it would prove itself once, so that we do not ask it."""
+    mine, theirs = LocalAuth(AuthClass.PSK, parse_identity("moon")), RemoteAuth(AuthClass.PSK, parse_pattern("moon"))
+    pair = Pair(over_time=20.0, a={"local": mine, "local_rounds": (mine,)},
+                b={"remote": theirs, "remote_rounds": (theirs,), "reauth_time": 100.0}).up()  # fmt: skip
+    old = pair.a.ike
+    pair.b.do(pair.b.engine.reauthenticate, pair.b.ike)
+    pair.world.run(20)
+    assert pair.a.ike is old
+    pair.world.run(85)
+    assert anew(pair, old)
     pair.finish()
 
 
