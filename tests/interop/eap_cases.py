@@ -89,7 +89,7 @@ def make_eap(
 
 UP: tuple[Step, ...] = (Initiate(), Traffic(), User(USER))
 #: what charon says of EAP that comes to nothing, and we
-REFUSED = r"EAP_FAILURE|EAP-Failure|EAP method \w+ failed|EAP of \S+: |AUTH_FAILED|AUTHENTICATION_FAILED"
+REFUSED = r"EAP_FAILURE|EAP-Failure|EAP method \w+ failed|EAP of \S+: |fatal TLS alert|AUTH(ENTICATION)?_FAILED"
 DOWN: tuple[Step, ...] = (Initiate(up=False), NoTraffic(), Count(0, 0))
 
 
