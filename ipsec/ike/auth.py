@@ -17,7 +17,7 @@ from ipsec.crypto.identity import Identity
 from ipsec.errors import ParseError
 from ipsec.ike import config_payload, ppk
 from ipsec.ike.admit import admit
-from ipsec.ike.auth_lifetime import heed_lifetime
+from ipsec.ike.auth_lifetime import heed_lifetime, parse_lifetime
 from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, install, new_child, offer, shown, take_answer
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
@@ -254,6 +254,8 @@ def finish(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     assert sa.auth is not None
     assert sa.init is not None
     child, nonces = sa.auth.child, sa.init
+    # what may be malformed comes first: what was asked for goes with the IKE_SA then
+    lifetime = parse_lifetime(payloads)
     take_support(sa, payloads)
     sa.core.note_token(sa, payloads)
     if sa.connection.vips:
@@ -262,7 +264,7 @@ def finish(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     if sa.auth.contact:
         doubt(sa, now)
     sa.core.established(sa, now)
-    heed_lifetime(sa, payloads, now)
+    heed_lifetime(sa, lifetime, now)
     if child is not None:
         _take_first_child(sa, child, nonces, payloads, now)
     # asked after this, or at the gateway that we are sent to

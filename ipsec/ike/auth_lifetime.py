@@ -28,14 +28,20 @@ def lifetime_payloads(sa: IkeSa, now: float) -> list[Payload]:
     return [NotifyPayload(NotifyType.AUTH_LIFETIME, seconds.to_bytes(_LEN, "big"))]
 
 
-def heed_lifetime(sa: IkeSa, payloads: Sequence[Payload], now: float) -> None:
-    """As initiator, whenever the responder says it. ParseError."""
+def parse_lifetime(payloads: Sequence[Payload]) -> int | None:
+    """What a message says of it, in seconds; None: nothing. ParseError."""
     notify = find_notify(payloads, NotifyType.AUTH_LIFETIME)
-    if notify is None or not sa.original_initiator:
-        return
+    if notify is None:
+        return None
     if len(notify.data) != _LEN:
         raise ParseError(f"AUTH_LIFETIME of {len(notify.data)} octets")
-    seconds = int.from_bytes(notify.data, "big")
+    return int.from_bytes(notify.data, "big")
+
+
+def heed_lifetime(sa: IkeSa, seconds: int | None, now: float) -> None:
+    """As initiator, whenever the responder says it."""
+    if seconds is None or not sa.original_initiator:
+        return
     ahead = min(seconds / 10, AHEAD_S / 2) * (1 + sa.core.fraction())
     sa.reauth_by = now + max(seconds - ahead, 1.0)
     log.info("%s: the peer wants us to re-authenticate within %d s", sa, seconds)

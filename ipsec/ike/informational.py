@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from ipsec.ike import again
-from ipsec.ike.auth_lifetime import heed_lifetime
+from ipsec.ike.auth_lifetime import heed_lifetime, parse_lifetime
 from ipsec.ike.child import stop_sending, superseded
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.create_child import CreateChild
@@ -35,7 +35,7 @@ def handle_informational(sa: IkeSa, payloads: list[Payload], path: Path, now: fl
         _close_ike(sa, path, now)
         return None
     reply: list[Payload] = []
-    heed_lifetime(sa, payloads, now)
+    heed_lifetime(sa, parse_lifetime(payloads), now)
     for payload in payloads:
         if isinstance(payload, NotifyPayload):
             answer = _heed(sa, payload, payloads, path, now)
