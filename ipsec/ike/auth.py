@@ -243,10 +243,14 @@ def disbelieve(
 ) -> None:
     """The responder, which takes the IKE_SA to be up, is not who it says: tell it (section 2.21.2)."""
     log.warning("%s: cannot authenticate %s as %s: %s", sa, sa.path.remote, peer_id, error)
-    sa.core.note(_distrust(sa.connection, error, peer_id, certificates), sa)
-    failed = NotifyPayload(NotifyType.AUTHENTICATION_FAILED)
+    give_up(sa, _distrust(sa.connection, error, peer_id, certificates), f"authentication failed: {error}", now)
+
+
+def give_up(sa: IkeSa, failure: Failure, reason: str, now: float) -> None:
+    """The IKE_SA will not be, and the responder, which waits for what comes next, hears that."""
+    sa.core.note(failure, sa)
     sa.queue.clear()
-    sa.ask(DeleteIke(f"authentication failed: {error}", failed), now)
+    sa.ask(DeleteIke(reason, NotifyPayload(NotifyType.AUTHENTICATION_FAILED)), now)
 
 
 def finish(sa: IkeSa, payloads: list[Payload], now: float) -> None:

@@ -29,6 +29,7 @@ from ipsec.ike.auth import (
     answer_or_wait,
     begin,
     disbelieve,
+    give_up,
     go_on,
     handle_auth,
     handle_round,
@@ -237,8 +238,13 @@ def _go_on(sa: IkeSa, payloads: list[Payload], now: float) -> None:
     except EapRefusedError as error:
         reason = bounded(f"{sa.path.remote} refuses us as {eap.user}: {error}")
         raise SaFailedError(Failure(Cause.LOCAL_AUTH, reason, by_peer=True)) from None
+    except SaFailedError as error:
+        give_up(sa, error.failure, error.failure.reason, now)
+        return
     except AuthenticationError as error:
-        raise SaFailedError(Failure(Cause.PEER_AUTH, bounded(f"EAP with {sa.peer_id}: {error}"))) from None
+        reason = bounded(f"EAP with {sa.peer_id}: {error}")
+        give_up(sa, Failure(Cause.PEER_AUTH, reason), reason, now)
+        return
     sa.ask(EapProof() if response is None else EapRequest(response), now, first=True)
 
 

@@ -154,9 +154,11 @@ def test_wrong_secret(kind: EapType, mine: Sequence[EapSecret], theirs: Sequence
 
 
 def test_no_secret_of_ours() -> None:
-    here, _ = refused(make(client(eap_id=parse_identity("erin")), server(eap_id=ANY)), Cause.LOCAL_AUTH,
-                      Cause.NOT_IN_TIME)  # fmt: skip
+    here, there = refused(make(client(eap_id=parse_identity("erin")), server(eap_id=ANY)), Cause.LOCAL_AUTH,
+                      Cause.LOCAL_AUTH)  # fmt: skip
     assert "no EAP secret for erin" in here
+    # at once, and not when the time is up
+    assert "in the midst of IKE_AUTH" in there
 
 
 def test_whoever_is_asked_for_eap_does_not_come_in_with_a_key() -> None:
@@ -357,7 +359,7 @@ def test_alone_is_for_methods_that_show_safely_who_both_are() -> None:
     other = pair.b.connections["c"]
     theirs = replace(other, remote=server(eap_type=EapType.MSCHAPV2, eap_id=ANY))
     pair.b.engine.load([theirs], tls("sun", SUN, EC384_KEY), ())
-    here, _ = refused(pair, Cause.PEER_AUTH, Cause.NOT_IN_TIME)
+    here, _ = refused(pair, Cause.PEER_AUTH, Cause.LOCAL_AUTH)
     assert "does not show safely who the responder is" in here
     # nothing of what we know went out: who we are, twice, and no more
     assert pair.b.engine.counters.total("ike-auth-in-req") == 2
