@@ -23,6 +23,8 @@ FLIGHT_MAX = 0x10000
 FRAGMENTS_MAX = 256
 
 _LENGTH = 4
+#: of a record of TLS (RFC 8446 section 5.1)
+_ALERT = 21
 
 
 class Fragments:
@@ -58,9 +60,12 @@ class Fragments:
         """
         flags, total, part = _parse(data)
         if self._sending:
-            if part or flags:
+            if flags or (part and part[0] != _ALERT):
                 raise ParseError("EAP-TLS: data while a fragment is to be acknowledged")
-            return None
+            if not part:
+                return None
+            # charon does not hear our certificates to the end if it trusts none of them
+            self._sending = b""
         more = bool(flags & MORE_FRAGMENTS)
         if not self._count:
             if not more:

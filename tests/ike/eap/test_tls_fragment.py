@@ -119,6 +119,18 @@ def test_data_in_place_of_an_acknowledgement() -> None:
         assert sender.turn() == b"\0\0"
 
 
+def test_an_alert_in_place_of_an_acknowledgement() -> None:
+    """charon does not hear a flight to the end when it has seen a certificate that it does not trust."""
+    alert = b"\x15\x03\x03\x00\x02\x02\x2e"
+    sender = Fragments()
+    sender.send(bytes(3 * FRAGMENT_LEN))
+    assert sender.take(b"\0" + alert) == alert
+    assert sender.turn() == ACKNOWLEDGEMENT
+    sender.send(bytes(3 * FRAGMENT_LEN))
+    with pytest.raises(ParseError):
+        sender.take(first(9, alert))
+
+
 def test_fragments_that_never_end() -> None:
     taker = Fragments()
     assert taker.take(first(FLIGHT_MAX, b"a")) is None
