@@ -18,7 +18,7 @@ from ipsec.crypto.auth import describe_key
 from ipsec.crypto.identity import Identity, IdentityPattern
 from ipsec.crypto.x509 import Certificate
 from ipsec.errors import ParseError
-from ipsec.ike.config import AuthClass, Childless, Connection, LocalAuth
+from ipsec.ike.config import RADIUS, AuthClass, Childless, Connection, LocalAuth
 from ipsec.ike.credentials import Credentials
 
 _KEY_PLACES = ", ".join(f"{name}/" for name in KEY_DIRECTORIES)
@@ -43,7 +43,7 @@ class Checker:
     def complete(self, section: Section, connection: Connection) -> Connection:
         """The connection with our certificates found where it names none. ConfigError for what it lacks."""
         for pool in connection.pools:
-            if pool not in self._pools:
+            if pool not in self._pools and pool != RADIUS:
                 why = f"there is no pool {quoted(pool)}{suggestion(pool, self._pools)}"
                 raise error_at(section, "pools", why)
         rounds = zip(parts_of(section, "local"), connection.all_local, strict=True)

@@ -39,6 +39,7 @@ from ipsec.crypto.revocation import Revocation
 from ipsec.crypto.x509 import Certificate, key_ids
 from ipsec.errors import ConfigError
 from ipsec.ike.config import (
+    RADIUS,
     Action,
     AuthClass,
     Childless,
@@ -119,8 +120,8 @@ def _parse_fragmentation(text: str) -> Fragmentation:
 
 
 def _parse_pool(text: str) -> str:
-    if text in ("dhcp", "radius"):
-        raise ConfigError(f"addresses from {text} are not supported, only from the section pools")
+    if text == "dhcp":
+        raise ConfigError("addresses from dhcp are not supported, only from the section pools and from radius")
     return text
 
 
@@ -197,11 +198,10 @@ _REMOTE_KEYS: dict[str, Parser] = {
     "auth": str,
     # %any: it is asked who it is, and may be anybody
     "eap_id": parse_pattern,
+    "groups": list_of(str),
 }
 
-_REMOTE_REFUSED: dict[str, Parser] = {
-    "groups": refused("groups, of attribute certificates or of AAA servers, are not supported"),
-}
+_REMOTE_REFUSED: dict[str, Parser] = {}
 
 
 def read_connection(section: Section, name: str, files: CredentialFiles, *, allow_weak: bool = False) -> Connection:
@@ -256,6 +256,8 @@ def _check(section: Section, connection: Connection) -> None:
     for index, pool in enumerate(connection.pools):
         if pool in connection.pools[:index]:
             raise error_at(section, "pools", f"{quoted(pool)} is there twice")
+    if RADIUS in connection.pools and not any(one.eap_radius for one in (connection.remote, *connection.remote_rounds)):
+        raise error_at(section, "pools", "radius is what RADIUS servers grant, and remote.auth is not eap-radius")
     if not any(single_host(entry) for entry in connection.remote_addrs):
         for child in connection.children:
             if not child.shunt and child.start_action is not Action.NONE:
@@ -362,4 +364,7 @@ def _read_remote(section: Section, files: CredentialFiles) -> RemoteAuth:
     values["certs"] = _firsts(_read_certificates(section, values, files, "certs"))
     values["cacerts"] = _firsts(_read_certificates(section, values, files, "cacerts"))
     values["pubkeys"] = _read_public_keys(section, values, files)
+    if values.get("groups") and not values.get("eap_radius"):
+        why = "groups of attribute certificates are not supported, only those that RADIUS servers grant (eap-radius)"
+        raise error_at(section, "groups", why)
     return RemoteAuth(**values)

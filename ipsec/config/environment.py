@@ -38,7 +38,7 @@ _CONNECTION = """
     childless send_certreq send_cert keyingtries unique reauth_time rekey_time over_time rand_time ppk_id ppk_required
 """
 _LOCAL = "auth id eap_id aaa_id certs pubkeys"
-_REMOTE = "auth id eap_id certs cacerts ca_id pubkeys cert_policy revocation"
+_REMOTE = "auth id eap_id groups certs cacerts ca_id pubkeys cert_policy revocation"
 _CHILD = """
     esp_proposals local_ts remote_ts rekey_time life_time rand_time inactivity rekey_bytes life_bytes rand_bytes
     rekey_packets life_packets rand_packets mode policies reqid priority tfc_padding replay_window copy_df copy_ecn

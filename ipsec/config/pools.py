@@ -15,7 +15,7 @@ from ipsec.config.grammar import Section
 from ipsec.config.refused import IKEV1, Parser, refused
 from ipsec.config.values import IpAddress, error_at, list_of, parse_address, quoted, read_keys
 from ipsec.errors import ConfigError
-from ipsec.ike.config import PoolConfig
+from ipsec.ike.config import RADIUS, PoolConfig
 
 #: name of swanctl.conf -> numbers for IPv4 and IPv6 values; None where no such attribute is defined
 ATTRIBUTES: dict[str, tuple[int, int | None]] = {
@@ -58,6 +58,8 @@ def read_pool(section: Section, name: str) -> PoolConfig:
     parsers |= dict.fromkeys(_UNITY, refused(f"this attribute is Cisco Unity's, {IKEV1}"))
     parsers |= {key: list_of(str) for key in section.values if key.isascii() and key.isdigit()}
     values = read_keys(section, parsers)
+    if name == RADIUS:
+        raise error_at(section, "addrs", "'radius' is what RADIUS servers grant, call the pool something else")
     if "addrs" not in values:
         raise error_at(section, "addrs", "a pool needs this key: a network or a range of addresses")
     first, last = values.pop("addrs")

@@ -34,6 +34,8 @@ ADVICE = {
     "peer-restarted": "nothing: it comes up again as `dpd_action` or a trap says",
     "closed-by-peer": "the peer closed it: its log says why",
     "expired": "rekeying did not succeed in time: the log says why",
+    "radius-not-responding": "do the servers of ipsecd.radius run, do they have this host as a client with the same "
+    "secret, and does UDP 1812 reach them? ipsecctl doctor",
     "internal-error": "this is a bug: please report it with the daemon's log",
 }
 

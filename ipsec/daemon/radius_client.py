@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ipsec.ike.radius.exchange import Caller, RadiusAnswer
+from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.radius.exchange import Caller
 from ipsec.ike.radius.requests import RadiusRequests
 from ipsec.ike.radius.server import RadiusServer
 from ipsec.net import readable, udp
@@ -28,7 +29,7 @@ BUFFER_BYTES = 1 << 20
 AT_ONCE = 64
 
 IpAddress = IPv4Address | IPv6Address
-Done = Callable[[RadiusAnswer], None]
+Done = Callable[[EapAnswer], None]
 
 
 class RadiusClient:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ipsec.ike import config_payload
+from ipsec.ike import config_payload, grants
 from ipsec.ike.auth_lifetime import lifetime_payloads
 from ipsec.ike.child import answer, install
-from ipsec.ike.config import Childless, Connection, Unique
+from ipsec.ike.config import RADIUS, Childless, Connection, Unique
 from ipsec.ike.create_child import log_up
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildUp
@@ -51,9 +51,10 @@ def admit(sa: IkeSa, own: list[Payload], payloads: list[Payload], now: float) ->
     reply = list(own)
     no_address: PeerError | None = None
     try:
-        reply += _assign(sa, payloads)
+        reply += _assign(sa, payloads, now)
     except PeerError as error:
         no_address = error
+    grants.limit(sa, now)
     core.established(sa, now)
     doubt_silent(sa, now)
     take_support(sa, payloads)
@@ -127,7 +128,7 @@ def _first_child(sa: IkeSa, nonces: InitProgress, payloads: list[Payload], now: 
     return out
 
 
-def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
+def _assign(sa: IkeSa, payloads: list[Payload], now: float) -> list[Payload]:
     """Virtual addresses that the peer asks for (RFC 7296 section 2.19)."""
     request = find_config(payloads, CfgType.REQUEST)
     if request is None:
@@ -137,14 +138,16 @@ def _assign(sa: IkeSa, payloads: list[Payload]) -> list[Payload]:
         return []
     assert sa.whose is not None
     wanted = config_payload.parse_request(request)
-    pools = [sa.core.pools[name] for name in sa.connection.pools if name in sa.core.pools]
-    found = config_payload.assign(pools, sa.whose, wanted.addresses, peer=(sa.path.remote, sa.path.remote_port))
+    pools = [name for name in sa.connection.pools if name in sa.core.pools or name == RADIUS]
+    found = grants.assign(sa, wanted.addresses, now)
     if wanted.addresses and not found:
         why = "no virtual address is free" if pools else "the connection has no pools"
+        if pools == [RADIUS]:
+            why = "the RADIUS server grants no virtual address that can be given"
         raise PeerError(NotifyType.INTERNAL_ADDRESS_FAILURE, why)
     if not pools:
         return []
     sa.leases = found
     if found:
         log.info("%s: %s gets %s", sa, sa.whose, ", ".join(str(address) for _, address in found))
-    return [config_payload.build_reply(request, found)]
+    return [config_payload.build_reply(request, found, grants.attributes(sa) if found else ())]

@@ -22,9 +22,12 @@ AHEAD_S = 60.0
 
 def lifetime_payloads(sa: IkeSa, now: float) -> list[Payload]:
     """As responder, in the last response of IKE_AUTH."""
-    if not sa.connection.reauth_time or not only_peer_can(sa):
+    ends = [sa.session_end] if sa.session_end else []
+    if sa.connection.reauth_time and only_peer_can(sa):
+        ends.append(sa.reauth_at - RESPONDER_LATER_S)
+    if not ends:
         return []
-    seconds = max(int(sa.reauth_at - RESPONDER_LATER_S - now), 1)
+    seconds = max(int(min(ends) - now), 1)
     return [NotifyPayload(NotifyType.AUTH_LIFETIME, seconds.to_bytes(_LEN, "big"))]
 
 

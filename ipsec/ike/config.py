@@ -21,6 +21,10 @@ IpAddress = IPv4Address | IPv6Address
 IpNetwork = IPv4Network | IPv6Network
 
 
+#: among the pools of a connection: what the EAP server grants to the peer
+RADIUS = "radius"
+
+
 class AuthClass(Enum):
     """How one side proves who it is; the values are what vici calls them."""
 
@@ -169,6 +173,8 @@ class RemoteAuth:
     "who the peer is to be for EAP, which it is asked for; None: what it calls itself in IKE"
     eap_radius: bool = False
     "with EAP: a RADIUS server does it, whatever method it chooses"
+    groups: tuple[str, ...] = ()
+    "if any: the RADIUS server has to grant one of them, by Class or Filter-Id"
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class Connection:
     vips: tuple[IpAddress, ...] = ()
     "virtual addresses to ask for; 0.0.0.0 and :: are any of that family"
     pools: tuple[str, ...] = ()
-    "to assign from; also ``dhcp`` and ``radius`` are not known here"
+    "to assign from, in this order; RADIUS is what the peer is granted"
     local: LocalAuth = LocalAuth()
     remote: RemoteAuth = RemoteAuth()
     local_rounds: tuple[LocalAuth, ...] = ()

@@ -358,8 +358,10 @@ def parse_request(payload: CpPayload) -> Request:
     return Request(addresses, frozenset(others))
 
 
-def build_reply(request: CpPayload, leases: Iterable[tuple[Pool, IpAddress]]) -> CpPayload:
-    """CFG_REPLY with the assigned addresses and whatever else their pools have, each once."""
+def build_reply(
+    request: CpPayload, leases: Iterable[tuple[Pool, IpAddress]], more: Iterable[tuple[int, bytes]] = ()
+) -> CpPayload:
+    """CFG_REPLY with the assigned addresses and whatever else their pools have, and ``more``, each once."""
     asked = {attribute for attribute, _ in request.attributes}
     found: list[tuple[int, bytes]] = []
     others: list[tuple[int, bytes]] = []
@@ -370,7 +372,7 @@ def build_reply(request: CpPayload, leases: Iterable[tuple[Pool, IpAddress]]) ->
             found.append((_IP6_ADDRESS, address.packed + bytes((_HOST_PREFIX,))))
         # clients do not ask for all that they can use, and skip what they cannot, but RFC 8598 section 3.2 forbids some
         others += [pair for pair in pool.config.attributes if pair[0] not in _ONLY_IF_ASKED or pair[0] in asked]
-    return CpPayload(CfgType.REPLY, list(dict.fromkeys([*found, *others])))
+    return CpPayload(CfgType.REPLY, list(dict.fromkeys([*found, *others, *more])))
 
 
 def parse_reply(payload: CpPayload) -> Assigned:

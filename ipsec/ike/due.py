@@ -120,6 +120,9 @@ def _end(core: IkeEngine, sa: IkeSa, now: float) -> None:
     """Who cannot authenticate any more, or have new keys, must not stay."""
     if is_to_go(sa):
         return
+    if sa.session_end and now >= sa.session_end:
+        core.terminate_ike(sa, now, "the session is over")
+        return
     log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
     core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
     sa.queue.clear()

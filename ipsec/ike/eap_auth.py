@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from ipsec.crypto.auth import AuthenticationError, psk_auth
@@ -44,11 +44,11 @@ from ipsec.ike.auth import (
 )
 from ipsec.ike.config import AuthClass, Connection
 from ipsec.ike.credentials import identity_of_octets
-from ipsec.ike.eap.method import EapError, EapRefusedError, PeerMethod
+from ipsec.ike.eap.method import EapError, EapRefusedError, EapSilentError, PeerMethod
 from ipsec.ike.eap.methods import is_alone, make_peer, make_server, offered, taken
 from ipsec.ike.eap.names import MUTUAL_METHODS
 from ipsec.ike.eap.peer import EapPeer
-from ipsec.ike.eap.relay import EapRelay
+from ipsec.ike.eap.relay import EapRelay, Granted
 from ipsec.ike.eap.server import EapServer
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import Path
@@ -59,6 +59,7 @@ from ipsec.ike.proof import auth_octets, local_identity
 from ipsec.ike.rounds import another_follows, check_rounds, says_another, this_round
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.ike.status import StatusUnknownError
+from ipsec.text import printable
 from ipsec.wire.eap import eap_name
 from ipsec.wire.iana import AuthMethod, ExchangeType, NotifyType, PayloadType, Protocol
 from ipsec.wire.payloads import (
@@ -383,14 +384,39 @@ def _identified(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
     """
     assert sa.auth is not None
     eap.user = sa.eap_id = identity_of_octets(user)
-    ours, radius = sa.connection.local, this_round(sa).remote.eap_radius
+    if not _choose(sa, eap):
+        eap.refusal = f"no connection has eap_id {eap.user}"
+
+
+def _choose(sa: IkeSa, eap: EapServerProgress, groups: Collection[bytes] | None = None) -> bool:
+    """Take the first connection that is for such a user; ``groups`` are his, None: they are not known yet."""
+    assert sa.auth is not None
+    ours, asked = sa.connection.local, this_round(sa).remote
     for connection in eap.candidates:
         remote = connection.in_round(sa.auth.round, initiator=False).remote
-        same = connection.local == ours and remote.eap_radius is radius
-        if same and remote.eap_id is not None and remote.eap_id.matches(eap.user):
+        alike = remote.eap_radius is asked.eap_radius and (remote.eap_id is None) is (asked.eap_id is None)
+        his = remote.eap_id is None or remote.eap_id.matches(eap.user)
+        member = groups is None or not remote.groups or any(one.encode() in groups for one in remote.groups)
+        if connection.local == ours and alike and his and member:
             sa.core.rename(sa, connection)
-            return
-    eap.refusal = f"no connection has eap_id {eap.user}"
+            return True
+    return False
+
+
+def _take_grants(sa: IkeSa, eap: EapServerProgress, granted: Granted) -> None:
+    """The server elsewhere accepts the peer, and says who it is and what it may.
+
+    That name counts from now on, also for ``eap_id``: what the peer has called itself, outside of the method, may be
+    anything (RFC 2865 section 5.1).
+    """
+    sa.granted = granted
+    user = identity_of_octets(granted.user_name) if granted.user_name else eap.user
+    if user != eap.user:
+        log.info("%s: the server knows %s as %s", sa, eap.user, user)
+        eap.user = sa.eap_id = user
+    if not _choose(sa, eap, granted.groups):
+        groups = ", ".join(map(printable, granted.groups)) or "none"
+        eap.refusal = f"no connection is for {user} with groups {groups}"
 
 
 def _identified_there(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
@@ -408,6 +434,8 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: fl
     assert eap.server is not None
     try:
         request = eap.server.receive(packet.data)
+        if request is None and isinstance(eap.server, EapRelay):
+            _take_grants(sa, eap, eap.server.granted)
         if request is None and eap.refusal:
             raise AuthenticationError(eap.refusal)
         if request is None and eap.server.msk is None and is_alone(sa, sa.connection.local):
@@ -434,7 +462,7 @@ def _note_end(sa: IkeSa, eap: EapServerProgress) -> None:
 
 def _failure(eap: EapServerProgress, error: AuthenticationError) -> Failure:
     reason = bounded(f"EAP of {eap.user}: {eap.refusal or error}")
-    cause = Cause.PEER_ID if eap.refusal else Cause.PEER_AUTH
+    cause = Cause.PEER_ID if eap.refusal else Cause.RADIUS if isinstance(error, EapSilentError) else Cause.PEER_AUTH
     return Failure(cause, reason, theirs=Terms(identity=bounded(str(eap.user))))
 
 

@@ -60,6 +60,8 @@ class Cause(StrEnum):
     CLOSED = "closed-by-peer"
     EXPIRED = "expired"
     "neither rekeyed nor re-authenticated in time"
+    RADIUS = "radius-not-responding"
+    "no RADIUS server answers, so nobody can say whether the peer is who it says"
     BUG = "internal-error"
 
 

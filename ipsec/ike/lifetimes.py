@@ -100,8 +100,11 @@ def arm_ike(core: IkeEngine, sa: IkeSa, now: float, *, reauth: bool = True) -> N
     if due:
         # rekeying does not put this off either: who cannot authenticate any more must not stay
         ends.append(due)
-    if ends:
-        core.timers.set((Timer.OVER, sa.uid), min(ends) + max(connection.over_time, OVER_MIN_S))
+    over = [min(ends) + max(connection.over_time, OVER_MIN_S)] if ends else []
+    # the peer was told (RFC 4478), and knows to be in time
+    over += [sa.session_end] if sa.session_end else []
+    if over:
+        core.timers.set((Timer.OVER, sa.uid), min(over))
     if connection.dpd_delay:
         core.timers.set((Timer.DPD, sa.uid), now + connection.dpd_delay)
     arm_keepalive(core, sa, now)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
 from ipsec.crypto.kex import KeyExchange, join_key_exchange, key_exchange
-from ipsec.ike import lifetimes, negotiate
+from ipsec.ike import grants, lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings, LocalAuth, PoolConfig
 from ipsec.ike.config_payload import Pool, find_rivals
@@ -59,6 +59,8 @@ class Registry:
         self.credentials = Credentials()
         self.table = ConnectionTable((), host.resolved)
         self.pools: dict[str, Pool] = {}
+        self.grants = grants.pools()
+        "of what EAP servers grant to peers, IPv4 and IPv6"
         self.sas: dict[int, IkeSa] = {}
         self.by_connection: dict[str, dict[int, IkeSa]] = {}
         self.children: dict[int, ChildSa] = {}
@@ -271,7 +273,7 @@ class Registry:
         self.by_spi[sa.spi_ours] = sa
         for name in ("original_initiator", "our_id", "peer_id", "eap_id", "fragmentation", "mobike", "nat_local",
                      "nat_remote", "peer_hashes", "peer_addresses", "told", "established_at", "reauth_at", "reauth_by",
-                     "last_in", "handshake", "last_out", "ppk", "redirectable"):  # fmt: skip
+                     "last_in", "handshake", "last_out", "ppk", "redirectable", "granted", "session_end"):  # fmt: skip
             setattr(sa, name, getattr(old, name))
         sa.lineage = old.lineage
         sa.lineage.add(sa.uid)
@@ -415,7 +417,7 @@ class Registry:
             else:
                 pool = Pool(config)
             self.pools[config.name] = pool
-        find_rivals(self.pools.values())
+        find_rivals((*self.pools.values(), *self.grants))
         for sa in self.sas.values():
             sa.leases = [(self._pool_of(sa, pool, address), address) for pool, address in sa.leases]
         for name, pool in before.items():
@@ -425,7 +427,7 @@ class Registry:
 
     def _pool_of(self, sa: IkeSa, pool: Pool, address: IpAddress) -> Pool:
         """The pool that is to take a lease back: the one that gave it, unless that is gone and another one has it."""
-        if self.pools.get(pool.name) is pool:
+        if self.pools.get(pool.name) is pool or pool in self.grants:
             return pool
         peer = sa.path.remote, sa.path.remote_port
         for name in dict.fromkeys((pool.name, *sa.connection.pools, *self.pools)):

@@ -46,6 +46,7 @@ from ipsec.wire.show import show_message
 
 if TYPE_CHECKING:
     from ipsec.ike.config_payload import Pool
+    from ipsec.ike.eap.relay import Granted
     from ipsec.ike.engine import IkeEngine
     from ipsec.ike.followup import Awaited
     from ipsec.ike.init import AuthProgress, InitProgress
@@ -150,6 +151,7 @@ class IkeSa:
         "eap_id",
         "established_at",
         "fragmentation",
+        "granted",
         "handshake",
         "in_cipher",
         "init",
@@ -189,6 +191,7 @@ class IkeSa:
         "response",
         "sealed",
         "seen_as",
+        "session_end",
         "spi_i",
         "spi_r",
         "state",
@@ -236,6 +239,7 @@ class IkeSa:
         self.our_id: Identity | None = None
         self.peer_id: Identity | None = None
         self.eap_id: Identity | None = None  # who the peer is by EAP, if it was asked there
+        self.granted: Granted | None = None  # by the EAP server, if that is somebody else
         self.fragmentation = self.mobike = self.nat_local = self.nat_remote = False
         self.peer_hashes: tuple[int, ...] = ()
         self.peer_addresses: tuple[IpAddress, ...] = ()
@@ -253,18 +257,17 @@ class IkeSa:
         "virtual addresses that we have from the peer"
         self.leases: list[tuple[Pool, IpAddress]] = []
         "virtual addresses that the peer has from us"
-        self.quiet = False
-        "another IKE_SA stands for this one: its end is nobody's concern"
+        self.quiet = False  # another IKE_SA stands for this one: its end is nobody's concern
         self.doubted = False
         "the peer may have dropped it, since we have said INITIAL_CONTACT in another one"
         self.successor: IkeSa | None = None
         "the IKE_SA that took over our CHILD_SAs"
         self.lineage = {uid}
         "unique ids of all that live of one line of rekeying, the same set for each of them"
-        self.replaces = 0
-        "the IKE_SA that goes when this one is up (re-authentication)"
+        self.replaces = 0  # the IKE_SA that goes when this one is up (re-authentication)
         self.created_at = core.now
         self.established_at = self.rekey_at = self.reauth_at = self.reauth_by = self.last_in = self.last_out = 0.0
+        self.session_end = 0.0  # the peer has to authenticate itself anew by then; 0: no such limit
         self.handshake = (self.created_at, 0.0)
         "when the first one of its line was begun, and when it was up"
         self.tries_left = max(connection.keyingtries, 0) or -1

@@ -58,6 +58,7 @@ _ALERTS = {
     Cause.INSTALL: "install-child-sa-failed",
     Cause.NO_PATH: "peer-addr-failed",
     Cause.EXPIRED: "ike-sa-expired",
+    Cause.RADIUS: "radius-not-responding",
 }
 #: failures of our attempts that charon tells of with ``ike-updown``: one end refused the other. It says nothing where
 #: nobody answered. Attempts of others, of which it tells as well, are for anybody to make.

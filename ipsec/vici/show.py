@@ -61,12 +61,17 @@ def ike_sa(sa: IkeSa, now: float) -> Message:
         "ppk": "yes" if sa.ppk else None,
         "established": int(now - sa.established_at) if sa.established_at else None,
         "rekey-time": _until(sa.rekey_at, now) if sa.established and connection.rekey_time else None,
-        "reauth-time": _until(reauth_due(sa), now) if sa.established and reauth_due(sa) else None,
+        "reauth-time": _until(_reauth_at(sa), now) if sa.established and _reauth_at(sa) else None,
         "local-vips": list(sa.addresses) or None,
         "remote-vips": [address for _, address in sa.leases] or None,
         "tasks-queued": [_task(request) for request in sa.queue] or None,
         "tasks-active": [_task(sa.pending.request)] if sa.pending is not None else None,
     }
+
+
+def _reauth_at(sa: IkeSa) -> float:
+    """When either end has to authenticate itself anew; 0: never."""
+    return min(filter(None, (reauth_due(sa), sa.session_end)), default=0.0)
 
 
 def _task(request: object) -> str:
@@ -247,7 +252,7 @@ def _remote(auth: RemoteAuth) -> Message:
         "revocation": _REVOCATION.get(auth.revocation),
         "id": auth.id,
         "ca_id": auth.ca_id,
-        "groups": [],
+        "groups": list(auth.groups),
         "cert_policy": list(auth.cert_policy),
         "certs": _shown(auth),
         "cacerts": [certificate.subject for certificate in auth.cacerts],

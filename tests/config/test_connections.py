@@ -253,7 +253,7 @@ def test_proposals() -> None:
         ("pools = pool5", "there is no pool 'pool5', did you mean 'pool"),
         ("pools = pool4, pool4", "'pool4' is there twice"),
         ("pools = dhcp", "addresses from dhcp are not supported"),
-        ("pools = radius", "addresses from radius are not supported"),
+        ("pools = radius", "radius is what RADIUS servers grant, and remote.auth is not eap-radius"),
         # refused, with the reason
         ("aggressive = yes", "IKEv1 is not supported"),
         ("pull = no", "IKEv1 is not supported"),

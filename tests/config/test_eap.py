@@ -104,6 +104,14 @@ def test_methods_of_remote() -> None:
         assert error.key == "connections.gw.local.auth"
 
 
+def test_what_radius_servers_grant() -> None:
+    assert peer("auth = eap-radius\ngroups = staff, it's me").groups == ("staff", "it's me")
+    for auth in ("eap", "eap-md5", "pubkey", "psk"):
+        error = refuse("auth = psk" if auth != "psk" else "auth = eap\nid = carol", f"auth = {auth}\ngroups = staff")
+        assert error.key == "connections.gw.remote.groups"
+        assert "only those that RADIUS servers grant" in error.message
+
+
 @pytest.mark.parametrize(
     "text",
     [

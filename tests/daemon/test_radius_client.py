@@ -22,8 +22,8 @@ from ipsec.daemon.radius_client import RadiusClient
 from ipsec.ike.eap.md5 import Md5Peer
 from ipsec.ike.eap.method import PeerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Peer
+from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.events import EapAnswerNeeded, Failed
-from ipsec.ike.radius.exchange import RadiusAnswer
 from ipsec.ike.radius.server import RadiusServer
 from ipsec.net import udp
 from ipsec.wire.eap import EapPacket, parse_eap_packet
@@ -98,8 +98,8 @@ def nobody(**more: Any) -> RadiusServer:
 
 async def ask(
     client: RadiusClient, packet: bytes = IDENTITY, ticket: int = 1, identity: bytes = b"alice"
-) -> RadiusAnswer:
-    found: asyncio.Future[RadiusAnswer] = asyncio.get_running_loop().create_future()
+) -> EapAnswer:
+    found: asyncio.Future[EapAnswer] = asyncio.get_running_loop().create_future()
     client.ask(ticket, identity, packet, CALLER, found.set_result)
     assert not found.done()
     return await asyncio.wait_for(found, PATIENCE_S)
@@ -305,7 +305,7 @@ def test_600_at_once_through_two_sockets() -> None:
 
 
 def test_nothing_is_called_after_forget_or_close() -> None:
-    called: list[RadiusAnswer] = []
+    called: list[EapAnswer] = []
 
     async def work() -> None:
         async with serving(honest) as server:
@@ -324,7 +324,7 @@ def test_nothing_is_called_after_forget_or_close() -> None:
 
 
 def test_who_fails_with_an_answer_does_not_keep_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(_: RadiusAnswer) -> None:
+    def fail(_: EapAnswer) -> None:
         raise KeyError("x")
 
     async def work() -> None:
@@ -360,7 +360,7 @@ class Peer:
         return EapPacket(EapCode.RESPONSE, request.identifier, self.method.type, data).emit()
 
 
-async def authenticate(client: RadiusClient, peer: Peer) -> RadiusAnswer:
+async def authenticate(client: RadiusClient, peer: Peer) -> EapAnswer:
     packet = peer.first()
     while True:
         found = await ask(client, packet, identity=peer.identity)

@@ -11,7 +11,8 @@ from random import Random
 
 import pytest
 
-from ipsec.ike.radius.exchange import Caller, RadiusAnswer
+from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.radius.exchange import Caller
 from ipsec.ike.radius.requests import DEAD_S, IDENTIFIERS, IDLE_S, WAITING_MAX, RadiusRequests
 from ipsec.ike.radius.server import RadiusServer
 from tests.ike.radius_server import (
@@ -69,10 +70,10 @@ class Run:
     def hear(self, data: bytes, server: int = 0, socket: int = 0) -> None:
         self.requests.receive(server, socket, data, self.now)
 
-    def answers(self) -> list[tuple[int, RadiusAnswer]]:
+    def answers(self) -> list[tuple[int, EapAnswer]]:
         return list(iter(self.requests.next_answer, None))
 
-    def answer(self) -> RadiusAnswer:
+    def answer(self) -> EapAnswer:
         ((_, found),) = self.answers()
         return found
 
@@ -87,7 +88,7 @@ class Run:
         return self.requests.counters[server][name]
 
 
-def after_ask(make: Callable[[Request], bytes]) -> RadiusAnswer:
+def after_ask(make: Callable[[Request], bytes]) -> EapAnswer:
     """What an answer to a first request means."""
     run = Run()
     run.ask()

@@ -19,6 +19,10 @@ class EapError(AuthenticationError):
     """The method has failed; ``str()`` is the reason, for our log. It never quotes secrets."""
 
 
+class EapSilentError(EapError):
+    """A server that is somebody else does not answer."""
+
+
 class EapRefusedError(EapError):
     """The server has said that it does not believe us."""
 

@@ -4,26 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.errors import ParseError
-from ipsec.ike.eap.method import EapError
+from ipsec.ike.eap.method import EapError, EapSilentError
 from ipsec.ike.eap.server import IDENTITY_MAX
 from ipsec.wire.eap import EapPacket, parse_eap_packet
 from ipsec.wire.iana import EapCode, EapType
 
+IpAddress = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What the server says of a peer besides that it is accepted, as far as it is of use."""
+
+    user_name: bytes = b""
+    "whom the server takes the peer for; empty: it does not say"
+    framed: tuple[IpAddress, ...] = ()
+    "virtual addresses for the peer"
+    dns: tuple[IpAddress, ...] = ()
+    session_timeout: int | None = None
+    "seconds after which the peer has to authenticate itself anew"
+    filter_ids: tuple[bytes, ...] = ()
+    classes: tuple[bytes, ...] = ()
+    "to be told with accounting; often used for groups"
+    interim_interval: int | None = None
+    "seconds after which it wants to hear again what has passed"
+
+    @property
+    def groups(self) -> tuple[bytes, ...]:
+        """What the peer is a member of."""
+        return self.classes + self.filter_ids
+
+
+NOTHING_GRANTED = Granted()
+
 
 @dataclass(frozen=True)
 class EapAnswer:
-    """What the server says to a packet of the peer's."""
+    """What the server, or nobody, has said to a packet of the peer's."""
 
     packet: bytes | None
-    "for the peer; None: only the verdict counts"
+    "for the peer, as the server sent it; None if it sent none or what is malformed: only the verdict counts"
     accepted: bool | None
     "None: it goes on"
     msk: bytes | None = field(default=None, repr=False)
     "with the verdict, if the method has made a key"
     reason: str = ""
     "why there is no better answer, for our log"
+    granted: Granted = NOTHING_GRANTED
+    "with acceptance"
+    silent: bool = False
+    "nobody has answered, so the peer is not accepted"
 
 
 class EapAnswerNeededError(Exception):
@@ -53,6 +86,8 @@ class EapRelay:
         self.answer: EapAnswer | None = None
         "of the server, to the packet that it was asked about"
         self.msk: bytes | None = None
+        self.granted = NOTHING_GRANTED
+        "with success"
         self.method = 0
         "the EapType that goes on, 0 before there is one"
         self.gave_up: EapError | None = None
@@ -82,11 +117,12 @@ class EapRelay:
 
     def success(self) -> bytes:
         """See ``Server``."""
-        return self._end or EapPacket(EapCode.SUCCESS, self._identifier).emit()
+        return _last(self._end, EapCode.SUCCESS) or EapPacket(EapCode.SUCCESS, self._identifier).emit()
 
     def failure(self) -> bytes:
         """See ``Server``."""
-        return self._end or EapPacket(EapCode.FAILURE, self._identifier).emit()
+        # whom the server accepts may still be none for us
+        return _last(self._end, EapCode.FAILURE) or EapPacket(EapCode.FAILURE, self._identifier).emit()
 
     def _go_on(self, data: bytes) -> bytes | None:
         answer, self.answer = self.answer, None
@@ -97,8 +133,9 @@ class EapRelay:
             return self._request(answer.packet)
         self._end = _last(answer.packet, EapCode.SUCCESS if answer.accepted else EapCode.FAILURE)
         if not answer.accepted:
-            raise EapError(answer.reason or "the EAP server refuses the peer")
-        self.msk = answer.msk
+            why = answer.reason or "the EAP server refuses the peer"
+            raise EapSilentError(why) if answer.silent else EapError(why)
+        self.msk, self.granted = answer.msk, answer.granted
         return None
 
     def _request(self, data: bytes | None) -> bytes:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ipsec.crypto.radius import decrypt_mppe_key, is_response_authentic, seal_request
 from ipsec.errors import ParseError
 from ipsec.ike.eap.method import MSK_LEN
-from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.eap.relay import EapAnswer, Granted
 from ipsec.ike.radius.server import RadiusServer
 from ipsec.text import printable
 from ipsec.wire.eap import parse_eap_packet
@@ -56,34 +56,6 @@ class Caller:
     local_port: int
     connection: str = ""
     "which of our connections that is, empty: not told"
-
-
-@dataclass(frozen=True)
-class Granted:
-    """What an Access-Accept says besides, as far as it is of use."""
-
-    user_name: bytes = b""
-    "whom the server takes the peer for; empty: it does not say"
-    framed: tuple[IpAddress, ...] = ()
-    "virtual addresses for the peer"
-    dns: tuple[IpAddress, ...] = ()
-    session_timeout: int | None = None
-    "seconds after which the peer has to authenticate itself anew"
-    filter_ids: tuple[bytes, ...] = ()
-    classes: tuple[bytes, ...] = ()
-    "to be told with accounting; often used for groups"
-
-
-@dataclass(frozen=True)
-class RadiusAnswer(EapAnswer):
-    """What the server, or nobody, has said to a packet of the peer's.
-
-    ``packet`` is as the server sent it, None if it sent none or what is malformed: neither for want of an answer nor to
-    mend one is a Success or Failure made up here (RFC 3579 sections 2.1 and 2.6.3).
-    """
-
-    granted: Granted = Granted()
-    "with acceptance"
 
 
 class RadiusExchange:
@@ -131,7 +103,7 @@ class RadiusExchange:
             (A.CALLED_STATION_ID, f"{caller.local}[{caller.local_port}]".encode()),
         ]
 
-    def take(self, response: RadiusPacket, server: RadiusServer, authenticator: bytes) -> RadiusAnswer:
+    def take(self, response: RadiusPacket, server: RadiusServer, authenticator: bytes) -> EapAnswer:
         """What an authentic answer means to the request with that ``authenticator``.
 
         The verdict is what its code says, whatever EAP packet is in there (RFC 3579 section 2.6.3).
@@ -139,23 +111,23 @@ class RadiusExchange:
         if response.code == RadiusCode.ACCESS_REJECT:
             said = b" ".join(response.all(A.REPLY_MESSAGE))[:VALUE_MAX]
             why = f"{server} rejects the peer" + (f": {printable(said)}" if said else "")
-            return RadiusAnswer(_eap(response), False, reason=why)
+            return EapAnswer(_eap(response), False, reason=why)
         try:
             if response.code == RadiusCode.ACCESS_CHALLENGE:
                 return self._challenge(response)
             msk = _master_key(response, authenticator, server.secret)
-            return RadiusAnswer(_eap(response), True, msk, granted=_granted(response))
+            return EapAnswer(_eap(response), True, msk, granted=_granted(response))
         except ParseError as error:
             # RFC 2865 section 5: an attribute with a wrong length makes of an answer a reject
             return rejected(f"the answer of {server} cannot be used: {error}")
 
-    def _challenge(self, response: RadiusPacket) -> RadiusAnswer:
+    def _challenge(self, response: RadiusPacket) -> EapAnswer:
         packet = response.eap_packet()
         if parse_eap_packet(packet).code != EapCode.REQUEST:
             raise ParseError("Access-Challenge without a request for the peer")
         self._state = response.only(A.STATE)
         self.bound = True
-        return RadiusAnswer(packet, None)
+        return EapAnswer(packet, None)
 
 
 def open_response(data: bytes, server: RadiusServer, identifier: int, authenticator: bytes) -> RadiusPacket:
@@ -176,9 +148,12 @@ def open_response(data: bytes, server: RadiusServer, identifier: int, authentica
     return response
 
 
-def rejected(why: str) -> RadiusAnswer:
-    """The peer is not accepted, for want of an answer that can be used."""
-    return RadiusAnswer(None, False, reason=why)
+def rejected(why: str, *, silent: bool = False) -> EapAnswer:
+    """The peer is not accepted, for want of an answer that can be used; ``silent``: of any answer.
+
+    Neither for the one nor for the other is an EAP packet made up here (RFC 3579 sections 2.1 and 2.6.3).
+    """
+    return EapAnswer(None, False, reason=why, silent=silent)
 
 
 def _eap(response: RadiusPacket) -> bytes | None:
@@ -220,20 +195,27 @@ def _granted(response: RadiusPacket) -> Granted:
     framed: list[IpAddress] = [_v4(value) for value in response.all(A.FRAMED_IP_ADDRESS)]
     framed = [one for one in framed if int(one) not in _CHOOSE]
     framed += [_v6(value) for value in response.all(A.FRAMED_IPV6_ADDRESS)]
+    # what no host can have is as if it were not there
+    framed = [one for one in framed if not (one.is_unspecified or one.is_multicast or one.is_loopback)]
     kinds = (MicrosoftAttribute.PRIMARY_DNS_SERVER, MicrosoftAttribute.SECONDARY_DNS_SERVER)
     dns: list[IpAddress] = [_v4(value) for kind, value in vendor_attributes(response, MICROSOFT) if kind in kinds]
     dns += [_v6(value) for value in response.all(A.DNS_SERVER_IPV6_ADDRESS)]
-    timeout = response.only(A.SESSION_TIMEOUT)
-    if timeout is not None and len(timeout) != 4:
-        raise ParseError(f"Session-Timeout of {len(timeout)} octets")
     return Granted(
         response.only(A.USER_NAME) or b"",
-        tuple(framed),
-        tuple(dns),
-        int.from_bytes(timeout, "big") if timeout is not None else None,
+        tuple(dict.fromkeys(framed)),
+        tuple(dict.fromkeys(dns)),
+        _seconds(response, A.SESSION_TIMEOUT, "Session-Timeout"),
         tuple(response.all(A.FILTER_ID)),
         tuple(response.all(A.CLASS)),
+        _seconds(response, A.ACCT_INTERIM_INTERVAL, "Acct-Interim-Interval"),
     )
+
+
+def _seconds(response: RadiusPacket, kind: A, name: str) -> int | None:
+    value = response.only(kind)
+    if value is not None and len(value) != 4:
+        raise ParseError(f"{name} of {len(value)} octets")
+    return int.from_bytes(value, "big") if value is not None else None
 
 
 def _v4(value: bytes) -> IPv4Address:

@@ -15,7 +15,8 @@ from itertools import count
 from typing import NamedTuple
 
 from ipsec.errors import ParseError
-from ipsec.ike.radius.exchange import Caller, RadiusAnswer, RadiusError, RadiusExchange, open_response, rejected
+from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.radius.exchange import Caller, RadiusError, RadiusExchange, open_response, rejected
 from ipsec.ike.radius.server import RadiusServer
 from ipsec.wire.radius import AUTHENTICATOR_LEN
 
@@ -115,7 +116,7 @@ class RadiusRequests:
         self._timers: list[tuple[float, int, _Request]] = []
         self._numbers = count()
         self._outgoing: list[Outgoing] = []
-        self._answers: deque[tuple[int, RadiusAnswer]] = deque()
+        self._answers: deque[tuple[int, EapAnswer]] = deque()
         self.counters: dict[str, Counter[str]] = {
             one.name: Counter(dict.fromkeys(COUNTED, 0)) for one in servers
         }
@@ -206,7 +207,7 @@ class RadiusRequests:
         found, self._outgoing = self._outgoing, []
         return found
 
-    def next_answer(self) -> tuple[int, RadiusAnswer] | None:
+    def next_answer(self) -> tuple[int, EapAnswer] | None:
         """Ticket and answer, None if there is no more."""
         return self._answers.popleft() if self._answers else None
 
@@ -219,7 +220,7 @@ class RadiusRequests:
             choice.sort(key=lambda one: one.dead_until > now)
         if not choice:
             why = "no RADIUS server answers" if self._servers else "there is no RADIUS server"
-            self._answer(conversation, rejected(why), now)
+            self._answer(conversation, rejected(why, silent=bool(self._servers)), now)
             return
         server = conversation.server = choice[0]
         if len(server.waiting) >= WAITING_MAX:
@@ -271,7 +272,7 @@ class RadiusRequests:
         self._release(conversation, now)
         self._try(conversation, now)
 
-    def _answer(self, conversation: _Conversation, answer: RadiusAnswer, now: float) -> None:
+    def _answer(self, conversation: _Conversation, answer: EapAnswer, now: float) -> None:
         conversation.eap = None
         if answer.accepted is not None:
             self._conversations.pop(conversation.ticket, None)
