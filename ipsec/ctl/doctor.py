@@ -44,6 +44,10 @@ _DROPS = {
 }
 
 
+#: what RADIUS servers are asked for
+_RADIUS_KINDS = {"auth": "who users are"}
+
+
 @dataclass(frozen=True)
 class Group:
     """Requirements that belong together."""
@@ -137,6 +141,7 @@ async def _look(app: App) -> _Findings:
             seen.add("data path", why, "the daemon's log says why: ipsecctl log", State.MISSING)
             return seen
         await _health(session, seen)
+        await _radius(session, seen)
         await _file(session, seen)
         await _problems(session, seen)
     return seen
@@ -175,6 +180,27 @@ async def _health(session: Session, seen: _Findings) -> None:
             seen.add(question, "; ".join(problems), "ipsecctl status; ipsecctl explain NAME")
         else:
             seen.add(question, "yes")
+
+
+async def _radius(session: Session, seen: _Findings) -> None:
+    """A daemon of before there were RADIUS servers tells nothing of them."""
+    try:
+        servers = await session.request("ipsecd-radius")
+    except UnknownToDaemon:
+        return
+    for name in servers:
+        server = section(servers, name)
+        for kind, what in _RADIUS_KINDS.items():
+            if kind in server:
+                state = section(server, kind)
+                title, counters = f"RADIUS {name}, {what}", section(state, "counters")
+                if "silent" not in state:
+                    seen.add(title, f"{text(server, 'server')}: {plural(number(counters, 'requests'), 'request')}")
+                    continue
+                forged = number(counters, "unauthentic")
+                but = f"; {plural(forged, 'answer')} not made with our secret for it" if forged else ""
+                since = f"has not answered for {number(state, 'silent')} s"
+                seen.add(title, f"{text(server, 'server')} {since}{but}", ADVICE["radius-not-responding"])
 
 
 async def _file(session: Session, seen: _Findings) -> None:

@@ -132,7 +132,7 @@ class IkeControl:
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
         self._follower = Follower(self.engine, self._paths, self.turn)
         servers = config.settings.radius.servers
-        self._outside = Outside(self.engine, servers, self.resolved, self._spawn, self.turn)
+        self.outside = Outside(self.engine, servers, self.resolved, self._spawn, self.turn)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
         if self._keylog is None:
@@ -239,7 +239,7 @@ class IkeControl:
         """Look up all names again and again, as long as they are loaded."""
         self._names = dict.fromkeys(
             name for one in config.connections for name in names_of((*one.local_addrs, *one.remote_addrs))
-        ) | dict.fromkeys(self._outside.radius.names)
+        ) | dict.fromkeys(self.outside.radius.names)
         for name in self._names:
             if name not in self._kept:
                 self._kept.add(name)
@@ -346,7 +346,7 @@ class IkeControl:
         self._follower.stop()
         if self._keylog is not None:
             self._keylog.close()
-        self._outside.close()
+        self.outside.close()
         self._resolver.close()
         self._collector.stop()
 
@@ -402,7 +402,7 @@ class IkeControl:
         engine = self.engine
         while (event := engine.next_event()) is not None:
             self._handle(event)
-            self._outside.handle(event)
+            self.outside.handle(event)
             for observer in tuple(self.observers):
                 observer(event)
         datagrams = engine.datagrams_to_send()

@@ -162,7 +162,7 @@ class Metrics:
             yield (name, _DIRECTIONS[params.direction]), stats
 
     def _loaded(self, ike: IkeControl) -> Iterator[Series]:
-        """Certificates and pools."""
+        """Certificates, pools and RADIUS servers."""
         kinds = certificates(ike.engine)
         yield f.CERTIFICATE.series(
             ((str(one.subject), f"{one.serial:x}", kind), one.not_after.timestamp()) for one, kind in kinds.items()
@@ -172,6 +172,13 @@ class Metrics:
         leases = [((pool.name, state), count) for pool in pools
                   for state, count in (("online", pool.online), ("offline", pool.offline))]  # fmt: skip
         yield f.POOL_LEASES.series(leases)
+        states = ike.outside.radius_states
+        yield f.RADIUS.series(
+            ((one.server.name, one.kind, result), count) for one in states for result, count in one.counters.items()
+        )
+        yield f.RADIUS_ANSWERS.series(((one.server.name, one.kind), one.silent_s is None) for one in states)
+        results = list(ike.engine.eap_results.items())
+        yield f.EAP.series(((method, "success" if good else "failure"), times) for (method, good), times in results)
 
     def _negotiations(self, ike: IkeControl) -> Iterator[Series]:
         """IKEv2 in all."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import NamedTuple
 
 from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.radius_client import RadiusClient
@@ -16,6 +17,18 @@ from ipsec.ike.radius.server import RadiusServer
 Spawn = Callable[[Coroutine[object, object, object]], None]
 
 NO_SERVER = EapAnswer(None, False, reason="remote.auth = eap-radius, and ipsecd.radius.servers has no server")
+
+
+class RadiusState(NamedTuple):
+    """How it is with a RADIUS server."""
+
+    server: RadiusServer
+    kind: str
+    "auth, who somebody is"
+    silent_s: float | None
+    "seconds for which it has not answered; None: it has when it was asked last, or was not asked yet"
+    counters: Mapping[str, int]
+    "what is in ``ipsec.ike.radius.requests.COUNTED``"
 
 
 class Outside:
@@ -33,7 +46,7 @@ class Outside:
         self._engine = engine
         self._fetcher = Fetcher()
         self.radius = RadiusClient(servers, resolved)
-        self._has_servers = bool(servers)
+        self._servers = servers
         self._spawn = spawn
         self._turn = turn
         self._loop = asyncio.get_running_loop()
@@ -47,6 +60,12 @@ class Outside:
                 self._ask(event)
             case IkeDown():
                 self.radius.forget(event.sa.uid)
+
+    @property
+    def radius_states(self) -> list[RadiusState]:
+        """How it is with each server, in the order of the configuration."""
+        silent, counters = self.radius.silent, self.radius.counters
+        return [RadiusState(one, "auth", silent.get(one.name), counters[one.name]) for one in self._servers]
 
     def close(self) -> None:
         """No more answers."""
@@ -64,7 +83,7 @@ class Outside:
             self._engine.eap_answered(uid, answer, self._loop.time())
             self._turn()
 
-        if not self._has_servers:
+        if not self._servers:
             self._loop.call_soon(done, NO_SERVER)
             return
         caller = Caller(path.remote, path.remote_port, path.local, path.local_port, event.sa.name)

@@ -63,6 +63,12 @@ class RadiusClient:
         """By name of the server, what is in ``requests.COUNTED``."""
         return self._requests.counters
 
+    @property
+    def silent(self) -> dict[str, float]:
+        """Seconds for which servers have not answered, those that have not when they were asked last."""
+        now = self._now()
+        return {name: now - since for name, since in self._requests.silent.items()}
+
     def ask(self, ticket: int, identity: bytes, packet: bytes, caller: Caller, done: Done) -> None:
         """Hand on an EAP packet of the peer's. ``done`` is called later, once, never from in here.
 

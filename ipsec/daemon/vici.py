@@ -34,7 +34,7 @@ from ipsec.ike.events import Event, Initiate
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_GOING, IkeState
 from ipsec.vici.commands import ViciService
-from ipsec.vici.control import DataPath, ManualSa, Policy, Preview
+from ipsec.vici.control import DataPath, ManualSa, Policy, Preview, RadiusState
 from ipsec.vici.show import Traffic
 
 if TYPE_CHECKING:
@@ -111,6 +111,10 @@ class ViciControl:
         for name, params, stats in self._manual():
             found.setdefault(name, {})[params.direction] = (params, stats)
         return [ManualSa(name, pair[Direction.IN], pair[Direction.OUT]) for name, pair in found.items()]
+
+    def radius(self) -> Sequence[RadiusState]:
+        """See Control."""
+        return self._ike.outside.radius_states
 
     def data_path(self) -> DataPath:
         """See Control."""

@@ -374,7 +374,7 @@ def _first(sa: IkeSa, eap: EapServerProgress, own: list[Payload], now: float) ->
     try:
         return [*own, EapPayload(eap.server.begin())]
     except AuthenticationError as error:
-        raise _failed(eap, error) from None
+        raise _failed(sa, eap, error) from None
 
 
 def _identified(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:
@@ -442,11 +442,12 @@ def _advance(sa: IkeSa, eap: EapServerProgress, payloads: list[Payload], now: fl
             # RFC 5998 section 4: our AUTH would show nothing
             raise AuthenticationError(f"local.auth = eap, and {eap_name(eap.server.method)} makes no key")
     except AuthenticationError as error:
-        raise _failed(eap, error) from None
+        raise _failed(sa, eap, error) from None
     if request is not None:
         _note_end(sa, eap)
         return [EapPayload(request)]
     log.info("%s: %s has shown by EAP (%s) who it is", sa, eap.user, eap_name(eap.server.method))
+    _count(sa, eap, good=True)
     eap.done = True
     return [EapPayload(eap.server.success())]
 
@@ -457,7 +458,13 @@ def _note_end(sa: IkeSa, eap: EapServerProgress) -> None:
     assert eap.server is not None
     if eap.server.gave_up is not None and sa.auth.failure is None:
         sa.auth.failure = _failure(eap, eap.server.gave_up)
+        _count(sa, eap, good=False)
         log.info("%s: %s; it is told", sa, sa.auth.failure)
+
+
+def _count(sa: IkeSa, eap: EapServerProgress, *, good: bool) -> None:
+    assert eap.server is not None
+    sa.core.eap_results[eap_name(eap.server.method) if eap.server.method else "none", good] += 1
 
 
 def _failure(eap: EapServerProgress, error: AuthenticationError) -> Failure:
@@ -466,8 +473,11 @@ def _failure(eap: EapServerProgress, error: AuthenticationError) -> Failure:
     return Failure(cause, reason, theirs=Terms(identity=bounded(str(eap.user))))
 
 
-def _failed(eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+def _failed(sa: IkeSa, eap: EapServerProgress, error: AuthenticationError) -> EapFailedError:
+    assert sa.auth is not None
     assert eap.server is not None
+    if sa.auth.failure is None:
+        _count(sa, eap, good=False)
     failure = _failure(eap, error)
     return EapFailedError(eap.server.failure(), failure.reason, failure.cause, failure.theirs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -59,6 +59,8 @@ class Registry:
         self.credentials = Credentials()
         self.table = ConnectionTable((), host.resolved)
         self.pools: dict[str, Pool] = {}
+        self.eap_results: Counter[tuple[str, bool]] = Counter()
+        "peers that have used EAP with us, by its method, and whether it has succeeded"
         self.grants = grants.pools()
         "of what EAP servers grant to peers, IPv4 and IPv6"
         self.sas: dict[int, IkeSa] = {}

@@ -17,6 +17,7 @@ from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import Event
+from ipsec.ike.radius.server import RadiusServer
 from ipsec.ike.sa import IkeSa
 from ipsec.vici.show import Traffic
 
@@ -61,6 +62,26 @@ class DataPath:
     "by reason, in all"
     keylog: str = ""
     "directory of key files for Wireshark, if keys are written"
+
+
+class RadiusState(Protocol):
+    """``ipsec.daemon.outside.RadiusState``: one server."""
+
+    @property
+    def server(self) -> RadiusServer:
+        """Which one."""
+
+    @property
+    def kind(self) -> str:
+        """What it is asked for."""
+
+    @property
+    def silent_s(self) -> float | None:
+        """Seconds for which it has not answered; None: it has."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Requests, and what came of them."""
 
 
 class Change(Protocol):
@@ -121,6 +142,9 @@ class Control(Protocol):
 
     def data_path(self) -> DataPath:
         """What carries the packets, with its counters."""
+
+    def radius(self) -> Sequence[RadiusState]:
+        """How it is with each RADIUS server."""
 
     def retry_in(self, connection: str, child: str) -> float | None:
         """Seconds until a child that failed is tried again; None if that is not planned."""

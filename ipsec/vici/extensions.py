@@ -31,6 +31,7 @@ class Extensions:
             "ipsecd-drops": self.drops,
             "ipsecd-manual-sas": self.manual_sas,
             "ipsecd-problems": self.problems,
+            "ipsecd-radius": self.radius,
             "ipsecd-diff": self.diff,
             "ipsecd-log-level": self.log_level,
         }
@@ -62,6 +63,15 @@ class Extensions:
             "counters": found.counters,
             "drops": _counts(found.drops),
         }
+
+    async def radius(self, client: Client, message: Message) -> Mapping[str, Any]:
+        """RADIUS servers: a section for each, with one for what it is asked for."""
+        found: dict[str, dict[str, Any]] = {}
+        for one in self._control.radius():
+            of_server = found.setdefault(one.server.name, {"server": str(one.server)})
+            silent = int(one.silent_s) if one.silent_s is not None else None
+            of_server[one.kind] = {"silent": silent, "counters": _counts(one.counters)}
+        return found
 
     async def drops(self, client: Client, message: Message) -> Mapping[str, Any]:
         """Packets dropped by the SAs that are up, by child and reason: one event for each IKE_SA that has any."""

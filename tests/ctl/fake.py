@@ -121,6 +121,7 @@ class FakeDaemon:
         self.drops: dict[tuple[str, int, str], dict[str, int]] = {}
         self.manual: dict[str, Message] = {}
         "SAs that are configured by hand"
+        self.radius: dict[str, Message] = {}
         self.certs: list[Message] = []
         "as list-cert has them"
         self.log: list[str] = []
@@ -206,6 +207,9 @@ class FakeDaemon:
             "counters": {"tun_rx_packets": 7},
             "drops": {"OUT_NO_POLS": 1, "IN_STATE_SEQ_ERROR": 12},
         }
+
+    async def do_ipsecd_radius(self, client: Client, message: Message) -> Mapping[str, Any]:
+        return self.radius
 
     async def do_ipsecd_health(self, client: Client, message: Message) -> Mapping[str, Any]:
         return {"alive": {"alive": "yes"}, "healthy": {"healthy": "no", "problems": ["the disk is full"]}}

@@ -147,6 +147,22 @@ def test_doctor_of_a_running_daemon(tmp_path: Path, ctl: Ctl) -> None:
     with_ipsecd(tmp_path, ctl, test)
 
 
+def test_doctor_of_radius_servers(daemon: FakeDaemon, file: Path, ctl: Ctl) -> None:
+    good = {"server": "RADIUS server one (192.0.2.9:1812)", "auth": {"counters": {"requests": "7", "accepts": "7"}}}
+    deaf = {"server": "RADIUS server two ([2001:db8::9]:1812)",
+            "auth": {"silent": "61", "counters": {"requests": "3", "unauthentic": "2"}}}  # fmt: skip
+    daemon.radius = {"one": good, "two": deaf}
+    found = [one for group in ctl("doctor", str(file), "--json").document["groups"] for one in group["requirements"]
+             if one["name"].startswith("RADIUS")]  # fmt: skip
+    assert [(one["name"], one["state"]) for one in found] == [
+        ("RADIUS one, who users are", "found"),
+        ("RADIUS two, who users are", "hint"),
+    ]
+    assert found[0]["detail"] == "RADIUS server one (192.0.2.9:1812): 7 requests"
+    assert found[1]["detail"].endswith(" has not answered for 61 s; 2 answers not made with our secret for it")
+    assert "secret" in found[1]["remedy"]
+
+
 def test_doctor_of_a_charon(charon: FakeDaemon, file: Path, ctl: Ctl) -> None:
     assert "it is no ipsecd" in ctl("doctor", str(file)).out
 

@@ -296,6 +296,21 @@ def test_no_seconds_are_no_limit() -> None:
     pair.finish()
 
 
+# -- what is counted
+
+
+@pytest.mark.parametrize(
+    ("password", "expected"), [(PASSWORD, {("MSCHAPV2", True): 1}), (b"wrong", {("MSCHAPV2", False): 1})]
+)
+def test_results_are_counted_once(password: bytes, expected: dict[tuple[str, bool], int]) -> None:
+    secrets = (EapSecret(password, (parse_pattern("carol"),)),)
+    for radius in (True, False):
+        remote = server(eap_id=ANY, eap_radius=radius)
+        pair = make(client(eap_id=parse_identity("carol")), remote, secrets, SECRETS)
+        connect(pair, granting(Granted(), pair))
+        assert pair.b.engine.eap_results == expected
+
+
 # -- nobody answers
 
 

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from ipsec.config.diff import Effect, Kind
+from ipsec.daemon.metrics import Metrics, Pace
 from ipsec.daemon.run import Daemon
 from ipsec.esp.drops import DropReason
 from ipsec.ike.child_sa import ChildSa
+from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure, Terms
 from ipsec.vici.client import Session, connect
 from ipsec.vici.events import NAMES
 from ipsec.vici.logs import SUBSYSTEMS, describe, describe_in_full
 from ipsec.vici.show import Traffic
+from tests.ike.radius_server import CALLER, IDENTITY
 from tests.vici.test_service import CONNECTION, refused, with_daemon
 
 PATH = IkePath(ip_address("192.0.2.1"), 4500, ip_address("192.0.2.2"), 4500)
@@ -287,3 +290,41 @@ def test_a_line_cannot_move_a_terminal(tell: Any) -> None:
     """swanctl prints what it is told; identities of peers are in it."""
     record = logging.LogRecord("ipsec.ike.auth", logging.INFO, "", 0, "%s", ("a\n\x1b[2Jb",), None)
     assert r"a\n\x1b[2Jb" in tell(record, None).values()
+
+
+RADIUS = """
+ipsecd { radius { servers {
+  first {
+    address = 127.0.0.1
+    secret = of that server and of nobody else
+    auth_port = 9
+    retransmit_tries = 0
+    retransmit_timeout = 0.1
+  }
+} } }
+"""
+
+
+def test_radius_servers(tmp_path: Path) -> None:
+    """One that does not answer is seen, and metrics have it as well."""
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert one.ike is not None
+        (found,) = (await session.request("ipsecd-radius")).items()
+        assert found == ("first", {"server": b"RADIUS server first (127.0.0.1:9)", "auth": {"counters": {}}})
+        done: asyncio.Future[EapAnswer] = asyncio.get_running_loop().create_future()
+        one.ike.outside.radius.ask(1, b"alice", IDENTITY, CALLER, done.set_result)
+        assert (await asyncio.wait_for(done, 10)).silent
+        state = (await session.request("ipsecd-radius"))["first"]["auth"]
+        assert int(state["silent"]) < 10
+        assert state["counters"]["timeouts"] == b"1"
+        metrics = Metrics(one.backend, one.health, lambda: iter(()))
+        metrics.attach(one.ike)
+        one.ike.engine.eap_results["MSCHAPV2", True] += 2
+        series = {series.name: {tuple(s.labels.values()): s.value for s in series.samples}
+                  async for series in metrics.collect(Pace())}  # fmt: skip
+        assert series["ipsecd_radius_answers"] == {("first", "auth"): 0}
+        assert series["ipsecd_radius"]["first", "auth", "timeouts"] == 1
+        assert series["ipsecd_eap"] == {("MSCHAPV2", "success"): 2}
+
+    with_daemon(tmp_path, test, RADIUS)

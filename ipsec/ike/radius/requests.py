@@ -84,6 +84,7 @@ class _Server:
         self.index = index
         self.config = config
         self.dead_until = 0.0
+        self.silent_since: float | None = None
         self.doubted = False
         "something was dropped since it has answered last, which was logged"
         self.sockets: list[dict[int, _Request]] = [{} for _ in range(config.sockets)]
@@ -127,6 +128,11 @@ class RadiusRequests:
         """As they are numbered here."""
         return [one.config for one in self._servers]
 
+    @property
+    def silent(self) -> dict[str, float]:
+        """Since when servers have not answered, those that have not when they were asked last."""
+        return {one.config.name: one.silent_since for one in self._servers if one.silent_since is not None}
+
     def ask(self, ticket: int, identity: bytes, packet: bytes, caller: Caller, now: float) -> None:
         """Hand on a packet of the peer's; the answer comes under the same ticket.
 
@@ -169,7 +175,7 @@ class RadiusRequests:
             log.log(logging.DEBUG if asked.doubted else logging.WARNING, "%s: dropped, %s", asked.config, error)
             asked.doubted = True
             return
-        asked.dead_until, asked.doubted = 0.0, False
+        asked.dead_until, asked.silent_since, asked.doubted = 0.0, None, False
         conversation = request.conversation
         answer = conversation.exchange.take(response, asked.config, request.authenticator)
         counters[{None: "challenges", True: "accepts", False: "rejects"}[answer.accepted]] += 1
@@ -266,6 +272,8 @@ class RadiusRequests:
         if server.dead_until <= now:
             log.warning("%s does not answer; for %d s it is asked last", server.config, DEAD_S)
         server.dead_until = now + DEAD_S
+        if server.silent_since is None:
+            server.silent_since = now
         self.counters[server.config.name]["timeouts"] += 1
         conversation = request.conversation
         conversation.tried.add(server.index)
