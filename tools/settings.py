@@ -32,6 +32,8 @@ def text() -> str:
         "`/metrics`, `/healthz`, `/readyz`, `/livez`: see [metrics.md](metrics.md). Whoever reaches it reads names\n"
         "and traffic figures.\n",
         table(("key", "default", "meaning"), _fields(settings.HttpSettings)),
+        "## ipsecd.radius { }\n",
+        table(("key", "default", "meaning"), _fields(settings.RadiusSettings)),
         "## ipsecd.radius.servers.&lt;name&gt; { }\n",
         "As in the section eap-radius of strongSwan's strongswan.conf. The secret is in no log.\n",
         table(("key", "default", "meaning"), _fields(RadiusServer)),

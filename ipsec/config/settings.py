@@ -145,6 +145,10 @@ class HttpSettings:
 class RadiusSettings:
     """``ipsecd.radius { }``: who says whether a peer is who it says, for ``auth = eap-radius``."""
 
+    accounting: bool = False
+    "tell the servers when a user is connected, what has passed, and when he is gone (RFC 2866)"
+    accounting_interval: float = 0.0
+    "seconds between records of a user meanwhile, where the server does not say (Acct-Interim-Interval); 0: none"
     servers: tuple[RadiusServer, ...] = ()
     "a section with one for each server, by name"
 
@@ -405,7 +409,13 @@ _RADIUS_SERVER_KEYS: dict[str, Callable[[str], object]] = {
     "retransmit_tries": number_in(0, 100),
     "retransmit_timeout": _parse_seconds(0.1, 60),
     "retransmit_base": _parse_factor,
+    "acct_port": number_in(1, 65535),
     "nas_identifier": _parse_nas_identifier,
+}
+
+_RADIUS_KEYS: dict[str, Callable[[str], object]] = {
+    "accounting": parse_bool,
+    "accounting_interval": _parse_seconds(0, 7 * 86400),
 }
 
 _OFFLOAD_KEYS = dict.fromkeys(
@@ -481,12 +491,13 @@ def read_settings(section: Section) -> DaemonSettings:
     if "http" in section.sections:
         values["http"] = HttpSettings(**read_keys(section.sections["http"], _HTTP_KEYS))
     if "radius" in section.sections:
-        values["radius"] = RadiusSettings(_read_radius_servers(section.sections["radius"]))
+        radius = section.sections["radius"]
+        own = read_keys(radius, _RADIUS_KEYS, sections=("servers",))
+        values["radius"] = RadiusSettings(**own, servers=_read_radius_servers(radius))
     return DaemonSettings(**values)
 
 
 def _read_radius_servers(section: Section) -> tuple[RadiusServer, ...]:
-    read_keys(section, {}, sections=("servers",))
     if "servers" not in section.sections:
         return ()
     found: list[RadiusServer] = []

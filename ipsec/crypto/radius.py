@@ -1,8 +1,8 @@
 """What RADIUS makes of the secret that client and server share: authenticators and keys.
 
 It is MD5 throughout, which is why a Message-Authenticator (RFC 3579 section 3.2), whose HMAC holds, is in every packet
-here. The Response Authenticator alone does not: who is on the way can choose what makes it right for another answer
-(CVE-2024-3596).
+that lets somebody in. The Response Authenticator alone does not: who is on the way can choose what makes it right for
+another answer (CVE-2024-3596).
 """
 
 from __future__ import annotations
@@ -30,6 +30,26 @@ def seal_request(
     octets = RadiusPacket(RadiusCode.ACCESS_REQUEST, identifier, authenticator, (first, *attributes)).emit()
     start = HEADER_LEN + 2
     return octets[:start] + hmac.digest(secret, octets, "md5") + octets[start + AUTHENTICATOR_LEN :]
+
+
+def seal_accounting(identifier: int, attributes: tuple[tuple[int, bytes], ...], secret: bytes) -> bytes:
+    """An Accounting-Request, whose authenticator is made from it (RFC 2866 section 3). ValueError if it is too long."""
+    blank = bytes(AUTHENTICATOR_LEN)
+    octets = RadiusPacket(RadiusCode.ACCOUNTING_REQUEST, identifier, blank, attributes).emit()
+    return octets[: HEADER_LEN - AUTHENTICATOR_LEN] + hashlib.md5(octets + secret).digest() + octets[HEADER_LEN:]
+
+
+def is_acknowledged(response: RadiusPacket, request_authenticator: bytes, secret: bytes) -> bool:
+    """Whether an Accounting-Response is of whom we share the secret with, and to this request; in constant time.
+
+    RFC 2866 section 4.2 has the Response Authenticator alone for that; a Message-Authenticator has to be right if it is
+    there.
+    """
+    if response.all(RadiusAttribute.MESSAGE_AUTHENTICATOR):
+        return is_response_authentic(response, request_authenticator, secret)
+    asked = replace(response, authenticator=request_authenticator)
+    digest = hashlib.md5(asked.emit() + secret).digest()
+    return hmac.compare_digest(digest, response.authenticator)
 
 
 def is_response_authentic(response: RadiusPacket, request_authenticator: bytes, secret: bytes) -> bool:

@@ -45,7 +45,7 @@ _DROPS = {
 
 
 #: what RADIUS servers are asked for
-_RADIUS_KINDS = {"auth": "who users are"}
+_RADIUS_KINDS = {"auth": "who users are", "acct": "accounting"}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from ipsec.backend.base import Backend
 from ipsec.config.sas import automatic_priority
-from ipsec.daemon.traffic import NOTHING, Accounts, ChildName, Seen
+from ipsec.daemon.traffic import NOTHING, Account, Accounts, ChildName, Seen
 from ipsec.errors import BackendError, PolicyError, SaError, SuiteError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Action, DfPolicy, Direction, DscpPolicy, Lifetime, Mode, Policy, SaParams
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, ChildMode, Connection
 from ipsec.ike.events import ChildKeys, InstallChild, MoveChild, Path, RemoveChild
+from ipsec.ike.sa import IkeSa
 from ipsec.wire.selector import SelectorPair
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Children:
         "by reqid"
         self.accounts = Accounts()
         "what has passed, by connection and child; what is installed is in them as far as it was looked at"
+        self._meters: dict[int, tuple[set[int], tuple[Account, Account]]] = {}
+        "by identity of the set ``IkeSa.lineage``, which is kept with it so that it stays one of its own"
         self.new_policies = False
         "there are policies that were not there when somebody last set this to False"
 
@@ -113,6 +116,20 @@ class Children:
         """Connection and child of what is installed."""
         return {_name(known.child) for known in self._installed.values()}
 
+    def begin_meter(self, ike: IkeSa) -> tuple[Account, Account]:
+        """What passes by an IKE_SA, and by those that take its place by rekeying, inbound and outbound, from now on."""
+        # the set goes with each of the line, also when it is out of the engine already
+        return self._meters.setdefault(id(ike.lineage), (ike.lineage, (Account(), Account())))[1]
+
+    def end_meter(self, ike: IkeSa) -> None:
+        """Nobody wants to know it any more. Safe in any state."""
+        self._meters.pop(id(ike.lineage), None)
+
+    def _meter(self, known: _Installed, direction: Direction, stats: SaStats, seen: Seen) -> None:
+        _, accounts = self._meters.get(id(known.child.ike.lineage), (None, None))
+        if accounts is not None:
+            accounts[direction is Direction.OUT].add(stats, seen)
+
     def look(self, uid: int) -> None:
         """Bring the accounts up to date with one CHILD_SA; nothing happens if it is gone."""
         known = self._installed.get(uid)
@@ -123,11 +140,13 @@ class Children:
     def _look_in(self, known: _Installed) -> None:
         if known.inbound is not None:
             stats = self._backend.query_sa(known.inbound)
+            self._meter(known, Direction.IN, stats, known.seen_in)
             known.seen_in = self.accounts.add(_name(known.child), Direction.IN, stats, known.seen_in)
 
     def _look_out(self, known: _Installed) -> None:
         if known.outbound is not None:
             stats = self._backend.query_sa(known.outbound)
+            self._meter(known, Direction.OUT, stats, known.seen_out)
             known.seen_out = self.accounts.add(_name(known.child), Direction.OUT, stats, known.seen_out)
 
     def install(self, event: InstallChild) -> str | None:

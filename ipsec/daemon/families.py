@@ -87,8 +87,12 @@ POOL_SIZE = _family("gauge", "pool_addresses", "Virtual addresses of a pool.", "
 POOL_LEASES = _family("gauge", "pool_leases", "Those in use (online), and kept for who may come back (offline).",
                       "pool", "state")  # fmt: skip
 
-RADIUS = _family("counter", "radius", "Requests to a RADIUS server (auth: who somebody is), and what came of them.",
-                 "server", "kind", "result")  # fmt: skip
+RADIUS = _family(
+    "counter",
+    "radius",
+    "Requests to a RADIUS server (auth: who somebody is; acct: accounting, accepts are receipts), what came of them.",
+    *("server", "kind", "result"),
+)
 RADIUS_ANSWERS = _family("gauge", "radius_answers", "0 if the server has not answered when it was asked last.",
                          "server", "kind")  # fmt: skip
 EAP = _family("counter", "eap", "Peers that have used EAP with us; none: before any method.", "method", "result")

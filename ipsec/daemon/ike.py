@@ -131,8 +131,8 @@ class IkeControl:
         self.children = Children(backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current)
         self.guards = Guards(backend, self.engine, keep=config.settings.fail_closed)
         self._follower = Follower(self.engine, self._paths, self.turn)
-        servers = config.settings.radius.servers
-        self.outside = Outside(self.engine, servers, self.resolved, self._spawn, self.turn)
+        radius = config.settings.radius
+        self.outside = Outside(self.engine, radius, self.children, self.resolved, self._spawn, self.turn)
 
     def _make_engine(self, settings: IkeSettings) -> IkeEngine:
         if self._keylog is None:
@@ -337,7 +337,7 @@ class IkeControl:
         self._handled = True
         for task in list(self._tasks):
             task.cancel()
-        await close_all(self.engine, self.turn)
+        await self.outside.close_all(close_all(self.engine, self.turn))
         if self._timer is not None:
             self._timer.cancel()
         if self._watch is not None:

@@ -1,11 +1,16 @@
-"""What the engine waits for that others have to say: the status of certificates, by HTTP, and RADIUS servers."""
+"""Others whom the engine has to do with: those who know the status of certificates, by HTTP, and RADIUS servers."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from ipsec.config.settings import RadiusSettings
+from ipsec.daemon.accounting import Accounting
+from ipsec.daemon.children import Children
 from ipsec.daemon.fetch import Fetcher
 from ipsec.daemon.radius_client import RadiusClient
 from ipsec.ike.eap.relay import EapAnswer
@@ -24,7 +29,7 @@ class RadiusState(NamedTuple):
 
     server: RadiusServer
     kind: str
-    "auth, who somebody is"
+    "auth, who somebody is; acct, accounting"
     silent_s: float | None
     "seconds for which it has not answered; None: it has when it was asked last, or was not asked yet"
     counters: Mapping[str, int]
@@ -37,7 +42,8 @@ class Outside:
     def __init__(
         self,
         engine: IkeEngine,
-        servers: Sequence[RadiusServer],
+        settings: RadiusSettings,
+        children: Children,
         resolved: Callable[[str], Sequence[IpAddress]],
         spawn: Spawn,
         turn: Callable[[], None],
@@ -45,14 +51,22 @@ class Outside:
         """``spawn`` runs what takes time, ``turn`` is to be called after the engine was."""
         self._engine = engine
         self._fetcher = Fetcher()
-        self.radius = RadiusClient(servers, resolved)
-        self._servers = servers
+        self._servers = settings.servers
+        self.radius = RadiusClient(settings.servers, resolved)
+        self.accounting: Accounting | None = None
+        self._records: RadiusClient | None = None
+        if settings.accounting and settings.servers:
+            there = [replace(one, auth_port=one.acct_port) for one in settings.servers]
+            self._records = RadiusClient(there, resolved)
+            self.accounting = Accounting(self._records, settings, engine, children, secrets.token_hex(4))
         self._spawn = spawn
         self._turn = turn
         self._loop = asyncio.get_running_loop()
 
     def handle(self, event: Event) -> None:
-        """Ask, if the event is about that."""
+        """Ask, if the event is about that, or tell."""
+        if self.accounting is not None:
+            self.accounting.handle(event)
         match event:
             case RevocationNeeded():
                 self._spawn(self._fetch(event))
@@ -65,11 +79,25 @@ class Outside:
     def radius_states(self) -> list[RadiusState]:
         """How it is with each server, in the order of the configuration."""
         silent, counters = self.radius.silent, self.radius.counters
-        return [RadiusState(one, "auth", silent.get(one.name), counters[one.name]) for one in self._servers]
+        found = [RadiusState(one, "auth", silent.get(one.name), counters[one.name]) for one in self._servers]
+        if self._records is not None:
+            silent, counters = self._records.silent, self._records.counters
+            found += [RadiusState(one, "acct", silent.get(one.name), counters[one.name]) for one in self._servers]
+        return found
+
+    async def close_all(self, close: Coroutine[object, object, None]) -> None:
+        """The daemon ends; ``close`` does that to all IKE_SAs, of which servers hear before it is over."""
+        if self.accounting is not None:
+            self.accounting.stopping = True
+        await close
+        if self.accounting is not None:
+            await self.accounting.drain()
 
     def close(self) -> None:
         """No more answers."""
         self.radius.close()
+        if self._records is not None:
+            self._records.close()
 
     async def _fetch(self, event: RevocationNeeded) -> None:
         crls, responses = await self._fetcher.fetch(event.sources, self._engine.host.wall())

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.radius.exchange import Caller
-from ipsec.ike.radius.requests import RadiusRequests
+from ipsec.ike.radius.requests import Exchange, RadiusRequests
 from ipsec.ike.radius.server import RadiusServer
 from ipsec.net import readable, udp
 from ipsec.wire.radius import PACKET_MAX
@@ -76,6 +76,12 @@ class RadiusClient:
         ``caller`` are those of its beginning. ValueError if the packet before has no answer yet.
         """
         self._requests.ask(ticket, identity, packet, caller, self._now())
+        self._done[ticket] = done
+        self._act()
+
+    def begin(self, ticket: int, exchange: Exchange, done: Done) -> None:
+        """Say something else to the servers, as in ``ask``; ``ticket`` is no other one's."""
+        self._requests.begin(ticket, exchange, self._now())
         self._done[ticket] = done
         self._act()
 

@@ -1,4 +1,4 @@
-"""RADIUS packets (RFC 2865 sections 3 and 5), as far as they carry EAP (RFC 3579).
+"""RADIUS packets (RFC 2865 sections 3 and 5), as far as they carry EAP (RFC 3579) or accounting (RFC 2866).
 
     code identifier length authenticator attributes     length: two octets, of all of it; authenticator: 16 octets
     type length value                                   each attribute; length is that of all three
@@ -30,16 +30,18 @@ MICROSOFT = 311
 
 
 class RadiusCode(IntEnum):
-    """RFC 2865 section 3."""
+    """RFC 2865 section 3, RFC 2866 section 3."""
 
     ACCESS_REQUEST = 1
     ACCESS_ACCEPT = 2
     ACCESS_REJECT = 3
+    ACCOUNTING_REQUEST = 4
+    ACCOUNTING_RESPONSE = 5
     ACCESS_CHALLENGE = 11
 
 
 class RadiusAttribute(IntEnum):
-    """RFC 2865 section 5 and, where said, others."""
+    """RFC 2865 section 5, of ACCT_STATUS_TYPE to ACCT_TERMINATE_CAUSE RFC 2866 section 5, and, where said, others."""
 
     USER_NAME = 1
     NAS_IP_ADDRESS = 4
@@ -55,6 +57,18 @@ class RadiusAttribute(IntEnum):
     CALLING_STATION_ID = 31
     NAS_IDENTIFIER = 32
     PROXY_STATE = 33
+    ACCT_STATUS_TYPE = 40
+    ACCT_INPUT_OCTETS = 42
+    ACCT_OUTPUT_OCTETS = 43
+    ACCT_SESSION_ID = 44
+    ACCT_AUTHENTIC = 45
+    ACCT_SESSION_TIME = 46
+    ACCT_INPUT_PACKETS = 47
+    ACCT_OUTPUT_PACKETS = 48
+    ACCT_TERMINATE_CAUSE = 49
+    ACCT_INPUT_GIGAWORDS = 52  # RFC 2869
+    ACCT_OUTPUT_GIGAWORDS = 53  # RFC 2869
+    EVENT_TIMESTAMP = 55  # RFC 2869
     NAS_PORT_TYPE = 61
     EAP_MESSAGE = 79  # RFC 3579
     MESSAGE_AUTHENTICATOR = 80  # RFC 3579

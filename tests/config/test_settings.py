@@ -46,6 +46,7 @@ def test_every_field_is_a_key() -> None:
     assert {f.name for f in fields(OffloadSettings)} == set(settings._OFFLOAD_KEYS)
     assert {f.name for f in fields(HttpSettings)} == set(settings._HTTP_KEYS)
     assert {f.name for f in fields(RadiusServer)} == {*settings._RADIUS_SERVER_KEYS, "name"}
+    assert {f.name for f in fields(settings.RadiusSettings)} == {*settings._RADIUS_KEYS, "servers"}
 
 
 @pytest.mark.parametrize(
@@ -302,11 +303,14 @@ def test_radius() -> None:
         retransmit_base = 2
         nas_identifier = gw
     """
+    more += "acct_port = 11813\n"
     second = f"address = 2001:db8::9\n secret = {SECRET}\n {more}"
     assert read(radius(SERVER, second)).radius.servers == (
         RadiusServer("s0", "192.0.2.9", SECRET.encode()),
-        RadiusServer("s1", "2001:db8::9", SECRET.encode(), 11812, 9, 4, 2, 0.5, 2.0, "gw"),
+        RadiusServer("s1", "2001:db8::9", SECRET.encode(), 11812, 9, 4, 2, 0.5, 2.0, "gw", 11813),
     )
+    told = read("radius {\n accounting = yes\n accounting_interval = 10m\n }").radius
+    assert (told.accounting, told.accounting_interval, told.servers) == (True, 600.0, ())
     assert read("radius { }").radius == read("radius {\n servers { } \n}").radius == DaemonSettings().radius
 
 

@@ -44,6 +44,11 @@ modules {{
     files {{
         usersfile = {directory}/users
     }}
+    detail {{
+        filename = {directory}/records
+        permissions = 0600
+        header = "%t"
+    }}
 }}
 server default {{
     listen {{
@@ -51,9 +56,17 @@ server default {{
         ipaddr = 127.0.0.1
         port = {port}
     }}
+    listen {{
+        type = acct
+        ipaddr = 127.0.0.1
+        port = {acct_port}
+    }}
     authorize {{
         eap
         files
+    }}
+    accounting {{
+        detail
     }}
     authenticate {{
         Auth-Type MS-CHAP {{
@@ -77,14 +90,28 @@ _USER = """
 """
 
 
+def records(directory: Path) -> list[dict[str, str]]:
+    """What it has been told with accounting: the attributes of each record by name."""
+    file = directory / "records"
+    text = file.read_text() if file.exists() else ""
+    return [
+        dict(tuple(part.strip().strip('"') for part in line.split(" = ", 1)) for line in block if " = " in line)
+        for block in (one.splitlines() for one in text.split("\n\n") if one.strip())
+    ]
+
+
 @contextmanager
 def freeradius(directory: Path, method: str, namespace: str = "") -> Iterator[RadiusServer]:
     """A running server that begins with an EAP method; it knows USERS. In that network namespace, or in ours."""
     assert PROGRAM is not None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    text = _CONFIG.format(directory=directory, secret=SECRET, port=port, method=method)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
+        for sock in (one, two):
+            sock.bind(("127.0.0.1", 0))
+        port, acct_port = one.getsockname()[1], two.getsockname()[1]
+    text = _CONFIG.format(directory=directory, secret=SECRET, port=port, acct_port=acct_port, method=method)
     (directory / "radiusd.conf").write_text(text)
     users = (_USER.format(name=name, password=password) for name, password in USERS.items())
     (directory / "users").write_text("".join(users))
@@ -100,7 +127,7 @@ def freeradius(directory: Path, method: str, namespace: str = "") -> Iterator[Ra
             assert process.poll() is None, output.read_text(errors="replace")
             assert time.monotonic() < end, output.read_text(errors="replace")
             time.sleep(0.02)
-        yield RadiusServer("freeradius", "127.0.0.1", SECRET.encode(), port)
+        yield RadiusServer("freeradius", "127.0.0.1", SECRET.encode(), port, acct_port=acct_port)
     finally:
         process.terminate()
         process.wait()

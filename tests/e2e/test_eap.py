@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.freeradius import PROGRAM, SECRET, USERS, freeradius
+from tests.daemon.freeradius import PROGRAM, SECRET, USERS, freeradius, records
 from tests.e2e.gateways import INNER, eventually
 from tests.e2e.ike_gateways import IkeWorld, loss
 
@@ -64,6 +64,45 @@ def test_radius(world: IkeWorld, tmp_path: Path) -> None:
         world.up()
         assert loss(world.a.ping(INNER[4][1])) == 0, world.logs()
     assert "carol has shown by EAP (MSCHAPV2) who it is" in world.b.log()
+
+
+@with_freeradius
+def test_what_radius_grants_and_is_told(world: IkeWorld, tmp_path: Path) -> None:
+    """An address and a group of carol's, and what has passed, over rekeying of all there is, up to the daemon's end."""
+    directory = tmp_path / "radius"
+    directory.mkdir()
+    world.set("@vips", "0.0.0.0", 0)
+    world.set(":local_ts", None, 0)
+    world.set("@pools", "radius", 1)
+    world.set("@remote.groups", "staff, others", 1)
+    world.set(":remote_ts", None, 1)
+    world.set(":rekey_time", "3s", 0)
+    world.set("@rekey_time", "4s", 0)
+    with freeradius(directory, "mschapv2", world.b.namespace) as server:
+        with_radius(world, server.auth_port, acct_port=str(server.acct_port))
+        world.set("ipsecd.radius.accounting", "yes", 1)
+        world.set("ipsecd.radius.accounting_interval", "2", 1)
+        world.up()
+        assert "carol gets 10.3.0.9" in world.b.log(), world.logs()
+        assert eventually(lambda: loss(world.a.ping(INNER[4][1])) == 0), world.logs()
+        assert eventually(lambda: "rekeyed" in world.b.log() and len(records(directory)) > 3, 20), world.logs()
+        sent = 60
+        for _ in range(6):
+            world.a.ping(INNER[4][1], count=10)
+        world.b.stop()
+        found = records(directory)
+    assert [one["Acct-Status-Type"] for one in (found[0], found[-1])] == ["Start", "Stop"]
+    assert {one["Acct-Status-Type"] for one in found[1:-1]} == {"Interim-Update"}
+    assert len({one["Acct-Session-Id"] for one in found}) == 1
+    for one in found:
+        assert (one["User-Name"], one["Framed-IP-Address"]) == ("carol", "10.3.0.9")
+        assert one["Class"] == "0x6669727374"
+    assert found[-1]["Acct-Terminate-Cause"] == "Admin-Reboot"
+    packets = [int(one["Acct-Input-Packets"]) for one in found[1:]]
+    assert packets == sorted(packets)
+    assert packets[-1] >= sent
+    assert int(found[-1]["Acct-Output-Packets"]) >= sent
+    assert int(found[-1]["Acct-Input-Octets"]) >= sent * 84
 
 
 @with_freeradius

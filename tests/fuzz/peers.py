@@ -31,6 +31,7 @@ from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.server import EapServer
 from ipsec.ike.eap.tls import TlsPeer, TlsServer
 from ipsec.ike.eap.tls_session import TlsIdentity
+from ipsec.ike.radius.accounting import AccountingExchange
 from ipsec.ike.radius.exchange import RadiusExchange
 from ipsec.ike.radius.requests import RadiusRequests
 from ipsec.ike.redirect import parse_redirect, parse_redirected_from
@@ -223,6 +224,9 @@ def radius_answer(data: bytes) -> None:
         return
     assert data.startswith(packet.emit())
     RadiusExchange(b"alice", radius.CALLER).take(packet, radius.SERVER, bytes(16))
+    receipts = RadiusRequests([radius.SERVER], bytes)
+    receipts.begin(1, AccountingExchange(()), 0.0)
+    receipts.receive(0, 0, data, 0.0)
 
 
 PASSWORD = b"fO0-b4r of alice"

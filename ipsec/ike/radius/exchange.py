@@ -77,7 +77,13 @@ class RadiusExchange:
         # RFC 3579 section 2.2: what is malformed is not handed on
         if parse_eap_packet(eap).code != EapCode.RESPONSE:
             raise ParseError("the peer's EAP packet is no response")
-        attributes = [*self._who(server), *eap_attributes(eap)]
+        calling = f"{self._caller.remote}[{self._caller.remote_port}]".encode()
+        attributes = [
+            (A.NAS_IDENTIFIER, server.nas_identifier.encode()),
+            # RFC 3579 section 2.1: what the peer calls itself, else by what it is known
+            *describe(self._caller, self._identity or calling),
+            *eap_attributes(eap),
+        ]
         if self._state is not None:
             attributes.append((A.STATE, self._state))
         try:
@@ -85,23 +91,9 @@ class RadiusExchange:
         except ValueError as error:
             raise ParseError(str(error)) from None
 
-    def _who(self, server: RadiusServer) -> list[tuple[int, bytes]]:
-        """Of whom and from where we ask."""
-        caller = self._caller
-        calling = f"{caller.remote}[{caller.remote_port}]".encode()
-        ours = A.NAS_IP_ADDRESS if caller.local.version == 4 else A.NAS_IPV6_ADDRESS
-        port = [(A.NAS_PORT_ID, caller.connection.encode()[:VALUE_MAX])] if caller.connection else []
-        return [
-            # RFC 3579 section 2.1: what the peer calls itself, else by what it is known
-            (A.USER_NAME, self._identity or calling),
-            (A.NAS_IDENTIFIER, server.nas_identifier.encode()),
-            (ours, caller.local.packed),
-            (A.NAS_PORT_TYPE, VIRTUAL.to_bytes(4, "big")),
-            *port,
-            (A.SERVICE_TYPE, FRAMED.to_bytes(4, "big")),
-            (A.CALLING_STATION_ID, calling),
-            (A.CALLED_STATION_ID, f"{caller.local}[{caller.local_port}]".encode()),
-        ]
+    def open(self, data: bytes, server: RadiusServer, identifier: int, authenticator: bytes) -> RadiusPacket:
+        """The answer to a request, if it is one. RadiusError."""
+        return open_response(data, server, identifier, authenticator)
 
     def take(self, response: RadiusPacket, server: RadiusServer, authenticator: bytes) -> EapAnswer:
         """What an authentic answer means to the request with that ``authenticator``.
@@ -128,6 +120,21 @@ class RadiusExchange:
         self._state = response.only(A.STATE)
         self.bound = True
         return EapAnswer(packet, None)
+
+
+def describe(caller: Caller, user: bytes) -> list[tuple[int, bytes]]:
+    """Attributes that say of whom we speak, and from where it has come to us."""
+    ours = A.NAS_IP_ADDRESS if caller.local.version == 4 else A.NAS_IPV6_ADDRESS
+    port = [(A.NAS_PORT_ID, caller.connection.encode()[:VALUE_MAX])] if caller.connection else []
+    return [
+        (A.USER_NAME, user),
+        (ours, caller.local.packed),
+        (A.NAS_PORT_TYPE, VIRTUAL.to_bytes(4, "big")),
+        *port,
+        (A.SERVICE_TYPE, FRAMED.to_bytes(4, "big")),
+        (A.CALLING_STATION_ID, f"{caller.remote}[{caller.remote_port}]".encode()),
+        (A.CALLED_STATION_ID, f"{caller.local}[{caller.local_port}]".encode()),
+    ]
 
 
 def open_response(data: bytes, server: RadiusServer, identifier: int, authenticator: bytes) -> RadiusPacket:

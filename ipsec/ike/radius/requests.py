@@ -1,4 +1,4 @@
-"""Access-Requests under way, sans-IO: which server is asked, when again, and whose turn it is after it.
+"""Requests under way, sans-IO: which server is asked, when again, and whose turn it is after it.
 
 ``ask``, ``receive`` and ``handle_timer`` go in; ``datagrams_to_send``, ``next_answer`` and ``next_timer`` say what is
 to be done after each. A request that is sent again is the same octets, so that the server knows it (RFC 2865
@@ -12,13 +12,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ipsec.errors import ParseError
 from ipsec.ike.eap.relay import EapAnswer
-from ipsec.ike.radius.exchange import Caller, RadiusError, RadiusExchange, open_response, rejected
+from ipsec.ike.radius.exchange import Caller, RadiusError, RadiusExchange, rejected
 from ipsec.ike.radius.server import RadiusServer
-from ipsec.wire.radius import AUTHENTICATOR_LEN
+from ipsec.wire.radius import AUTHENTICATOR_LEN, HEADER_LEN, RadiusPacket
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,26 @@ IDLE_S = 120.0
 IDENTIFIERS = 256
 #: packets of peers that wait for an identifier of one server
 WAITING_MAX = 1024
+_AUTHENTICATOR = slice(HEADER_LEN - AUTHENTICATOR_LEN, HEADER_LEN)
 #: what is counted of each server
 COUNTED = ("requests", "retransmissions", "challenges", "accepts", "rejects", "timeouts", "refused", "busy",
            "malformed", "unauthentic", "unexpected")  # fmt: skip
+
+
+class Exchange(Protocol):
+    """What is said to a server, and what its answers mean: ``RadiusExchange``, ``AccountingExchange``."""
+
+    bound: bool
+    "a server has answered so that no other one could go on"
+
+    def request(self, server: RadiusServer, identifier: int, authenticator: bytes, eap: bytes) -> bytes:
+        """The packet, for 16 random octets and what the peer says; its authenticator may be another. ParseError."""
+
+    def open(self, data: bytes, server: RadiusServer, identifier: int, authenticator: bytes) -> RadiusPacket:
+        """The answer to it, if it is one. RadiusError."""
+
+    def take(self, response: RadiusPacket, server: RadiusServer, authenticator: bytes) -> EapAnswer:
+        """What that means."""
 
 
 class Outgoing(NamedTuple):
@@ -49,7 +66,7 @@ class _Conversation:
 
     __slots__ = ("eap", "exchange", "request", "server", "ticket", "tried", "used_at")
 
-    def __init__(self, ticket: int, exchange: RadiusExchange) -> None:
+    def __init__(self, ticket: int, exchange: Exchange) -> None:
         self.ticket = ticket
         self.exchange = exchange
         self.eap: bytes | None = None
@@ -141,6 +158,14 @@ class RadiusRequests:
         """
         self._forget_idle(now)
         conversation = self._conversations.pop(ticket, None) or _Conversation(ticket, RadiusExchange(identity, caller))
+        self._go_on(conversation, packet, now)
+
+    def begin(self, ticket: int, exchange: Exchange, now: float) -> None:
+        """Say something that is no packet of a peer's; the answer comes under ``ticket``, which is no other one's."""
+        self._go_on(_Conversation(ticket, exchange), b"", now)
+
+    def _go_on(self, conversation: _Conversation, packet: bytes, now: float) -> None:
+        ticket = conversation.ticket
         self._conversations[ticket] = conversation
         if conversation.eap is not None:
             raise ValueError(f"ticket {ticket} waits for an answer")
@@ -168,7 +193,9 @@ class RadiusRequests:
             counters["unexpected"] += 1
             return
         try:
-            response = open_response(data, asked.config, request.identifier, request.authenticator)
+            response = request.conversation.exchange.open(
+                data, asked.config, request.identifier, request.authenticator
+            )
         except RadiusError as error:
             counters[error.reason] += 1
             # somebody may send any number of them
@@ -257,6 +284,7 @@ class RadiusRequests:
             except ParseError as error:
                 self._answer(conversation, rejected(str(error)), now)
                 continue
+            request.authenticator = request.data[_AUTHENTICATOR]
             conversation.request = request
             server.sockets[request.socket][request.identifier] = request
             self.counters[server.config.name]["requests"] += 1

@@ -28,6 +28,8 @@ class RadiusServer:
     "each wait is this many times the one before"
     nas_identifier: str = "ipsecd"
     "what we call ourselves, 1..253 octets"
+    acct_port: int = 1813
+    "its UDP port for accounting"
 
     def wait_s(self, sent: int) -> float:
         """Seconds to wait for an answer to what was sent so many times."""
