@@ -478,6 +478,8 @@ class IkeEngine(Outside):
         self.free_first_child(sa)
         del self.by_spi[sa.spi_i]
         sa.reset()
+        assert sa.auth is not None
+        sa.auth = sa.auth.anew()
         sa.spi_i = self.new_spi()
         self.by_spi[sa.spi_i] = sa
         start_init(sa, now)

@@ -133,6 +133,13 @@ class AuthProgress:
         self.signatures = Signatures()
         "of the certificates in the peer's message"
 
+    def anew(self) -> AuthProgress:
+        """For another IKE_SA_INIT: what is wanted, and no round of authentication done."""
+        found = AuthProgress()
+        # the peer may have taken INITIAL_CONTACT, whatever became of its answer
+        found.configs, found.had, found.contact = self.configs, self.had, self.contact
+        return found
+
 
 def note_certreqs(sa: IkeSa, payloads: list[Payload]) -> None:
     """Remember which CAs the peer trusts. A hint for our choice and nothing more (RFC 7296 section 3.7)."""

@@ -406,12 +406,13 @@ class IkeSa:
             self.transmit(pending.datagrams, way, now)
 
     def reset(self) -> None:
-        """Before another IKE_SA_INIT: no keys, no SPIs, no messages."""
+        """Before another IKE_SA_INIT: no keys, no SPIs, no messages, and the peer has shown nothing."""
         self.in_cipher = self.out_cipher = self.keys = self.proposal = None
         self.spi_r = bytes(8)
         self.sealed = self.message_id_out = 0
         self.pending = self.collected = None
-        self.unauthenticated_error = None
+        self.unauthenticated_error = self.peer_id = None
+        self.ppk = False
         self.tries_left -= self.tries_left > 0
 
     def protect(self, exchange: int, payloads: Sequence[Payload], message_id: int, *, response: bool) -> list[bytes]:
