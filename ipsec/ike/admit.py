@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 
 def check_wishes(sa: IkeSa, payloads: list[Payload]) -> None:
-    """PeerError if the connection does not allow what the peer asks for besides."""
+    """PeerError if the connection does not allow what the peer asks for besides, or is not there any more: between the
+    first request of IKE_AUTH and the last is as much time as EAP takes."""
+    if not sa.core.is_loaded(sa.connection):
+        why = f"connection {sa.name} was unloaded or changed meanwhile"
+        raise PeerError(NotifyType.AUTHENTICATION_FAILED, why, fatal=True, cause=Cause.PEER_ID)
     refuse_nat(sa, payloads)
     _check_childless(sa.connection, find(payloads, SaPayload) is not None)
 

@@ -397,7 +397,8 @@ def _choose(sa: IkeSa, eap: EapServerProgress, groups: Collection[bytes] | None 
         alike = remote.eap_radius is asked.eap_radius and (remote.eap_id is None) is (asked.eap_id is None)
         his = remote.eap_id is None or remote.eap_id.matches(eap.user)
         member = groups is None or not remote.groups or any(one.encode() in groups for one in remote.groups)
-        if connection.local == ours and alike and his and member:
+        # and nothing that went meanwhile
+        if connection.local == ours and alike and his and member and sa.core.is_loaded(connection):
             sa.core.rename(sa, connection)
             return True
     return False

@@ -380,6 +380,10 @@ class Registry:
         loaded = self.table.by_name.get(connection.name)
         return loaded is None or loaded.is_alike(connection)
 
+    def is_loaded(self, connection: Connection) -> bool:
+        """The same, but not if nothing is loaded by that name."""
+        return connection.name in self.table.by_name and self.is_current(connection)
+
     def rename(self, sa: IkeSa, connection: Connection) -> None:
         """The peer's identity has shown which connection an IKE_SA belongs to."""
         self._unname(sa)

@@ -8,17 +8,43 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.ike.config import IkeSettings, LocalAuth, RemoteAuth
 from ipsec.ike.events import IkeUp
+from ipsec.ike.failure import Cause
 from tests.ike.test_eap import (
+    ANY,
     KEY,
     KEY_THERE,
+    SECRETS,
     USER,
     USER_THERE,
+    client,
     in_rounds,
+    make,
+    refused,
+    server,
     with_tls,
 )
 from tests.pair import Pair
+from tests.sim.host import SimHost
+
+CAROL = parse_identity("carol")
+
+
+def after(monkeypatch: pytest.MonkeyPatch, host: SimHost, messages: int, do: Callable[[], None]) -> None:
+    """Do something once a host has sent so many datagrams."""
+    send: Callable[..., None] = host.engine.send
+    left = [messages]
+
+    def sent(*datagram: Any) -> None:
+        send(*datagram)
+        left[0] -= 1
+        if not left[0]:
+            do()
+
+    monkeypatch.setattr(host.engine, "send", sent)
+
 
 # -- initiator: the answers stop, and it begins again
 
@@ -67,3 +93,33 @@ def test_keyingtries(
     # what sun has of the first try is gone by now
     pair.finish()
 
+
+# -- responder: what is loaded changes
+
+
+@pytest.mark.parametrize("messages", [2, 3, 4, 5])
+def test_a_connection_that_is_gone_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, messages: int) -> None:
+    """Since EAP began with it."""
+    pair = make(client(eap_id=CAROL), server(eap_id=ANY))
+    engine = pair.b.engine
+    after(monkeypatch, pair.b, messages, lambda: engine.load([], engine.credentials))
+    refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
+
+
+def test_a_connection_that_has_changed_lets_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = in_rounds((KEY, USER), (KEY_THERE, USER_THERE))
+    other = replace(pair.b.connections["c"], ppk_required=True)
+    after(monkeypatch, pair.b, 5, lambda: pair.b.load(other, eap=SECRETS))
+    _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
+    assert "connection c was unloaded or changed meanwhile" in there
+
+
+def test_an_eap_identity_chooses_none_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the one that EAP began with is still there."""
+    pair = make(client(eap_id=CAROL), server(eap_id=parse_pattern("dave")))
+    first = pair.b.connections["c"]
+    second = replace(first, name="d", remote=replace(first.remote, eap_id=parse_pattern("carol")))
+    pair.b.load(first, second, eap=SECRETS)
+    after(monkeypatch, pair.b, 2, lambda: pair.b.engine.load([first], pair.b.engine.credentials))
+    _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
+    assert "no connection has eap_id carol" in there
