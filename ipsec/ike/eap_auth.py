@@ -58,6 +58,7 @@ from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.proof import auth_octets, local_identity
 from ipsec.ike.rounds import another_follows, check_rounds, says_another, this_round
 from ipsec.ike.sa import IkeSa, Request
+from ipsec.ike.state import IkeState
 from ipsec.ike.status import StatusUnknownError
 from ipsec.text import printable
 from ipsec.wire.eap import eap_name
@@ -122,7 +123,11 @@ class EapAuthRequest(AuthRequest):
     def _believed(self, sa: IkeSa, payloads: list[Payload], now: float) -> None:
         assert sa.auth is not None
         sa.auth.heard += payloads
-        _go_on(sa, payloads, now)
+        if not self._goes_without(sa) and find(payloads, EapPayload) is None:
+            # RFC 5685 section 6: who has proved himself may send us elsewhere before EAP begins
+            sa.core.take_redirect(sa, payloads, now)
+        if sa.state is IkeState.CONNECTING:
+            _go_on(sa, payloads, now)
 
 
 class EapRoundRequest(Request):

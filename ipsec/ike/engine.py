@@ -444,6 +444,8 @@ class IkeEngine(Outside):
         names: list[str | None] = [*sorted(self.under_way(sa))]
         had = sa.addresses
         if sa.auth is not None:
+            # section 6: with EAP also in the midst of IKE_AUTH
+            names += [sa.auth.child.name] if sa.auth.child is not None else []
             names += [config.name for config, _ in sa.auth.configs]
             had = had or sa.auth.had
         for name in names or [None]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.ike import eap_auth
 from ipsec.ike.config import IkeSettings, LocalAuth, RemoteAuth
-from ipsec.ike.events import IkeUp
+from ipsec.ike.events import Failed, IkeUp, Initiate
 from ipsec.ike.failure import Cause
+from ipsec.ike.redirect import redirect
 from tests.ike.test_eap import (
     ANY,
     KEY,
@@ -26,7 +29,7 @@ from tests.ike.test_eap import (
     server,
     with_tls,
 )
-from tests.pair import Pair
+from tests.pair import B, Pair
 from tests.sim.host import SimHost
 
 CAROL = parse_identity("carol")
@@ -123,3 +126,35 @@ def test_an_eap_identity_chooses_none_that_is_gone(monkeypatch: pytest.MonkeyPat
     after(monkeypatch, pair.b, 2, lambda: pair.b.engine.load([first], pair.b.engine.credentials))
     _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_ID)
     assert "no connection has eap_id carol" in there
+
+
+# -- initiator: it is sent elsewhere
+
+
+ELSEWHERE = ip_address("192.0.2.99")
+
+
+def sent_elsewhere(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> Pair:
+    """sun says so in place of the first request of EAP (RFC 5685 section 6)."""
+    monkeypatch.setattr(eap_auth, "_first", lambda sa, eap, own, now: [*own, redirect(ELSEWHERE)])
+    pair.a.initiate()
+    pair.world.run(1)
+    return pair
+
+
+def test_redirect_before_eap(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = sent_elsewhere(monkeypatch, make(client(eap_id=CAROL), server(eap_id=ANY)))
+    (again,) = pair.a.events(Initiate)
+    assert (again.child, again.remote, again.redirected_from) == ("net", ELSEWHERE, B)
+    assert not pair.a.events(Failed)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_nobody_sends_us_elsewhere_who_has_not_proved_himself(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    """Nor, alone, before EAP has shown who he is (RFC 5998)."""
+    pair = make(client(eap_id=CAROL), server(eap_id=ANY)) if not alone else with_tls(alone=True)
+    if not alone:
+        pair.a.load(*pair.a.connections.values(), secret=b"not that of sun", eap=SECRETS)
+    sent_elsewhere(monkeypatch, pair)
+    assert not pair.a.events(Initiate)
+    assert pair.a.events(Failed)
