@@ -435,6 +435,24 @@ def test_a_server_that_was_silent_is_asked_last_for_a_while() -> None:
     run.ask(2)
     assert [one[0] for one in run.sent()] == [0]
     run.now += DEAD_S
+    # then one finds out, and the others do not wait for that
+    for ticket, server in ((3, 1), (4, 0), (5, 0)):
+        run.ask(ticket)
+        assert [one[0] for one in run.sent()] == [server]
+    run.now += DEAD_S
+    run.ask(6)
+    assert [index for index, _, data in run.sent() if index == 1]
+
+
+def test_a_server_that_was_silent_and_answers_again_is_asked_by_all() -> None:
+    run = Run(*TWO)
+    run.ask()
+    until_other(run, 0)
+    run.now += DEAD_S
+    run.ask(2)
+    data = until_other(run, 1)
+    run.hear(challenge(read(data, TWO[1].secret), secret=TWO[1].secret), server=1)
+    run.sent()
     run.ask(3)
     assert [one[0] for one in run.sent()] == [1]
 

@@ -22,7 +22,7 @@ from ipsec.wire.radius import AUTHENTICATOR_LEN, HEADER_LEN, RadiusPacket
 
 log = logging.getLogger(__name__)
 
-#: seconds that a server which has not answered is asked after all others
+#: seconds that a server which has not answered is asked after all others; then one peer at a time finds out
 DEAD_S = 60.0
 #: seconds after which a conversation is forgotten whose peer says nothing
 IDLE_S = 120.0
@@ -102,6 +102,8 @@ class _Server:
         self.config = config
         self.dead_until = 0.0
         self.silent_since: float | None = None
+        self.tried_until = 0.0
+        "after it was silent it is asked for one peer, whose answer, or the want of it, the others do not wait for"
         self.doubted = False
         "something was dropped since it has answered last, which was logged"
         self.sockets: list[dict[int, _Request]] = [{} for _ in range(config.sockets)]
@@ -202,7 +204,7 @@ class RadiusRequests:
             log.log(logging.DEBUG if asked.doubted else logging.WARNING, "%s: dropped, %s", asked.config, error)
             asked.doubted = True
             return
-        asked.dead_until, asked.silent_since, asked.doubted = 0.0, None, False
+        asked.dead_until, asked.tried_until, asked.silent_since, asked.doubted = 0.0, 0.0, None, False
         conversation = request.conversation
         answer = conversation.exchange.take(response, asked.config, request.authenticator)
         counters[{None: "challenges", True: "accepts", False: "rejects"}[answer.accepted]] += 1
@@ -250,12 +252,14 @@ class RadiusRequests:
             choice = [conversation.server] if conversation.server and not conversation.tried else []
         else:
             choice = [one for one in self._order if one.index not in conversation.tried]
-            choice.sort(key=lambda one: one.dead_until > now)
+            choice.sort(key=lambda one: max(one.dead_until, one.tried_until) > now)
         if not choice:
             why = "no RADIUS server answers" if self._servers else "there is no RADIUS server"
             self._answer(conversation, rejected(why, silent=bool(self._servers)), now)
             return
         server = conversation.server = choice[0]
+        if 0 < server.dead_until <= now:
+            server.tried_until = now + DEAD_S
         if len(server.waiting) >= WAITING_MAX:
             self.counters[server.config.name]["busy"] += 1
             why = f"{server.config} has too much to do"
