@@ -103,6 +103,11 @@ def eap_warnings(section: Section, connection: Connection, credentials: Credenti
         # RFC 7296 section 2.16: the responder MUST use public key signatures
         why = "who has this preshared key, as each user does, can pose as the gateway: use auth = pubkey"
         yield warning_at(part, "auth", why)
+    remote = connection.remote
+    if users and remote.id.any and remote.method is not AuthClass.PSK and not (remote.certs or remote.pubkeys):
+        # RFC 7296 section 2.16, CVE-2015-4171
+        why = "whoever has a certificate that is trusted, as users may have one, can pose as the gateway"
+        yield warning_at(theirs[0][0], "id", f"is not set: {why}")
 
 
 def uses_tls(auth: LocalAuth | RemoteAuth) -> bool:

@@ -44,6 +44,9 @@ def base(tmp_path: Path) -> Path:
 
 
 def config(local: str, remote: str, lines: str = "", base: Path | None = None, secrets: str = SECRETS) -> Config:
+    if local.startswith("auth = eap") and "auth = psk" not in remote and "\nid = " not in remote:
+        # else there is a warning
+        remote += "\nid = sun"
     ends = f"local {{\n{local}\n}}\nremote {{\n{remote}\n}}\n"
     there = f"remote_addrs = 192.0.2.2\n{lines}\n{ends}"
     children = "" if "children" in lines else CHILD
@@ -313,6 +316,15 @@ def test_postquantum_preshared_key() -> None:
             "auth = eap-gtc\nid = erin",
             "auth = pubkey",
             "local.auth: the section secrets has no eap secret for erin, and of an NT hash GTC cannot make use",
+        ),
+        *(
+            (
+                "auth = eap-tls\ncerts = moon.pem",
+                f"auth = {auth}\nid = %any",
+                "remote.id: is not set: whoever has a certificate that is trusted, as users may have one, can pose "
+                "as the gateway",
+            )
+            for auth in ("pubkey", "eap-tls")
         ),
         (
             "auth = eap-md5\nid = carol",

@@ -181,7 +181,7 @@ def test_no_warning(base: Path) -> None:
     assert warnings(("local", mine), ("remote-1", GATEWAY), ("remote-2", there), base=base) == []
     # EAP shows who the responder is before it is shown a password
     by_tls = "auth = eap-tls\ncerts = moon.pem"
-    assert warnings(("local-1", by_tls), ("local-2", USER), ("remote", "auth = eap-tls"), base=base) == []
+    assert warnings(("local-1", by_tls), ("local-2", USER), ("remote", "auth = eap-tls\nid = CN=sun"), base=base) == []
 
 
 @pytest.mark.parametrize(
