@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _LEN = 4
 #: we begin earlier than we have to: by a tenth of the time to twice that, which is no more than this
 AHEAD_S = 60.0
+#: nor sooner than this: a peer that says 0 would have us do nothing else
+LEAST_S = 10.0
 
 
 def lifetime_payloads(sa: IkeSa, now: float) -> list[Payload]:
@@ -46,6 +48,6 @@ def heed_lifetime(sa: IkeSa, seconds: int | None, now: float) -> None:
     if seconds is None or not sa.original_initiator:
         return
     ahead = min(seconds / 10, AHEAD_S / 2) * (1 + sa.core.fraction())
-    sa.reauth_by = now + max(seconds - ahead, 1.0)
+    sa.reauth_by = now + max(seconds - ahead, LEAST_S)
     log.info("%s: the peer wants us to re-authenticate within %d s", sa, seconds)
     arm_reauth(sa.core, sa)

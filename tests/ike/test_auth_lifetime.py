@@ -155,3 +155,14 @@ def test_malformed(data: bytes) -> None:
     pair.world.settle()
     assert not pair.a.ikes
     assert [event.problem.failure.cause for event in pair.a.events(Failed)] == [Cause.MALFORMED]
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 5])
+def test_a_peer_that_would_have_us_do_nothing_else(seconds: int) -> None:
+    pair = eap()
+    old = pair.a.ike
+    pair.b.do(pair.b.ike.ask, Say(lifetime(seconds.to_bytes(4, "big"))))
+    pair.world.run(9)
+    assert pair.a.ike is old
+    pair.world.run(5)
+    assert anew(pair, old)
