@@ -93,14 +93,18 @@ def matches_ppk(pattern: IdentityPattern, ppk_id: bytes) -> bool:
 def identity_of_octets(name: bytes) -> Identity:
     """A PPK_ID, or what a peer calls itself for EAP, as charon reads it: a text may be an identity of any type.
 
-    But a distinguished name, which takes milliseconds to read, and nobody has authenticated himself yet.
+    But a distinguished name, which takes milliseconds to read, and nobody has authenticated himself yet. Names are in
+    UTF-8 (RFC 7542 section 2.1), but older clients have character sets of their own.
     """
+    if len(name) > _TEXT_MAX or b"=" in name:
+        return Identity(IdType.KEY_ID, name)
     try:
-        if len(name) <= _TEXT_MAX and b"=" not in name:
-            return parse_identity(name.decode("ascii"))
-    except (UnicodeDecodeError, ConfigError):
-        pass
-    return Identity(IdType.KEY_ID, name)
+        return parse_identity(name.decode("utf-8"))
+    except UnicodeDecodeError:
+        kind = IdType.RFC822_ADDR if b"@" in name else IdType.KEY_ID if b":" in name else IdType.FQDN
+        return Identity(kind, name)
+    except ConfigError:
+        return Identity(IdType.KEY_ID, name)
 
 
 class PrivateKey:
