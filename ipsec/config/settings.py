@@ -30,6 +30,7 @@ from ipsec.config.values import (
     read_keys,
 )
 from ipsec.errors import ConfigError
+from ipsec.ike.config import TlsVersion
 from ipsec.ike.radius.server import RadiusServer
 
 ANY_ADDRESSES = (ip_address("0.0.0.0"), ip_address("::"))
@@ -233,6 +234,8 @@ class DaemonSettings:
     "seconds between NAT keepalives while nothing else is sent, 0 for none (RFC 3948 section 4)"
     fragment_size: int = 1280
     "octets of the largest IP packet with a part of an IKE message (RFC 7383)"
+    tls_version_max: TlsVersion = TlsVersion.TLS_1_3
+    "the newest TLS that EAP-TLS agrees to, 1.2 for peers whose TLS 1.3 is older than RFC 9190, as libreswan's"
     delete_rekeyed_delay: float = 5.0
     "seconds that a replaced inbound SA still takes packets which are on their way"
     make_before_break: bool = True
@@ -461,6 +464,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "ike_sa_limit": number_in(0, 10_000_000),
     "keep_alive": _parse_seconds(0, 3600),
     "fragment_size": number_in(256, 65535),
+    "tls_version_max": one_of(TlsVersion),
     "delete_rekeyed_delay": _parse_seconds(0, 3600),
     "make_before_break": parse_bool,
     "follow_redirects": parse_bool,

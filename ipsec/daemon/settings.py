@@ -193,5 +193,5 @@ def ike_settings(config: Config, *, port: int, port_nat_t: int, qcd_secret: byte
 _IKE_NAMES = (
     *("retransmit_tries", "retransmit_timeout", "retransmit_base", "retransmit_limit", "half_open_timeout"),
     *("cookie_threshold", "cookie_threshold_ip", "half_open_limit", "ike_sa_limit", "keep_alive", "fragment_size"),
-    *("delete_rekeyed_delay", "make_before_break", "follow_redirects", "redirect_to"),
+    *("tls_version_max", "delete_rekeyed_delay", "make_before_break", "follow_redirects", "redirect_to"),
 )

@@ -43,6 +43,13 @@ class SendCert(Enum):
     NEVER = "never"
 
 
+class TlsVersion(Enum):
+    """The newest TLS that EAP-TLS agrees to."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
+
+
 class Unique(Enum):
     """What becomes of an IKE_SA when its peer makes another one."""
 
@@ -342,6 +349,7 @@ class IkeSettings:
     "NAT keepalive interval (RFC 3948 section 4), 0 is off"
     fragment_size: int = 1280
     "octets of the largest IP datagram that carries a fragment (RFC 7383 section 2.5.1)"
+    tls_version_max: TlsVersion = TlsVersion.TLS_1_3
     delete_rekeyed_delay: float = 5.0
     "how long a replaced inbound SA still takes packets that are on their way"
     port: int = 500

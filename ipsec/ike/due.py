@@ -102,6 +102,10 @@ def _silence(sa: IkeSa) -> Failure:
     """No answer, and how far it came: on the way to the second port a firewall may be that knows the first one only."""
     if sa.spi_r == _NO_SPI or not sa.initiator:
         return NO_ANSWER
+    if sa.auth is not None and sa.auth.heard:
+        # RFC 7296 section 2.16 has the peer say so; OpenIKED 7.2 does not
+        why = "no answer in the midst of IKE_AUTH: some peers have none for a user or password that is wrong"
+        return replace(NO_ANSWER, reason=why)
     port, before = sa.path.remote_port, sa.connection.remote_port
     where = f" on UDP {port}" if port != before else ""
     what = ExchangeType(sa.pending.exchange).name if sa.pending is not None else "IKE_AUTH"

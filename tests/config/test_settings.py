@@ -27,6 +27,7 @@ from ipsec.config.settings import (
 )
 from ipsec.config.values import Switch, join_list, parse_number, parse_size, parse_time, split_list
 from ipsec.errors import ConfigError
+from ipsec.ike.config import TlsVersion
 from ipsec.ike.radius.server import RadiusServer
 
 
@@ -68,6 +69,7 @@ def test_every_field_is_a_key() -> None:
         ("vici_tcp = [::1]:4502", Listen(ip_address("::1"), 4502)),
         ("vici_tcp = 4502", Listen(ip_address("127.0.0.1"), 4502)),
         ("vici_tcp = none", None),
+        ("tls_version_max = 1.2", TlsVersion.TLS_1_2),
         ("raw_esp = yes", Switch.YES),
         ("install_routes = no", False),
         ("routing_table = 254", 254),
@@ -123,6 +125,7 @@ def test_keys(line: str, value: Any) -> None:
         ("listen = gateway", "'gateway' is not an IP address"),
         ("vici_tcp = 0.0.0.0:4502", "0.0.0.0 is not an address of this host alone, as 127.0.0.1 and ::1 are"),
         ("vici_tcp = localhost:4502", "'localhost:4502' is not address:port, [address]:port or a port"),
+        ("tls_version_max = 1.1", "'1.1' is not one of 1.2, 1.3, did you mean '1.3'?"),
         ("raw_esp = maybe", "'maybe' is not one of auto, yes, no"),
         ("mss_clamp = maybe", "'maybe' is neither yes nor no"),
         ("state_dir = relative", "'relative' is not an absolute path"),

@@ -9,24 +9,25 @@ from typing import Any
 
 import pytest
 
-from ipsec.crypto.identity import IdentityPattern, parse_identity, parse_pattern
+from ipsec.crypto.identity import Identity, IdentityPattern, parse_identity, parse_pattern
 from ipsec.crypto.mschap import nt_password_hash
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike import eap_auth
-from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
+from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, TlsVersion, Unique
 from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, PrivateKey, SharedSecret
 from ipsec.ike.eap.method import EapError, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Server
 from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.eap.server import EapServer
+from ipsec.ike.eap.tls_session import TLS_1_2, TLS_1_3, TlsSession
 from ipsec.ike.eap_auth import EapRequest
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import ChildUp, EapAnswerNeeded, Failed, IkeUp
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.sa import IkeSa, Request
 from ipsec.wire.eap import EapPacket
-from ipsec.wire.iana import EapCode, EapType, ExchangeType, NotifyType, Protocol
+from ipsec.wire.iana import EapCode, EapType, ExchangeType, IdType, NotifyType, Protocol
 from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 from tests.crypto.pki import EC384_KEY, EC_KEY, Ca
 from tests.ike.hostile import MOON, ROOT, SUN
@@ -104,6 +105,41 @@ def test_any_method_is_one_with_a_key() -> None:
     pair = make(client(eap_id=parse_identity("carol")), server(eap_id=ANY)).up()
     assert eap_id(pair.b) == "carol"
     pair.finish()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("CORP\\carol", b"CORP\\carol"),
+        ("carol@example.org", b"Carol@Example.ORG"),
+        ("CORP\\carol@example.org", b"CORP\\carol@example.org"),
+        ("jörg", "jörg".encode()),
+        ("jörg@例え.jp", "jörg@例え.jp".encode()),
+        # as charon has to have it
+        ("fqdn:#6ac3b67267", "jörg".encode()),
+        # in the character set of an older client
+        ("fqdn:#6af67267", b"j\xf6rg"),
+        ("email:#6af6726740636f7270", b"j\xf6rg@corp"),
+        ("keyid:#6af6723a67", b"j\xf6r:g"),
+        ("192.0.2.77", b"192.0.2.77"),
+        ("a=b", b"a=b"),
+    ],
+)
+def test_whose_secret_it_is(owner: str, name: bytes) -> None:
+    """By all of what the user says: with the domain, in whatever case and characters."""
+    theirs = (EapSecret(PASSWORD, (parse_pattern(owner),)), *SECRETS)
+    mine = (EapSecret(PASSWORD, (parse_pattern("carol"),)),)
+    local = client(eap_id=Identity(IdType.KEY_ID, name))
+    pair = make(local, server(eap_id=ANY), (EapSecret(PASSWORD),), theirs).up()
+    assert pair.b.ike.eap_id == parse_identity(owner)
+    pair.finish()
+    other = (EapSecret(b"not that one", (parse_pattern(owner),)), *mine)
+    refused(make(local, server(eap_id=ANY), (EapSecret(PASSWORD),), other), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+
+
+def test_a_domain_is_part_of_the_user() -> None:
+    local = client(eap_id=Identity(IdType.KEY_ID, b"CORP\\carol"))
+    refused(make(local, server(eap_id=ANY), (EapSecret(PASSWORD),)), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
 
 
 def test_nt_hash() -> None:
@@ -327,11 +363,11 @@ def tls(who: str, own: Certificate, key: Any, root: Ca = ROOT) -> Credentials:
                        authorities=[Authority(root.certificate)], eap_secrets=SECRETS)  # fmt: skip
 
 
-def with_tls(*, alone: bool, moons: Ca = ROOT, suns: Ca = ROOT, kind: int = EapType.TLS) -> Pair:
+def with_tls(*, alone: bool, moons: Ca = ROOT, suns: Ca = ROOT, kind: int = EapType.TLS, **more: Any) -> Pair:
     """moon's certificate is for its IDi; ``alone``: EAP is all that sun shows as well."""
     there = {"remote": RemoteAuth(AuthClass.EAP, parse_pattern("sun"), eap_type=kind)} if alone else {}
     here = {"local": LocalAuth(AuthClass.EAP, parse_identity("sun"), eap_type=kind)} if alone else {}
-    pair = make(client(eap_type=kind), server(eap_type=kind), a=there, b=here)
+    pair = make(client(eap_type=kind), server(eap_type=kind), a=there, b=here, **more)
     for host, credentials in ((pair.a, tls("moon", MOON, EC_KEY, moons)), (pair.b, tls("sun", SUN, EC384_KEY, suns))):
         host.engine.load(host.connections.values(), credentials, host.pools)
     return pair
@@ -340,6 +376,20 @@ def with_tls(*, alone: bool, moons: Ca = ROOT, suns: Ca = ROOT, kind: int = EapT
 @pytest.mark.parametrize("alone", [False, True])
 def test_certificates(alone: bool) -> None:
     with_tls(alone=alone).up().finish()
+
+
+@pytest.mark.parametrize(("newest", "wanted"), [(TlsVersion.TLS_1_2, TLS_1_2), (TlsVersion.TLS_1_3, TLS_1_3)])
+def test_the_newest_tls_is_a_setting(newest: TlsVersion, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recorded(TlsSession):
+        def __init__(self, **more: Any) -> None:
+            asked.append(more["newest"])
+            super().__init__(**more)
+
+    monkeypatch.setattr("ipsec.ike.eap.tls.TlsSession", Recorded)
+    with_tls(alone=False, settings=IkeSettings(tls_version_max=newest)).up().finish()
+    assert asked == [wanted, wanted]
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
-from ipsec.ike.config import SelectorTemplate, Unique
+from ipsec.ike.config import AuthClass, LocalAuth, RemoteAuth, SelectorTemplate, Unique
+from ipsec.ike.credentials import EapSecret
 from ipsec.ike.events import ChildDown, ChildNotMade, ChildUp, Failed, IkeDown
 from ipsec.ike.failure import KEPT_MAX, STRANGERS_MAX, TEXT_MAX, Cause, Failure, Problem, Problems, bounded, texts
 from ipsec.wire.iana import ExchangeType, Protocol
+from ipsec.wire.ike import FLAG_RESPONSE
 from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 from tests.sim.link import Link
@@ -144,6 +147,21 @@ def test_the_second_port_is_closed() -> None:
     pair.a.initiate()
     pair.world.run(2000)
     why = "no answer to IKE_AUTH on UDP 4500, though one came to IKE_SA_INIT on UDP 500"
+    assert problem(pair.a).failure == Failure(Cause.NO_ANSWER, why, by_peer=True)
+
+
+def test_a_gateway_that_falls_silent_over_a_password() -> None:
+    """As OpenIKED 7.2 does."""
+    wrong, right = (EapSecret(word, (parse_pattern("moon"),)) for word in (b"wrong", b"right"))
+    local = LocalAuth(AuthClass.EAP, parse_identity("moon"))
+    pair = Pair(a={"local": local}, b={"remote": RemoteAuth(AuthClass.EAP, parse_pattern("moon"))})
+    for host, secret in ((pair.a, wrong), (pair.b, right)):
+        host.load(*host.connections.values(), eap=[secret])
+    # answered are IKE_SA_INIT and the first request of IKE_AUTH
+    pair.world.filter = lambda host, data: None if data[19] & FLAG_RESPONSE and data[23] > 1 else data
+    pair.a.initiate()
+    pair.world.run(2000)
+    why = "no answer in the midst of IKE_AUTH: some peers have none for a user or password that is wrong"
     assert problem(pair.a).failure == Failure(Cause.NO_ANSWER, why, by_peer=True)
 
 

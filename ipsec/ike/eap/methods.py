@@ -7,7 +7,7 @@ import logging
 from ipsec.crypto.auth import AuthenticationError
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.mschap import nt_password_hash
-from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth, TlsVersion
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.gtc import GtcPeer, GtcServer
 from ipsec.ike.eap.md5 import Md5Peer, Md5Server
@@ -15,6 +15,7 @@ from ipsec.ike.eap.method import EapError, PeerMethod, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Peer, Mschapv2Server
 from ipsec.ike.eap.names import MUTUAL_METHODS
 from ipsec.ike.eap.tls import TlsIdentity, TlsPeer, TlsServer, Verify, tls_available
+from ipsec.ike.eap.tls_session import TLS_1_2, TLS_1_3
 from ipsec.ike.eap.trust import tls_authorities, tls_identity, verify_client, verify_server
 from ipsec.ike.errors import SaFailedError
 from ipsec.ike.failure import Cause, Failure, bounded
@@ -47,7 +48,7 @@ def make_peer(sa: IkeSa, connection: Connection, kind: int, user: Identity) -> P
             raise _lacking(str(error)) from None
         if own is None:
             raise _lacking(f"no certificate with a private key for {user}")
-        return TlsPeer(own, verify_server(sa, connection, sa.peer_id))
+        return TlsPeer(own, verify_server(sa, connection, sa.peer_id), newest=_newest_tls(sa))
     whom = local.aaa_id.exact if local.aaa_id is not None else sa.peer_id
     secret = sa.core.credentials.find_eap(user, whom, nt_hashes=kind == EapType.MSCHAPV2)
     if secret is None:
@@ -91,7 +92,7 @@ def make_server(sa: IkeSa, connection: Connection, kind: int, user: Identity, re
         if own is None:
             raise EapError(f"EAP-TLS needs a certificate of ours with a private key for {ours}")
         verify = _refusing(refusal) if refusal else verify_client(sa, connection, user)
-        return TlsServer(own, verify, tls_authorities(sa, connection.remote))
+        return TlsServer(own, verify, tls_authorities(sa, connection.remote), newest=_newest_tls(sa))
     secret = None if refusal else core.credentials.find_eap(user, ours, nt_hashes=kind == EapType.MSCHAPV2)
     if secret is None:
         # nobody learns by this which users there are
@@ -131,6 +132,10 @@ def _certificate(sa: IkeSa, local: LocalAuth, identity: Identity) -> TlsIdentity
         return tls_identity(sa, local, identity)
     except AuthenticationError as error:
         raise EapError(f"our certificate for {identity}: {error}") from None
+
+
+def _newest_tls(sa: IkeSa) -> int:
+    return TLS_1_2 if sa.core.settings.tls_version_max is TlsVersion.TLS_1_2 else TLS_1_3
 
 
 def _nt_hash(secret: EapSecret) -> bytes:

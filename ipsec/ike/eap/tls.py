@@ -66,6 +66,8 @@ class _Flights:
             heard = self.fragments.take(data)
             if heard is None:
                 return None
+            if not heard and self.session.done:
+                raise TlsFailedError("the peer's TLS 1.3 is older than RFC 9190: tls_version_max = 1.2 does without")
             if not heard:
                 raise ParseError("EAP-TLS: an acknowledgement of nothing")
             self._heard += 1

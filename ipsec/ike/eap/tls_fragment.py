@@ -120,6 +120,6 @@ def _parse(data: bytes) -> tuple[int, int | None, bytes]:
     if len(data) < 1 + _LENGTH:
         raise ParseError(f"EAP-TLS packet of {len(data)} octets is too short for its length field")
     total = int.from_bytes(data[1 : 1 + _LENGTH], "big")
-    if not 0 < total <= FLIGHT_MAX:
-        raise ParseError(f"EAP-TLS: {total} octets of TLS announced, 1 to {FLIGHT_MAX} are taken")
+    if total > FLIGHT_MAX:
+        raise ParseError(f"EAP-TLS: {total} octets of TLS announced, {FLIGHT_MAX} are taken")
     return flags, total, data[1 + _LENGTH :]

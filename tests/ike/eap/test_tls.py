@@ -136,6 +136,16 @@ def test_both_ends(newest: int, key: Any) -> None:
     assert talk.responses[-1] == ACKNOWLEDGEMENT
 
 
+def test_a_server_whose_tls_13_is_older_than_its_rfc() -> None:
+    """It takes the end of the handshake for the end, and its key is another one (RFC 9190 sections 2.3 and 2.5)."""
+    talk = Talk()
+    talk.until(lambda: talk.server._committed)
+    for nothing in (b"\x80\0\0\0\0", ACKNOWLEDGEMENT):
+        with pytest.raises(EapError, match="older than RFC 9190"):
+            talk.peer.respond(9, nothing)
+    assert talk.peer.msk is None
+
+
 @pytest.mark.parametrize("newest", VERSIONS)
 def test_every_session_has_its_own_key(newest: int) -> None:
     assert Talk(newest).run().peer.msk != Talk(newest).run().peer.msk
