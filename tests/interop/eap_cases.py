@@ -112,6 +112,15 @@ def _methods() -> Iterator[Case]:
     mail = "carol@interop.test"
     sides = make_eap(eap_id=(mail, "*@interop.test"), users=secrets_of({mail: PASSWORD}))
     yield Case("eap, e-mail as user", sides, (Initiate(), Traffic(), User(mail)))
+    # charon's vici takes ASCII alone
+    for octets, how in (("jörg".encode(), "UTF-8"), ("jörg".encode("latin-1"), "Latin-1")):
+        user = f'"fqdn:#{octets.hex()}"'
+        known = {"secrets": {"eap-jorg": {"id": user, "secret": PASSWORD}}}
+        yield Case(f"eap, user in {how}", make_eap(eap_id=(user, "%any"), users=known), (Initiate(), Traffic()))
+    user = '"CORP\\\\carol"'
+    known = {"secrets": {"eap-corp": {"id": user, "secret": PASSWORD}}}
+    domain = make_eap(eap_id=(user, "%any"), users=known)
+    yield Case("eap, user with a domain", domain, (Initiate(), Traffic(), User("CORP\\carol")))
     word = "pässwörd mit ключ " + "long " * 40
     yield Case("eap, long password beyond ASCII", make_eap(users=secrets_of({USER: word.strip()})), UP)
     hashed = secrets_of({USER: hash_of(PASSWORD)}, kind="ntlm")
