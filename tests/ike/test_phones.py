@@ -1,4 +1,4 @@
-"""What the built-in clients of Windows, macOS, iOS and Android are known to send, to the gateway of docs/operations.md."""
+"""What the clients that Windows, macOS, iOS and Android have built in are known to send, to our gateway."""
 
 from __future__ import annotations
 
