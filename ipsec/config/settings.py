@@ -30,7 +30,7 @@ from ipsec.config.values import (
     read_keys,
 )
 from ipsec.errors import ConfigError
-from ipsec.ike.config import TlsVersion
+from ipsec.ike.eap.names import TlsVersion
 from ipsec.ike.radius.server import RadiusServer
 
 ANY_ADDRESSES = (ip_address("0.0.0.0"), ip_address("::"))

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,7 @@ from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.settings import may_write
-from ipsec.errors import ConfigError
+from ipsec.errors import BackendError, ConfigError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
 from ipsec.ike.child_sa import ChildSa
@@ -172,6 +173,12 @@ class ViciControl:
             child = replace(child, start_action=Action.TRAP)
         await self._ike.add_guard(connection, child, trap=not child.shunt)
         return self._ike.guards.has(connection.name, child.name)
+
+    async def routed(self) -> None:
+        """See Control."""
+        with suppress(BackendError):
+            # said where it is tried again
+            await self._backend.sync_routes()
 
     async def uninstall(self, connection: str, child: str) -> bool:
         """See Control."""

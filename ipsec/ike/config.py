@@ -14,6 +14,7 @@ from ipsec.crypto.auth import ANY_SCHEME, Constraints
 from ipsec.crypto.identity import ANY_IDENTITY, Identity, IdentityPattern
 from ipsec.crypto.revocation import Revocation
 from ipsec.crypto.x509 import Certificate
+from ipsec.ike.eap.names import TlsVersion
 from ipsec.wire.proposal import Proposal
 from ipsec.wire.selector import ANY_PORT, TrafficSelector
 
@@ -41,13 +42,6 @@ class SendCert(Enum):
     IFASKED = "ifasked"
     ALWAYS = "always"
     NEVER = "never"
-
-
-class TlsVersion(Enum):
-    """The newest TLS that EAP-TLS agrees to."""
-
-    TLS_1_2 = "1.2"
-    TLS_1_3 = "1.3"
 
 
 class Unique(Enum):

@@ -87,6 +87,8 @@ class Actions:
                 attempt.close()
         if not up:
             raise CommandError(f"establishing {what} '{name}' failed")
+        # whoever hears this sends at once
+        await self._control.routed()
         return {"success": "yes"}
 
     def _find(self, ike: str, child: str) -> tuple[Connection, ChildConfig | None] | None:

@@ -163,6 +163,9 @@ class Control(Protocol):
     async def connect(self, connection: Connection, child: ChildConfig | None) -> IkeSa | None:
         """Begin to bring up a child, or the IKE_SA alone; the IKE_SA, None if there is no way to the peer."""
 
+    async def routed(self) -> None:
+        """Return when what is up has its routes, as far as the kernel takes them."""
+
     async def install(self, connection: Connection, child: ChildConfig) -> bool:
         """Let a child wait for traffic, or put its shunt in place; False if its selectors are not known."""
 

@@ -27,7 +27,7 @@ from ipsec.config.settings import (
 )
 from ipsec.config.values import Switch, join_list, parse_number, parse_size, parse_time, split_list
 from ipsec.errors import ConfigError
-from ipsec.ike.config import TlsVersion
+from ipsec.ike.eap.names import TlsVersion
 from ipsec.ike.radius.server import RadiusServer
 
 

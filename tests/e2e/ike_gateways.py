@@ -121,6 +121,9 @@ class IkeWorld(World):
         for gateway in (self.a, self.b):
             # on a busy machine one is ready when the other has given up, and begins again after 10 s
             assert eventually(lambda gateway=gateway: ups(gateway) >= count, 30), self.logs()
+        # of many at once, and beside a reload, routes come a moment after the line in the log
+        for gateway in (self.a, self.b):
+            eventually(lambda gateway=gateway: "proto 205" in gateway.leftovers(), 1)
 
     def logs(self) -> str:
         """What both have said."""

@@ -13,10 +13,11 @@ from ipsec.crypto.identity import Identity, IdentityPattern, parse_identity, par
 from ipsec.crypto.mschap import nt_password_hash
 from ipsec.crypto.x509 import Certificate
 from ipsec.ike import eap_auth
-from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, TlsVersion, Unique
+from ipsec.ike.config import AuthClass, IkeSettings, LocalAuth, PoolConfig, RemoteAuth, Unique
 from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, PrivateKey, SharedSecret
 from ipsec.ike.eap.method import EapError, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Server
+from ipsec.ike.eap.names import TlsVersion
 from ipsec.ike.eap.peer import EapPeer
 from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.eap.server import EapServer

@@ -7,13 +7,13 @@ import logging
 from ipsec.crypto.auth import AuthenticationError
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.mschap import nt_password_hash
-from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth, TlsVersion
+from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.gtc import GtcPeer, GtcServer
 from ipsec.ike.eap.md5 import Md5Peer, Md5Server
 from ipsec.ike.eap.method import EapError, PeerMethod, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Peer, Mschapv2Server
-from ipsec.ike.eap.names import MUTUAL_METHODS
+from ipsec.ike.eap.names import MUTUAL_METHODS, TlsVersion
 from ipsec.ike.eap.tls import TlsIdentity, TlsPeer, TlsServer, Verify, tls_available
 from ipsec.ike.eap.tls_session import TLS_1_2, TLS_1_3
 from ipsec.ike.eap.trust import tls_authorities, tls_identity, verify_client, verify_server

@@ -1,8 +1,9 @@
-"""EAP methods by the names that configurations and vici have for them, which are charon's."""
+"""Names that configurations and vici have for what concerns EAP: those of methods are charon's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 
 from ipsec.wire.iana import EapType, name_of
 
@@ -17,6 +18,13 @@ EAP_METHODS: Mapping[str, EapType] = {
 PASSWORD_METHODS = frozenset({EapType.MD5, EapType.MSCHAPV2, EapType.GTC})
 #: those that show safely who both ends are, so that they may stand alone (RFC 5998 section 4)
 MUTUAL_METHODS = frozenset({EapType.TLS})
+
+
+class TlsVersion(Enum):
+    """The newest TLS that EAP-TLS agrees to."""
+
+    TLS_1_2 = "1.2"
+    TLS_1_3 = "1.3"
 
 
 def is_eap(auth: str) -> bool:
