@@ -112,6 +112,20 @@ def test_stop_is_quick_with_a_dead_peer(world: IkeWorld, state: str) -> None:
     assert "ERROR" not in world.a.log(), world.a.log()
 
 
+def test_whoever_hears_that_it_is_up_may_send_at_once(world: IkeWorld, tmp_path: Path) -> None:
+    """``swanctl --initiate`` and a command behind it: the routes are there."""
+    path = str(tmp_path / "vici")
+    world.set("ipsecd.vici_socket", path, 0)
+    world.start()
+
+    async def main() -> str:
+        async with await connect(path) as session:
+            await session.request("initiate", {"child": "net"})
+        return world.a.run("ip", "route", "get", INNER[4][1], check=False).stdout
+
+    assert "dev ipsec0" in asyncio.run(main()), world.logs()
+
+
 # -- reload
 
 
