@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ipsec.backend.base import Backend
@@ -148,6 +149,12 @@ class Children:
             stats = self._backend.query_sa(known.outbound)
             self._meter(known, Direction.OUT, stats, known.seen_out)
             known.seen_out = self.accounts.add(_name(known.child), Direction.OUT, stats, known.seen_out)
+
+    async def routed(self) -> None:
+        """Return when what is installed has its routes, as far as the kernel takes them."""
+        with suppress(BackendError):
+            # said where it is tried again
+            await self._backend.sync_routes()
 
     def install(self, event: InstallChild) -> str | None:
         """Put SAs in place; why that cannot be, or None."""

@@ -141,7 +141,7 @@ class Daemon:
         refuse = partial(refuse_connection, settings=self._backend_settings)
         device = self.backend.device
         ike = IkeControl(config, self.backend, fwmark=fwmark, device=device, qcd_secret=secret, refuse=refuse)
-        updown = self._updown = Updown(device)
+        updown = self._updown = Updown(device, ike.children.routed)
         ike.observers.append(updown.on_event)
         try:
             if vici:

@@ -13,7 +13,7 @@ import os
 import signal
 from asyncio.subprocess import DEVNULL, Process
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 from typing import IO, NamedTuple
@@ -72,8 +72,10 @@ class _Up(NamedTuple):
 class Updown:
     """Runs them. ``device``: what the inner packets come out of."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, routed: Callable[[], Awaitable[None]]) -> None:
+        """``routed`` returns when what is up has its routes."""
         self._device = device
+        self._routed = routed
         self._up: dict[int, _Up] = {}
         "by the number of the CHILD_SA, or of its latest successor"
         self._last: dict[Key, asyncio.Task[None]] = {}
@@ -137,6 +139,9 @@ class Updown:
     async def _in_turn(self, before: asyncio.Task[None] | None, up: _Up, verb: str) -> None:
         if before is not None:
             await asyncio.wait((before,))
+        if verb == "up":
+            # a script may send at once
+            await self._routed()
         for pair in up.pairs:
             async with self._slots:
                 await run_script(up.command, up.told(pair, verb), f"{up.key[0]}: updown of {up.key[1]}")

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ from ipsec.config.settings import VICI_SOCKET, DaemonSettings
 from ipsec.daemon.health import Health
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.settings import may_write
-from ipsec.errors import BackendError, ConfigError
+from ipsec.errors import ConfigError
 from ipsec.esp.engine import SaStats
 from ipsec.esp.sa import Direction, SaParams
 from ipsec.ike.child_sa import ChildSa
@@ -176,9 +175,7 @@ class ViciControl:
 
     async def routed(self) -> None:
         """See Control."""
-        with suppress(BackendError):
-            # said where it is tried again
-            await self._backend.sync_routes()
+        await self._ike.children.routed()
 
     async def uninstall(self, connection: str, child: str) -> bool:
         """See Control."""

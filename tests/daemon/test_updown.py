@@ -54,9 +54,13 @@ def child(*command: str, **more: Any) -> ChildSa:
     return one
 
 
+async def at_once() -> None:
+    """All routes are there."""
+
+
 async def hear(*events: Event) -> None:
     """Events one after the other, and then the end of the daemon."""
-    scripts = Updown("ipsec0")
+    scripts = Updown("ipsec0", at_once)
     for event in events:
         scripts.on_event(event)
     await scripts.stop()
@@ -73,6 +77,31 @@ def test_up_and_down(tmp_path: Path, run: Callable[..., None]) -> None:
     assert told == [f"{verb}-client 10.1.0.0/16 {one.reqid} an argument" for verb in ("up", "down")]
 
 
+def test_up_waits_for_routes_and_down_does_not(tmp_path: Path, run: Callable[..., None]) -> None:
+    one = child(*script(tmp_path / "x", TELL))
+    told = tmp_path / "told"
+
+    async def work() -> None:
+        routed, asked = asyncio.Event(), 0
+
+        async def wait() -> None:
+            nonlocal asked
+            asked += 1
+            await routed.wait()
+
+        scripts = Updown("ipsec0", wait)
+        scripts.on_event(ChildUp(one))
+        scripts.on_event(ChildDown(one, "gone"))
+        await asyncio.sleep(0.05)
+        assert not told.exists()
+        routed.set()
+        await scripts.stop()
+        assert asked == 1
+
+    run(work())
+    assert [line.split("-")[0] for line in told.read_text().splitlines()] == ["up", "down"]
+
+
 def test_what_goes_is_told_what_it_was_told_when_it_came(tmp_path: Path, run: Callable[..., None]) -> None:
     """Over a rekeying, with another script in the configuration by then, and with other addresses."""
     one = child(*script(tmp_path / "x", 'env | grep -v VERB | sort >> "$2"; echo "= $PLUTO_VERB" >> "$2"'))
@@ -80,7 +109,7 @@ def test_what_goes_is_told_what_it_was_told_when_it_came(tmp_path: Path, run: Ca
     unknown = child("/bin/false")
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         scripts.on_event(ChildUp(one))
         other.uid, other.ike.uid = one.uid + 1, one.ike.uid + 1
         scripts.on_event(ChildUp(other, one))
@@ -107,7 +136,7 @@ def test_only_what_it_needs_is_in_its_environment(
         os.set_inheritable(open_file.fileno(), True)
 
         async def work() -> None:
-            scripts = Updown("ipsec0")
+            scripts = Updown("ipsec0", at_once)
             scripts.on_event(ChildUp(one))
             await scripts.stop()
 
@@ -222,7 +251,7 @@ def test_those_of_one_peer_are_run_in_order_and_others_beside_them(tmp_path: Pat
     quick.ike.peer_id = parse_identity("another")
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         scripts.on_event(ChildUp(slow))
         scripts.on_event(ChildDown(slow, "gone"))
         scripts.on_event(ChildUp(slow))
@@ -242,7 +271,7 @@ def test_what_waits_is_bounded(
     one = child("/bin/true")
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         for number in range(50):
             one.uid = 1000 + number
             scripts.on_event(ChildUp(one))
@@ -265,7 +294,7 @@ def test_one_peer_does_not_keep_others_from_having_scripts(
     other.ike.peer_id = parse_identity("another")
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         for number in range(50):
             many.uid = 1000 + number
             scripts.on_event(ChildUp(many))
@@ -293,7 +322,7 @@ def test_a_pair_of_selectors_is_described_when_its_turn_has_come(
     one = child("/bin/true")
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         scripts.on_event(ChildUp(one))
         assert not described
         await scripts.stop()
@@ -309,7 +338,7 @@ def test_no_file_can_be_opened(
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def work() -> None:
-        scripts = Updown("ipsec0")
+        scripts = Updown("ipsec0", at_once)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
         try:
             scripts.on_event(ChildUp(one))
@@ -327,12 +356,12 @@ FIRST_PROCESS = """
 import asyncio, os, sys
 from ipsec.daemon.updown import Updown
 from ipsec.ike.events import ChildDown, ChildUp, Event
-from tests.daemon.test_updown import LOOPS, child
+from tests.daemon.test_updown import LOOPS, at_once, child
 
 one = child("/bin/sh", "-c", "case $PLUTO_VERB in up*) sleep 0.1 & (setsid sleep 0.1 &) ;; esac")
 
 async def work():
-    scripts = Updown("ipsec0")
+    scripts = Updown("ipsec0", at_once)
     scripts.on_event(ChildUp(one))
     await asyncio.wait(scripts._tasks)
     await asyncio.sleep(1)
