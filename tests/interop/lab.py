@@ -278,6 +278,8 @@ class Lab:
             for family in ("-4", "-6"):
                 # what a daemon that was killed keeps closed; there is no table where none ran
                 end.ip(family, "route", "flush", "table", ROUTING_TABLE, check=False)
+                # charon's has no mark: what the next daemon sends itself would go into its own tunnels
+                end.ip(family, "rule", "flush", "table", ROUTING_TABLE, check=False)
 
     def close(self) -> None:
         """Remove everything."""
