@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from ipsec.ike.radius.server import RadiusServer
 
 PROGRAM = shutil.which("freeradius", path="/usr/sbin:/usr/bin:/sbin:/bin")
+needs_freeradius = pytest.mark.skipif(PROGRAM is None, reason="no freeradius: apt-get install freeradius")
 SECRET = "of freeradius and nobody else"
 START_S = 20.0
 

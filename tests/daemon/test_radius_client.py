@@ -28,7 +28,7 @@ from ipsec.ike.radius.server import RadiusServer
 from ipsec.net import udp
 from ipsec.wire.eap import EapPacket, parse_eap_packet
 from ipsec.wire.iana import EapCode, EapType
-from tests.daemon.freeradius import PROGRAM, USERS, freeradius
+from tests.daemon.freeradius import USERS, freeradius, needs_freeradius
 from tests.ike.radius_server import (
     ACCEPT,
     CALLER,
@@ -368,9 +368,6 @@ async def authenticate(client: RadiusClient, peer: Peer) -> EapAnswer:
             return found
         assert found.packet is not None
         packet = peer.respond(found.packet)
-
-
-needs_freeradius = pytest.mark.skipif(PROGRAM is None, reason="no freeradius: apt-get install freeradius")
 
 
 @needs_freeradius

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.freeradius import PROGRAM, SECRET, USERS, freeradius, records
+from tests.daemon.freeradius import SECRET, USERS, freeradius, needs_freeradius, records
 from tests.e2e.gateways import INNER, eventually
 from tests.e2e.ike_gateways import IkeWorld, loss
 
 pytestmark = pytest.mark.e2e
-with_freeradius = pytest.mark.skipif(PROGRAM is None, reason="freeradius is not installed")
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_a_wrong_password(world: IkeWorld) -> None:
     refused(world, "refuses us as carol: EAP-Failure after MSCHAPV2: error 691", "EAP of carol: ")
 
 
-@with_freeradius
+@needs_freeradius
 def test_radius(world: IkeWorld, tmp_path: Path) -> None:
     directory = tmp_path / "radius"
     directory.mkdir()
@@ -66,7 +65,7 @@ def test_radius(world: IkeWorld, tmp_path: Path) -> None:
     assert "carol has shown by EAP (MSCHAPV2) who it is" in world.b.log()
 
 
-@with_freeradius
+@needs_freeradius
 def test_what_radius_grants_and_is_told(world: IkeWorld, tmp_path: Path) -> None:
     """An address and a group of carol's, and what has passed, over rekeying of all there is, up to the daemon's end."""
     directory = tmp_path / "radius"
@@ -105,7 +104,7 @@ def test_what_radius_grants_and_is_told(world: IkeWorld, tmp_path: Path) -> None
     assert int(found[-1]["Acct-Input-Octets"]) >= sent * 84
 
 
-@with_freeradius
+@needs_freeradius
 def test_radius_refuses(world: IkeWorld, tmp_path: Path) -> None:
     world.set("secrets.eap-carol", {"id": "carol", "secret": "not hers"}, 0)
     directory = tmp_path / "radius"
