@@ -44,6 +44,9 @@ def make_router(settings: UserspaceSettings) -> Router:
     router = Router(table=table, priority=settings.routing_priority, fwmark=settings.fwmark)
     try:
         stale = router.claim(keep_closed=settings.fail_closed)
+        for remedy in router.rules_in_the_way():
+            why = "our own packets too, where a tunnel is for all addresses"
+            log.warning("a rule of somebody else leads all packets into table %d, %s: %s", table, why, remedy)
     except BaseException:
         router.close(keep_closed=settings.fail_closed)
         raise

@@ -193,12 +193,16 @@ def _netlink(settings: UserspaceSettings) -> Requirement:
     name = "routes (CAP_NET_ADMIN)"
     table = settings.routing_table
     try:
-        with Router(table=table, priority=settings.routing_priority) as router:
+        with Router(table=table, priority=settings.routing_priority, fwmark=settings.fwmark) as router:
             router.try_claim()
             stale = router.leftovers()
             router.try_rule()
+            others = router.rules_in_the_way()
     except BackendError as error:
         return missing(name, error)
+    if others:
+        why = f"a rule of somebody else leads all packets into table {table}, our own too"
+        return Requirement(name, State.HINT, why, "; ".join(others))
     left = f"; an earlier ipsecd left {stale} entries in it, which a start removes" if stale else ""
     return Requirement(name, State.FOUND, f"table {table} is ours to use{left}")
 

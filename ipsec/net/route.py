@@ -179,6 +179,15 @@ class Router:
         """How many entries in the table bear our number, from a predecessor or one that runs."""
         return len(self.present()) + len(self._our_rules())
 
+    def rules_in_the_way(self) -> list[str]:
+        """Commands that remove rules of others which lead our own packets into the table, whatever their mark: charon
+        leaves such ones when it is killed. BackendError."""
+        try:
+            found = self._writer.unmarked_rules() if self._fwmark else []
+        except OSError as error:
+            raise _no_answer(error) from error
+        return [f"ip -{version} rule del lookup {self._table} priority {priority}" for version, priority in found]
+
     def try_rule(self) -> None:
         """Add a rule for an empty table and remove it again, to see whether that is permitted. BackendError if not."""
         rule = Rule(4, 0x7FFFFFFE, 0)

@@ -34,6 +34,8 @@ _FRA_TABLE = 15
 _FRA_FWMASK = 16
 _FRA_UID_RANGE = 20
 _FRA_PROTOCOL = 21
+#: by which a rule is for some packets only: addresses, devices, marks, users, protocol, ports
+_FRA_SELECTORS = frozenset((1, 2, 3, 10, 16, 17, 20, 22, 23, 24))
 _FR_ACT_TO_TBL = 1
 _FIB_RULE_INVERT = 2
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
@@ -167,6 +169,20 @@ class RouteWriter:
                     uids = known.get(_FRA_UID_RANGE)
                     # ours are ranges of one
                     found.append(Rule(version, priority, mark, _number(uids[:4], 0) if uids else None))
+        return found
+
+    def unmarked_rules(self) -> list[tuple[int, int]]:
+        """IP versions and priorities of rules for the table that somebody else has made and that every packet fits.
+        OSError if the kernel does not answer."""
+        found = []
+        for version, family in _FAMILIES.items():
+            body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            for answer in self._netlink.dump(_RTM_GETRULE, body, answer=_RTM_NEWRULE):
+                known = attributes(answer, _RULE.size)
+                header = _RULE.unpack_from(answer)
+                table, ours = _number(known.get(_FRA_TABLE), header[4]), bytes((self._protocol,))
+                if table == self._table and known.get(_FRA_PROTOCOL) != ours and not known.keys() & _FRA_SELECTORS:
+                    found.append((version, _number(known.get(_FRA_PRIORITY), 0)))
         return found
 
     def add_rule(self, rule: Rule) -> int:

@@ -296,6 +296,25 @@ def test_try_rule_leaves_nothing(tun: Tun) -> None:
 
 
 @pytest.mark.e2e
+def test_rules_of_others_that_lead_our_own_packets_into_the_table(tun: Tun) -> None:
+    """As charon leaves them when it is killed. Ours, those for some packets, and those of other tables are none."""
+    for rule in ("not fwmark 7", "from 10.1.0.0/16", "iif lo", "uidrange 1-1", "ipproto udp"):
+        ip("rule", "add", *rule.split(), "lookup", "220")
+    ip("rule", "add", "lookup", "221")
+    with Router(fwmark=7) as router:
+        router.claim()
+        router.set_rules({4, 6})
+        assert router.rules_in_the_way() == []
+        for version in ("-4", "-6"):
+            ip(version, "rule", "add", "lookup", "220", "priority", "220")
+        with Router() as unmarked:
+            # our own packets bear no mark: such a rule is what it would have itself
+            assert unmarked.rules_in_the_way() == []
+        remedies = router.rules_in_the_way()
+        assert remedies == ["ip -4 rule del lookup 220 priority 220", "ip -6 rule del lookup 220 priority 220"]
+
+
+@pytest.mark.e2e
 def test_a_device_that_is_not_there(tun: Tun) -> None:
     with Router() as router, pytest.raises(BackendError, match="device nothere: No such device"):
         router.configure("nothere", mtu=1400)
