@@ -48,7 +48,7 @@ def tls_available() -> str:
         from OpenSSL import SSL  # noqa: F401
     except (ImportError, AttributeError) as error:
         # AttributeError: a pyOpenSSL that is too old for this cryptography
-        return f"EAP-TLS needs pyOpenSSL ({error}): pip install 'ipsec[eap-tls]'"
+        return f"EAP-TLS needs pyOpenSSL ({error}): pip install pyOpenSSL"
     return ""
 
 
