@@ -18,8 +18,8 @@ from ipsec.ike.credentials import Authority, Credentials, EapSecret, Ppk, Privat
 from ipsec.ike.eap.method import EapError, ServerMethod
 from ipsec.ike.eap.mschapv2 import Mschapv2Server
 from ipsec.ike.eap.names import TlsVersion
-from ipsec.ike.eap.peer import EapPeer
-from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.eap.peer import ROUNDS_MAX, EapPeer
+from ipsec.ike.eap.relay import EapAnswer, EapAnswerNeededError, EapRelay
 from ipsec.ike.eap.server import EapServer
 from ipsec.ike.eap.tls_session import TLS_1_2, TLS_1_3, TlsSession
 from ipsec.ike.eap_auth import EapRequest
@@ -629,6 +629,23 @@ def test_a_server_elsewhere_is_not_asked_about_whom_nobody_wants() -> None:
     aaa.serve()
     assert not aaa.asked
     assert [event.problem.failure.cause for event in pair.b.events(Failed)] == [Cause.PEER_ID]
+
+
+def test_a_server_elsewhere_that_never_ends() -> None:
+    """Nobody else bounds what an IKE_SA that is half-open makes us do."""
+    relay = EapRelay(False, lambda user: None, b"moon")
+    with pytest.raises(EapAnswerNeededError):
+        relay.begin()
+    request = EapAnswer(EapPacket(EapCode.REQUEST, 1, EapType.GTC).emit(), None)
+    response = EapPacket(EapCode.RESPONSE, 1, EapType.GTC).emit()
+    relay.answer = request
+    relay.begin()
+    for _ in range(ROUNDS_MAX - 1):
+        relay.answer = request
+        assert relay.receive(response) == request.packet
+    relay.answer = request
+    with pytest.raises(EapError, match=f"more than {ROUNDS_MAX}"):
+        relay.receive(response)
 
 
 REQUEST = EapPacket(EapCode.REQUEST, 7, EapType.MD5, b"\x01x").emit()

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.errors import ParseError
 from ipsec.ike.eap.method import EapError, EapSilentError
+from ipsec.ike.eap.peer import ROUNDS_MAX
 from ipsec.ike.eap.server import IDENTITY_MAX
 from ipsec.wire.eap import EapPacket, parse_eap_packet
 from ipsec.wire.iana import EapCode, EapType
@@ -83,6 +84,7 @@ class EapRelay:
         self._identity = identity
         self._identifier = identifier & 0xFF
         self._end: bytes | None = None
+        self._rounds = 0
         self.answer: EapAnswer | None = None
         "of the server, to the packet that it was asked about"
         self.msk: bytes | None = None
@@ -146,6 +148,9 @@ class EapRelay:
             raise EapError(f"the EAP server sends what is none: {error}") from None
         if packet.code != EapCode.REQUEST:
             raise EapError(f"the EAP server goes on with {packet}")
+        self._rounds += 1
+        if self._rounds > ROUNDS_MAX:
+            raise EapError(f"more than {ROUNDS_MAX} EAP requests")
         self._identifier = packet.identifier
         if packet.type not in (EapType.IDENTITY, EapType.NOTIFICATION):
             self.method = packet.type
