@@ -13,6 +13,7 @@ from ipsec.fast.coalesce cimport Coalescer, coalesce_init
 from ipsec.fast.inbox cimport INBOX_SIZE, InboxRecord, inbox_next, inbox_oldest
 from ipsec.fast.memory cimport aligned_zero
 from ipsec.fast.pump cimport *
+from ipsec.fast.pump_state cimport *
 from ipsec.fast.pump_thread cimport pump_forever
 
 import os
@@ -22,13 +23,15 @@ _COUNTERS = (
     "net_rx_messages", "net_rx_datagrams", "net_rx_bytes", "net_rx_calls",
     "net_tx_messages", "net_tx_datagrams", "net_tx_bytes", "net_tx_calls",
     "bypass_tx_packets", "icmp_tx_packets", "keepalives", "control_datagrams", "control_lost",
-    "gso_fallbacks", "tun_gso_fallbacks", "path_mtu_changes", "socket_full", "wakeups")
+    "gso_fallbacks", "tun_gso_fallbacks", "path_mtu_changes", "socket_full", "wakeups", "peer_sockets")
 
 cdef class Pump:
     """Moves packets between one TUN queue and one set of sockets; the caller owns all descriptors, -1 is none.
 
     ``worker`` is this pump's number in its engine, 0 .. workers - 1; one pump is for one thread at a time.
     ``connected`` sockets have one peer (pairs of Unix sockets in memory): no addresses and no control data are used.
+    ``peer_sockets``: in a thread, the peer that most goes to gets a socket of its own. It is given all that comes from
+    there, whatever steers the others: one worker only.
     ``read_raw`` is False for all but one pump of a gateway: every raw socket is given every packet.
     """
 
@@ -41,7 +44,7 @@ cdef class Pump:
                   int raw4_fd=-1, int raw6_fd=-1, int bypass4_fd=-1, int bypass6_fd=-1, bint vnet_hdr=False,
                   bint tun_tso=False, bint tun_uso=False, bint udp_gso=False, bint udp_gro=False,
                   bint coalesce_tcp=True, bint coalesce_udp=True, bint connected=False, read_raw=None,
-                  unsigned int mark=0):
+                  unsigned int mark=0, bint peer_sockets=False):
         cdef PumpState *p
         cdef int i
         if worker >= engine.worker_count:
@@ -53,6 +56,7 @@ cdef class Pump:
         p.tun_fd = tun_fd
         p.sockets[UDP4] = udp4_fd
         p.sockets[UDP6] = udp6_fd
+        p.sockets[PEER4] = p.sockets[PEER6] = -1
         p.sockets[RAW4] = raw4_fd
         p.sockets[RAW6] = raw6_fd
         p.bypass[0] = bypass4_fd
@@ -61,6 +65,7 @@ cdef class Pump:
         p.vnet_hdr = vnet_hdr
         p.udp_gso = udp_gso and not connected
         p.connected = connected
+        p.peer_sockets = peer_sockets and not connected
         p.read_raw = worker == 0 if read_raw is None else read_raw
         p.sink.owner = p
         p.sink.room = pump_room
@@ -91,11 +96,11 @@ cdef class Pump:
 
     def __dealloc__(self):
         cdef PumpState *p = self.p
-        if self.event_fd >= 0:
-            os.close(self.event_fd)
-        if self.wake_fd >= 0:
-            os.close(self.wake_fd)
-        if p != NULL:
+        if p != NULL:    # else the arguments were wrong, and there are no descriptors yet
+            if self.event_fd >= 0:
+                os.close(self.event_fd)
+            if self.wake_fd >= 0:
+                os.close(self.wake_fd)
             for memory in (<uintptr_t>p.frame, <uintptr_t>p.train, <uintptr_t>p.out_control, <uintptr_t>p.slots,
                            <uintptr_t>p.names, <uintptr_t>p.in_control, <uintptr_t>p.plain, <uintptr_t>p.inbox.data,
                            <uintptr_t>p.coalescer, <uintptr_t>p):

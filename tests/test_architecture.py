@@ -63,7 +63,6 @@ MODULE_LINES = 700
 FUNCTION_LINES = 70
 #: What is over budget, and the size it must not pass. An entry needs a reason; most things are two things instead.
 OVERSIZE = {
-    "ipsec/fast/pump.pxd": 750,
     "ipsec/fast/packet.pxd:parse_packet": 76,  # both header formats in one pass, so that it inlines as one
 }
 

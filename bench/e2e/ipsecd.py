@@ -21,6 +21,7 @@ SPIS = (0x10001, 0x10002)
 KEY_LENGTHS = {GCM: 20, CHACHA: 36}
 
 BUSY_POLL = {"workers": "1", "busy_poll_us": "200"}
+SHARED = {"peer_socket": "no"}
 
 IPSECD_CONF = """\
 ipsecd {{
@@ -74,6 +75,8 @@ def variants() -> dict[str, Variant]:
         "chacha": Variant("ipsecd, ChaCha20-Poly1305", suite=CHACHA),
         "single": Variant("end a without trains", off_at_a=("udp_gso", "udp_gro")),
         "bare": Variant("end a without offloads", off_at_a=OFFLOADS),
+        "shared": Variant("no socket for the peer", SHARED),
+        "bare-shared": Variant("end a without offloads, no socket for the peer", SHARED, off_at_a=OFFLOADS),
         "wire": Variant("trains cut, as by a card", link=Link(wire_segments=True)),
         "jumbo": Variant("MTU 9000", {"path_mtu": "9000"}, link=Link(mtu=9000)),
         "ipv6": Variant("IPv6 in IPv6", link=Link(ipv6=True)),

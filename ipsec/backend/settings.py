@@ -68,6 +68,8 @@ class UserspaceSettings:
     "unreachable routes for what is protected, until a stop that was asked for"
     crypto_provider: str = "auto"
     busy_poll_us: int = 0
+    peer_socket: bool = True
+    "with one worker: the peer that most packets go to has a socket of its own"
     mss_clamp: bool = True
     offload: dict[str, bool] = field(default_factory=dict)
     "by name (``OFFLOADS``): False is off, True insists; what is not named is on where it works"

@@ -213,6 +213,8 @@ class UserspaceBackend:
                 # the filter on each raw socket leaves every packet to one worker
                 read_raw=True,
                 mark=settings.fwmark,
+                # it would be given what is for other workers too; and what was handed down may be of another namespace
+                peer_sockets=settings.peer_socket and settings.workers == 1 and not settings.inherited,
                 **fds,
             )
             self._workers.append(Worker(pump, tun_fd, mine, drain=self._drain, lost=self._device_gone))

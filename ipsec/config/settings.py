@@ -196,6 +196,8 @@ class DaemonSettings:
     "auto takes the fastest for each suite that passes its known-answer test; libcrypto does every suite"
     busy_poll_us: int = 0
     "microseconds to poll the sockets before sleeping, 0..1000000; lower latency for processor time"
+    peer_socket: bool = True
+    "with one worker: a socket of its own for the peer that most packets go to, which spares looking up the way to it"
     mss_clamp: bool = True
     "lower the MSS of TCP SYNs to what fits through the tunnel unfragmented"
     allow_weak: bool = False
@@ -445,6 +447,7 @@ _KEYS: dict[str, Callable[[str], object]] = {
     "tun_queue_length": number_in(1, 1_000_000),
     "crypto_provider": _parse_provider,
     "busy_poll_us": number_in(0, 1_000_000),
+    "peer_socket": parse_bool,
     "mss_clamp": parse_bool,
     "allow_weak": parse_bool,
     "fail_closed": parse_bool,

@@ -173,4 +173,5 @@ PATH_EVENTS = {
     "path_mtu_changes": "path_mtu_change",
     "socket_full": "socket_full",
     "wakeups": "wakeup",
+    "peer_sockets": "peer_socket",
 }

@@ -101,6 +101,7 @@ def backend_settings(
         fail_closed=settings.fail_closed,
         crypto_provider=settings.crypto_provider.value,
         busy_poll_us=settings.busy_poll_us,
+        peer_socket=settings.peer_socket,
         mss_clamp=settings.mss_clamp,
         offload={
             name: value is Switch.YES for name, value in vars(settings.offload).items() if value is not Switch.AUTO

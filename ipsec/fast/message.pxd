@@ -31,6 +31,7 @@ cdef extern from "fast/message.h" nogil:
     ssize_t send_to(int fd, const void *data, size_t n, const uint8_t *address, uint32_t length)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int n, int flags, void *timeout)
     ssize_t read(int fd, void *data, size_t n)
+    int close(int fd)
     ssize_t write(int fd, const void *data, size_t n)
     int MSG_DONTWAIT, MSG_TRUNC, MSG_NOSIGNAL
     int AF_INET, AF_INET6

@@ -21,112 +21,13 @@ from ipsec.fast.jobs cimport JOBS, Jobs, jobs_open_all
 from ipsec.fast.message cimport *
 from ipsec.fast.outbound cimport Sink, outbound_frame, seal_jobs
 from ipsec.fast.packet cimport PacketInfo, be32
+from ipsec.fast.peer cimport peer_is
+from ipsec.fast.pump_state cimport *
 from ipsec.fast.sa cimport ESP_SHIFT, Endpoint, Sa, sa_inner_mtu
 from ipsec.fast.source cimport Source, read_source
 from ipsec.fast.spd cimport SpdTable
 from ipsec.fast.vnet cimport VNET_HDR_SIZE, VnetHdr
 from ipsec.fast.worker cimport *
-
-cdef enum:
-    FRAME_HEAD = 320                 # room before a frame read from the TUN device; keeps the packet on a cache line
-    FRAME_SIZE = 65536 + 1024
-    TRAIN_SIZE = 262144              # ESP datagrams that wait to be sent
-    TRAIN_FLUSH = 49152              # from here on they are sent before the next read: they are still in the cache
-    TRAIN_MAX = 65507                # octets of one UDP message (IPv4)
-    TRAIN_SEGMENTS = 64              # UDP_MAX_SEGMENTS of kernels before 6.9
-    MESSAGES = 256                   # room behind MESSAGES_FLUSH for a whole frame, each of its segments a message
-    MESSAGES_FLUSH = 64              # from here on they are sent before the next read
-    RX_SLOT = 66240                  # 65536 and a stride that does not map all slots onto the same cache sets
-    RX_WIDE = 64                     # messages per recvmmsg while they hold single datagrams
-    RX_DEEP = 2                      # while they hold trains: more would push each other out of the cache
-    PLAIN_SIZE = 393216              # decrypted packets that wait to be written
-    PLAIN_FLUSH = 98304
-    CONTROL_SIZE = 128               # control data of a message
-    SOCKETS = 4
-    UDP4 = 0, UDP6 = 1, RAW4 = 2, RAW6 = 3
-    EVENT_DEVICE_LOST = 7
-    RUN_MORE = 1
-    RUN_BLOCKED = 2
-    RUN_DEVICE_LOST = 4
-    BATCHES = 14                     # sizes of batches: 1, 2, up to 4, up to 8, ..., more than 4096
-    ICMP_INTERVAL_NS = 1000000       # at most 1000 errors a second
-    ICMP_BURST = 50
-    PATH_MTU_MIN = 296               # no path is taken for narrower (RFC 1191 section 7): every suite has room in it
-
-cdef enum:
-    TUN_RX_FRAMES, TUN_RX_PACKETS, TUN_RX_BYTES
-    TUN_TX_FRAMES, TUN_TX_PACKETS, TUN_TX_BYTES
-    NET_RX_MESSAGES, NET_RX_DATAGRAMS, NET_RX_BYTES, NET_RX_CALLS
-    NET_TX_MESSAGES, NET_TX_DATAGRAMS, NET_TX_BYTES, NET_TX_CALLS
-    BYPASS_TX_PACKETS, ICMP_TX_PACKETS, KEEPALIVES, CONTROL_DATAGRAMS, CONTROL_LOST
-    GSO_FALLBACKS, TUN_GSO_FALLBACKS, PATH_MTU_CHANGES, SOCKET_FULL, WAKEUPS
-    COUNTERS
-
-# Datagrams to one peer that leave with one call: all of `unit` octets but the last.
-cdef struct Message:
-    Sa *sa                           # NULL once the message has outlived its batch: SA and endpoint may be freed
-    Endpoint *endpoint               # means something only with sa
-    Endpoint to                      # a copy
-    uint32_t offset
-    uint32_t length
-    uint32_t unit
-    uint32_t count
-    uint8_t tos
-    uint8_t df
-    uint8_t socket
-    uint8_t closed
-
-cdef struct PumpState:
-    Worker *worker
-    Sink sink
-    int tun_fd
-    int sockets[SOCKETS]
-    int bypass[2]
-    int event_fd
-    int wake_fd                      # readable when the control plane wants run_tun to be called
-    uint32_t mark
-    uint8_t vnet_hdr
-    uint8_t udp_gso
-    uint8_t connected                # sockets have one peer: no addresses, no control data
-    uint8_t read_raw
-    uint8_t device_lost
-    uint8_t deep                     # the last receive brought trains
-    uint8_t df_state[SOCKETS]        # 0 unknown, 1 clear, 2 set
-    int blocked                      # socket index + 1 that refused for want of room
-    uint64_t icmp_refilled_ns        # the bucket of ICMP errors was empty then
-    uint8_t gso_suspect              # a train was just refused: is it the train, or would a datagram be too?
-    uint64_t gso_retry_ns            # when UDP_SEGMENT is tried again after it failed
-    uint64_t told                    # events and datagrams announced so far
-    uint8_t *frame
-    uint8_t *train
-    uint32_t train_used
-    uint32_t n_messages
-    Message messages[MESSAGES]
-    mmsghdr out[MESSAGES]
-    iovec out_iov[MESSAGES]
-    uint8_t *out_control
-    uint8_t *slots
-    uint8_t *names
-    uint8_t *in_control
-    mmsghdr incoming[RX_WIDE]
-    iovec in_iov[RX_WIDE]
-    uint8_t *plain
-    uint32_t plain_used
-    Coalescer *coalescer
-    Inbox inbox
-    uint64_t counters[COUNTERS]
-    uint64_t batches[2][BATCHES]     # system calls by how many datagrams they received, sent
-
-cdef extern from *:
-    int __builtin_clzll(unsigned long long) noexcept nogil
-
-cdef inline void pump_count_batch(PumpState *p, bint sent, uint64_t datagrams) noexcept nogil:
-    cdef int bucket = 64 - __builtin_clzll(datagrams - 1) if datagrams > 1 else 0
-    p.batches[sent][bucket if bucket < BATCHES else BATCHES - 1] += 1
-
-# Where message i is received.
-cdef inline uint8_t *rx_slot(PumpState *p, int i) noexcept nogil:
-    return p.slots + <size_t>i * RX_SLOT + ESP_SHIFT
 
 # --- out: datagrams into messages, messages into the socket -----------------------------------------------------------
 
@@ -163,10 +64,28 @@ cdef inline void pump_sealed(void *owner, Sa *sa, Endpoint *endpoint, uint32_t l
     m.tos = tos
     m.df = df
     m.socket = <uint8_t>((UDP4 if endpoint.encap else RAW4) + (0 if endpoint.version == 4 else 1))
+    if p.peer_sockets and endpoint.encap and peer_is(&p.peers[m.socket], p.sockets[PEER4 + m.socket] >= 0, endpoint):
+        m.socket += PEER4
     # what is longer than the path is fragmented by the kernel, and that cannot be a train
     m.closed = (not (p.udp_gso and endpoint.encap)
                 or length + (28 if endpoint.version == 4 else 48) > endpoint.path_mtu)
     p.train_used += length
+
+# Where a message goes, and its control data, for which there are CONTROL_SIZE octets; `unit`: of a train, else 0.
+cdef inline void message_address(PumpState *p, Message *m, uint16_t unit, msghdr *h, uint8_t *control) noexcept nogil:
+    cdef bint all = m.socket != PEER4 and m.socket != PEER6
+    h.msg_name = NULL
+    h.msg_namelen = 0
+    h.msg_control = NULL
+    h.msg_controllen = 0
+    if p.connected:
+        return
+    if all:
+        h.msg_name = m.to.address
+        h.msg_namelen = m.to.address_len
+    h.msg_controllen = message_write(control, unit, m.to.version, m.tos, m.to.local if all and m.to.pin_source else NULL)
+    if h.msg_controllen:
+        h.msg_control = control
 
 cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
     cdef Message *m = &p.messages[i]
@@ -176,19 +95,7 @@ cdef inline void message_prepare(PumpState *p, uint32_t i) noexcept nogil:
     h.msg_iov = &p.out_iov[i]
     h.msg_iovlen = 1
     h.msg_flags = 0
-    h.msg_name = NULL
-    h.msg_namelen = 0
-    h.msg_control = NULL
-    h.msg_controllen = 0
-    if not p.connected:
-        h.msg_name = m.to.address
-        h.msg_namelen = m.to.address_len
-        h.msg_control = p.out_control + i * CONTROL_SIZE
-        h.msg_controllen = message_write(
-            <uint8_t *>h.msg_control, <uint16_t>m.unit if m.count > 1 else 0, m.to.version, m.tos,
-            m.to.local if m.to.pin_source else NULL)
-        if h.msg_controllen == 0:
-            h.msg_control = NULL
+    message_address(p, m, <uint16_t>m.unit if m.count > 1 else 0, h, p.out_control + i * CONTROL_SIZE)
 
 # EMSGSIZE: the path became narrower. The next packets are measured against what the kernel knows now (RFC 4301 section 8.2).
 cdef inline bint learn_path_mtu(PumpState *p, Message *m) noexcept nogil:
@@ -219,11 +126,7 @@ cdef inline bint message_send_each(PumpState *p, Message *m, int fd) noexcept no
     memset(&h, 0, sizeof(h))
     h.msg_iov = &piece
     h.msg_iovlen = 1
-    if not p.connected:
-        h.msg_name = m.to.address
-        h.msg_namelen = m.to.address_len
-        h.msg_controllen = message_write(control, 0, m.to.version, m.tos, m.to.local if m.to.pin_source else NULL)
-        h.msg_control = control if h.msg_controllen else NULL
+    message_address(p, m, 0, &h, control)
     while m.length:
         n = m.unit if m.length > m.unit else m.length
         piece.iov_base = p.train + ESP_SHIFT + m.offset
@@ -253,6 +156,14 @@ cdef inline bint message_send_each(PumpState *p, Message *m, int fd) noexcept no
         m.length -= n
         m.count -= 1
     return False
+
+# From message `first` on none goes through a peer's socket.
+cdef inline void messages_to_all(PumpState *p, uint32_t first) noexcept nogil:
+    cdef uint32_t i
+    for i in range(first, p.n_messages):
+        if p.messages[i].socket == PEER4 or p.messages[i].socket == PEER6:
+            p.messages[i].socket -= PEER4
+            message_prepare(p, i)
 
 # What becomes of a message that the socket refused, errno `error`. True: try it again, now datagram by datagram.
 cdef inline bint message_failed(PumpState *p, Message *m, int error) noexcept nogil:
@@ -326,6 +237,7 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
             m.endpoint.inner_mtu = sa_inner_mtu(m.sa, m.endpoint)
         message_adopt_df(p, m, fd)
         if m.count > 1 and not p.udp_gso:
+            messages_to_all(p, i)
             if message_send_each(p, m, fd):
                 p.blocked = m.socket + 1
                 p.counters[SOCKET_FULL] += 1
@@ -354,6 +266,11 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
             p.blocked = m.socket + 1
             p.counters[SOCKET_FULL] += 1
             break
+        if m.socket == PEER4 or m.socket == PEER6:
+            # an ICMP error of some earlier datagram, or its address is ours no longer: what the socket for all says counts
+            p.peers[m.socket - PEER4].refused = True
+            messages_to_all(p, i)
+            continue
         if not message_failed(p, m, error):
             i += 1
     if i == p.n_messages:
@@ -368,6 +285,7 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
 # Between two batches the control plane may free SAs and endpoints: what waits must not refer to them.
 cdef inline void pump_keep(PumpState *p) noexcept nogil:
     cdef uint32_t i
+    messages_to_all(p, 0)
     for i in range(p.n_messages):
         p.messages[i].sa = NULL
 
@@ -570,13 +488,13 @@ cdef inline void pump_datagram(PumpState *p, SadTable *sad, int which, uint8_t *
     cdef Worker *w = p.worker
     cdef uint32_t room = (length + INBOUND_ROOM + 63) & ~<uint32_t>63
     p.counters[NET_RX_DATAGRAMS] += 1
-    if which == UDP4 or which == UDP6:
+    if which < RAW4:
         if length == 1 and data[0] == 0xFF:
             p.counters[KEEPALIVES] += 1          # RFC 3948 section 2.3
             return
         if length >= 4 and be32(data) == 0:
             # not ESP: for the event loop (RFC 3948 section 2.2: IKE behind a non-ESP marker)
-            p.counters[CONTROL_DATAGRAMS if inbox_put(&p.inbox, data, length, p.sockets[which], source, facts)
+            p.counters[CONTROL_DATAGRAMS if inbox_put(&p.inbox, data, length, p.sockets[which & 1], source, facts)
                        else CONTROL_LOST] += 1
             return
     if p.plain_used + length + 2 * INBOUND_ROOM > PLAIN_SIZE:

@@ -1,12 +1,63 @@
 # A pump in a thread of its own.
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
-from ipsec.fast.message cimport POLLIN, POLLNVAL, POLLOUT, monotonic_ns, poll, pollfd, read, sched_yield
+from ipsec.fast.message cimport POLLIN, POLLNVAL, POLLOUT, close, monotonic_ns, poll, pollfd, read, sched_yield
+from ipsec.fast.peer cimport PEER_PAUSE_NS, Peer, peer_is_due, peer_leave, peer_open
 from ipsec.fast.pump cimport *
+from ipsec.fast.pump_state cimport *
 
 cdef enum:
     TUN_READS = 64       # small packets of one system call, as many as a train holds; or 16 superframes
+    LAST_LOOKS = 1024    # at a peer's socket that is left, 64 system calls each
     UNTOLD_MS = 10       # from one look at a device that is gone to the next, while there is no room to say so
+
+# Closes a peer's socket, when all that came through it has been taken. Between two batches.
+cdef inline void pump_leave_peer(PumpState *p, int which) noexcept nogil:
+    cdef int fd = p.sockets[which]
+    cdef int n
+    if fd < 0:
+        return
+    peer_leave(fd)
+    for n in range(LAST_LOOKS):      # what is queued fits well into these
+        if not pump_socket(p, which, RX_WIDE) & RUN_MORE:
+            break
+    p.sockets[which] = -1
+    close(fd)
+    if p.blocked == which + 1:
+        p.blocked = 0
+
+# The peer that all lately went to gets a socket of its own, instead of the one that had it.
+cdef inline void pump_meet_peer(PumpState *p, int family) noexcept nogil:
+    cdef Peer *peer = &p.peers[family]
+    cdef int connected = 0
+    cdef int fd
+    peer.streak = 0
+    peer.not_before_ns = p.worker.now_ns + PEER_PAUSE_NS
+    pump_leave_peer(p, PEER4 + family)
+    if p.sockets[UDP4 + family] < 0:
+        return
+    fd = peer_open(p.sockets[UDP4 + family], peer.next.version, peer.next.local, peer.next.remote,
+                   peer.next.remote_port, p.mark, &connected)
+    if fd < 0:
+        return
+    memcpy(&peer.of, &peer.next, sizeof(Endpoint))
+    store_u8(&p.df_state[PEER4 + family], 0)
+    p.sockets[PEER4 + family] = fd
+    if connected:
+        p.counters[PEER_SOCKETS] += 1
+    else:
+        pump_leave_peer(p, PEER4 + family)
+
+cdef inline void pump_look_at_peers(PumpState *p) noexcept nogil:
+    cdef int family
+    for family in range(2):
+        if p.peers[family].refused:
+            p.peers[family].refused = False
+            p.peers[family].not_before_ns = p.worker.now_ns + PEER_PAUSE_NS
+            pump_leave_peer(p, PEER4 + family)
+        if peer_is_due(&p.peers[family], p.worker.now_ns):
+            pump_meet_peer(p, family)
 
 # Runs until stop_fd is readable. Sleeps in poll() when there is nothing to do; with busy_poll_ns it looks
 # again for so long after the last packet before it sleeps.
@@ -45,6 +96,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
             sched_yield()    # looking again and again must not keep others, the peer of a packet perhaps, from this CPU
         p.counters[WAKEUPS] += 1
         if fds[0].revents:
+            for i in range(2):
+                pump_leave_peer(p, PEER4 + i)
             return
         before = p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES]
         more = False
@@ -70,6 +123,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
                 more = True
             if flags & RUN_DEVICE_LOST and not p.device_lost:
                 untold = True
+        if p.peer_sockets:
+            pump_look_at_peers(p)
         if busy_poll_ns:
             if p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES] != before:
                 quiet_since = p.worker.now_ns

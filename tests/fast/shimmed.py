@@ -5,9 +5,11 @@ Each function ``scenario_*`` is one test. The process prints a line of JSON for 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
+import os
 import socket
 import sys
 import time
@@ -369,6 +371,73 @@ def scenario_a_thread_waits_while_the_socket_is_full() -> None:
         assert [len(p) for p in got] == list(range(28, 48))
         assert net.left.counters()["socket_full"] == 5
         fail(SENDMMSG, 0, 0)
+        for side in net.sides:
+            side.check()
+
+
+def open_sockets() -> set[tuple[int, str]]:
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the folder's own is gone by now
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return {(fd, what) for fd, what in found if what.startswith("socket:")}
+
+
+def peer_socket(net: Any, count: int) -> int:
+    """Send through the pump's thread, one by one, until the peer has a socket of its own; its descriptor."""
+    before = open_sockets()
+    opened = net.left.counters()["peer_sockets"]
+    for _ in range(count):
+        told = net.right.counters()["tun_tx_packets"]
+        net.left.tun.send(udp_packet(4, 64))
+        while net.right.counters()["tun_tx_packets"] == told:
+            time.sleep(0.0005)
+    assert net.left.counters()["peer_sockets"] == opened + 1
+    ((fd, _),) = open_sockets() - before
+    return fd
+
+
+def scenario_what_a_peers_socket_refuses_goes_through_the_one_for_all() -> None:
+    """Nothing is lost, and the peer's socket is closed; it comes again later, but not at once."""
+    for error in (errno.ECONNREFUSED, errno.EINVAL, errno.EIO, errno.ENETUNREACH, errno.EPERM):
+        with udp_net(peer_sockets=True) as (net, where):
+            net.tunnel(**where)
+            with Threads(*net.sides):
+                fd = peer_socket(net, 260)
+                fail(SENDMMSG, fd, error)
+                frame, packet = train()
+                net.left.tun.send(packet, frame)
+                for _ in range(1000):
+                    if net.right.counters()["tun_tx_packets"] == 270 and not os.path.exists(f"/proc/self/fd/{fd}"):
+                        break
+                    time.sleep(0.005)
+                assert net.right.counters()["tun_tx_packets"] == 270, errno.errorcode[error]
+                assert not os.path.exists(f"/proc/self/fd/{fd}"), errno.errorcode[error]
+                fail(SENDMMSG, 0, 0)
+                assert not drops(net.left), errno.errorcode[error]
+                assert net.left.pump.offloads()["udp_gso"]
+                if error == errno.EPERM:
+                    time.sleep(1.0)
+                    assert peer_socket(net, 260) >= 0
+            for side in net.sides:
+                side.tun.frames()
+                side.check()
+
+
+def scenario_a_peers_socket_that_is_full_is_waited_for() -> None:
+    with udp_net(peer_sockets=True) as (net, where):
+        net.tunnel(**where)
+        with Threads(*net.sides):
+            fail(SENDMMSG, peer_socket(net, 260), errno.EAGAIN, times=5)
+            for n in range(20):
+                net.left.tun.send(udp_packet(4, n))
+            for _ in range(1000):
+                if net.right.counters()["tun_tx_packets"] == 280:
+                    break
+                time.sleep(0.005)
+            fail(SENDMMSG, 0, 0)
+            assert net.left.counters()["socket_full"] >= 1
+        assert [len(p) for p in net.right.packets()[-20:]] == list(range(28, 48))
         for side in net.sides:
             side.check()
 
