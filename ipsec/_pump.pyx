@@ -64,6 +64,7 @@ cdef class Pump:
         p.mark = mark
         p.vnet_hdr = vnet_hdr
         p.udp_gso = udp_gso and not connected
+        p.udp_gro = udp_gro
         p.connected = connected
         p.peer_sockets = peer_sockets and not connected
         p.read_raw = worker == 0 if read_raw is None else read_raw

@@ -7,18 +7,21 @@ from ipsec.fast.sa cimport Endpoint
 
 cdef extern from "fast/peer.h" nogil:
     int peer_open(int all, int version, const uint8_t *local, const uint8_t *remote, uint16_t port, uint32_t mark,
-                  int *connected)
+                  int gro, int *connected)
+    int peer_renew(int fd, const uint8_t *local, const uint8_t *remote, uint16_t port)
     void peer_leave(int fd)
 
 cdef enum:
     PEER_STREAK = 256                # messages to one peer, with none to others in between, before it gets its socket
     PEER_PAUSE_NS = 1000000000       # from one to the next
+    PEER_RENEW_NS = 1000000000       # how old what it knows of the way may be
 
 cdef struct Peer:
     Endpoint of                      # a copy: whose the socket is
     Endpoint next                    # who may get one
     uint32_t streak                  # messages to `next`, one after the other
     uint64_t not_before_ns
+    uint64_t renew_ns                # IPv6: when the way to it is looked up again
     uint8_t refused                  # it would not send something: away with it
 
 cdef inline bint same_way(const Endpoint *a, const Endpoint *b) noexcept nogil:
@@ -27,7 +30,7 @@ cdef inline bint same_way(const Endpoint *a, const Endpoint *b) noexcept nogil:
 
 # Whether a message to `to`, which is ESP in UDP, goes through the peer's socket; `open`: there is one.
 cdef inline bint peer_is(Peer *p, bint open, const Endpoint *to) noexcept nogil:
-    if open and same_way(&p.of, to):
+    if open and not p.refused and same_way(&p.of, to):
         p.streak = 0
         return True
     if p.streak and same_way(&p.next, to):

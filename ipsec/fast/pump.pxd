@@ -226,6 +226,8 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
         message_prepare(p, run)
     while i < p.n_messages:
         m = &p.messages[i]
+        if m.count > 1 and not p.udp_gso:
+            messages_to_all(p, i)       # where no error of ICMP costs a datagram
         fd = p.sockets[m.socket]
         if fd < 0:
             drop(p.worker, m.sa, DROP_OUT_SEND_ERROR, m.count)
@@ -237,7 +239,6 @@ cdef inline void pump_flush(PumpState *p) noexcept nogil:
             m.endpoint.inner_mtu = sa_inner_mtu(m.sa, m.endpoint)
         message_adopt_df(p, m, fd)
         if m.count > 1 and not p.udp_gso:
-            messages_to_all(p, i)
             if message_send_each(p, m, fd):
                 p.blocked = m.socket + 1
                 p.counters[SOCKET_FULL] += 1

@@ -72,6 +72,7 @@ cdef struct PumpState:
     uint32_t mark
     uint8_t vnet_hdr
     uint8_t udp_gso
+    uint8_t udp_gro
     uint8_t connected                # sockets have one peer: no addresses, no control data
     uint8_t read_raw
     uint8_t device_lost

@@ -3,29 +3,37 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from ipsec.fast.message cimport POLLIN, POLLNVAL, POLLOUT, close, monotonic_ns, poll, pollfd, read, sched_yield
-from ipsec.fast.peer cimport PEER_PAUSE_NS, Peer, peer_is_due, peer_leave, peer_open
+from ipsec.fast.peer cimport PEER_PAUSE_NS, PEER_RENEW_NS, Peer, peer_is_due, peer_leave, peer_open, peer_renew
 from ipsec.fast.pump cimport *
 from ipsec.fast.pump_state cimport *
 
 cdef enum:
     TUN_READS = 64       # small packets of one system call, as many as a train holds; or 16 superframes
-    LAST_LOOKS = 1024    # at a peer's socket that is left, 64 system calls each
+    LOOKS = 16           # at a socket, 64 system calls each: what a buffer of 16 MiB holds, trains or not
     UNTOLD_MS = 10       # from one look at a device that is gone to the next, while there is no room to say so
+
+# Takes what a socket holds now. There is an end to it when more comes all the while.
+cdef inline void pump_empty(PumpState *p, int which) noexcept nogil:
+    cdef uint64_t before
+    cdef int n
+    for n in range(LOOKS):
+        before = p.counters[NET_RX_MESSAGES]
+        pump_socket(p, which, RX_WIDE)
+        if p.counters[NET_RX_MESSAGES] == before:      # less than was asked for may be an error in between
+            break
 
 # Closes a peer's socket, when all that came through it has been taken. Between two batches.
 cdef inline void pump_leave_peer(PumpState *p, int which) noexcept nogil:
     cdef int fd = p.sockets[which]
-    cdef int n
     if fd < 0:
         return
     peer_leave(fd)
-    for n in range(LAST_LOOKS):      # what is queued fits well into these
-        if not pump_socket(p, which, RX_WIDE) & RUN_MORE:
-            break
+    pump_empty(p, which)
     p.sockets[which] = -1
     close(fd)
     if p.blocked == which + 1:
         p.blocked = 0
+        pump_tun(p, 0)       # what waited for it goes through the one for all: nobody else would send it
 
 # The peer that all lately went to gets a socket of its own, instead of the one that had it.
 cdef inline void pump_meet_peer(PumpState *p, int family) noexcept nogil:
@@ -38,16 +46,32 @@ cdef inline void pump_meet_peer(PumpState *p, int family) noexcept nogil:
     if p.sockets[UDP4 + family] < 0:
         return
     fd = peer_open(p.sockets[UDP4 + family], peer.next.version, peer.next.local, peer.next.remote,
-                   peer.next.remote_port, p.mark, &connected)
+                   peer.next.remote_port, p.mark, p.udp_gro, &connected)
     if fd < 0:
         return
     memcpy(&peer.of, &peer.next, sizeof(Endpoint))
+    peer.renew_ns = p.worker.now_ns + PEER_RENEW_NS
     store_u8(&p.df_state[PEER4 + family], 0)
     p.sockets[PEER4 + family] = fd
+    # what came before goes first: behind what comes through the new one it would be outside of the replay window
+    pump_empty(p, UDP4 + family)
     if connected:
         p.counters[PEER_SOCKETS] += 1
     else:
         pump_leave_peer(p, PEER4 + family)
+
+# Whether the IPv6 peer's socket had to be closed because the way to it is no more.
+cdef inline bint pump_renew_peer(PumpState *p) noexcept nogil:
+    cdef Peer *peer = &p.peers[1]
+    cdef uint64_t now = monotonic_ns()
+    if now < peer.renew_ns:
+        return False
+    peer.renew_ns = now + PEER_RENEW_NS
+    if peer_renew(p.sockets[PEER6], peer.of.local, peer.of.remote, peer.of.remote_port):
+        return False
+    peer.not_before_ns = now + PEER_PAUSE_NS
+    pump_leave_peer(p, PEER6)
+    return True
 
 cdef inline void pump_look_at_peers(PumpState *p) noexcept nogil:
     cdef int family
@@ -99,6 +123,8 @@ cdef inline void pump_forever(PumpState *p, int stop_fd, uint64_t busy_poll_ns) 
             for i in range(2):
                 pump_leave_peer(p, PEER4 + i)
             return
+        if p.sockets[PEER6] >= 0 and pump_renew_peer(p):
+            continue
         before = p.counters[NET_RX_MESSAGES] + p.counters[TUN_RX_FRAMES]
         more = False
         if untold:

@@ -3,8 +3,8 @@
 Nothing here reads or writes packets, except the two start-up probes. UDP_ENCAP is never set: with it the kernel
 re-segments trains, or hands them to XFRM, and a plain socket with UDP_GRO coalesces ESP in UDP very well.
 IP_RECVERR stays off: an unconnected socket then reports no ICMP error at all, so a forged one can neither wake us up
-nor make the next send fail; the path MTU that a real one taught the kernel comes back as EMSGSIZE. The pump may open a second,
-connected one for a peer (``ipsec/fast/peer.pxd``): what that refuses goes through the one from here.
+nor make the next send fail; the path MTU that a real one taught the kernel comes back as EMSGSIZE. The pump may open
+a second, connected one for a peer (``ipsec/fast/peer.pxd``): what that refuses goes through the one from here.
 """
 
 from __future__ import annotations

@@ -442,6 +442,17 @@ def scenario_a_peers_socket_that_is_full_is_waited_for() -> None:
             side.check()
 
 
+def scenario_nobody_else_gets_the_port_while_a_peers_socket_is_opened() -> None:
+    if os.geteuid():
+        return  # only root can be another user as well
+    with udp_net(peer_sockets=True) as (net, where):
+        net.tunnel(**where)
+        with Threads(*net.sides):
+            shim.shim_squatters(1)
+            peer_socket(net, 260)
+            assert shim.shim_squatters(0) == 0
+
+
 def scenario_the_cipher_text_is_never_sent_twice() -> None:
     """After partial sends every number is on the wire once, in order."""
     with tap() as t:

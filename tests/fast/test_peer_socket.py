@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from ipsec.esp.fast import Engine, Pump
 from ipsec.esp.sa import Action, Policy
 from ipsec.net.udp import open_udp
 from tests.fast.frames import superframe_vnet, tcp_packet, udp_packet, with_partial_checksum
-from tests.fast.pumps import Gateway, Net, Threads, out_params, pair, udp_net
+from tests.fast.pumps import EVERYTHING, Gateway, Net, Threads, out_params, pair, udp_net
 
 STREAK = 256
 "PEER_STREAK"
@@ -209,6 +211,34 @@ def test_what_comes_from_others_is_read_all_the_while() -> None:
         wait_until(lambda: sockets(net.left) == 1)
 
 
+def test_what_came_before_the_socket_goes_before_what_comes_through_it() -> None:
+    """What waits in the socket for all would be behind the replay window otherwise."""
+    backlog = 8 * 1024
+    with udp_net(peer_sockets=True, gso=False, gro=False) as (net, where):
+        net.tunnel(**where)
+        packet = udp_packet(4, 100)
+        with Threads(net.right):
+            for n in range(backlog):
+                net.right.tun.send(packet)
+                if n % 64 == 63:
+                    wait_until(lambda n=n: net.right.counters()["net_tx_datagrams"] > n)
+            end = time.monotonic() + 10.0
+            with Threads(net.left):
+                while not sockets(net.left):
+                    assert time.monotonic() < end
+                    for side in net.sides:
+                        with suppress(BlockingIOError):
+                            side.tun.send(packet)
+                        side.tun.frames()
+                for _ in range(64):
+                    net.right.tun.send(packet)
+                wait_until(lambda: net.left.counters()["net_rx_datagrams"] >= backlog + 64)
+        for side in net.sides:
+            side.tun.frames()
+            assert not side.engine.drops()
+            side.check()
+
+
 def test_a_peer_that_moves_is_followed() -> None:
     with strangers(1) as (net, made), open_udp(ip_address("127.0.0.1"), 0)[0] as elsewhere:
         elsewhere.settimeout(5.0)
@@ -296,3 +326,77 @@ def test_wrong_arguments_close_nobodys_descriptor() -> None:
     with pytest.raises(ValueError, match="worker 5"):
         Pump(Engine(), 5, tun_fd=-1)
     assert os.fstat(0).st_ino == before.st_ino
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+HERE, THERE = "2001:db8::1", "2001:db8:ffff::9"
+
+
+@contextmanager
+def ipv6_peer_far_away() -> Iterator[Gateway]:
+    """The thread of a gateway with a socket for a peer behind device d0; d1 is there as well, and sends nothing."""
+    for n in range(2):
+        ip("link", "add", f"d{n}", "type", "veth", "peer", "name", f"p{n}")
+        for name in (f"d{n}", f"p{n}"):
+            ip("link", "set", name, "up", "addrgenmode", "none")
+        ip("-6", "neigh", "add", "fe80::1", "lladdr", "02:00:00:00:00:01", "dev", f"d{n}")
+    ip("-6", "addr", "add", f"{HERE}/128", "dev", "lo")
+    ip("-6", "route", "add", "default", "via", "fe80::1", "dev", "d0")
+    with open_udp(ip_address("::"), 4500)[0] as sock:
+        left = Gateway([{"udp6_fd": sock.fileno()}], connected=False, peer_sockets=True)
+        left.engine.add_sa(out_params(local=ip_address(HERE), remote=ip_address(THERE), encap=(4500, 4500)))
+        left.engine.add_policy(Policy(Action.PROTECT, EVERYTHING, reqid=0x1000))
+        try:
+            with Threads(left):
+                for n in range(STREAK):
+                    send_one(left, n)
+                wait_until(lambda: sockets(left) == 1)
+                yield left
+        finally:
+            left.close()
+
+
+def send_one(gateway: Gateway, n: int) -> None:
+    gateway.tun.send(udp_packet(4, 100))
+    wait_until(lambda: gateway.counters()["tun_rx_packets"] > n)
+
+
+def sent_by(device: str) -> int:
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        if line.strip().startswith(device + ":"):
+            return int(line.split()[10])
+    raise AssertionError(device)
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("own_network")
+def test_a_better_way_is_taken() -> None:
+    """A connected IPv6 socket is not told of routes in another table than the one that led to its way."""
+    ip("-6", "rule", "add", "pref", "100", "lookup", "77")
+    with ipv6_peer_far_away() as left:
+        ip("-6", "route", "add", "2001:db8:ffff::/48", "via", "fe80::1", "dev", "d1", "table", "77")
+        time.sleep(PAUSE_S)
+        before = sent_by("d0"), sent_by("d1")
+        for n in range(20):
+            send_one(left, STREAK + n)
+        wait_until(lambda: left.counters()["net_tx_datagrams"] == STREAK + 20)
+        assert (sent_by("d0"), sent_by("d1")) == (before[0], before[1] + 20)
+        assert sockets(left) == 1, "the same"
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("own_network")
+def test_an_address_that_is_ours_no_longer_is_not_sent_from() -> None:
+    """Another host may have it now. A connected IPv6 socket would go on."""
+    with ipv6_peer_far_away() as left:
+        ip("-6", "addr", "del", f"{HERE}/128", "dev", "lo")
+        time.sleep(PAUSE_S)
+        before = sent_by("d0")
+        for n in range(20):
+            send_one(left, STREAK + n)
+        wait_until(lambda: left.dropped("OUT_SEND_ERROR") == 20)
+        assert sent_by("d0") == before
+        left.check()
