@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import NamedTuple
 
 from ipsec.backend.base import Backend
-from ipsec.daemon.reach import Resolver, allows, names_of, source_address, specific, usable
+from ipsec.daemon.reach import Resolver, allows, literal_address, names_of, source_address, specific, usable
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.config import Connection
 from ipsec.ike.events import Path
@@ -118,8 +117,5 @@ class Paths:
 
 def _single(text: str) -> IpAddress | None:
     """An entry of an address list that is one address."""
-    try:
-        address: IpAddress = ip_address(text)
-    except ValueError:
-        return None
-    return None if address.is_unspecified else address
+    address = literal_address(text)
+    return None if address is None or address.is_unspecified else address

@@ -7,8 +7,8 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from functools import lru_cache, partial
+from ipaddress import ip_address, ip_network
 
 from ipsec.daemon.threads import Threads
 from ipsec.esp.sa import IpAddress
@@ -44,10 +44,9 @@ class Resolver:
 
     async def resolve(self, name: str) -> tuple[IpAddress, ...]:
         """Ask. An empty answer if there is none; what was known before stays then."""
-        try:
-            return (ip_address(name),)
-        except ValueError:
-            pass
+        address = literal_address(name)
+        if address is not None:
+            return (address,)
         task = self._asked.get(name)
         if task is None:
             task = self._asked[name] = asyncio.get_running_loop().create_task(self._ask(name))
@@ -110,28 +109,28 @@ class OwnAddresses:
                 yield address
 
 
+@lru_cache(maxsize=4096)
+def literal_address(text: str) -> IpAddress | None:
+    """An address, None if the text is something else. Each handshake asks about the same texts."""
+    try:
+        address: IpAddress = ip_address(text)
+    except ValueError:
+        return None
+    return address
+
+
 def _is_range(text: str) -> bool:
     low, dash, _ = text.partition("-")
-    if not dash:
-        return False
-    try:
-        ip_address(low)
-    except ValueError:
-        return False
-    return True
+    return bool(dash) and literal_address(low) is not None
 
 
 def names_of(texts: Iterable[str]) -> list[str]:
     """Those entries of an address list that are names."""
-    found = []
-    for text in texts:
-        if text in _ANYTHING or "/" in text or _is_range(text):
-            continue
-        try:
-            ip_address(text)
-        except ValueError:
-            found.append(text)
-    return found
+    return [
+        text
+        for text in texts
+        if not (text in _ANYTHING or "/" in text or _is_range(text) or literal_address(text) is not None)
+    ]
 
 
 def source_address(remote: IpAddress, fwmark: int) -> IpAddress | None:
@@ -172,8 +171,10 @@ def allows(texts: Iterable[str], address: IpAddress) -> bool:
             if text in _ANYTHING or (("/" in text) and address in ip_network(text, strict=False)):
                 return True
             if "/" not in text:
-                first, last = ip_address(low), ip_address(high or low)
-                if first.version == address.version and int(first) <= int(address) <= int(last):
+                first, last = literal_address(low), literal_address(high or low)
+                if first is None or last is None or first.version != address.version:
+                    continue
+                if int(first) <= int(address) <= int(last):
                     return True
         except ValueError:
             continue
@@ -183,10 +184,7 @@ def allows(texts: Iterable[str], address: IpAddress) -> bool:
 def specific(texts: Iterable[str], version: int) -> IpAddress | None:
     """The first single address of that family in an address list."""
     for text in texts:
-        try:
-            address: IPv4Address | IPv6Address = ip_address(text)
-        except ValueError:
-            continue
-        if address.version == version and not address.is_unspecified:
+        address = literal_address(text)
+        if address is not None and address.version == version and not address.is_unspecified:
             return address
     return None
