@@ -168,6 +168,13 @@ def test_somebody_else_in_the_second_round(monkeypatch: pytest.MonkeyPatch) -> N
     assert "the pre-shared keys differ" in there
 
 
+def test_another_name_in_a_round_by_eap() -> None:
+    """Who has a password, and the key of a machine, is not let in on a machine of another name."""
+    elsewhere = replace(USER, id=parse_identity("dave"))
+    _, there = refused(in_rounds((KEY, elsewhere), (KEY_THERE, USER_THERE)), Cause.LOCAL_AUTH, Cause.PEER_ID)
+    assert "the peer is dave, we want moon" in there
+
+
 # -- with a postquantum preshared key (RFC 8784), which is in the first and in all after it
 
 
