@@ -16,6 +16,7 @@ from ipsec.wire.payloads import NotifyPayload, Payload
 log = logging.getLogger(__name__)
 
 _LEN = 4
+_MOST_S = (1 << 8 * _LEN) - 1
 #: we begin earlier than we have to: by a tenth of the time to twice that, which is no more than this
 AHEAD_S = 60.0
 #: nor sooner than this: a peer that says 0 would have us do nothing else
@@ -29,7 +30,7 @@ def lifetime_payloads(sa: IkeSa, now: float) -> list[Payload]:
         ends.append(sa.reauth_at - RESPONDER_LATER_S)
     if not ends:
         return []
-    seconds = max(int(min(ends) - now), 1)
+    seconds = min(max(int(min(ends) - now), 1), _MOST_S)
     return [NotifyPayload(NotifyType.AUTH_LIFETIME, seconds.to_bytes(_LEN, "big"))]
 
 

@@ -166,3 +166,10 @@ def test_a_peer_that_would_have_us_do_nothing_else(seconds: int) -> None:
     assert pair.a.ike is old
     pair.world.run(5)
     assert anew(pair, old)
+
+
+def test_more_seconds_than_there_is_room_for() -> None:
+    """Which is how ``reauth_time`` may be written: the most is said that can be."""
+    pair = eap(reauth_time=5e9)
+    assert pair.a.ike.reauth_by == pytest.approx(pair.world.now + 0xFFFFFFFF, abs=120)
+    pair.finish()
