@@ -196,6 +196,22 @@ def test_unique_keep() -> None:
     assert problem(pair.b).failure.cause is Cause.UNIQUE
 
 
+def test_unique_keep_is_not_for_what_is_being_closed() -> None:
+    """The peer has not answered to that, and may have begun anew elsewhere."""
+    pair = Pair(unique=Unique.KEEP).up()
+    second = pair.world.host("again", ip_address("192.0.2.9"))
+    second.load(connection(ip_address("192.0.2.9"), B, "moon", "sun", unique=Unique.NEVER))
+    pair.b.load(connection(B, "%any", "sun", "moon", unique=Unique.KEEP))
+    pair.world.link = replace(pair.world.link, loss=1.0)
+    pair.b.do(pair.b.engine.terminate_ike, pair.b.ike)
+    pair.world.run(0.1)
+    pair.world.link = replace(pair.world.link, loss=0.0)
+    second.initiate()
+    pair.world.settle()
+    assert second.ikes
+    assert not pair.b.events(Failed)
+
+
 def test_strangers_are_kept_apart_and_few() -> None:
     pair = Pair()
     pair.b.load()

@@ -59,10 +59,10 @@ def connect(pair: Pair, aaa: Aaa) -> None:
     pair.world.settle()
 
 
-def guest(pair: Pair, aaa: Aaa, user: str, host_address: str = "192.0.2.3") -> SimHost:
+def guest(pair: Pair, aaa: Aaa, user: str, host_address: str = "192.0.2.3", **more: Any) -> SimHost:
     """Somebody else, or the same user on another machine."""
     host = pair.world.host(f"host of {user}", ip_address(host_address))
-    one = connection(ip_address(host_address), B, "moon", "sun", **ROADS)
+    one = connection(ip_address(host_address), B, "moon", "sun", **ROADS, **more)
     host.load(
         replace(one, local=client(eap_id=parse_identity(user))), eap=[EapSecret(PASSWORD, (parse_pattern(user),))]
     )
@@ -189,6 +189,25 @@ def test_the_server_says_who_the_user_is() -> None:
     assert (str(sa.eap_id), str(sa.whose), str(sa.peer_id)) == ("dave@example.org", "dave@example.org", "moon")
     assert pair.b.engine.of_peer(sa.our_id, parse_identity("dave@example.org")) == [sa]
     pair.finish()
+
+
+@pytest.mark.parametrize("unique", [Unique.REPLACE, Unique.KEEP, Unique.NEVER])
+@pytest.mark.parametrize("contact", [False, True])
+def test_one_user_is_one(unique: Unique, contact: bool) -> None:
+    """On whatever machine, and whether that says INITIAL_CONTACT or not: ``unique`` is about users."""
+    own = [PoolConfig("p", NINE, NINE + 5)]
+    pair = roads(pools=("p",), own=own, b={"unique": unique})
+    aaa = granting(Granted(), pair)
+    connect(pair, aaa)
+    guest(pair, aaa, "dave", "192.0.2.4")
+    first = pair.b.ikes[0]
+    guest(pair, aaa, "carol", unique=Unique.NO if contact else Unique.NEVER)
+    users = sorted(str(sa.whose) for sa in pair.b.ikes)
+    both = unique is Unique.NEVER
+    assert users == (["carol", "carol", "dave"] if both else ["carol", "dave"])
+    # who keeps what is there heeds INITIAL_CONTACT all the same (RFC 7296 section 2.4)
+    assert (first in pair.b.ikes) is (both or (unique is Unique.KEEP and not contact))
+    pair.world.close()
 
 
 def test_a_user_whom_the_server_knows_as_somebody_else_is_not_let_in() -> None:
