@@ -148,6 +148,20 @@ def test_it_may_be_said_later() -> None:
     pair.finish()
 
 
+@pytest.mark.parametrize(("seconds", "tenth"), [(100, 10.0), (3600, 30.0)])
+def test_not_all_peers_come_at_the_last_moment(seconds: int, tenth: float) -> None:
+    """A tenth of the time before, up to twice that, and no more than a minute."""
+    ahead = set()
+    for seed in range(12):
+        pair = Pair(seed).up()
+        pair.b.do(pair.b.ike.ask, Say(lifetime(seconds.to_bytes(4, "big"))))
+        begun = pair.world.now
+        pair.world.settle()
+        ahead.add(begun + seconds - pair.a.ike.reauth_by)
+    assert all(tenth - 1 < one < 2 * tenth for one in ahead), ahead
+    assert len(ahead) == 12
+
+
 @pytest.mark.parametrize("data", [b"", b"\0\0\1", b"\0\0\0\0\1"])
 def test_malformed(data: bytes) -> None:
     pair = eap()

@@ -226,6 +226,34 @@ def test_nobody_learns_that_by_his_certificate(alone: bool) -> None:
     assert "no connection has eap_id moon" in there
 
 
+# -- which method, and for whom there is no secret
+
+
+@pytest.mark.parametrize("certificate", [False, True])
+@pytest.mark.parametrize("kind", [EapType.MD5, EapType.GTC])
+def test_who_names_no_method_shows_nothing_without_a_key(kind: EapType, certificate: bool) -> None:
+    """What MD5 and GTC show is not bound to the IKE_SA: a server does not get it for the asking."""
+    pair = with_tls(alone=False) if certificate else make(client(), server())
+    mine, theirs = pair.a.connections["c"], pair.b.connections["c"]
+    carol = replace(mine, local=client(eap_id=None if certificate else CAROL))
+    pair.a.connections["c"] = carol
+    pair.a.engine.load([carol], pair.a.engine.credentials, ())
+    asking = replace(theirs, remote=server(eap_type=kind, eap_id=ANY))
+    pair.b.engine.load([asking], pair.b.engine.credentials, ())
+    _, there = refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert f"does not take {kind.name}, it wants {'TLS' if certificate else 'MSCHAPV2'}" in there
+
+
+@pytest.mark.parametrize("kind", [EapType.MSCHAPV2, EapType.MD5, EapType.GTC])
+@pytest.mark.parametrize("wanted", ["%any", "dave"], ids=["no secret", "no connection"])
+def test_no_password_is_none_that_could_be_guessed(kind: EapType, wanted: str) -> None:
+    """Of a user without a secret, or without a connection: least of all the empty one."""
+    nothing = (EapSecret(b"", (parse_pattern("carol"),)),)
+    remote = server(eap_type=kind, eap_id=parse_pattern(wanted))
+    pair = make(client(eap_type=kind, eap_id=CAROL), remote, nothing, SECRETS[1:])
+    refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH if wanted == "%any" else Cause.PEER_ID)
+
+
 # -- both: certificates in TLS whose status has to be fetched
 
 

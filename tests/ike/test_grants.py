@@ -13,7 +13,7 @@ from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.ike.config import DYNAMIC, Connection, PoolConfig, Unique
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.relay import EapAnswer, Granted
-from ipsec.ike.events import AddressesAssigned, EapAnswerNeeded, Failed, IkeUp, Initiate
+from ipsec.ike.events import AddressesAssigned, EapAnswerNeeded, Failed, IkeDown, IkeUp, Initiate
 from ipsec.ike.failure import Cause
 from ipsec.ike.lifetimes import Timer
 from tests.ike.test_eap import ANY, PASSWORD, SECRETS, Aaa, client, make, mschapv2, server
@@ -96,6 +96,16 @@ def test_an_address_and_its_dns_servers() -> None:
     assert [pool.offline for pool in pair.b.engine.grants] == [0, 0]
 
 
+@pytest.mark.parametrize(("framed", "expected"), [((NINE, TEN), ["10.3.0.9", "10.3.0.10"]), ((NINE,), ["10.3.0.9"])])
+def test_each_address_is_given_once(framed: Any, expected: list[str]) -> None:
+    pair = roads(vips=(ANY4, ANY4))
+    connect(pair, granting(Granted(framed=framed), pair))
+    assert leased(pair.a) == expected
+    (sa,) = pair.b.ikes
+    assert len(sa.leases) == len(expected)
+    pair.finish()
+
+
 def test_whoever_is_granted_none_gets_none() -> None:
     """The IKE_SA is up, as RFC 7296 section 1.3 has it, and nothing passes."""
     pair = roads()
@@ -122,6 +132,8 @@ def test_beside_pools_the_order_counts(pools: Sequence[str], granted: Any, expec
     pair = roads(pools=pools, own=own)
     connect(pair, granting(Granted(framed=granted, dns=(TEN,)), pair))
     assert leased(pair.a) == [expected]
+    # DNS servers are those of whose address it is to be
+    assert pair.a.events(AddressesAssigned)[0].dns == ((TEN,) if "radius" in pools else ())
     pair.finish()
 
 
@@ -175,6 +187,8 @@ def test_reauthentication_keeps_the_address() -> None:
     pair.world.settle()
     assert leased(pair.a) == ["10.3.0.9"]
     assert pair.a.ike is not old
+    # which the peer has closed, when it had all that it needs
+    assert [event.cause for event in pair.b.events(IkeDown)] == [Cause.CLOSED]
     pair.finish()
 
 

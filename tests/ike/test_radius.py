@@ -226,9 +226,14 @@ def test_what_an_accept_grants() -> None:
     assert (found.dns, found.filter_ids, found.classes) == ((ip_address("10.0.0.1"), v6), (b"staff",), (b"a", b"b"))
 
 
-@pytest.mark.parametrize("address", ["255.255.255.254", "255.255.255.255"])
-def test_an_address_that_is_for_us_to_choose_is_none(address: str) -> None:
-    assert after_ask(lambda r: accept(r, (8, ip_address(address).packed))).granted.framed == ()
+@pytest.mark.parametrize(
+    "address", ["255.255.255.254", "255.255.255.255", "0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "ff02::1"]
+)
+def test_an_address_that_no_host_has_is_none(address: str) -> None:
+    """Two of them say that somebody else may choose (RFC 2865 section 5.8)."""
+    one = ip_address(address)
+    kind = 8 if one.version == 4 else 168
+    assert after_ask(lambda r: accept(r, (kind, one.packed))).granted.framed == ()
 
 
 @pytest.mark.parametrize(
@@ -510,6 +515,21 @@ def test_where_nobody_listens_the_next_one_is_asked_at_once() -> None:
     run.requests.refused(0, 0, run.now)
     assert (run.sent(), run.answers()) == ([], [])
     assert [run.count("refused", name) for name in ("low", "high")] == [1, 1]
+
+
+def test_where_nobody_listens_any_more_a_conversation_waits() -> None:
+    """No other server knows it, and this one may be back."""
+    run = Run(*TWO)
+    run.ask()
+    ((_, _, data),) = run.sent()
+    run.hear(challenge(read(data, TWO[1].secret), secret=TWO[1].secret), server=1)
+    run.answers()
+    run.ask(packet=ANSWER_TO_QUESTION)
+    ((_, _, first),) = run.sent()
+    run.requests.refused(1, 0, run.now)
+    assert (run.sent(), run.answers()) == ([], [])
+    run.wait()
+    assert run.sent() == [(1, 0, first)]
 
 
 def test_without_a_server_nobody_is_accepted() -> None:

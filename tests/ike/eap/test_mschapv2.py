@@ -158,6 +158,16 @@ def test_a_name_of_the_peers_is_bounded_and_printable() -> None:
 class TestPeer:
     """What a server may not do."""
 
+    @pytest.mark.parametrize("start", [b"E=691 R=0 M=", b"", b"M="])
+    def test_a_text_without_end(self, start: bytes) -> None:
+        """What it says is for our log, and takes no more room there than it should."""
+        peer = make_peer()
+        peer.respond(7, CHALLENGED)
+        peer.respond(8, message(4, start + b"\x1b[2J\n" + b"x" * 60000))
+        assert peer.failure is not None
+        assert peer.failure.isprintable()
+        assert len(peer.failure) < TEXT_MAX + 100
+
     def test_success_first(self) -> None:
         """CVE-2021-45079, CVE-2015-8023: no proof of the server's has any worth before we have challenged it."""
         peer = make_peer()
