@@ -17,6 +17,7 @@ from ipsec.ike import eap_auth
 from ipsec.ike.config import AuthClass, Connection, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import Authority, Credentials, Ppk, PrivateKey, SharedSecret
 from ipsec.ike.eap.md5 import Md5Peer
+from ipsec.ike.eap.mschapv2 import Mschapv2Peer
 from ipsec.ike.events import Failed, IkeUp
 from ipsec.ike.failure import Cause
 from ipsec.wire.iana import EapType, NotifyType, PayloadType
@@ -236,6 +237,14 @@ def test_alone_another_one_than_the_server_wants() -> None:
     here, there = refused(alone(client(), server(eap_type=EapType.MSCHAPV2)), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
     assert "EAP-Failure before any method" in here
     assert "the peer does not take MSCHAPV2, it wants TLS" in there
+
+
+def test_alone_no_password_whatever_the_initiator_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever poses as the gateway could try all passwords on what it shows (RFC 5998 section 4)."""
+    monkeypatch.setattr(Mschapv2Peer, "mutual", True)
+    mine = client(eap_type=EapType.MSCHAPV2, eap_id=parse_identity("carol"))
+    _, there = refused(alone(mine, server(eap_id=parse_pattern("%any"))), Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+    assert "the peer does not take TLS, it wants MSCHAPV2" in there
 
 
 def test_alone_and_then_a_password() -> None:
