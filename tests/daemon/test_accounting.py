@@ -253,3 +253,59 @@ def test_the_end_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.15 < loop.time() - begun < 2
 
     run(work)
+
+
+def two_that_end(one: Run) -> None:
+    """Two users come, of which the servers hear, and both leave."""
+    one.up()
+    guest(one.pair, one.aaa, "dave")
+    one.turn()
+    for _ in range(2):
+        one.client.answer()
+    for sa in list(one.pair.b.ikes):
+        one.pair.b.do(one.pair.b.engine.terminate_ike, sa)
+    one.turn()
+    assert one.client.kinds == [START, START, STOP, STOP]
+
+
+def test_no_more_records_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers may be away for days. What has waited makes room for others."""
+    monkeypatch.setattr(accounting_module, "AGAIN_S", 0.02)
+    monkeypatch.setattr(accounting_module, "WAITING_MAX", 1)
+
+    async def work() -> None:
+        one = Run(Granted(), pools=("p",), own=[pool()])
+        two_that_end(one)
+        for _ in range(2):
+            one.client.answer(False)
+        for _ in range(3):
+            await asyncio.sleep(0.06)
+            (said,) = one.client.said[4:]
+            assert said[1] == b"carol"
+            del one.client.said[4:]
+            one.client.answer(False)
+
+    run(work)
+
+
+def test_the_end_waits_for_all_records_and_for_none_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting_module, "AGAIN_S", 0.02)
+
+    async def work() -> None:
+        one = Run(Granted(), pools=("p",), own=[pool()])
+        two_that_end(one)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.02, one.client.answer)
+        loop.call_later(0.1, one.client.answer)
+        begun = loop.time()
+        await one.accounting.drain()
+        assert 0.09 < loop.time() - begun < 2
+
+        other = Run(Granted(), pools=("p",), own=[pool()])
+        two_that_end(other)
+        other.client.answer(False)
+        other.accounting.stopping = True
+        await asyncio.sleep(0.06)
+        assert other.client.kinds == [START, START, STOP, STOP]
+
+    run(work)
