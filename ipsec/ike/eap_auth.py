@@ -379,7 +379,10 @@ def _first(sa: IkeSa, eap: EapServerProgress, own: list[Payload], now: float) ->
     try:
         return [*own, EapPayload(eap.server.begin())]
     except AuthenticationError as error:
-        raise _failed(sa, eap, error) from None
+        failed = _failed(sa, eap, error)
+        # RFC 7296 section 2.16: EAP comes with who we are, Failure as well; else it is an answer that makes no sense
+        failed.beside = own
+        raise failed from None
 
 
 def _identified(sa: IkeSa, eap: EapServerProgress, user: bytes) -> None:

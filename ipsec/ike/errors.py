@@ -29,6 +29,8 @@ class PeerError(IpsecError):
         self.data = data
         self.fatal = fatal
         "the IKE_SA ends with the response"
+        self.beside: list[Payload] = []
+        "what goes to the peer before ``payload()``"
         super().__init__(f"{name_of(NotifyType, notify)}: {reason}")
         self._failure = Failure(
             cause or cause_of(notify, child=bool(child)), bounded(str(self)), child, ours=ours, theirs=theirs

@@ -520,7 +520,7 @@ class IkeSa:
         log.warning("%s: %s from %s refused: %s", self, name, path.remote, error)
         if error.failure is not None:
             self.core.note(error.failure, self)
-        return [error.payload()], error.fatal
+        return [*error.beside, error.payload()], error.fatal
 
     def _answer_again(self, header: Header, data: bytes, path: Path, now: float) -> None:
         """A retransmission gets what it got before, never anything computed anew (RFC 7296 section 2.1)."""

@@ -18,8 +18,9 @@ from ipsec.ike import eap_auth, ppk
 from ipsec.ike.config import AuthClass, Childless, IkeSettings, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.method import MSK_LEN
+from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.eap_auth import EapProof, EapRequest
-from ipsec.ike.events import Failed, IkeUp, Initiate, RevocationNeeded
+from ipsec.ike.events import EapAnswerNeeded, Failed, IkeUp, Initiate, RevocationNeeded
 from ipsec.ike.failure import Cause
 from ipsec.ike.proof import auth_octets
 from ipsec.ike.redirect import redirect
@@ -42,6 +43,7 @@ from tests.ike.test_eap import (
     make,
     quantum,
     refused,
+    relayed,
     server,
     tls,
     with_tls,
@@ -252,6 +254,32 @@ def test_no_password_is_none_that_could_be_guessed(kind: EapType, wanted: str) -
     remote = server(eap_type=kind, eap_id=parse_pattern(wanted))
     pair = make(client(eap_type=kind, eap_id=CAROL), remote, nothing, SECRETS[1:])
     refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH if wanted == "%any" else Cause.PEER_ID)
+
+
+def test_who_is_refused_at_once_hears_by_whom() -> None:
+    """Where nobody asks for an identity EAP may end with the first response, and not for want of an AUTH in it."""
+    pair = relayed(asks=False)
+    pair.a.initiate()
+    pair.world.run(1)
+    (asked,) = pair.b.events(EapAnswerNeeded)
+    pair.b.do(pair.b.engine.eap_answered, asked.sa.uid, EapAnswer(None, False, reason="nobody is there"))
+    pair.world.settle()
+    assert not pair.a.engine.sas
+    assert not pair.b.engine.sas
+    ((here,), (there,)) = (host.events(Failed) for host in (pair.a, pair.b))
+    assert here.problem.failure.cause is Cause.LOCAL_AUTH
+    assert here.problem.failure.reason.endswith("refuses us as moon: EAP-Failure before any method")
+    assert "nobody is there" in there.problem.failure.reason
+    # by whoever has the key, and nobody else
+    pair = relayed(asks=False)
+    mine = pair.a.connections["c"]
+    pair.a.load(mine, secret=b"not that of sun", eap=SECRETS)
+    pair.a.initiate()
+    pair.world.run(1)
+    (asked,) = pair.b.events(EapAnswerNeeded)
+    pair.b.do(pair.b.engine.eap_answered, asked.sa.uid, EapAnswer(None, False))
+    pair.world.settle()
+    assert [event.problem.failure.cause for event in pair.a.events(Failed)] == [Cause.PEER_AUTH]
 
 
 # -- both: certificates in TLS whose status has to be fetched
