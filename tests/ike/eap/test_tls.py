@@ -438,6 +438,41 @@ def test_a_peer_that_talks(newest: int) -> None:
     with pytest.raises(EapError, match="after the end"):
         talk.server.take(9, b"\0" + more, 10)
     assert talk.server.msk is None
+    if newest == TLS_1_2:
+        return
+    talk = Talk()
+    session = talk.peer._flights.session
+    talk.respond()
+    while not session.done:
+        talk.take()
+        talk.respond()
+    talk.responses[-1] += session.say(b"hello")
+    with pytest.raises(EapError, match="the peer says something in TLS"):
+        talk.take()
+    assert talk.server.msk is None
+
+
+@pytest.mark.parametrize("code", [40, 70])
+def test_an_alert_before_any_certificate(code: int) -> None:
+    """The server has no cipher, or version, that we have: it waits for an acknowledgement, and says Failure."""
+    peer = TlsPeer(CAROL, Judge())
+    peer.respond(1, START_DATA)
+    assert peer.respond(2, b"\0" + bytes((21, 3, 3, 0, 2, 2, code))) == ACKNOWLEDGEMENT
+    assert "alert" in str(peer.failure)
+    assert peer.gave_up is None
+    assert not peer.finished
+
+
+@pytest.mark.parametrize("weak", [b"AES128-GCM-SHA256", b"ECDHE-RSA-AES128-SHA", b"ECDHE-RSA-AES128-SHA256"])
+def test_ciphers_that_we_do_not_have(weak: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without forward secrecy, or an AEAD."""
+    rsa = identity("moon", RSA_KEY)
+    talk = Talk(TLS_1_2, server=rsa)
+    monkeypatch.setattr(tls_session, "_CIPHERS", weak)
+    with pytest.raises(EapError, match="no shared cipher"):
+        talk.run()
+    # which is there where both would have it
+    Talk(TLS_1_2, server=rsa).run()
 
 
 def test_flights_that_stop_in_the_middle() -> None:
