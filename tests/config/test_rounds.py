@@ -182,6 +182,8 @@ def test_no_warning(base: Path) -> None:
     # EAP shows who the responder is before it is shown a password
     by_tls = "auth = eap-tls\ncerts = moon.pem"
     assert warnings(("local-1", by_tls), ("local-2", USER), ("remote", "auth = eap-tls\nid = CN=sun"), base=base) == []
+    asks = (("local", by_tls), ("remote-1", "auth = eap-tls\nid = CN=sun"), ("remote-2", there))
+    assert warnings(*asks, base=base) == []
 
 
 @pytest.mark.parametrize(

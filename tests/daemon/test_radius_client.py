@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
@@ -321,6 +322,26 @@ def test_nothing_is_called_after_forget_or_close() -> None:
 
     run(work())
     assert called == []
+
+
+def test_what_is_forgotten_is_not_kept() -> None:
+    """Peers that come and go, without an answer, cost nothing when they are gone."""
+
+    class Done:
+        def __call__(self, answer: EapAnswer) -> None:
+            raise AssertionError(answer)
+
+    async def work() -> None:
+        async with serving(lambda _: []) as server:
+            with closing(RadiusClient([server.config()])) as client:
+                waits = Done()
+                gone = weakref.ref(waits)
+                client.ask(1, b"alice", IDENTITY, CALLER, waits)
+                client.forget(1)
+                del waits
+                assert gone() is None
+
+    run(work())
 
 
 def test_who_fails_with_an_answer_does_not_keep_others_from_theirs(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from ipsec.ike.eap.relay import EapAnswer
-from ipsec.ike.radius.exchange import Caller
+from ipsec.ike.radius.exchange import Caller, RadiusError, open_response
 from ipsec.ike.radius.requests import DEAD_S, IDENTIFIERS, IDLE_S, WAITING_MAX, RadiusRequests
 from ipsec.ike.radius.server import RadiusServer
 from tests.ike.radius_server import (
@@ -243,6 +243,7 @@ def test_an_address_that_no_host_has_is_none(address: str) -> None:
         ((168, bytes(4)), "IPv6 address of 4 octets"),
         ((27, bytes(3)), "Session-Timeout of 3 octets"),
         ((6, bytes((0, 0, 0, 6))), "Service-Type 6 instead of 2, Framed"),
+        ((6, bytes((0, 0, 2))), "Service-Type 2 instead of 2, Framed"),
         ((VENDOR, struct.pack(">IBB", 311, 16, 0)), "attribute of 0 octets where 2 are left"),
         ((VENDOR, struct.pack(">IBB", 311, 16, 2)), "two keys MPPE_SEND_KEY"),
         ((VENDOR, struct.pack(">IBB", 311, 28, 2)), "IPv4 address of 0 octets"),
@@ -317,6 +318,16 @@ def test_what_is_no_answer_is_counted_and_the_request_goes_on(make: Callable[[Re
     assert [name for name in ("malformed", "unauthentic", "unexpected") if run.count(name)] == [reason]
     run.hear(accept(request))
     assert run.answer().accepted is True
+
+
+def test_an_answer_to_another_request() -> None:
+    """It is looked up by its number, and looked at nevertheless: the number is part of what is authentic."""
+    run = Run()
+    run.ask()
+    request = run.request()
+    other = answer(ACCEPT, request, identifier=request.identifier ^ 1)
+    with pytest.raises(RadiusError, match=f"no answer to request {request.identifier}"):
+        open_response(other, SERVER, request.identifier, request.authenticator)
 
 
 def test_10000_random_datagrams() -> None:
@@ -617,3 +628,19 @@ def test_peers_that_say_nothing_more_are_forgotten() -> None:
     run.hear(challenge(run.request()))
     run.ask(1, packet=ANSWER_TO_QUESTION)
     assert run.request().all(STATE) == []
+
+
+def test_who_goes_on_keeps_nobody_else_from_being_forgotten() -> None:
+    run = Run()
+    for ticket in (1, 2):
+        run.ask(ticket)
+        run.hear(challenge(run.request()))
+    run.now += IDLE_S - 1
+    run.ask(1, packet=ANSWER_TO_QUESTION)
+    run.hear(challenge(run.request(), b"another"))
+    run.now += 1
+    run.ask(3)
+    run.sent()
+    for ticket, state in ((2, []), (1, [b"another"])):
+        run.ask(ticket, packet=ANSWER_TO_QUESTION)
+        assert run.request().all(STATE) == state
