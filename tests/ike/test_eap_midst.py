@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from cryptography import x509 as cx
 
-from ipsec.crypto.auth import psk_auth
-from ipsec.crypto.identity import parse_identity, parse_pattern
+from ipsec.crypto.auth import AuthenticationError, psk_auth
+from ipsec.crypto.identity import Identity, parse_identity, parse_pattern
 from ipsec.crypto.revocation import Crl, Revocation
 from ipsec.ike import eap_auth, ppk
 from ipsec.ike.config import AuthClass, Childless, IkeSettings, LocalAuth, RemoteAuth
 from ipsec.ike.credentials import EapSecret
+from ipsec.ike.eap import methods
 from ipsec.ike.eap.method import MSK_LEN
 from ipsec.ike.eap.relay import EapAnswer
+from ipsec.ike.eap.tls import TlsIdentity
 from ipsec.ike.eap_auth import EapProof, EapRequest
 from ipsec.ike.events import EapAnswerNeeded, Failed, IkeUp, Initiate, RevocationNeeded
 from ipsec.ike.failure import Cause
@@ -32,6 +34,7 @@ from tests.crypto.test_revocation import point
 from tests.ike.hostile import ROOT
 from tests.ike.test_eap import (
     ANY,
+    BEGIN,
     KEY,
     KEY_THERE,
     PPK,
@@ -246,6 +249,41 @@ def test_who_names_no_method_shows_nothing_without_a_key(kind: EapType, certific
     assert f"does not take {kind.name}, it wants {'TLS' if certificate else 'MSCHAPV2'}" in there
 
 
+def test_the_secret_for_the_server_that_has_it() -> None:
+    """``aaa_id``, where that is not the gateway; of several the one for both names is the best."""
+    for aaa_id, good in (("aaa", True), (None, False), ("bbb", False)):
+        mine = [EapSecret(secret, tuple(map(parse_pattern, ("carol", server))))
+                for secret, server in ((b"right", "aaa"), (b"wrong", "sun"), (b"other", "bbb"))]  # fmt: skip
+        local = client(eap_id=CAROL, aaa_id=parse_pattern(aaa_id) if aaa_id else None)
+        pair = make(local, server(eap_id=ANY), mine, (EapSecret(b"right", (parse_pattern("carol"),)),))
+        if good:
+            pair.up().finish()
+        else:
+            refused(pair, Cause.LOCAL_AUTH, Cause.PEER_AUTH)
+
+
+@pytest.mark.parametrize("end", ["moon", "sun"])
+def test_a_certificate_that_cannot_be_used_leaves_passwords(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """It is said in the log, and EAP-TLS is not proposed, nor asked for."""
+    found = methods.tls_identity
+
+    def unreadable(sa: IkeSa, local: LocalAuth, identity: Identity | None) -> TlsIdentity | None:
+        if sa.initiator is (end == "moon"):
+            raise AuthenticationError("it is malformed")
+        return found(sa, local, identity)
+
+    monkeypatch.setattr(methods, "tls_identity", unreadable)
+    pair = with_tls(alone=False, kind=0)
+    mine = pair.a.connections["c"]
+    carol = replace(mine, local=client(eap_id=CAROL))
+    pair.a.connections["c"] = carol
+    pair.a.engine.load([carol], pair.a.engine.credentials, ())
+    one = pair.b.connections["c"]
+    asking = replace(one, remote=server(eap_id=ANY))
+    pair.b.engine.load([asking], pair.b.engine.credentials, ())
+    pair.up().finish()
+
+
 @pytest.mark.parametrize("kind", [EapType.MSCHAPV2, EapType.MD5, EapType.GTC])
 @pytest.mark.parametrize("wanted", ["%any", "dave"], ids=["no secret", "no connection"])
 def test_no_password_is_none_that_could_be_guessed(kind: EapType, wanted: str) -> None:
@@ -376,6 +414,15 @@ def test_auth_before_eap_has_succeeded(monkeypatch: pytest.MonkeyPatch, kind: in
         return
     _, there = refused(pair, Cause.MALFORMED, Cause.MALFORMED)
     assert "EAP is missing" in there
+
+
+def test_no_auth_after_eap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the end, and not only once the time for IKE_AUTH is up."""
+    monkeypatch.setattr(EapProof, "build", lambda self, sa, now: [])
+    pair = by_method(EapType.MSCHAPV2)
+    _, there = refused(pair, Cause.MALFORMED, Cause.MALFORMED)
+    assert "AUTH is missing" in there
+    assert pair.world.now < BEGIN + 10
 
 
 @pytest.mark.parametrize("of_initiator", [True, False])

@@ -106,6 +106,16 @@ def test_each_address_is_given_once(framed: Any, expected: list[str]) -> None:
     pair.finish()
 
 
+@pytest.mark.parametrize("address", ["10.3.0.10", "192.168.3.9", "223.255.255.254"])
+def test_of_several_the_one_that_is_wanted(address: str) -> None:
+    """Connections inside the tunnel go on only with the address that they began with. All there are may be granted."""
+    wanted = ip_address(address)
+    pair = roads(vips=(wanted,))
+    connect(pair, granting(Granted(framed=(NINE, wanted)), pair))
+    assert leased(pair.a) == [address]
+    pair.finish()
+
+
 def test_whoever_is_granted_none_gets_none() -> None:
     """The IKE_SA is up, as RFC 7296 section 1.3 has it, and nothing passes."""
     pair = roads()

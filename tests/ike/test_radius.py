@@ -127,6 +127,12 @@ def test_of_ipv6_and_without_a_name() -> None:
     assert (request.all(4), request.all(87), request.all(32)) == ([], [], [b"gw"])
 
 
+def test_a_connection_with_a_long_name() -> None:
+    run = Run()
+    run.ask(caller=replace(CALLER, connection="x" * 300))
+    assert run.request().all(87) == [b"x" * 253]
+
+
 def test_a_long_packet_of_the_peer_is_split_and_one_without_room_is_not_sent() -> None:
     run = Run()
     packet = struct.pack(">BBHB", 2, 1, 1500, 13) + bytes(1495)
@@ -277,6 +283,8 @@ def test_a_reject_says_why() -> None:
     assert (found.accepted, found.packet) == (False, FAILURE)
     assert found.reason == r"RADIUS server one (192.0.2.9:1812) rejects the peer: come back \x1b later"
     assert after_ask(lambda r: answer(REJECT, r)).packet is None
+    # which is for our log, however much it is
+    assert len(after_ask(lambda r: answer(REJECT, r, *[(18, b"x" * 253)] * 15)).reason) < 400
 
 
 @pytest.mark.parametrize("eap", [[], eap_attributes(SUCCESS), eap_attributes(QUESTION[:-1]), eap_attributes(IDENTITY)])
