@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from ipsec.config.settings import RadiusSettings
+from ipsec.crypto.identity import Identity
 from ipsec.daemon import accounting as accounting_module
 from ipsec.daemon.accounting import Accounting
 from ipsec.daemon.traffic import NOTHING, Account
 from ipsec.esp.engine import SaStats
 from ipsec.ike.config import PoolConfig
+from ipsec.ike.credentials import EapSecret
 from ipsec.ike.eap.relay import EapAnswer, Granted
 from ipsec.ike.radius.accounting import AccountingExchange
+from ipsec.wire.iana import IdType
 from tests.daemon.test_ike import LOOP
 from tests.ike.radius_server import SERVER
+from tests.ike.test_eap import PASSWORD
 from tests.ike.test_grants import NINE, connect, granting, guest, roads
 from tests.ike.test_radius_accounting import read
 from tests.pair import Pair
@@ -163,6 +168,31 @@ def test_users_have_sessions_of_their_own() -> None:
         one.turn()
         assert [said[1] for said in one.client.said] == [b"carol", b"dave"]
         assert len({said[44] for said in one.client.said}) == 2
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("granted", "sent", "told"),
+    [
+        (b"", b"j\xf6rg", b"j\xf6rg"),
+        (b"", "jörg".encode(), "jörg".encode()),
+        (b"", b"a=b", b"a=b"),
+        (b"", b"192.0.2.77", b"192.0.2.77"),
+        (b"dave@\xe4", b"carol", b"dave@\xe4"),
+    ],
+)
+def test_the_name_is_that_which_the_server_knows(granted: bytes, sent: bytes, told: bytes) -> None:
+    """As in Access-Request, unless it has said another one (RFC 2865 section 5.1)."""
+
+    async def work() -> None:
+        one = Run(Granted(granted, (NINE,)))
+        mine = one.pair.a.connections["c"]
+        user = Identity(IdType.KEY_ID, sent)
+        one.pair.a.load(replace(mine, local=replace(mine.local, eap_id=user)), eap=(EapSecret(PASSWORD),))
+        one.up()
+        assert {identity for identity, _ in one.aaa.asked} == {sent}
+        assert one.client.said[0][1] == told
 
     run(work)
 

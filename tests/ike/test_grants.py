@@ -31,7 +31,7 @@ def granting(granted: Granted | dict[str, Granted], pair: Pair) -> Aaa:
 
     class Granting(Aaa):
         def answer(self, packet: bytes) -> EapAnswer:
-            user = self.asked[-1][0].decode()
+            user = self.asked[-1][0].decode(errors="replace")
             answer = super().answer(packet)
             if answer.accepted is None:
                 return answer
