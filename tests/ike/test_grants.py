@@ -17,7 +17,7 @@ from ipsec.ike.events import AddressesAssigned, EapAnswerNeeded, Failed, IkeDown
 from ipsec.ike.failure import Cause
 from ipsec.ike.lifetimes import Timer
 from tests.ike.test_eap import ANY, PASSWORD, SECRETS, Aaa, client, make, mschapv2, server
-from tests.pair import B, Pair, connection
+from tests.pair import A, B, Pair, connection
 from tests.sim.host import SimHost
 
 ANY4, ANY6 = ip_address("0.0.0.0"), ip_address("::")
@@ -185,6 +185,19 @@ def test_an_address_is_of_whom_it_was_granted_to_last(user: str) -> None:
     assert pair.b.engine.grants[0].online == 1
     pair.world.close()
     assert pair.b.engine.grants[0].online == 0
+
+
+def test_traffic_does_not_wait_for_who_had_the_address() -> None:
+    """Who has gone without a word does not answer; what is sent to the address is for the other one at once."""
+    pair = roads(b={"unique": Unique.NEVER})
+    aaa = granting(Granted(framed=(NINE,)), pair)
+    connect(pair, aaa)
+    (old,) = pair.b.ikes
+    pair.world.broken.add(frozenset((A, B)))
+    other = guest(pair, aaa, "dave")
+    assert leased(other) == ["10.3.0.9"]
+    assert old.doubted
+    assert not pair.b.ikes[-1].doubted
 
 
 def test_reauthentication_keeps_the_address() -> None:
