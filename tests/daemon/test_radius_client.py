@@ -19,6 +19,7 @@ import pytest
 import uvloop
 
 from ipsec.crypto.mschap import nt_password_hash
+from ipsec.daemon import radius_client
 from ipsec.daemon.radius_client import RadiusClient
 from ipsec.ike.eap.md5 import Md5Peer
 from ipsec.ike.eap.method import PeerMethod
@@ -324,22 +325,57 @@ def test_nothing_is_called_after_forget_or_close() -> None:
     assert called == []
 
 
-def test_what_is_forgotten_is_not_kept() -> None:
-    """Peers that come and go, without an answer, cost nothing when they are gone."""
+@pytest.mark.parametrize("answered", [False, True])
+def test_who_waits_no_more_is_not_kept(answered: bool) -> None:
+    """Peers that come and go cost nothing when they are gone."""
 
     class Done:
         def __call__(self, answer: EapAnswer) -> None:
-            raise AssertionError(answer)
+            heard.set()
+
+    heard = asyncio.Event()
 
     async def work() -> None:
-        async with serving(lambda _: []) as server:
+        async with serving(honest if answered else lambda _: []) as server:
             with closing(RadiusClient([server.config()])) as client:
                 waits = Done()
                 gone = weakref.ref(waits)
                 client.ask(1, b"alice", IDENTITY, CALLER, waits)
-                client.forget(1)
+                if answered:
+                    await asyncio.wait_for(heard.wait(), PATIENCE_S)
+                else:
+                    client.forget(1)
                 del waits
                 assert gone() is None
+
+    run(work())
+
+
+@pytest.mark.parametrize(("error", "tries"), [(ConnectionRefusedError, 2), (BlockingIOError, 1)])
+def test_an_error_that_is_not_about_what_is_sent(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError], tries: int
+) -> None:
+    """The first is about what went before, and the second passes: no other server is asked for that."""
+    sent: list[int] = []
+
+    class Once(socket.socket):
+        def send(self, data: Any, *flags: Any) -> int:
+            sent.append(len(data))
+            if len(sent) == 1:
+                raise error
+            return super().send(data, *flags)
+
+    async def work() -> None:
+        async with serving(honest) as server:
+            quick = server.config(name="one", retransmit_timeout=0.3)
+            with closing(RadiusClient([quick, nobody()])) as client:
+                monkeypatch.setattr(radius_client.socket, "socket", Once)
+                asked = asyncio.ensure_future(ask(client))
+                await asyncio.sleep(0)
+                assert len(sent) == tries
+                assert (await asked).packet == QUESTION
+                assert client.counters["one"]["refused"] == 0
+                assert client.counters["nobody"]["requests"] == 0
 
     run(work())
 

@@ -261,6 +261,12 @@ def test_an_accept_that_cannot_be_used_is_a_reject(attribute: tuple[int, bytes],
     assert why in found.reason
 
 
+def test_two_names_are_a_reject() -> None:
+    """Who is let in is not for whoever may put in another attribute."""
+    found = after_ask(lambda r: accept(r, (USER_NAME, b"alice"), (USER_NAME, b"root")))
+    assert (found.accepted, "2 attributes USER_NAME" in found.reason) == (False, True)
+
+
 def test_a_key_for_one_direction_is_a_reject() -> None:
     found = after_ask(lambda r: answer(ACCEPT, r, microsoft(17, mppe(RECV, r)), *eap_attributes(SUCCESS)))
     assert (found.accepted, "a key for one direction only" in found.reason) == (False, True)
@@ -496,6 +502,22 @@ def test_an_answer_makes_a_server_alive() -> None:
     assert [(ticket, found.accepted) for ticket, found in run.answers()] == [(2, None)]
     run.ask(4)
     assert [one[0] for one in run.sent()] == [1]
+
+
+def test_what_is_no_answer_makes_no_server_alive() -> None:
+    """Anybody could send it."""
+    run = Run(*TWO)
+    run.ask(1)
+    run.sent()
+    run.now += 1
+    run.ask(2)
+    ((_, _, data),) = run.sent()
+    until_other(run, 0)
+    run.hear(challenge(read(data, TWO[1].secret)), server=1)
+    assert (run.answers(), run.count("unauthentic", "high")) == ([], 1)
+    assert "high" in run.requests.silent
+    run.ask(3)
+    assert [one[0] for one in run.sent()] == [0]
 
 
 def test_if_all_are_silent_all_are_asked_once() -> None:
