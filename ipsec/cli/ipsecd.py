@@ -57,11 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.config or environment.file, environment)
     except ConfigError as error:
         if options.check or options.prepare or os.environ.get("IPSEC_LOG_FORMAT") != LogFormat.JSON.value:
-            print(f"ipsecd: {error}", file=sys.stderr)
+            _complain(error)
         else:
             # what the file says of it is not known yet
             handler.setFormatter(formatter(LogFormat.JSON.value))
-            log.error("%s", error)
+            for line in error.lines():
+                log.error("%s", line)
         return ExitCode.CONFIG
     if not (options.check or options.prepare):
         handler.setFormatter(formatter(config.settings.log_format.value))
@@ -73,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _prepare(config, options)
     leave_out_what_no_line_says()
     return daemon.run(config)
+
+
+def _complain(error: ConfigError) -> None:
+    for line in error.lines():
+        print(f"ipsecd: {line}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -276,6 +276,11 @@ class Environment:
 
     def explain(self, error: ConfigError) -> ConfigError:
         """The same error with the variable as its place, if it came out of one or could be mended by one."""
+        found = self._explain(error)
+        found.others = tuple(map(self._explain, error.others))
+        return found
+
+    def _explain(self, error: ConfigError) -> ConfigError:
         if error.file is None or not (error.file == ENVIRONMENT or error.file.startswith(PREFIX)):
             return error
         if error.file != ENVIRONMENT:

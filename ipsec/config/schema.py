@@ -8,8 +8,9 @@ keys are next to the file, or in SWANCTL_DIR.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from ipsec.config import DEFAULT_FILE
 from ipsec.config.authorities import read_authorities
@@ -30,6 +31,8 @@ from ipsec.esp.sa import Policy
 from ipsec.ike.config import Connection, PoolConfig
 from ipsec.ike.credentials import Credentials
 from ipsec.text import plural
+
+T = TypeVar("T")
 
 _IKE_SECTIONS = ("connections", "secrets", "pools", "authorities")
 _SECRET_KEYS = ("key_in", "key_out", "integ_key_in", "integ_key_out")
@@ -125,7 +128,7 @@ def _read(root: Section, directory: str | None, environment: Environment) -> Con
     settings = read_settings(ipsecd)
     top = root.sections.get("sas", empty)
     read_keys(top, {}, sections=top.sections)
-    sas = _number([read_sa(section, name, settings) for name, section in top.sections.items()])
+    sas = _number(_each(top, lambda section, name: read_sa(section, name, settings)))
     warnings = [*notes, *_check_together(sas, top), *_warn(sas, top), *_warn_readable(top, _SECRET_KEYS)]
     warnings += [*radius_warnings(ipsecd), *_warn_readable(radius_servers(ipsecd), ("secret",))]
     config = Config(root.file, settings, tuple(sas), blank=not root.sections)
@@ -141,19 +144,31 @@ def _read_ike(root: Section, config: Config, files: CredentialFiles, warnings: l
     assigned = read_pools(pools)
     allow_weak = config.settings.allow_weak
     # first all that names a file, so that the credentials have what was read
-    found = [
-        (section, read_connection(section, name, files, allow_weak=allow_weak))
-        for name, section in connections.sections.items()
-    ]
+    found = _each(
+        connections, lambda section, name: (section, read_connection(section, name, files, allow_weak=allow_weak))
+    )
     credentials, notes = load_credentials(files, read_secrets(secrets), read_authorities(authorities, files))
     radius = bool(config.settings.radius.servers)
     checker = Checker(files, credentials, [pool.name for pool in assigned], radius=radius)
-    done = []
-    for section, connection in found:
-        done.append(checker.complete(section, connection))
-        warnings += checker.warnings(section, done[-1])
+    by_name = {connection.name: connection for _, connection in found}
+    done = _each(connections, lambda section, name: checker.complete(section, by_name[name]))
+    for (section, _), connection in zip(found, done, strict=True):
+        warnings += checker.warnings(section, connection)
     warnings += [*notes, *secret_warnings(secrets), *_warn_readable(secrets, ("secret",))]
     return replace(config, connections=tuple(done), credentials=credentials, pools=assigned)
+
+
+def _each(parent: Section, read: Callable[[Section, str], T]) -> list[T]:
+    """What each section below has. ConfigError for all that are wrong: whoever has hundreds mends them at once."""
+    found, wrong = [], []
+    for name, section in parent.sections.items():
+        try:
+            found.append(read(section, name))
+        except ConfigError as error:
+            wrong.append(error)
+    if wrong:
+        raise ConfigError.together(wrong)
+    return found
 
 
 def _number(sas: list[ManualSa]) -> list[ManualSa]:

@@ -93,7 +93,7 @@ def _machine(file: str | None, *, running: bool) -> tuple[Requirement, ...]:
         config = read(file)
     except ConfigError as error:
         remedy = "correct the file, or name another: ipsecctl doctor FILE"
-        return (Requirement("configuration", State.MISSING, str(error), remedy),)
+        return tuple(Requirement("configuration", State.MISSING, line, remedy) for line in error.lines())
     found = [Requirement("configuration", State.FOUND, f"{config.file}: {config.contents()}")]
     found += [Requirement("configuration", State.HINT, one, "correct the file") for one in config.warnings]
     try:

@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CtlError as error:
         return _fail(app, error)
     except ConfigError as error:
-        return _fail(app, CtlError(str(error), code=ExitCode.CONFIG))
+        return _fail(app, CtlError("\n".join(error.lines()), code=ExitCode.CONFIG))
     except IpsecError as error:
         return _fail(app, CtlError(str(error)))
     except (KeyboardInterrupt, click.Abort):

@@ -210,8 +210,9 @@ class Daemon:
         try:
             config = await self._read_again()
         except ConfigError as error:
-            log.error("not reloaded: %s", error)
-            return str(error)
+            for line in error.lines():
+                log.error("not reloaded: %s", line)
+            return error.in_short()
         effective = replace(config, settings=self._config.settings, sas=self._config.sas)
         if self.ike is None and config.connections:
             try:

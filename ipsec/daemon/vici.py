@@ -299,7 +299,10 @@ class ViciControl:
 
     async def preview(self) -> Preview:
         """See Control."""
-        old, new = await self._file.preview()
+        try:
+            old, new = await self._file.preview()
+        except ConfigError as error:
+            raise ConfigError(error.in_short()) from None
         return Preview(new.file, new.warnings, changes(old, new))
 
     def _changed(self) -> None:

@@ -74,6 +74,19 @@ def test_configuration_errors_name_the_place(tmp_path: Path, capsys: pytest.Capt
     assert "wrokers" in said
 
 
+@pytest.mark.parametrize("option", [[], ["--check"], ["--prepare", "--undo"]])
+def test_all_that_is_wrong_is_told_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    text = "".join(f"c{number} {{ dpd_delay = {number}x }}\n" for number in range(3))
+    path = written(tmp_path / "bad.conf", f"connections {{\n{text}}}\n")
+    assert ipsecd.main(["--config", path, *option]) == ExitCode.CONFIG
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" is not a time")[0] for line in said] == [
+        f"ipsecd: {path}:{number + 2}: connections.c{number}.dpd_delay: '{number}x'" for number in range(3)
+    ]
+
+
 @pytest.mark.parametrize(("option", "is_json"), [([], True), (["--check"], False)])
 def test_a_configuration_error_for_programs(tmp_path: Path, option: list[str], is_json: bool) -> None:
     path = written(tmp_path / "bad.conf", "ipsecd {\n  wrokers = 2\n}\n")

@@ -595,6 +595,39 @@ def test_a_container_brings_its_trust_anchor(tmp_path: Path) -> None:
     assert found.connections[0].local.certs == (pki.parsed("moon"),)
 
 
+def several(*lines: str) -> ConfigError:
+    """What is said of so many connections with a line each."""
+    text = "".join(f"c{number} {{\n{line}\n{PSK + CHILD}}}\n" for number, line in enumerate(lines))
+    with pytest.raises(ConfigError) as caught:
+        load_text(f"connections {{\n{text}}}\n{TAIL}", "f")
+    return caught.value
+
+
+def test_all_connections_that_are_wrong_are_named_at_once() -> None:
+    error = several("dpd_delay = 5x", "mobike = no", "vips = 10.300.0.1", "pools = none-such")
+    (other,) = error.others
+    assert (error.key, other.key) == ("connections.c0.dpd_delay", "connections.c2.vips")
+    assert error.lines() == [str(error), str(other)]
+    assert error.in_short() == f"{error} (and 1 more: ipsecd --check)"
+
+
+def test_those_that_others_do_not_fit_as_well() -> None:
+    """Known when each by itself is sound."""
+    error = several("pools = one", "mobike = no", "pools = two")
+    assert [line.rpartition(" ")[2] for line in error.lines()] == ["'one'", "'two'"]
+
+
+def test_of_too_many_their_number() -> None:
+    *lines, last = several(*["dpd_delay = 5x"] * 50).lines()
+    assert len(lines) == ConfigError.LINES_MAX
+    assert last == f"and {50 - ConfigError.LINES_MAX} more of the kind"
+
+
+def test_one_error_is_one_line() -> None:
+    error = refuse("dpd_delay = 5x")
+    assert error.lines() == [error.in_short()] == [str(error)]
+
+
 def test_expired_certificate_is_a_warning(base: Path) -> None:
     pki.write(base, "x509/old.pem", pki.pem("old"))
     pki.write(base, "private/old.pem", pki.key_pem("old"))

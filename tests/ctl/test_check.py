@@ -46,6 +46,16 @@ def test_check_says_what_the_daemon_would(file: Path, ctl: Ctl) -> None:
     assert ctl("check", str(file), "--json").document["error"] == "config"
 
 
+def test_check_and_doctor_name_all_that_is_wrong(file: Path, ctl: Ctl) -> None:
+    (line,) = [line for line in file.read_text().splitlines() if "connections {" in line]
+    file.write_text(file.read_text().replace(line, f"{line}\nx {{ mobike = 5x }}\ny {{ dpd_delay = 5x }}\n", 1))
+    done = ctl("check", str(file))
+    assert done.status == ExitCode.CONFIG
+    assert [line.split(": ")[-2] for line in done.err.splitlines()] == ["connections.x.mobike", "connections.y.dpd_delay"]
+    assert "connections.x.mobike" in ctl("doctor", str(file)).out
+    assert "connections.y.dpd_delay" in ctl("doctor", str(file)).out
+
+
 def test_check_warns_and_strict_minds(file: Path, ctl: Ctl) -> None:
     file.chmod(0o644)
     done = ctl("check", str(file))

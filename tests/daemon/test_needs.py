@@ -293,6 +293,12 @@ def test_a_file_that_asks_for_more_than_there_is_changes_nothing(
         assert f"not reloaded: {said}" in caplog.text
         with pytest.raises(ConfigError, match="raw socket"):
             await daemon.preview()
+        file(tmp_path, more.replace("c {", "c {\ndpd_delay = 5x", 1).replace("other {", "other {\nmobike = 5x", 1))
+        said = await daemon.reload()
+        assert said.endswith("(and 1 more: ipsecd --check)")
+        assert [line.rpartition("not reloaded: ")[2].split(": ")[1] for line in caplog.messages[-2:]] == [
+            "connections.c.dpd_delay", "connections.other.mobike",
+        ]  # fmt: skip
         assert daemon.ike is not None
         assert list(daemon.ike.engine.table.by_name) == ["c"]
         await daemon.stop()
