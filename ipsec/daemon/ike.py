@@ -306,6 +306,9 @@ class IkeControl:
         except Exception as error:
             return error
         if Action.START in child.start_action and not child.shunt:
+            # what was to be tried again was another one
+            for before in (self.retry_at, self._retries):
+                before.pop((connection.name, child.name), None)
             self._spawn(self.connect(connection, child))
         return None
 
@@ -534,9 +537,10 @@ class IkeControl:
             self._retry(connection, child)
 
     def _retry(self, connection: Connection, child: ChildConfig) -> None:
-        if self._stopping or Action.START not in child.start_action:
-            return
         key = connection.name, child.name
+        # who tries by hand meanwhile puts off nothing
+        if self._stopping or key in self.retry_at or Action.START not in child.start_action:
+            return
         wait = min(self._retries.get(key, RETRY_S / 2) * 2, RETRY_MAX_S)
         self._retries[key] = wait
         self.retry_at[key] = self._loop.time() + wait
@@ -544,9 +548,12 @@ class IkeControl:
         self._spawn(self._connect_later(connection, child, wait))
 
     async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
+        key = connection.name, child.name
+        at = self.retry_at.get(key)
         await asyncio.sleep(wait)
-        if self.retry_at.pop((connection.name, child.name), None) is None:
+        if at is None or self.retry_at.get(key) != at:
             return
+        del self.retry_at[key]
         # a reload may have changed it, or the peer may have come by itself
         current = self.engine.table.by_name.get(connection.name)
         if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):
@@ -571,8 +578,7 @@ class IkeControl:
             return None
         path = (event.path if event is not None else None) or found[1]
         if path is None:
-            where = str(remote) if remote is not None else ", ".join(connection.remote_addrs)
-            why = f"no way to {where or 'a peer without remote_addrs'}"
+            why = self._paths.obstacle((str(remote),) if remote is not None else connection.remote_addrs)
             log.warning("%s: %s", connection.name, why)
             failure = Failure(Cause.NO_PATH, why, child.name if child is not None else "")
             self.engine.note_without(failure, connection.name, None, initiator=True)

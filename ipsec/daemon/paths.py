@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -55,6 +55,17 @@ class Paths:
             return Path(local, ports[remote.version], remote, 4500)
         # swanctl.conf: with other ports than 500 everything goes, with a marker, over that one
         return Path(local, ports[remote.version], remote, connection.remote_port)
+
+    def obstacle(self, remote_addrs: Sequence[str]) -> str:
+        """Why ``to`` has found no way there, in words."""
+        where = f"no way to {', '.join(remote_addrs) or 'a peer without remote_addrs'}"
+        remote = next((found for text in remote_addrs for found in self._known(text)), None)
+        if remote is not None:
+            why = "there is no route" if remote.version in self._backend.ports else f"no IPv{remote.version} here"
+            return f"{where}: {why}"
+        troubles = {name: self._resolver.trouble(name) for name in names_of(remote_addrs)}
+        whys = [f"{name}: {why}" if len(remote_addrs) > 1 else why for name, why in troubles.items() if why]
+        return f"{where}: {'; '.join(whys)}" if whys else where
 
     def without_route(self, connection: Connection) -> Ends | None:
         """The ends of a connection, though nothing leads to its peer; None if no single one is told, or it has a name

@@ -29,6 +29,8 @@ class Resolver:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[IpAddress, ...]] = {}
+        self._trouble: dict[str, str] = {}
+        "why the last look-up of a name found nothing"
         self._threads = Threads(LOOKUPS_MAX, "ipsec-names")
         self._asked: dict[str, asyncio.Task[tuple[IpAddress, ...]]] = {}
         "look-ups under way, one for all that wait for a name"
@@ -41,6 +43,10 @@ class Resolver:
     def known(self, name: str) -> tuple[IpAddress, ...]:
         """What was found last, without asking anybody."""
         return self._known.get(name, ())
+
+    def trouble(self, name: str) -> str:
+        """Why the last look-up found nothing, in the resolver's words; empty if it found something."""
+        return self._trouble.get(name, "")
 
     async def resolve(self, name: str) -> tuple[IpAddress, ...]:
         """Ask. An empty answer if there is none; what was known before stays then."""
@@ -56,9 +62,10 @@ class Resolver:
     async def _ask(self, name: str) -> tuple[IpAddress, ...]:
         try:
             found = await self._threads.run(partial(socket.getaddrinfo, name, None, type=socket.SOCK_DGRAM))
-        # UnicodeError: it cannot be a name
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            self._trouble[name] = (error.strerror if isinstance(error, OSError) else "") or "it cannot be a name"
             return self._known.get(name, ())
+        self._trouble.pop(name, None)
         addresses = tuple(dict.fromkeys(ip_address(item[4][0]) for item in found))
         self._known[name] = addresses
         return addresses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from ipaddress import ip_address
@@ -329,6 +330,44 @@ def test_retries_come_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
     run(main())
     assert waits[:5] == [0.02, 0.04, 0.08, 0.1, 0.1]
+
+
+def test_who_tries_by_hand_puts_off_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ipsec")
+
+    async def main() -> None:
+        monkeypatch.setattr(ike_module, "RETRY_S", 30)
+        pair = Pair(A, B.replace("for these two alone", "another one altogether"))
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: end.retry_at)
+        before = dict(end.retry_at)
+        (connection,) = end.engine.table.by_name.values()
+        for _ in range(3):
+            await end.connect(connection, connection.children[0])
+            await until(lambda: not end.engine.sas)
+        assert end.retry_at == before
+        assert [line for line in caplog.messages if "trying n again" in line] == ["c: trying n again in 30 s"]
+        await pair.stop()
+
+    run(main())
+
+
+def test_what_a_reload_changes_is_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waited to be tried again was another child, and takes nothing from this one."""
+
+    async def main() -> None:
+        monkeypatch.setattr(ike_module, "RETRY_S", 0.1)
+        pair = Pair(A, B.replace("for these two alone", "another one altogether"))
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: end._retries.get(("c", "n")) == 0.4)
+        await end.reload(load_text(A.replace("10.2.0.0/16", "10.2.0.0/17")))
+        for wait in (0.1, 0.2, 0.4):
+            await until(lambda wait=wait: end._retries.get(("c", "n")) == wait)
+        await pair.stop()
+
+    run(main())
 
 
 def test_who_is_taken_out_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from ipsec.config import load_text
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon import paths, reach
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.paths import Paths
 from ipsec.daemon.reach import Resolver
 from ipsec.daemon.vici import ViciControl
 from ipsec.errors import PolicyError
@@ -503,7 +504,34 @@ def test_whoever_asks_for_a_name_that_is_asked_for_waits_with_the_others(names: 
 
 def test_what_cannot_be_a_name_has_no_address() -> None:
     async def main() -> None:
-        assert await Resolver().resolve("x" * 300) == ()
+        resolver = Resolver()
+        assert await resolver.resolve("x" * 300) == ()
+        assert resolver.trouble("x" * 300) == "it cannot be a name"
+
+    run(main())
+
+
+def test_what_keeps_us_from_a_peer_is_said(names: Names) -> None:
+    """A name server that is silent, a name that is none and a route that is missing want other people."""
+
+    async def main() -> None:
+        resolver = Resolver()
+        way = Paths(FakeBackend(), resolver, fwmark=0, outside=True)  # type: ignore[arg-type]
+        names.refuse("dead.example")
+        names.know("live.example")
+        await resolver.resolve("dead.example")
+        await resolver.resolve("live.example")
+        assert way.obstacle(["dead.example"]) == "no way to dead.example: no answer"
+        both = way.obstacle(["dead.example", "never-asked.example"])
+        assert both == "no way to dead.example, never-asked.example: dead.example: no answer"
+        assert way.obstacle(["dead.example", "live.example"]).endswith("live.example: there is no route")
+        assert way.obstacle(["192.0.2.1"]) == "no way to 192.0.2.1: there is no route"
+        assert way.obstacle(["2001:db8::1"]) == "no way to 2001:db8::1: no IPv6 here"
+        assert way.obstacle(["%any"]) == "no way to %any"
+        assert way.obstacle([]) == "no way to a peer without remote_addrs"
+        names.know("dead.example")
+        await resolver.resolve("dead.example")
+        assert not resolver.trouble("dead.example")
 
     run(main())
 
