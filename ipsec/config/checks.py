@@ -120,8 +120,8 @@ class Checker:
 
     def _validity_warnings(self, part: Section, local: LocalAuth) -> Iterator[str]:
         for certificate in local.certs:
-            first, last = (f"{time:%Y-%m-%d}" for time in (certificate.not_before, certificate.not_after))
-            why = f"expired on {last}" if certificate.not_after < self._wall else ""
+            first, last = (f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in (certificate.not_before, certificate.not_after))
+            why = f"expired {last}" if certificate.not_after < self._wall else ""
             if certificate.not_before > self._wall:
                 why = f"is not valid before {first}, is this host's clock right?"
             if why:

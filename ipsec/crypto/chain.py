@@ -365,11 +365,18 @@ def _verified(tbs: bytes, algorithm: bytes, signature: bytes, spki: bytes) -> No
     check(tbs, algorithm, signature, spki)
 
 
-def _check_itself(certificate: Certificate, wall: datetime) -> None:
+def out_of_force(certificate: Certificate, wall: datetime) -> str:
+    """In words whose time has not come or is over; empty if it is in force."""
     if wall < certificate.not_before:
-        raise CertificateError(f"{certificate.subject} is not valid before {certificate.not_before:%Y-%m-%d %H:%M:%S}")
+        return f"{certificate.subject} is not valid before {certificate.not_before:%Y-%m-%d %H:%M:%S} UTC"
     if wall > certificate.not_after:
-        raise CertificateError(f"{certificate.subject} expired {certificate.not_after:%Y-%m-%d %H:%M:%S}")
+        return f"{certificate.subject} expired {certificate.not_after:%Y-%m-%d %H:%M:%S} UTC"
+    return ""
+
+
+def _check_itself(certificate: Certificate, wall: datetime) -> None:
+    if why := out_of_force(certificate, wall):
+        raise CertificateError(why)
     for oid, (critical, _) in certificate.extensions.items():
         if critical and oid not in _PROCESSED:
             raise CertificateError(f"{certificate.subject} has the unknown critical extension {oid}")

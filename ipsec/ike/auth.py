@@ -38,6 +38,7 @@ from ipsec.ike.proof import (
     describe_received,
     local_identity,
     make_proof,
+    own_fault,
     verify_proof,
 )
 from ipsec.ike.registry import TRIED_MAX
@@ -234,6 +235,8 @@ def heed_errors(sa: IkeSa, payloads: list[Payload], missing: str) -> None:
     if missing or ENDS_IKE.intersection(errors):
         why = name_of(NotifyType, errors[0]) if errors else f"an answer without {missing}"
         cause = cause_of(errors[0], child=False) if errors else Cause.MALFORMED
+        if NotifyType.AUTHENTICATION_FAILED in errors:
+            why += own_fault(sa)
         reason = bounded(f"{sa.path.remote} refuses us as {sa.our_id}: {why}")
         raise SaFailedError(Failure(cause, reason, by_peer=True))
 

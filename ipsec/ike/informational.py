@@ -16,6 +16,7 @@ from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.find import find_notify
 from ipsec.ike.giveway import agree, stays_for
 from ipsec.ike.mobike import behind_nat, detection, handle_addresses, handle_update
+from ipsec.ike.proof import own_fault
 from ipsec.ike.rekey import awaits_answer, closed_by_peer, settled_by_peer
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import CHILD_UP, ChildState
@@ -89,9 +90,10 @@ def _heed(
         return []
     if number == NotifyType.AUTHENTICATION_FAILED:
         # section 2.21.2: the initiator could not authenticate us, and has dropped its end
-        log.warning("%s: the peer does not believe that we are %s", sa, sa.our_id)
+        why = own_fault(sa)
+        log.warning("%s: the peer does not believe that we are %s%s", sa, sa.our_id, why)
         sa.respond(ExchangeType.INFORMATIONAL, [], path, now)
-        sa.destroy(Failure(Cause.LOCAL_AUTH, "the peer could not authenticate us", by_peer=True), now)
+        sa.destroy(Failure(Cause.LOCAL_AUTH, f"the peer could not authenticate us{why}", by_peer=True), now)
         return None
     if number < NOTIFY_STATUS_FIRST:
         log.warning("%s: the peer reports %s", sa, name_of(NotifyType, number))

@@ -17,7 +17,7 @@ from ipsec.crypto.auth import (
     signed_octets,
     verify,
 )
-from ipsec.crypto.chain import CertificateError, Chain, UnwantedError
+from ipsec.crypto.chain import CertificateError, Chain, UnwantedError, out_of_force
 from ipsec.crypto.identity import Identity
 from ipsec.crypto.revocation import RevokedError, Status, check_revocation, revocation_sources
 from ipsec.crypto.x509 import Certificate, parse_certificate
@@ -141,6 +141,13 @@ def make_proof(
     if send is SendCert.NEVER or (send is SendCert.IFASKED and certreqs is None):
         certificates = []
     return Proof(AuthPayload(method, data), certificates)
+
+
+def own_fault(sa: IkeSa) -> str:
+    """What a peer that refuses us may mind, to go on after that: our certificates, if by our clock none is in force."""
+    wall = sa.core.host.wall()
+    whys = [out_of_force(certificate, wall) for local in sa.connection.all_local for certificate in local.certs]
+    return f"; our certificate {whys[0]}" if whys and all(whys) else ""
 
 
 def _our_psk(sa: IkeSa, connection: Connection, identity: Identity) -> bytes:

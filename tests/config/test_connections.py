@@ -633,7 +633,7 @@ def test_expired_certificate_is_a_warning(base: Path) -> None:
     pki.write(base, "private/old.pem", pki.key_pem("old"))
     (warning,) = config("", auth("certs = old.pem", "auth = pubkey"), base=base).warnings
     path = base / "x509/old.pem"
-    assert warning == f"f:5: connections.gw.local.certs: {path} (CN=old) expired on 2021-01-01"
+    assert warning == f"f:5: connections.gw.local.certs: {path} (CN=old) expired 2021-01-01 00:00:00 UTC"
 
 
 def test_a_certificate_of_the_future_is_a_warning(base: Path) -> None:

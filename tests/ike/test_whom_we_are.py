@@ -52,6 +52,32 @@ def meet(
 
 
 @pytest.mark.parametrize("responder", [True, False])
+@pytest.mark.parametrize(
+    ("first", "last", "says"),
+    [(-2, -1, "CN=first expired 20"), (1, 2, "CN=first is not valid before 20"), (-1, 1, "")],
+)
+def test_who_is_refused_looks_at_its_own_certificate(responder: bool, first: int, last: int, says: str) -> None:
+    """The peer does not say why, and it was in force when the configuration was read."""
+    own = sun("first", ONE, EC384_KEY, not_before=WALL + first * DAY, not_after=WALL + last * DAY)
+    # who is refused while its certificate is in force has to look elsewhere
+    trusted = (ONE,) if says else (TWO,)
+    theirs, ours, local = keys(MOON, anchors=trusted), keys(own), LocalAuth(certs=(own,), id=own.subject)
+    peer: dict[str, Any] = {"local": LocalAuth(certs=(MOON,), id=MOON.subject), "remote": ANYBODY}
+    we = {"local": local, "remote": ANYBODY}
+    lab = Lab(a=peer if responder else we, b=we if responder else peer)
+    lab.a.credentials, lab.b.credentials = (theirs, ours) if responder else (ours, theirs)
+    lab.initiate()
+    end = lab.b if responder else lab.a
+    (problem,) = end.problems
+    assert problem.failure.by_peer
+    if says:
+        assert f"; our certificate O=x, {says}" in problem.failure.reason
+        assert problem.failure.reason.endswith(" UTC")
+    else:
+        assert "certificate" not in problem.failure.reason
+
+
+@pytest.mark.parametrize("responder", [True, False])
 @pytest.mark.parametrize("trusted", [ONE, TWO])
 def test_our_address_by_the_certificate_that_is_asked_for(responder: bool, trusted: Ca) -> None:
     own = IPAddress(B if responder else A)
