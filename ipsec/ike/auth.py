@@ -18,7 +18,7 @@ from ipsec.errors import ParseError
 from ipsec.ike import config_payload, ppk
 from ipsec.ike.admit import admit
 from ipsec.ike.auth_lifetime import heed_lifetime, parse_lifetime
-from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, install, new_child, offer, shown, take_answer
+from ipsec.ike.child import CHILD_ERRORS, ChildRefusedError, in_question, install, new_child, offer, take_answer
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import Childless, Connection, Unique
 from ipsec.ike.create_child import CreateChild, log_up
@@ -342,9 +342,7 @@ def _take_first_child(sa: IkeSa, child: ChildSa, nonces: InitProgress, payloads:
         take_answer(sa, child, about, first=True)
     except ChildRefusedError as error:
         name = name_of(NotifyType, error.notify) if error.notify else "our refusal"
-        offered = f"{', '.join(map(str, child.config.esp_proposals))} for {shown(child.local_ts)}"
-        log.warning("%s: child %s: %s (%s); offered %s === %s", sa, child.name, name, error, offered,
-                    shown(child.remote_ts))  # fmt: skip
+        log.warning("%s: child %s: %s (%s)%s", sa, child.name, name, error, in_question(child, error.notify))
         if error.notify:
             core.host.free_spi(child.spi_in)
         else:

@@ -221,6 +221,15 @@ def refuse_errors(payloads: Sequence[Payload]) -> None:
         raise ChildRefusedError(error.notify, "the peer refuses", error.data)
 
 
+def in_question(child: ChildSa, notify: int) -> str:
+    """What of our offer an error is about, for the end of a line in the log; empty where that is neither."""
+    if notify in (NotifyType.TS_UNACCEPTABLE, NotifyType.SINGLE_PAIR_REQUIRED):
+        return f"; we offered {shown(child.local_ts)} === {shown(child.remote_ts)}"
+    if notify in (NotifyType.NO_PROPOSAL_CHOSEN, NotifyType.INVALID_KE_PAYLOAD):
+        return f"; we offered {negotiate.describe(child.config.esp_proposals)}"
+    return ""
+
+
 def _meant(sa: IkeSa, child: ChildSa, chosen: Sequence[TrafficSelector]) -> list[TrafficSelector]:
     """What the responder left of our side in IKE_AUTH, without what was only there because our virtual address was not
     known. Elsewhere the offer was exact, and a successor may have selectors of addresses that we do not have any more.

@@ -15,12 +15,12 @@ from ipsec.ike import followup
 from ipsec.ike.child import (
     ChildRefusedError,
     answer,
+    in_question,
     install,
     new_child,
     nonce_of,
     offer,
     refuse_errors,
-    shown,
     take_answer,
 )
 from ipsec.ike.child import (
@@ -207,7 +207,7 @@ class CreateChild(Request):
                 log.info("%s: %s: the peer is busy, asking again later", sa, what)
                 sa.core.retry_child(sa, self, now + RETRY_S * (1 + sa.core.fraction()))
                 return
-            log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))
+            log.warning("%s: %s failed: %s (%s)%s", sa, what, error, name, in_question(child, error.notify))
             sa.core.child_not_made(sa, self.config, error.failure(child), now)
             return
         if _rival_nonces(sa, old) or old.state not in CHILD_UP:
@@ -229,7 +229,7 @@ class CreateChild(Request):
             _rekey_later(sa, old, now + RETRY_FAILED_S * (1 + sa.core.fraction()))
             sa.core.reauthenticate(sa, now)
         else:
-            log.warning("%s: %s failed: %s (%s); %s", sa, what, error, name, _offered(child))
+            log.warning("%s: %s failed: %s (%s)%s", sa, what, error, name, in_question(child, error.notify))
             sa.core.note(error.failure(child), sa)
             _rekey_later(sa, old, now + RETRY_FAILED_S * (1 + sa.core.fraction()))
 
@@ -274,11 +274,6 @@ def _first_method(sa: IkeSa, config: ChildConfig) -> int:
     if used is not None and used.id in offered and offered[0] != KeMethod.NONE:
         return used.id
     return offered[0] if offered else KeMethod.NONE
-
-
-def _offered(child: ChildSa) -> str:
-    proposals = ", ".join(map(str, child.config.esp_proposals))
-    return f"we offered {proposals} for {shown(child.local_ts)} === {shown(child.remote_ts)}"
 
 
 # -- the responder's side

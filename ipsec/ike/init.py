@@ -305,11 +305,12 @@ def _hint(sa: IkeSa, number: int, now: float) -> None:
     if sa.unauthenticated_error:
         return
     why = f"{sa.path.remote} answers {name_of(NotifyType, number)}"
-    ours = terms(sa.connection.proposals)
+    ours, offered = terms(sa.connection.proposals), ""
     if number == NotifyType.NO_PROPOSAL_CHOSEN:
-        why += f"; we offered {negotiate.describe(sa.connection.proposals)}"
+        # long, so it comes last, and once
+        offered = f"; we offered {negotiate.describe(sa.connection.proposals)}"
     sa.unauthenticated_error = Failure(cause_of(number, child=False), why, by_peer=True, ours=ours)
-    log.warning("%s: %s; waiting %d s, for anybody could have sent that", sa, why, HINT_PATIENCE_S)
+    log.warning("%s: %s; waiting %d s, for anybody could have sent that%s", sa, why, HINT_PATIENCE_S, offered)
     sa.core.timers.set((Timer.GIVE_UP, sa.uid), now + HINT_PATIENCE_S)
 
 

@@ -65,7 +65,7 @@ def test_ike_proposals(failing: Pair) -> None:
     assert (ours.failure.cause, ours.failure.by_peer, ours.initiator, ours.peer) == (
         Cause.IKE_PROPOSALS, True, True, B,
     )  # fmt: skip
-    assert "we offered" in ours.failure.reason
+    assert ours.failure.reason == f"{B} answers NO_PROPOSAL_CHOSEN"
     assert (theirs.failure.cause, theirs.failure.by_peer, theirs.initiator, theirs.peer) == (
         Cause.IKE_PROPOSALS, False, False, A,
     )  # fmt: skip
@@ -74,6 +74,24 @@ def test_ike_proposals(failing: Pair) -> None:
     assert "AES_GCM_16" in ours.failure.ours.proposals[0]
     assert "ECP_384" in theirs.failure.ours.proposals[0]
     assert not ours.failure.theirs.proposals
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        pytest.param({"child": {"esp_proposals": OTHER_ESP}}, "we offered ESP:AES_GCM_16_128/NO_EXT_SEQ", id="ESP"),
+        pytest.param({"child": {"local_ts": (ELSEWHERE,)}}, "we offered 10.1.0.0/16 === 10.2.0.0/16", id="ts"),
+        pytest.param({"pools": ()}, "", id="address"),
+    ],
+)
+def test_the_log_has_what_was_refused(more: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And not all of the offer, which with the default proposals is a page."""
+    caplog.set_level(logging.WARNING, "ipsec")
+    pair = Pair(a={} if says else {"vips": (ip_address("0.0.0.0"),)}, b=more)
+    pair.a.initiate()
+    pair.world.run(60)
+    (line,) = [line for line in caplog.messages if "child net: " in line and "the peer" in line]
+    assert line.endswith(f"(the peer refuses){'; ' if says else ''}{says}")
 
 
 @pytest.mark.parametrize("failing", [case({"b": {"child": {"esp_proposals": OTHER_ESP}}}, "child")], indirect=True)
