@@ -35,6 +35,17 @@ FILE = click.Path(dir_okay=False, readable=False)
 T = TypeVar("T")
 
 
+class Whole(click.IntRange):
+    """A whole number on the command line, called so in errors."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number on the command line, called so in errors."""
+
+    name = "number"
+
 class Terminal(Console):
     """A console that leaves it to ``main`` what happens when nobody reads."""
 

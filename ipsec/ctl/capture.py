@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ipsec.cli.version import version
 from ipsec.ctl import complete
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, Whole, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.keys import Keys
 from ipsec.ctl.names import known
@@ -62,8 +62,8 @@ class _Counts:
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file; - is standard output.")
 @click.option("--inside", "where", flag_value="inside", help="Only what goes through the tunnels, in clear.")
 @click.option("--outside", "where", flag_value="outside", help="Only ESP and IKE, as others see it.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), metavar="N", help="End after so many seconds.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many packets.")
+@click.option("--seconds", type=Number(min=0.1), metavar="N", help="End after so many seconds.")
+@click.option("--count", type=Whole(min=1), metavar="N", help="End after so many packets.")
 @click.option(
     "--keys",
     type=click.Path(file_okay=False),

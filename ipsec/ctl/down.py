@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, current
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.names import Known, Target, id_options, known, targets_of
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN
@@ -39,7 +39,7 @@ class Outcome:
 @id_options
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.app import App, VerbGroup, current
+from ipsec.ctl.app import App, VerbGroup, Whole, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Known, near
 from ipsec.ctl.output import DIM, WARN, Column, Table, count, duration, endpoint, octets
@@ -195,7 +195,7 @@ def _print_or(app: App, table: Table, nothing: str) -> None:
 
 
 @list_.command()
-@click.option("--expiring", "days", type=click.IntRange(min=0), metavar="DAYS", help="Only those that end so soon.")
+@click.option("--expiring", "days", type=Whole(min=0), metavar="DAYS", help="Only those that end so soon.")
 def certs(days: int | None) -> None:
     """Certificates and revocation lists, what ends first at the top."""
     app = current()

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ipsec.ctl.app import Whole
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.view import ChildSa, Conn, IkeSa, fetch_conns, fetch_manual_sas, fetch_sas
 from ipsec.vici.client import Session
@@ -188,7 +189,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def id_options(function: F) -> F:
     """The options that choose single SAs."""
-    number = click.IntRange(min=1)
+    number = Whole(min=1)
     function = click.option("--child-id", type=number, multiple=True, metavar="N", help="A CHILD_SA by its number.")(
         function
     )

@@ -12,7 +12,7 @@ import click
 from rich.text import Text
 
 from ipsec.ctl import complete
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, Whole, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Target, id_options, known, targets_of
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN
@@ -45,7 +45,7 @@ class Outcome:
 @click.option("--reauth", is_flag=True, help="Authenticate anew: a new IKE_SA takes the place of the old one.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",
@@ -205,7 +205,7 @@ def _renewed(target: Target, before: Sequence[IkeSa], after: Sequence[IkeSa]) ->
 @click.command(cls=Verb)
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.names)
 @click.option("--to", "gateway", required=True, metavar="GATEWAY", help="Address or name of the other gateway.")
-@click.option("--ike-id", type=click.IntRange(min=1), multiple=True, metavar="N", help="An IKE_SA by its number.")
+@click.option("--ike-id", type=Whole(min=1), multiple=True, metavar="N", help="An IKE_SA by its number.")
 @click.option("--peer-ip", metavar="IP", help="Peers at this address, in this network or range (A-B).")
 @click.option("--peer-id", metavar="ID", help="Peers of this identity, also with a wildcard: *@example.org.")
 def redirect(

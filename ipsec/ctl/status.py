@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ipsec.ctl import complete
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, current
 from ipsec.ctl.details import print_details
 from ipsec.ctl.errors import ExitCode
 from ipsec.ctl.names import Target, known
@@ -27,7 +27,7 @@ SAMPLE_S = 0.5
 @click.option(
     "--sample",
     "seconds",
-    type=click.FloatRange(0, 60),
+    type=Number(0, 60),
     default=SAMPLE_S,
     metavar="SECONDS",
     help=f"Measure rates for so long; 0 does not, and answers at once. Default: {SAMPLE_S:g}.",

@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, Whole, current
 from ipsec.ctl.errors import CtlError
 from ipsec.ctl.output import BAD, DIM, GOOD, WARN, Column, Table, bits, count, duration, octets
 from ipsec.ctl.tunnels import Rate, manual_rates, rates
@@ -146,7 +146,7 @@ class Sample:
 @click.command(cls=Verb)
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=INTERVAL_S,
     show_default=True,
     metavar="SECONDS",
@@ -155,7 +155,7 @@ class Sample:
 @click.option("--sort", type=click.Choice(sorted(ORDER_NAMES)), default="traffic", show_default=True, help="Order.")
 @click.option("--group", is_flag=True, help="One row for each IKE_SA instead of each CHILD_SA.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=1), metavar="N", help="Only the first N rows, where it is plain."
+    "-n", "--lines", type=Whole(min=1), metavar="N", help="Only the first N rows, where it is plain."
 )
 def top(interval: float, sort: str, group: bool, lines: int | None) -> None:
     """Live traffic of every CHILD_SA and manual SA, the busiest first.

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ipsec.ctl import complete
 from ipsec.ctl.advice import ADVICE, cause_in_log
-from ipsec.ctl.app import App, Verb, current
+from ipsec.ctl.app import App, Number, Verb, current
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.names import Known, Target, known
 from ipsec.ctl.output import BAD, GOOD, WARN
@@ -49,7 +49,7 @@ class Outcome:
 @click.option("--all", "everything", is_flag=True, help="Everything that is configured and can be begun from here.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=TIMEOUT_S,
     show_default=True,
     metavar="SECONDS",

@@ -21,6 +21,7 @@ from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import Event, InstallChild, Path
 from ipsec.ike.keymat import IkeKeys
 from ipsec.ike.sa import IkeSa
+from ipsec.text import plural
 from ipsec.wire.iana import Encr, Integ
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,9 @@ class KeyLog:
         """BackendError if the files cannot be made, or belong to somebody else."""
         folder = FilePath(directory)
         self._files: dict[str, int] = {}
-        self._failed = False
+        self._directory = directory
+        self._lost = 0
+        "lines that could not be written, since one was"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in KEY_FILES:
@@ -147,11 +150,13 @@ class KeyLog:
         try:
             _append(fd, line.encode() + b"\n")
         except OSError as error:
-            if not self._failed:
-                log.error("keys are not written: %s: %s", name, error.strerror)
-            self._failed = True
+            if not self._lost:
+                log.error("keys are lost: %s/%s: %s", self._directory, name, error.strerror)
+            self._lost += 1
         else:
-            self._failed = False
+            if self._lost:
+                log.warning("keys are written to %s again, %s lost", self._directory, plural(self._lost, "line"))
+            self._lost = 0
 
 
 def _append(fd: int, line: bytes) -> None:

@@ -167,6 +167,20 @@ def test_errors_are_documents_with_json(ctl: Ctl) -> None:
     assert "no daemon" in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("up x --timeout soon", "'soon' is not a valid number."),
+        ("down --ike-id 0x10", "'0x10' is not a valid whole number."),
+        ("status --sample 99", "99.0 is not in the range 0<=x<=60."),
+    ],
+)
+def test_a_number_that_is_none(ctl: Ctl, arguments: str, why: str) -> None:
+    done = ctl(*arguments.split())
+    assert done.status == ExitCode.USAGE
+    assert done.err.endswith(f": {why}\n")
+
+
 def test_wrong_verb(ctl: Ctl) -> None:
     done = ctl("lst")
     assert done.status == ExitCode.USAGE
