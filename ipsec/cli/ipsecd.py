@@ -22,7 +22,7 @@ from ipsec.config.environment import forget_secrets, read_environment
 from ipsec.config.settings import BackendKind, LogFormat, LogLevel
 from ipsec.daemon import ExitCode, backend_settings
 from ipsec.daemon.logs import TEXT, PatientHandler, TextFormatter, formatter, leave_out_what_no_line_says
-from ipsec.daemon.ready import requirements
+from ipsec.daemon.ready import in_short, requirements
 from ipsec.errors import BackendError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _check(config: Config, *, as_json: bool) -> int:
         document = {"backend": config.settings.backend.value, "complete": complete, "requirements": lines}
         more = {"ways": [asdict(way) for way in possible], "warnings": list(config.warnings)}
         return say(json.dumps({**document, **more}, indent=2), status)
-    return say(_table(config, found, possible, complete), status)
+    return say(_table(config, in_short(found), possible, complete), status)
 
 
 def _table(config: Config, found: Sequence[Requirement], possible: Sequence[Way], complete: bool) -> str:

@@ -16,7 +16,7 @@ from ipsec.ctl.check import fetch_changes, read
 from ipsec.ctl.errors import CtlError, ExitCode
 from ipsec.ctl.output import BAD, GOOD, WARN, Column, Table
 from ipsec.ctl.view import fetch_problems, number, section, sections, text, texts
-from ipsec.daemon.ready import requirements
+from ipsec.daemon.ready import in_short, requirements
 from ipsec.errors import BackendError, ConfigError
 from ipsec.text import plural
 from ipsec.vici.client import Session, UnknownToDaemon, ViciError
@@ -240,7 +240,7 @@ def _document(group: Group) -> dict[str, object]:
 def _print(app: App, groups: list[Group], complete: bool) -> None:
     for group in groups:
         table = Table(Column(""), Column("", least=12), Column("", least=30, wrap=True), heads=False)
-        for one in group.found:
+        for one in in_short(group.found):
             table.add(Text(f"  {one.state.value}", style=STYLES[one.state]), one.name, one.detail)
             if one.state is not State.FOUND:
                 table.add("", "", Text(f"-> {one.remedy}", style="bold"))

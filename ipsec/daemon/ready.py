@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -31,6 +32,10 @@ from ipsec.vici.server import give_to, is_stale
 
 #: names are looked up for that long, all together
 PATIENCE_S = 5.0
+#: as many peers have a line each, for people, also where nothing is wrong with them
+PEERS_SHOWN = 10
+
+_PEER = "peer of "
 
 
 def requirements(config: Config) -> list[Requirement]:
@@ -45,6 +50,15 @@ def requirements(config: Config) -> list[Requirement]:
         forwards=any(sa.mode is Mode.TUNNEL for sa in config.sas) or tunnels_networks(config),
     )
     return found + check_ike(config, settings) + check_control(config)
+
+
+def in_short(found: Sequence[Requirement]) -> list[Requirement]:
+    """For people: of many peers only those with which something is wrong, and how many others there are."""
+    well = [one for one in found if one.state is State.FOUND and one.name.startswith(_PEER)]
+    if len(well) <= PEERS_SHOWN:
+        return list(found)
+    short = Requirement(f"{len(well)} peers", State.FOUND, "a route leads to each")
+    return [short if one is well[0] else one for one in found if one is well[0] or one not in well]
 
 
 def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:
@@ -168,7 +182,7 @@ async def _peers(config: Config, fwmark: int) -> list[Requirement]:
 
 async def _peer(connection: Connection, resolver: Resolver, fwmark: int) -> Requirement | None:
     """The way to a peer with an address; None for whoever comes from anywhere."""
-    name, texts = f"peer of {connection.name}", ", ".join(connection.remote_addrs)
+    name, texts = f"{_PEER}{connection.name}", ", ".join(connection.remote_addrs)
     try:
         remote = await asyncio.wait_for(resolver.first_of(connection.remote_addrs), PATIENCE_S)
     except TimeoutError:

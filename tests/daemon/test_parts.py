@@ -30,7 +30,7 @@ from ipsec.daemon import backend_settings
 from ipsec.daemon.keylog import KeyLog
 from ipsec.daemon.logs import WAITING_MAX, JsonFormatter, PatientHandler, formatter, leave_out_what_no_line_says
 from ipsec.daemon.reach import OwnAddresses, Resolver, allows, source_address, usable
-from ipsec.daemon.ready import check_control, check_ike
+from ipsec.daemon.ready import PEERS_SHOWN, check_control, check_ike, in_short
 from ipsec.daemon.secret import SECRET_LEN, qcd_secret
 from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
@@ -496,6 +496,17 @@ def test_check_names_the_ways_to_peers(tmp_path: Path) -> None:
     assert "whoever reads them reads all traffic" in found["key files"].detail
     assert found["state of IKE"].state.value == "found"
     assert not any("IKE over" in name for name in found)
+
+
+def test_of_many_peers_those_are_shown_that_want_something() -> None:
+    """What is missing must not be lost among hundreds of lines that say that all is well."""
+    rest = [Requirement("ML-KEM", State.FOUND, "x"), Requirement("vici socket", State.MISSING, "x", "y")]
+    peers = [Requirement(f"peer of c{number}", State.FOUND, "x") for number in range(PEERS_SHOWN + 1)]
+    unknown = Requirement("peer of d", State.HINT, "no address is known", "check the name")
+    few = [rest[0], *peers[1:], unknown, rest[1]]
+    assert in_short(few) == few
+    short = Requirement(f"{PEERS_SHOWN + 1} peers", State.FOUND, "a route leads to each")
+    assert in_short([rest[0], *peers[:3], unknown, *peers[3:], rest[1]]) == [rest[0], short, unknown, rest[1]]
 
 
 def test_check_says_whether_tls_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
