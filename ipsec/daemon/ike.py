@@ -26,6 +26,7 @@ from ipsec.daemon.loaded import Loaded, Refuse
 from ipsec.daemon.outside import Outside
 from ipsec.daemon.paths import Ends, Paths
 from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
+from ipsec.daemon.retries import Retries
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.watch import HostWatch
@@ -98,9 +99,7 @@ class IkeControl:
         self._due: float | None = None
         "when the timer ends"
         self._tasks: set[asyncio.Task[object]] = set()
-        self._retries: dict[tuple[str, str], float] = {}
-        self.retry_at: dict[tuple[str, str], float] = {}
-        "children that are tried again, and when; who is taken out is not"
+        self.retries = Retries()
         self._not_begun: set[str] = set()
         "connections with a child whose start action failed, but not so that it ended the start"
         self._names: dict[str, None] = {}
@@ -260,7 +259,7 @@ class IkeControl:
         self.children.accounts.keep(self.named())
         loaded = self.engine.table.by_name
         self._not_begun &= loaded.keys()
-        self._retries = {key: wait for key, wait in self._retries.items() if key[0] in loaded}
+        self.retries.keep(loaded)
 
     def named(self) -> set[ChildName]:
         """Connection and child of all that is loaded, and of what is installed."""
@@ -307,8 +306,7 @@ class IkeControl:
             return error
         if Action.START in child.start_action and not child.shunt:
             # what was to be tried again was another one
-            for before in (self.retry_at, self._retries):
-                before.pop((connection.name, child.name), None)
+            self.retries.forget((connection.name, child.name))
             self._spawn(self.connect(connection, child))
         return None
 
@@ -467,7 +465,7 @@ class IkeControl:
                 if refused is not None:
                     self.engine.child_failed(event.child, refused, self._loop.time())
                 elif not self.children.is_replaced(event.child):  # else what waits for traffic wants another peer
-                    self._retries.pop((event.child.ike.name, event.child.name), None)
+                    self.retries.forget((event.child.ike.name, event.child.name))
                     self.guards.narrow(event.child.ike.name, event.child.name, event.path)
                     self.guards.put_last(event.child.ike.name, event.child.name)
             case RemoveChild():
@@ -537,23 +535,21 @@ class IkeControl:
             self._retry(connection, child)
 
     def _retry(self, connection: Connection, child: ChildConfig) -> None:
-        key = connection.name, child.name
-        # who tries by hand meanwhile puts off nothing
-        if self._stopping or key in self.retry_at or Action.START not in child.start_action:
+        if self._stopping or Action.START not in child.start_action:
             return
-        wait = min(self._retries.get(key, RETRY_S / 2) * 2, RETRY_MAX_S)
-        self._retries[key] = wait
-        self.retry_at[key] = self._loop.time() + wait
+        name = connection.name, child.name
+        wait = self.retries.put_off(name, self._loop.time(), first=RETRY_S, most=RETRY_MAX_S)
+        if wait is None:
+            return
         log.info("%s: trying %s again in %d s", connection.name, child.name, wait)
         self._spawn(self._connect_later(connection, child, wait))
 
     async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
-        key = connection.name, child.name
-        at = self.retry_at.get(key)
+        name = connection.name, child.name
+        at = self.retries.due.get(name)
         await asyncio.sleep(wait)
-        if at is None or self.retry_at.get(key) != at:
+        if not self.retries.take(name, at):
             return
-        del self.retry_at[key]
         # a reload may have changed it, or the peer may have come by itself
         current = self.engine.table.by_name.get(connection.name)
         if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):

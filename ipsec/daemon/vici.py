@@ -135,12 +135,12 @@ class ViciControl:
 
     def retry_in(self, connection: str, child: str) -> float | None:
         """See Control."""
-        at = self._ike.retry_at.get((connection, child))
+        at = self._ike.retries.due.get((connection, child))
         return max(at - self._loop.time(), 0.0) if at is not None else None
 
     def give_up(self, connection: str, child: str) -> int:
         """See Control."""
-        waiting = self._ike.retry_at
+        waiting = self._ike.retries.due
         found = [key for key in waiting if connection in ("", key[0]) and child in ("", key[1])]
         for key in found:
             log.info("%s: %s is not tried again: terminated", *key)

@@ -340,14 +340,33 @@ def test_who_tries_by_hand_puts_off_nothing(monkeypatch: pytest.MonkeyPatch, cap
         pair = Pair(A, B.replace("for these two alone", "another one altogether"))
         await pair.start()
         end = pair.ends[0]
-        await until(lambda: end.retry_at)
-        before = dict(end.retry_at)
+        await until(lambda: end.retries.due)
+        before = dict(end.retries.due)
         (connection,) = end.engine.table.by_name.values()
         for _ in range(3):
             await end.connect(connection, connection.children[0])
             await until(lambda: not end.engine.sas)
-        assert end.retry_at == before
+        assert end.retries.due == before
         assert [line for line in caplog.messages if "trying n again" in line] == ["c: trying n again in 30 s"]
+        await pair.stop()
+
+    run(main())
+
+
+def test_what_is_up_is_not_to_be_tried_again() -> None:
+    """Else what was put off for minutes would hold back the first try after its end."""
+
+    async def main() -> None:
+        pair = Pair(A, B.replace("for these two alone", "another one altogether"))
+        await pair.start()
+        end = pair.ends[0]
+        await until(lambda: end.retries.due)
+        await pair.ends[1].reload(load_text(B))
+        (connection,) = end.engine.table.by_name.values()
+        await end.connect(connection, connection.children[0])
+        await until(lambda: pair.backends[0].sas)
+        assert not end.retries.due
+        assert not end.retries._waits
         await pair.stop()
 
     run(main())
@@ -361,10 +380,10 @@ def test_what_a_reload_changes_is_tried_anew(monkeypatch: pytest.MonkeyPatch) ->
         pair = Pair(A, B.replace("for these two alone", "another one altogether"))
         await pair.start()
         end = pair.ends[0]
-        await until(lambda: end._retries.get(("c", "n")) == 0.4)
+        await until(lambda: end.retries._waits.get(("c", "n")) == 0.4)
         await end.reload(load_text(A.replace("10.2.0.0/16", "10.2.0.0/17")))
         for wait in (0.1, 0.2, 0.4):
-            await until(lambda wait=wait: end._retries.get(("c", "n")) == wait)
+            await until(lambda wait=wait: end.retries._waits.get(("c", "n")) == wait)
         await pair.stop()
 
     run(main())
@@ -376,14 +395,14 @@ def test_who_is_taken_out_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) ->
         pair = Pair(A, B.replace("for these two alone", "another one altogether"))
         await pair.start()
         end = pair.ends[0]
-        await until(lambda: end.retry_at)
+        await until(lambda: end.retries.due)
         connected: list[object] = []
 
         async def connect(*args: object) -> None:
             connected.append(args)
 
         monkeypatch.setattr(end, "connect", connect)
-        end.retry_at.clear()
+        end.retries.due.clear()
         await asyncio.sleep(0.4)
         assert not connected
         await pair.stop()
@@ -418,7 +437,7 @@ def test_a_child_of_what_is_being_closed_is_not_up(waits: bool, monkeypatch: pyt
             connected.append(args)
 
         monkeypatch.setattr(end, "connect", connect)
-        end.retry_at[connection.name, child.name] = 0.0
+        end.retries.due[connection.name, child.name] = 0.0
         await end._connect_later(connection, child, 0.0)
         assert connected
         await pair.stop()
@@ -464,12 +483,12 @@ def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: 
 
         monkeypatch.setattr(end, "connect", connect)
         key = renewed.name, renewed.children[0].name
-        end.retry_at[key] = 0.0
+        end.retries.due[key] = 0.0
         await end._connect_later(renewed, renewed.children[0], 0.0)
         assert not connected, "it is up"
         other = replace(renewed, remote=replace(renewed.remote, id=parse_pattern("somebody else")))
         end.engine.load((other,), end.loaded.config().credentials, ())
-        end.retry_at[key] = 0.0
+        end.retries.due[key] = 0.0
         await end._connect_later(other, other.children[0], 0.0)
         assert connected
         await pair.stop()
@@ -709,12 +728,12 @@ def test_names_that_are_no_more_are_forgotten() -> None:
         counters.reset("somebody")
         counters.add("retransmit", "somebody")
         in_all = dict(counters.all)
-        end._retries["somebody", "n"] = 10.0
+        end.retries._waits["somebody", "n"] = 10.0
         await end.reload(load_text(A))
         assert set(counters.named) == {"c"}
         assert counters.total("retransmit", "somebody") == 0
         assert counters.all == in_all
-        assert not end._retries
+        assert not end.retries._waits
         await pair.stop()
 
     run(main())

@@ -193,7 +193,7 @@ def test_a_name_that_comes_to_be_known_has_its_guard_then(names: Names) -> None:
         end = control(connections(one=child("host", "start_action = start")), backend)
         await end.start()
         assert not backend.policies
-        await until(lambda: ("one", "host") in end.retry_at)
+        await until(lambda: ("one", "host") in end.retries.due)
         names.know("one.example")
         await until(lambda: remotes(backend) == ["127.0.0.1/32"])
         await until(lambda: backend.sent)
