@@ -9,6 +9,7 @@ from ipsec.cli import demo_strongswan
 from ipsec.config import load
 from ipsec.config.schema import load_text
 from ipsec.ike.config import Action, AuthClass
+from tests.config import pki
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,6 +40,20 @@ def test_configuration_with_certificates_is_accepted(tmp_path: Path) -> None:
     (homes[0] / "swanctl.conf").write_text(changed)
     (connection,) = load(str(homes[0] / "swanctl.conf")).connections
     assert connection.local.method is AuthClass.PUBKEY
+
+
+def test_examples_of_operations_are_accepted(tmp_path: Path) -> None:
+    """Each by itself: whoever copies one lacks nothing but a secret."""
+    pki.lay_out(tmp_path)
+    for name in ("gw", "laptop"):
+        pki.write(tmp_path, f"x509/{name}.pem", pki.pem(name))
+        pki.write(tmp_path, f"private/{name}.pem", pki.key_pem(name))
+    text = (ROOT / "docs/operations.md").read_text()
+    text = text.replace("secret = ...", "secret = x").replace("secret = 0x...", f"secret = 0x{'1' * 64}")
+    examples = re.findall(r"^    (?:connections|secrets|ipsecd) \{.*\n(?: {4}.*\n)*", text, re.MULTILINE)
+    assert len(examples) == 5
+    for example in examples:
+        load_text(example, directory=str(tmp_path))
 
 
 def test_configuration_of_manual_sas_is_accepted(tmp_path: Path) -> None:
