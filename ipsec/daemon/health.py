@@ -1,7 +1,7 @@
 """Whether the daemon lives, is healthy and is ready, and why not.
 
 live     the event loop turns: whoever asks gets an answer. One that hangs gives none, which is the answer.
-healthy  and the data path moves packets. Not while the device is made again.
+healthy  and the data path moves packets. Not while the device is made again, or somebody has taken it down.
 ready    and the configuration is loaded, and each child that is to be up is: see ``ipsecd.http.ready``.
 
 What a peer does or leaves undone is never a reason to be restarted, so it counts for ready alone.
@@ -18,6 +18,7 @@ from ipsec.config.settings import Readiness
 from ipsec.daemon.traffic import ChildName
 from ipsec.ike.config import Action, Connection
 from ipsec.ike.events import ChildDown, ChildUp, Event, IkeDown, IkeRekeyed, IkeUp, InstallChild, RemoveChild
+from ipsec.net.link import is_up
 
 if TYPE_CHECKING:
     from ipsec.backend.userspace import UserspaceBackend
@@ -55,7 +56,11 @@ class Health:
     Probes come every second and connections are many, so a question costs what has changed since the last one.
     """
 
-    def __init__(self, backend: UserspaceBackend, readiness: Readiness = Readiness.UP) -> None:
+    def __init__(
+        self, backend: UserspaceBackend, readiness: Readiness = Readiness.UP, *, to_be_up: bool = False
+    ) -> None:
+        """``to_be_up``: the device is in this network namespace, and it is not the operator who brings it up."""
+        self._to_be_up = to_be_up
         self.phase = Phase.STARTING
         self._backend = backend
         self._readiness = readiness
@@ -113,8 +118,11 @@ class Health:
 
     def healthy(self) -> Verdict:
         """Whether the data path moves packets, or is about to for the first time."""
+        device = self._backend.device
         if self.phase is Phase.RUNNING and not self._backend.running:
-            return Verdict((f"device {self._backend.device} is being made again",))
+            return Verdict((f"device {device} is being made again",))
+        if self.phase is Phase.RUNNING and self._to_be_up and _is_down(device):
+            return Verdict((f"device {device} was taken down: ip link set {device} up",))
         return Verdict()
 
     def ready(self) -> Verdict:
@@ -161,6 +169,14 @@ class Health:
                 else:
                     self._down[name] = None
         self._changed.clear()
+
+
+def _is_down(device: str) -> bool:
+    try:
+        return not is_up(device)
+    except OSError:
+        # there is none, as in memory, and a real one that is deleted is made again
+        return False
 
 
 def _to_be_up(connection: Connection) -> list[str]:

@@ -68,7 +68,8 @@ class Daemon:
         say_limits(config, self._backend_settings)
         self.backend = UserspaceBackend(self._backend_settings, core=core)
         self.ike: IkeControl | None = None
-        self.health = Health(self.backend, config.settings.http.ready)
+        ours = config.settings.install_routes and not config.settings.namespace
+        self.health = Health(self.backend, config.settings.http.ready, to_be_up=ours)
         self._vici: ViciService | None = None
         self._endpoint: Endpoint | None = None
         self._supervisor = Supervisor(self._status)

@@ -103,6 +103,28 @@ def test_the_device_is_made_again() -> None:
     assert health.live().good
 
 
+@pytest.mark.parametrize("to_be_up", [True, False])
+def test_the_device_was_taken_down(to_be_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tunnels are up then, and nothing passes."""
+    up = {"ipsec0": True}
+    monkeypatch.setattr("ipsec.daemon.health.is_up", up.__getitem__)
+    health = Health(cast(Any, SimpleNamespace(running=True, device="ipsec0")), to_be_up=to_be_up)
+    up["ipsec0"] = False
+    assert health.healthy().good, "it is not up before the start"
+    health.phase = Phase.RUNNING
+    said = ("device ipsec0 was taken down: ip link set ipsec0 up",) if to_be_up else ()
+    assert health.healthy().problems == health.ready().problems == said
+    assert health.live().good
+    up["ipsec0"] = True
+    assert health.healthy().good
+
+
+def test_there_is_no_device() -> None:
+    health = Health(cast(Any, SimpleNamespace(running=True, device="none-such")), to_be_up=True)
+    health.phase = Phase.RUNNING
+    assert health.healthy().good
+
+
 def test_not_all_are_named() -> None:
     async def main() -> None:
         child = "n{number} {{ remote_ts = 10.{number}.0.0/16\n start_action = start }}"
