@@ -534,7 +534,8 @@ class IkeControl:
         for child in connection.children:
             self._retry(connection, child)
 
-    def _retry(self, connection: Connection, child: ChildConfig) -> None:
+    def _retry(self, connection: Connection, child: ChildConfig, changes: int | None = None) -> None:
+        """``changes`` there had been when there was no way to the peer: as soon as there is one."""
         if self._stopping or Action.START not in child.start_action:
             return
         name = connection.name, child.name
@@ -542,12 +543,14 @@ class IkeControl:
         if wait is None:
             return
         log.info("%s: trying %s again in %d s", connection.name, child.name, wait)
-        self._spawn(self._connect_later(connection, child, wait))
+        self._spawn(self._connect_later(connection, child, wait, changes))
 
-    async def _connect_later(self, connection: Connection, child: ChildConfig, wait: float) -> None:
+    async def _connect_later(
+        self, connection: Connection, child: ChildConfig, wait: float, changes: int | None = None
+    ) -> None:
         name = connection.name, child.name
         at = self.retries.due.get(name)
-        await asyncio.sleep(wait)
+        await (asyncio.sleep(wait) if changes is None else self._paths.appears(connection, changes, wait))
         if not self.retries.take(name, at):
             return
         # a reload may have changed it, or the peer may have come by itself
@@ -564,6 +567,7 @@ class IkeControl:
     ) -> IkeSa | None:
         """Bring up a child, or the IKE_SA alone; None if there is no way to the peer, or it is to be up no longer."""
         remote = event.remote if event is not None else None
+        changes = self._paths.changes
         found = await self._way(connection, child, remote)
         if found is None:
             return None
@@ -580,7 +584,7 @@ class IkeControl:
             self.engine.note_without(failure, connection.name, None, initiator=True)
             if child is not None:
                 self.guards.rearm(connection.name, child.name)
-                self._retry(connection, child)
+                self._retry(connection, child, changes)
             self.turn()
             return None
         wanted = []

@@ -107,6 +107,16 @@ class Paths:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._host_changed.wait(), seconds - least)
 
+    async def appears(self, connection: Connection, seen: int, seconds: float) -> None:
+        """Wait until there is a way to the peer, for who found none after so many changes; ``seconds`` at most."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            await self.changed(seen, left)
+            seen = self.changes
+            if loop.time() < end and await self.to(connection) is not None:
+                return
+
     def can_send(self, path: Path) -> bool:
         """Whether it begins at an address of this host, and a route leads from there."""
         return not self._outside or usable(path.local, path.remote, self._fwmark)

@@ -15,7 +15,7 @@ import pytest
 from ipsec.backend.base import Acquire, Datagram
 from ipsec.config import load_text
 from ipsec.crypto.identity import parse_pattern
-from ipsec.daemon import closing
+from ipsec.daemon import closing, paths
 from ipsec.daemon import ike as ike_module
 from ipsec.daemon.children import Children
 from ipsec.daemon.ike import IkeControl
@@ -319,9 +319,9 @@ def test_retries_come_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
         pair = Pair(A, B.replace("for these two alone", "another one altogether"))
         retry = pair.ends[0]._connect_later
 
-        async def later(connection: Any, child: Any, wait: float) -> None:
+        async def later(connection: Any, child: Any, wait: float, changes: int | None) -> None:
             waits.append(wait)
-            await retry(connection, child, wait)
+            await retry(connection, child, wait, changes)
 
         monkeypatch.setattr(pair.ends[0], "_connect_later", later)
         await pair.start()
@@ -348,6 +348,35 @@ def test_who_tries_by_hand_puts_off_nothing(monkeypatch: pytest.MonkeyPatch, cap
             await until(lambda: not end.engine.sas)
         assert end.retries.due == before
         assert [line for line in caplog.messages if "trying n again" in line] == ["c: trying n again in 30 s"]
+        await pair.stop()
+
+    run(main())
+
+
+def test_who_had_no_way_begins_when_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an outage of minutes the next try may be minutes away. Of changes that bring no way nothing is said."""
+
+    async def main() -> None:
+        monkeypatch.setattr(paths, "AGAIN_S", 0.02)
+        pair = Pair(A, B)
+        end = pair.ends[0]
+        way, leads = end._paths.to, []
+
+        async def to(connection: Any) -> Any:
+            return await way(connection) if leads else None
+
+        monkeypatch.setattr(end._paths, "to", to)
+        await pair.start()
+        await until(lambda: end.retries.due)
+        for _ in range(3):
+            end._paths.host_changed()
+            await asyncio.sleep(0.05)
+        assert [line for line in caplog.messages if "no way" in line] == ["c: no way to 127.0.0.1: there is no route"]
+        leads.append(True)
+        end._paths.host_changed()
+        await until(lambda: pair.backends[0].sas)
         await pair.stop()
 
     run(main())
