@@ -93,7 +93,8 @@ class Explanation:
         name = self.conn.name
         if open_ones:
             if self._stays_down(open_ones):
-                found.append(f"it is not tried again by itself: ipsecctl up {name}; dpd_action = start would do that")
+                key = "close_action" if open_ones[0].cause == "closed-by-peer" else "dpd_action"
+                found.append(f"it is not tried again by itself: ipsecctl up {name}; {key} = start would do that")
             return list(dict.fromkeys(found))
         found += [
             f"{one.peer} came {plural(one.count, 'time')}, and none of the connections was for it: {one.reason}"

@@ -141,11 +141,12 @@ def test_a_charon(charon: FakeDaemon, ctl: Ctl, more: dict[str, str], advice: st
     assert "What to do" not in done.out
 
 
-def test_what_is_lost_and_not_tried_again(daemon: FakeDaemon, ctl: Ctl) -> None:
-    """Without dpd_action a child with start_action = start stays down."""
+@pytest.mark.parametrize(("cause", "key"), [("no-answer", "dpd_action"), ("closed-by-peer", "close_action")])
+def test_what_is_lost_and_not_tried_again(daemon: FakeDaemon, ctl: Ctl, cause: str, key: str) -> None:
+    """Without these actions a child with start_action = start stays down."""
     daemon.conns["gw"] = conn()
-    daemon.problem("gw")
-    words = "not tried again by itself: ipsecctl up gw"
+    daemon.problem("gw", cause=cause)
+    words = f"not tried again by itself: ipsecctl up gw; {key} = start"
     assert words not in ctl("explain", "gw").out
     daemon.conns["gw"]["children"]["net"]["ipsecd-start-action"] = "start"
     assert words in ctl("explain", "gw").out
