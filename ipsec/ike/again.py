@@ -67,12 +67,17 @@ def act(
     core: IkeEngine,
     sa: IkeSa,
     config: ChildConfig,
-    action: Action,
     had: tuple[IpAddress, ...] = (),
     *,
+    closed: bool,
     leased: bool,
 ) -> None:
-    """Bring a child of an IKE_SA up again, or let it wait for traffic. ``leased``: it had virtual addresses of ours."""
+    """Bring a child of an IKE_SA up again, or let it wait for traffic. ``closed`` by the peer; else it is dead.
+    ``leased``: it had virtual addresses of ours."""
+    key, action = ("close_action", config.close_action) if closed else ("dpd_action", config.dpd_action)
+    if action is Action.NONE and config.start_action is Action.START:
+        # it was to be up, and by charon's defaults that was it
+        log.warning("%s: %s stays down, since its %s is none", sa, config.name, key)
     if Action.START in action:
         if leased:
             log.info("%s: %s has to come by itself, since it had virtual addresses of ours", sa, sa.path.remote)

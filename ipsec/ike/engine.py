@@ -558,19 +558,19 @@ class IkeEngine(Outside):
 
     def failed(self, sa: IkeSa, failure: Failure, now: float) -> None:
         """The peer is dead: what its children's ``dpd_action`` says, and away with it."""
-        actions = [(child.config, child.config.dpd_action) for child in delete.missed(sa)]
+        configs = [child.config for child in delete.missed(sa)]
         had, leased = sa.addresses, bool(sa.leases)
         log.warning("%s: %s is lost: %s", sa, sa.path.remote, failure)
         # the peer does not know: what it still asks is answered as if we had lost our state (RFC 6290)
         sa.response = []
         sa.destroy(failure, now)
-        for config, action in actions:
-            again.act(self, sa, config, action, had, leased=leased)
+        for config in configs:
+            again.act(self, sa, config, had, closed=False, leased=leased)
 
     def closed_by_peer(self, sa: IkeSa, now: float) -> None:
         """The peer closed an IKE_SA with everything in it."""
         for child in delete.missed(sa):
-            again.act(self, sa, child.config, child.config.close_action, sa.addresses, leased=bool(sa.leases))
+            again.act(self, sa, child.config, sa.addresses, closed=True, leased=bool(sa.leases))
 
     def move_ike(self, sa: IkeSa, path: Path, now: float) -> None:
         """Another way to the peer; CHILD_SAs follow with ``move_children``."""

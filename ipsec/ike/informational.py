@@ -145,4 +145,4 @@ def _close_child(sa: IkeSa, child: ChildSa, now: float) -> None:
     sa.core.emit(ChildDown(child, "closed by the peer"))
     sa.remove_child(child)
     if wanted:
-        again.act(sa.core, sa, child.config, child.config.close_action, leased=bool(sa.leases))
+        again.act(sa.core, sa, child.config, closed=True, leased=bool(sa.leases))

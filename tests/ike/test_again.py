@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -12,6 +13,7 @@ from ipsec.crypto.identity import ANY_IDENTITY
 from ipsec.ike.again import leads_to, standing
 from ipsec.ike.config import Action, AuthClass, IkeSettings, RemoteAuth, SelectorTemplate
 from ipsec.ike.events import Initiate, IpAddress
+from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.lifetimes import REPLACED_S, Timer
 from ipsec.ike.table import names_its_peers
 from tests.ike.test_virtual import ANY4, DYNAMIC, give, inside
@@ -164,6 +166,35 @@ def test_who_has_an_address_of_ours_is_waited_for_to_authenticate_anew() -> None
     assert pair.b.ike is ike
     assert (Timer.REAUTH, ike.uid) not in pair.b.engine.timers
     pair.finish()
+
+
+@pytest.mark.parametrize("how", ["child", "ike", "dead"])
+@pytest.mark.parametrize(
+    ("start", "after", "stays"),
+    [
+        (Action.START, Action.NONE, True),
+        (Action.START | Action.TRAP, Action.NONE, False),
+        (Action.NONE, Action.NONE, False),
+        (Action.START, Action.TRAP, False),
+    ],
+)
+def test_the_log_says_what_stays_down(
+    how: str, start: Action, after: Action, stays: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is to be up from the start, and by default is not brought up again."""
+    caplog.set_level(logging.WARNING, "ipsec")
+    actions = {"start_action": start, "close_action": after, "dpd_action": after}
+    pair = Pair(a={"child": actions}).up()
+    if how == "child":
+        pair.b.do(pair.b.engine.terminate_child, pair.b.child)
+    elif how == "ike":
+        pair.b.do(pair.b.engine.terminate_ike, pair.b.ike)
+    else:
+        pair.a.do(pair.a.engine.failed, pair.a.ike, Failure(Cause.NO_ANSWER, "no answer"))
+    pair.world.settle()
+    found = [line for line in caplog.messages if "stays down" in line]
+    key = "dpd_action" if how == "dead" else "close_action"
+    assert found == ([f"c[1]: net stays down, since its {key} is none"] if stays else [])
 
 
 def test_nobody_is_knocked_for_ever_where_a_peer_was() -> None:
