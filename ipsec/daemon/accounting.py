@@ -30,7 +30,6 @@ from ipsec.ike.radius.accounting import (
 )
 from ipsec.ike.radius.exchange import Caller
 from ipsec.ike.sa import IkeSa
-from ipsec.wire.iana import IdType
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,6 @@ TRIES = 5
 WAITING_MAX = 1000
 #: for servers to take the last records when the daemon ends
 STOP_S = 3.0
-#: types of identities that are text as it is
-_NAMES = (IdType.FQDN, IdType.RFC822_ADDR, IdType.KEY_ID)
 
 
 class _Metered:
@@ -134,7 +131,7 @@ class Accounting:
         assert granted is not None
         told = Session(
             session.number,
-            granted.user_name or _name(sa),
+            granted.user_name or granted.asked,
             Caller(path.remote, path.remote_port, path.local, path.local_port, sa.name),
             session.addresses,
             granted.classes,
@@ -194,10 +191,3 @@ class Accounting:
                 await asyncio.wait_for(self._idle.wait(), STOP_S)
             except TimeoutError:
                 log.warning("%d last records of accounting were not taken", self._under_way)
-
-
-def _name(sa: IkeSa) -> bytes:
-    """What the user was asked about by: the octets that he has sent, in whatever character set."""
-    who = sa.whose
-    assert who is not None
-    return who.data if who.type in _NAMES else str(who).encode()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ipsec.config.settings import Readiness
 from ipsec.daemon.traffic import ChildName
-from ipsec.ike.config import Action, Connection
+from ipsec.ike.config import Connection
 from ipsec.ike.events import ChildDown, ChildUp, Event, IkeDown, IkeRekeyed, IkeUp, InstallChild, RemoveChild
 from ipsec.net.link import is_up
 
@@ -180,7 +180,7 @@ def _is_down(device: str) -> bool:
 
 
 def _to_be_up(connection: Connection) -> list[str]:
-    return [child.name for child in connection.children if Action.START in child.start_action and not child.shunt]
+    return [child.name for child in connection.children if child.starts]
 
 
 def _told(names: Collection[ChildName]) -> Iterator[str]:

@@ -33,7 +33,7 @@ from ipsec.daemon.watch import HostWatch
 from ipsec.errors import BackendError, IpsecError
 from ipsec.esp.sa import IpAddress
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import Action, ChildConfig, Connection, IkeSettings
+from ipsec.ike.config import ChildConfig, Connection, IkeSettings
 from ipsec.ike.delete import is_to_go, staying
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import (
@@ -300,13 +300,13 @@ class IkeControl:
 
     def _begin(self, connection: Connection, child: ChildConfig, ends: Path | Ends | None) -> Exception | None:
         """The start action of one child; why it failed."""
+        # what was to be tried again was another one
+        self.retries.forget((connection.name, child.name))
         try:
             self.guards.add(connection, child, ends)
         except Exception as error:
             return error
-        if Action.START in child.start_action and not child.shunt:
-            # what was to be tried again was another one
-            self.retries.forget((connection.name, child.name))
+        if child.starts:
             self._spawn(self.connect(connection, child))
         return None
 
@@ -536,26 +536,25 @@ class IkeControl:
 
     def _retry(self, connection: Connection, child: ChildConfig, changes: int | None = None) -> None:
         """``changes`` there had been when there was no way to the peer: as soon as there is one."""
-        if self._stopping or Action.START not in child.start_action:
+        if self._stopping or not child.starts or self._is_up(connection.name, child):
             return
         name = connection.name, child.name
         wait = self.retries.put_off(name, self._loop.time(), first=RETRY_S, most=RETRY_MAX_S)
         if wait is None:
             return
-        log.info("%s: trying %s again in %d s", connection.name, child.name, wait)
-        self._spawn(self._connect_later(connection, child, wait, changes))
+        sooner = " or as soon as there is a way" if changes is not None else ""
+        log.info("%s: trying %s again in %d s%s", connection.name, child.name, wait, sooner)
+        self._spawn(self._connect_later(connection, name, wait, changes))
 
-    async def _connect_later(
-        self, connection: Connection, child: ChildConfig, wait: float, changes: int | None = None
-    ) -> None:
-        name = connection.name, child.name
+    async def _connect_later(self, connection: Connection, name: ChildName, wait: float, changes: int | None) -> None:
         at = self.retries.due.get(name)
         await (asyncio.sleep(wait) if changes is None else self._paths.appears(connection, changes, wait))
         if not self.retries.take(name, at):
             return
-        # a reload may have changed it, or the peer may have come by itself
+        # a reload may have changed it: then what failed was on its way still. Or the peer may have come by itself
         current = self.engine.table.by_name.get(connection.name)
-        if current is not None and current.child(child.name) == child and not self._is_up(current.name, child):
+        child = current.child(name[1]) if current is not None else None
+        if current is not None and child is not None and child.starts and not self._is_up(current.name, child):
             await self.connect(current, child)
 
     def _is_up(self, connection: str, child: ChildConfig) -> bool:
@@ -584,7 +583,8 @@ class IkeControl:
             self.engine.note_without(failure, connection.name, None, initiator=True)
             if child is not None:
                 self.guards.rearm(connection.name, child.name)
-                self._retry(connection, child, changes)
+                # where a redirection leads is not where the next try goes
+                self._retry(connection, child, changes if remote is None else None)
             self.turn()
             return None
         wanted = []

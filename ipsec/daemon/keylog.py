@@ -97,8 +97,8 @@ class KeyLog:
         folder = FilePath(directory)
         self._files: dict[str, int] = {}
         self._directory = directory
-        self._lost = 0
-        "lines that could not be written, since one was"
+        self._lost = dict.fromkeys(KEY_FILES, 0)
+        "lines that could not be written, since one was, by file"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in KEY_FILES:
@@ -150,13 +150,14 @@ class KeyLog:
         try:
             _append(fd, line.encode() + b"\n")
         except OSError as error:
-            if not self._lost:
+            if not self._lost[name]:
                 log.error("keys are lost: %s/%s: %s", self._directory, name, error.strerror)
-            self._lost += 1
+            self._lost[name] += 1
         else:
-            if self._lost:
-                log.warning("keys are written to %s again, %s lost", self._directory, plural(self._lost, "line"))
-            self._lost = 0
+            if self._lost[name]:
+                lost = plural(self._lost[name], "line")
+                log.warning("keys are written to %s/%s again, %s lost", self._directory, name, lost)
+            self._lost[name] = 0
 
 
 def _append(fd: int, line: bytes) -> None:

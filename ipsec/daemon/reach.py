@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: names that are asked for at once: each may take as long as the name servers say nothing
 LOOKUPS_MAX = 32
+#: names of which it is known why nothing was found
+TROUBLES_MAX = 4096
 
 _ANYTHING = ("%any", "%any4", "%any6", "0.0.0.0", "::")
 
@@ -62,13 +64,22 @@ class Resolver:
     async def _ask(self, name: str) -> tuple[IpAddress, ...]:
         try:
             found = await self._threads.run(partial(socket.getaddrinfo, name, None, type=socket.SOCK_DGRAM))
-        except (OSError, UnicodeError) as error:
-            self._trouble[name] = (error.strerror if isinstance(error, OSError) else "") or "it cannot be a name"
+        except (OSError, UnicodeError, RuntimeError) as error:
+            self._note(name, error)
             return self._known.get(name, ())
         self._trouble.pop(name, None)
         addresses = tuple(dict.fromkeys(ip_address(item[4][0]) for item in found))
         self._known[name] = addresses
         return addresses
+
+    def _note(self, name: str, error: Exception) -> None:
+        self._trouble.pop(name, None)
+        if len(self._trouble) == TROUBLES_MAX:
+            del self._trouble[next(iter(self._trouble))]
+        if isinstance(error, RuntimeError):  # no thread for it
+            self._trouble[name] = str(error)
+        else:
+            self._trouble[name] = (error.strerror if isinstance(error, OSError) else "") or "it cannot be a name"
 
     async def first_of(self, texts: Iterable[str]) -> IpAddress | None:
         """The address of the first entry that is a single address or a name with one; None if there is none."""

@@ -54,11 +54,15 @@ def requirements(config: Config) -> list[Requirement]:
 
 def in_short(found: Sequence[Requirement]) -> list[Requirement]:
     """For people: of many peers only those with which something is wrong, and how many others there are."""
-    well = [one for one in found if one.state is State.FOUND and one.name.startswith(_PEER)]
+    well = [one for one in found if _is_well(one)]
     if len(well) <= PEERS_SHOWN:
         return list(found)
     short = Requirement(f"{len(well)} peers", State.FOUND, "a route leads to each")
-    return [short if one is well[0] else one for one in found if one is well[0] or one not in well]
+    return [short if one is well[0] else one for one in found if one is well[0] or not _is_well(one)]
+
+
+def _is_well(one: Requirement) -> bool:
+    return one.state is State.FOUND and one.name.startswith(_PEER)
 
 
 def check_ike(config: Config, settings: UserspaceSettings) -> list[Requirement]:

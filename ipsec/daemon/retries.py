@@ -42,3 +42,4 @@ class Retries:
     def keep(self, connections: Container[str]) -> None:
         """Remember no others."""
         self._waits = {name: wait for name, wait in self._waits.items() if name[0] in connections}
+        self.due = {name: at for name, at in self.due.items() if name[0] in connections}

@@ -226,6 +226,11 @@ class ChildConfig:
         """Whether this makes policies only, never an SA."""
         return self.mode in (ChildMode.PASS, ChildMode.DROP)
 
+    @property
+    def starts(self) -> bool:
+        """Whether it is to be up without being asked for."""
+        return Action.START in self.start_action and not self.shunt
+
 
 @dataclass(frozen=True)
 class Connection:

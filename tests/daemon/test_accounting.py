@@ -178,6 +178,7 @@ def test_users_have_sessions_of_their_own() -> None:
         (b"", b"j\xf6rg", b"j\xf6rg"),
         (b"", "jörg".encode(), "jörg".encode()),
         (b"", b"a=b", b"a=b"),
+        (b"", b"@example.org", b"@example.org"),
         (b"", b"192.0.2.77", b"192.0.2.77"),
         (b"dave@\xe4", b"carol", b"dave@\xe4"),
     ],

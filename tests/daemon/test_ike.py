@@ -467,7 +467,7 @@ def test_a_child_of_what_is_being_closed_is_not_up(waits: bool, monkeypatch: pyt
 
         monkeypatch.setattr(end, "connect", connect)
         end.retries.due[connection.name, child.name] = 0.0
-        await end._connect_later(connection, child, 0.0)
+        await end._connect_later(connection, (connection.name, child.name), 0.0, None)
         assert connected
         await pair.stop()
 
@@ -513,13 +513,19 @@ def test_a_child_that_is_up_is_so_with_another_certificate_of_ours(monkeypatch: 
         monkeypatch.setattr(end, "connect", connect)
         key = renewed.name, renewed.children[0].name
         end.retries.due[key] = 0.0
-        await end._connect_later(renewed, renewed.children[0], 0.0)
+        await end._connect_later(renewed, key, 0.0, None)
         assert not connected, "it is up"
         other = replace(renewed, remote=replace(renewed.remote, id=parse_pattern("somebody else")))
         end.engine.load((other,), end.loaded.config().credentials, ())
         end.retries.due[key] = 0.0
-        await end._connect_later(other, other.children[0], 0.0)
+        await end._connect_later(other, key, 0.0, None)
         assert connected
+        # what failed may be older than what is loaded by now: that is to be up
+        changed = replace(other.children[0], esp_proposals=other.children[0].esp_proposals[:1], inactivity=7.0)
+        end.engine.load((replace(other, children=(changed,)),), end.loaded.config().credentials, ())
+        end.retries.due[key] = 0.0
+        await end._connect_later(other, key, 0.0, None)
+        assert [args[1] for args in cast(Any, connected)] == [other.children[0], changed]
         await pair.stop()
 
     run(main())

@@ -351,7 +351,7 @@ def test_a_full_disk_costs_key_lines_and_says_so_once(
     (said,) = [line for line in caplog.messages if "No space left on device" in line]
     assert said == f"keys are lost: {tmp_path}/ikev2_decryption_table: No space left on device"
     keylog.ike(an_ike_sa(), sk_suite(Encr.AES_CBC, 256, Integ.HMAC_SHA2_256_128), keys)
-    assert caplog.messages[-1] == f"keys are written to {tmp_path} again, 2 lines lost"
+    assert caplog.messages[-1] == f"keys are written to {tmp_path}/ikev2_decryption_table again, 2 lines lost"
     keylog.close()
 
 

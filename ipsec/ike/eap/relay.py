@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from ipsec.errors import ParseError
@@ -32,6 +32,8 @@ class Granted:
     "to be told with accounting; often used for groups"
     interim_interval: int | None = None
     "seconds after which it wants to hear again what has passed"
+    asked: bytes = b""
+    "whom it was asked about, in the octets that it was given"
 
     @property
     def groups(self) -> tuple[bytes, ...]:
@@ -137,7 +139,7 @@ class EapRelay:
         if not answer.accepted:
             why = answer.reason or "the EAP server refuses the peer"
             raise EapSilentError(why) if answer.silent else EapError(why)
-        self.msk, self.granted = answer.msk, answer.granted
+        self.msk, self.granted = answer.msk, replace(answer.granted, asked=self._identity)
         return None
 
     def _request(self, data: bytes | None) -> bytes:

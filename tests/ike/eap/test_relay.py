@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ipsec.errors import ParseError
@@ -56,7 +58,7 @@ def test_up_to_success() -> None:
     assert run.ask(REPLY) == (b"carol", REPLY)
     granted = Granted(b"carol", session_timeout=60)
     assert run.answer(REPLY, EapAnswer(SUCCESS, True, b"key", granted=granted)) is None
-    assert (run.relay.msk, run.relay.granted) == (b"key", granted)
+    assert (run.relay.msk, run.relay.granted) == (b"key", replace(granted, asked=b"carol"))
     assert run.relay.success() == SUCCESS
 
 
