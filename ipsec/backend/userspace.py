@@ -404,9 +404,11 @@ class UserspaceBackend:
             self._routes.forget_own(self._monitor.gone())
         if Change.FORWARDING in changes:
             self._routes.forget_mtu()
+        name = self._tun.name
         for change in changes:
             if change in (Change.UP, Change.DOWN):
-                log.warning("device %s went %s", self._tun.name, change.value)
+                remedy = f", and nothing passes: ip link set {name} up" if change is Change.DOWN else ""
+                log.warning("device %s went %s%s", name, change.value, remedy)
         if Change.UP in changes or Change.TAKEN in changes:
             self._routes.restore()
 

@@ -80,7 +80,7 @@ def test_device_deleted_under_us(make_world: MakeWorld, workers: int) -> None:
 
 def test_device_down_and_up(world: World) -> None:
     world.a.run("ip", "link", "set", "ipsec0", "down")
-    assert eventually(lambda: "went down" in world.a.log())
+    assert eventually(lambda: "went down, and nothing passes: ip link set ipsec0 up" in world.a.log())
     # fail closed
     assert "No route to host" in world.a.run("ip", "route", "get", INNER[4][1], check=False).stderr
     world.a.run("ip", "link", "set", "ipsec0", "up")
