@@ -1,5 +1,6 @@
 # The peer that most datagrams go to has a socket of its own, of a family one at most: see peer.h for what that saves.
-# With trains it is little, for each of them is looked up once; with single datagrams it is a third of sending.
+# With trains it is little, for each of them is looked up once; with single datagrams, and such a socket at both ends, it is
+# a third of sending.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 

@@ -128,6 +128,7 @@ class Strangers:
     """Peers of one gateway that only listen."""
 
     def __init__(self, net: Net, port: int, count: int) -> None:
+        self.net = net
         self.sockets = [open_udp(ip_address("127.0.0.1"), 0)[0] for _ in range(count)]
         self.sas = []
         self.marks: dict[str, object] = {}
@@ -145,6 +146,12 @@ class Strangers:
 
     def receive(self, n: int) -> bytes:
         return self.sockets[n].recv(2000)
+
+    def meet(self, n: int) -> None:
+        """Send as much to one of them as gets it a socket of its own."""
+        for _ in range(STREAK + 10):
+            self.net.left.tun.send(self.packet(n))
+            self.receive(n)
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -174,15 +181,11 @@ def test_peers_in_turns_share_one() -> None:
 
 def test_another_peer_takes_it_over() -> None:
     with strangers(2) as (net, made):
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(0))
-            made.receive(0)
+        made.meet(0)
         wait_until(lambda: sockets(net.left) == 1)
         before = descriptors()
         time.sleep(PAUSE_S)
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(1))
-            made.receive(1)
+        made.meet(1)
         wait_until(lambda: sockets(net.left) == 2)
         assert descriptors() == before
         net.left.tun.send(made.packet(0))
@@ -192,9 +195,7 @@ def test_another_peer_takes_it_over() -> None:
 def test_not_more_often_than_once_a_second() -> None:
     with strangers(2) as (net, made):
         for turn in range(6):
-            for _ in range(STREAK + 10):
-                net.left.tun.send(made.packet(turn % 2))
-                made.receive(turn % 2)
+            made.meet(turn % 2)
         assert sockets(net.left) <= 2
 
 
@@ -242,9 +243,7 @@ def test_what_came_before_the_socket_goes_before_what_comes_through_it() -> None
 def test_a_peer_that_moves_is_followed() -> None:
     with strangers(1) as (net, made), open_udp(ip_address("127.0.0.1"), 0)[0] as elsewhere:
         elsewhere.settimeout(5.0)
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(0))
-            made.receive(0)
+        made.meet(0)
         wait_until(lambda: sockets(net.left) == 1)
         local = ip_address("127.0.0.1")
         encap = (net_port(net), elsewhere.getsockname()[1])
@@ -261,9 +260,7 @@ def net_port(net: Net) -> int:
 def test_ike_and_keepalives_come_through_it() -> None:
     """The event loop knows the socket for all, and answers through that."""
     with strangers(1) as (net, made):
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(0))
-            made.receive(0)
+        made.meet(0)
         wait_until(lambda: sockets(net.left) == 1)
         to = ("127.0.0.1", net_port(net))
         made.sockets[0].sendto(b"\xff", to)
@@ -278,9 +275,7 @@ def test_ike_and_keepalives_come_through_it() -> None:
 def test_a_peer_that_is_gone_makes_no_difference() -> None:
     """ICMP errors reach a connected socket. They are read, and nothing waits or is lost for them."""
     with strangers(1) as (net, made):
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(0))
-            made.receive(0)
+        made.meet(0)
         wait_until(lambda: sockets(net.left) == 1)
         port = made.sockets[0].getsockname()[1]
         made.sockets[0].close()
@@ -297,9 +292,7 @@ def test_a_peer_that_is_gone_makes_no_difference() -> None:
 
 def test_nobody_else_may_share_the_port() -> None:
     with strangers(1) as (net, made):
-        for _ in range(STREAK + 10):
-            net.left.tun.send(made.packet(0))
-            made.receive(0)
+        made.meet(0)
         wait_until(lambda: sockets(net.left) == 1)
         for address in ("127.0.0.1", "0.0.0.0"):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
