@@ -27,6 +27,8 @@ _PROPOSAL = struct.Struct("!BxHBBBB")  # last, length, number, protocol, SPI siz
 _TRANSFORM = struct.Struct("!BxHBxH")  # last, length, type, id
 _PAIR = struct.Struct("!HH")  # attribute format and type, value or length
 _LAST, _MORE_PROPOSALS, _MORE_TRANSFORMS = 0, 2, 3
+USUAL_OCTETS = 256
+"of the transforms of one proposal"
 _TV = 0x8000  # attribute format bit: the value is in the length field (3.3.5)
 _KEY_LENGTH = _TV | TransformAttribute.KEY_LENGTH
 
@@ -118,7 +120,9 @@ def parse_proposals(data: bytes, offset: int, end: int) -> list[Proposal]:
             raise ParseError("SA payload: the chain of proposals does not end where the payload does")
         if len(proposals) == MAX_PROPOSALS:
             raise ParseError(f"SA payload: more than {MAX_PROPOSALS} proposals")
-        transforms = _parse_transforms(data, start, stop, count)
+        # peers offer the same again and again; only usual sizes are worth the memory of the cache
+        parse = _parse_usual_transforms if stop - start <= USUAL_OCTETS else _parse_transforms
+        transforms = list(parse(data[start:stop], count))
         proposals.append(Proposal(protocol, transforms, number, data[start - spi_size : start]))
         offset = stop
     return proposals
@@ -152,10 +156,11 @@ def emit_proposals(proposals: Sequence[Proposal]) -> bytes:
     return b"".join(parts)
 
 
-def _parse_transforms(data: bytes, offset: int, end: int, count: int) -> list[Transform]:
-    """``count`` transforms that fill ``data[offset:end]`` exactly."""
+def _parse_transforms(data: bytes, count: int) -> tuple[Transform, ...]:
+    """``count`` transforms that fill ``data`` exactly."""
     transforms = []
     unpack, size = _PAIR.unpack_from, _TRANSFORM.size
+    offset, end = 0, len(data)
     for remaining in range(count - 1, -1, -1):
         if end - offset < size:
             raise ParseError("SA payload: transform cut short")
@@ -171,7 +176,10 @@ def _parse_transforms(data: bytes, offset: int, end: int, count: int) -> list[Tr
         offset += length
     if offset != end:
         raise ParseError("SA payload: octets after the last transform")
-    return transforms
+    return tuple(transforms)
+
+
+_parse_usual_transforms = lru_cache(maxsize=512)(_parse_transforms)
 
 
 def _parse_transform(body: bytes) -> Transform:

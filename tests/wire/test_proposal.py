@@ -114,6 +114,15 @@ def test_all_transform_ids_survive() -> None:
             assert parse(emit_proposals([Proposal(1, transforms)]))[0].transforms == transforms
 
 
+def test_what_was_parsed_belongs_to_whoever_parsed_it() -> None:
+    """Equal octets are read once."""
+    data = emit_proposals([Proposal(Protocol.IKE, [Transform(TransformType.ENCR, Encr.AES_GCM_16, 128)])])
+    (one,), (other,) = (parse_proposals(data, 0, len(data)) for _ in range(2))
+    one.transforms.clear()
+    assert len(other.transforms) == 1
+    assert len(parse_proposals(data, 0, len(data))[0].transforms) == 1
+
+
 def test_no_transforms() -> None:
     assert parse(proposal("", 0)) == [Proposal(1, [], 1)]
     assert emit_proposals([Proposal(1, [])]) == proposal("", 0)
