@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from ipaddress import ip_address, ip_network
 from operator import itemgetter
 
@@ -18,7 +18,7 @@ Resolver = Callable[[str], tuple[IpAddress, ...]]
 
 
 class _Entry:
-    """One entry of an address list, read once."""
+    """One entry of an address list."""
 
     __slots__ = ("exact", "name", "range")
 
@@ -54,15 +54,19 @@ class _Entry:
         return EXACT if address in resolve(self.name) else NOT
 
 
+#: each handshake asks about the same texts
+_entry = lru_cache(maxsize=4096)(_Entry)
+
+
 def names_its_peers(connection: Connection) -> bool:
     """Whether ``remote_addrs`` is of addresses and names alone, so that nobody else can come by it."""
-    entries = [_Entry(text) for text in connection.remote_addrs]
+    entries = [_entry(text) for text in connection.remote_addrs]
     return bool(entries) and all(entry.range is None and entry.name != "%any" for entry in entries)
 
 
 def names(connection: Connection, address: IpAddress, resolve: Resolver) -> bool:
     """Whether ``remote_addrs`` has just this address, or a name for it."""
-    return any(_Entry(text).fits(address, resolve) == EXACT for text in connection.remote_addrs)
+    return any(_entry(text).fits(address, resolve) == EXACT for text in connection.remote_addrs)
 
 
 class _Alike:
@@ -71,8 +75,8 @@ class _Alike:
     __slots__ = ("_local", "_remote", "connections", "places")
 
     def __init__(self, first: Connection) -> None:
-        self._local = [_Entry(text) for text in first.local_addrs]
-        self._remote = [_Entry(text) for text in first.remote_addrs]
+        self._local = [_entry(text) for text in first.local_addrs]
+        self._remote = [_entry(text) for text in first.remote_addrs]
         self.connections: list[Connection] = []
         self.places: list[int] = []
 
