@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from ipsec.net import readable
+from ipsec.net import bpf, readable
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class HostWatch:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         try:
+            # each tunnel has routes, and nobody is to be woken because of them
+            bpf.attach_filter(self._socket, _others_routes(ignore_protocol))
             self._socket.bind((0, _GROUPS))
         except OSError:
             self._socket.close()
@@ -89,6 +91,20 @@ class HostWatch:
     def _on_quiet(self) -> None:
         self._timer = None
         self._changed()
+
+
+def _others_routes(ignore_protocol: int) -> list[bpf.Instruction]:
+    """Keeps messages away that tell of a route with this protocol."""
+    new, gone = (int.from_bytes(struct.pack("=H", kind), "big") for kind in (_RTM_NEWROUTE, _RTM_DELROUTE))
+    return [
+        (bpf.LD_HALF_ABS, 0, 0, 4),
+        (bpf.JUMP_EQUAL, 1, 0, new),
+        (bpf.JUMP_EQUAL, 0, 2, gone),
+        (bpf.LD_BYTE_ABS, 0, 0, _NLMSG.size + _PROTOCOL),
+        (bpf.JUMP_EQUAL, 1, 0, ignore_protocol),
+        (bpf.RET_CONST, 0, 0, 0xFFFFFFFF),
+        (bpf.RET_CONST, 0, 0, 0),
+    ]
 
 
 def concerns_us(data: bytes, ignore_protocol: int, own_index: Callable[[], int]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -66,6 +68,37 @@ def test_our_own_device_and_routes_are_no_news(tun: Tun) -> None:
         assert listener.heard == before
         ip("link", "set", "lo", "up")
         await until(lambda: listener.heard > before)
+        listener.watch.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("version", [4, 6])
+def test_nobody_is_woken_by_our_own_routes(tun: Tun, version: int) -> None:
+    """A tunnel has one or more; others' routes come through, those that go as well."""
+    network = {4: "10.8.0.0/16", 6: "2001:db8:8::/48"}[version]
+
+    def routes(listener: Listener, protocol: int) -> list[int]:
+        """The kinds of messages that are there after one has come and gone."""
+        for action in ("add", "del"):
+            ip(f"-{version}", "route", action, network, "dev", "ipsec0", "table", "220", "proto", str(protocol))
+        kinds = []
+        while True:
+            try:
+                kinds.append(int.from_bytes(listener.watch._socket.recv(1 << 16)[4:6], sys.byteorder))
+            except BlockingIOError:
+                return kinds
+
+    async def main() -> None:
+        # the loop, which this blocks, reads nothing of it
+        listener = Listener()
+        ip("link", "set", "ipsec0", "up")
+        # with the device come routes of the kernel's
+        time.sleep(0.5)
+        routes(listener, 3)
+        assert routes(listener, 3) == [24, 25]
+        assert routes(listener, OURS) == []
         listener.watch.close()
 
     asyncio.run(main())
