@@ -22,7 +22,9 @@ from ipsec.text import printable
 WAITING_MAX = 256
 #: octets that are kept while who reads the log does not
 KEPT_MAX = 1 << 18
-#: seconds after which we look whether he reads again, and that he has when we end
+#: seconds after which what was logged is written
+SOON_S = 0.01
+#: after which we look whether he reads again, and that he has when we end
 AGAIN_S = 0.1
 LAST_S = 1.0
 LOST = "%d lines are lost: nobody has read the log, or its disk was full"
@@ -87,7 +89,7 @@ class TextFormatter(logging.Formatter):
 
 
 class PatientHandler(logging.StreamHandler[TextIO]):
-    """Writes what a callback of the event loop logs once it is over: peers do not wait for our log.
+    """Writes what is logged in the event loop a moment later: peers and clients do not wait for our log.
 
     A warning or worse is written at once, and so is what waits then. What waits at the end is written with ``flush``
     and ``close``, which ``logging`` sees to at exit.
@@ -112,7 +114,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         self._waiting.append(record)
         if record.levelno >= logging.WARNING or len(self._waiting) >= WAITING_MAX:
             self._write()
-        elif not self._ask(0):
+        elif not self._ask(SOON_S):
             # another thread, or before and after the loop
             self._write()
 
@@ -124,10 +126,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
             return False
         if self._asked is not loop:
             self._asked = loop
-            if delay:
-                loop.call_later(delay, self._called)
-            else:
-                loop.call_soon(self._called)
+            loop.call_later(delay, self._called)
         return True
 
     def _called(self) -> None:
