@@ -20,7 +20,6 @@ from cryptography.x509.oid import NameOID
 from ipsec.crypto.identity import Identity, parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
 from ipsec.crypto.x509 import Certificate
-from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import (
     AuthClass,
     ChildConfig,
@@ -35,6 +34,7 @@ from ipsec.ike.config import (
 from ipsec.ike.credentials import Authority, Credentials, PrivateKey, SharedSecret
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import IpAddress, Path
+from ipsec.ike.host import Unconnected
 from ipsec.ike.sa import IkeSa
 from ipsec.wire.iana import Protocol
 
@@ -49,45 +49,6 @@ BEHIND = ("10.1.0.0", "10.1.255.255")
 "the network behind the gateway"
 
 ANY = IPv4Address(0)
-
-
-class Host:
-    """What an engine asks of its host, without a data path."""
-
-    def __init__(self) -> None:
-        self._spi = 256
-
-    def allocate_spi(self) -> int:
-        """The next number."""
-        self._spi += 1
-        return self._spi
-
-    def free_spi(self, spi: int) -> None:
-        """Numbers do not run out here."""
-
-    def last_use(self, child: ChildSa) -> float | None:
-        """No packets."""
-        return None
-
-    def last_traffic(self, child: ChildSa) -> float | None:
-        """No packets."""
-        return None
-
-    def wall(self) -> datetime:
-        """Today."""
-        return datetime.now(UTC)
-
-    def resolved(self, name: str) -> tuple[IpAddress, ...]:
-        """No names."""
-        return ()
-
-    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
-        """No MOBIKE."""
-        return ()
-
-    def sources(self, connection: Connection, remote: IpAddress) -> tuple[IpAddress, ...]:
-        """No MOBIKE."""
-        return ()
 
 
 def identity_of(number: int) -> str:
@@ -136,7 +97,7 @@ def _auth(authentication: str) -> AuthClass:
     return AuthClass.PSK if authentication == "psk" else AuthClass.PUBKEY
 
 
-def responder(authentication: str, settings: IkeSettings, host: Host) -> IkeEngine:
+def responder(authentication: str, settings: IkeSettings, host: Unconnected) -> IkeEngine:
     """A gateway that anybody with the right key may connect to, and gets an address from."""
     engine = IkeEngine(settings, host, os.urandom)
     credentials, certificate = _credentials(authentication, GATEWAY_ID, "initiators")
@@ -169,7 +130,7 @@ class Initiators:
     """
 
     def __init__(self, authentication: str, gateway: IpAddress, settings: IkeSettings) -> None:
-        self.engine = IkeEngine(settings, Host(), os.urandom)
+        self.engine = IkeEngine(settings, Unconnected(), os.urandom)
         self._gateway = gateway
         self._authentication = authentication
         credentials, certificate = _credentials(authentication, "initiators", GATEWAY_ID)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path as File
 
-from bench.handshake.initiators import Host, Initiators, responder
+from bench.handshake.initiators import Initiators, responder
 from ipsec.ike.config import IkeSettings
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import Path
+from ipsec.ike.host import Unconnected
 
 GATEWAY = IPv4Address("192.0.2.1")
 FIRST_PEER = int(IPv4Address("198.18.0.0"))
@@ -40,7 +41,7 @@ class Direct:
 
     def __init__(self, authentication: str) -> None:
         logging.getLogger("ipsec").setLevel(logging.ERROR)
-        self.gateway = responder(authentication, SETTINGS, Host())
+        self.gateway = responder(authentication, SETTINGS, Unconnected())
         self.initiators = Initiators(authentication, GATEWAY, SETTINGS)
         self._next = 0
 

@@ -6,8 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
 from ipsec.crypto.identity import parse_identity, parse_pattern
 from ipsec.crypto.proposals import parse_proposals
@@ -16,6 +15,7 @@ from ipsec.ike.config import AuthClass, ChildConfig, Connection, IkeSettings, Lo
 from ipsec.ike.credentials import Credentials, SharedSecret
 from ipsec.ike.engine import IkeEngine
 from ipsec.ike.events import InstallChild, Path, RemoveChild
+from ipsec.ike.host import Unconnected
 from ipsec.wire.iana import Protocol
 
 IKE_PROPOSAL = "aes128gcm16-prfsha256-x25519"
@@ -35,10 +35,11 @@ class DataPath:
     free_spi: Callable[[int], None]
 
 
-class Negotiator:
+class Negotiator(Unconnected):
     """One end's IKE engine. It is the ``Host`` of the engine as well."""
 
     def __init__(self, side: int, psk: bytes, data_path: DataPath) -> None:
+        super().__init__()
         self._data_path = data_path
         self.engine = IkeEngine(IkeSettings(), self, secrets.token_bytes)
         self._path = Path(OUTER[side], 500, OUTER[1 - side], 500)
@@ -81,30 +82,6 @@ class Negotiator:
     def free_spi(self, spi: int) -> None:
         """See Host."""
         self._data_path.free_spi(spi)
-
-    def last_use(self, child: ChildSa) -> float | None:
-        """See Host."""
-        return None
-
-    last_traffic = last_use
-
-    def wall(self) -> datetime:
-        """See Host."""
-        return datetime.now(UTC)
-
-    def resolved(self, name: str) -> tuple[IPv4Address | IPv6Address, ...]:
-        """See Host."""
-        return ()
-
-    def local_addresses(self, connection: Connection) -> tuple[IPv4Address | IPv6Address, ...]:
-        """See Host."""
-        return ()
-
-    def sources(
-        self, connection: Connection, remote: IPv4Address | IPv6Address
-    ) -> tuple[IPv4Address | IPv6Address, ...]:
-        """See Host."""
-        return ()
 
 
 def exchange(gateways: Sequence[Negotiator]) -> int:

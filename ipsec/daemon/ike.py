@@ -15,6 +15,7 @@ from ipsec.backend.base import Acquire, Backend, BackendEvent, Datagram, Expire,
 from ipsec.config import Config
 from ipsec.config.diff import is_renewed
 from ipsec.config.settings import BackendKind
+from ipsec.daemon.alarm import Alarm
 from ipsec.daemon.children import Children
 from ipsec.daemon.closing import close_all
 from ipsec.daemon.collector import Collector
@@ -26,6 +27,7 @@ from ipsec.daemon.loaded import Loaded, Refuse
 from ipsec.daemon.outside import Outside
 from ipsec.daemon.paths import Ends, Paths
 from ipsec.daemon.reach import OwnAddresses, Resolver, names_of
+from ipsec.daemon.rehearsal import rehearse
 from ipsec.daemon.retries import Retries
 from ipsec.daemon.settings import ike_settings
 from ipsec.daemon.traffic import ChildName
@@ -64,6 +66,8 @@ RETRY_S = 10.0
 RETRY_MAX_S = 300.0
 #: datagrams in one turn of the loop that have waited for routes
 SEND_AT_ONCE = 32
+#: what nobody waits for is done later: key pairs in advance, a look at why no answer has come
+MOMENT_S = 0.05
 #: names are looked up again
 RESOLVE_S = 60.0
 #: a start, or a reload, waits so long for names that a guard needs; they are looked up further afterwards
@@ -95,9 +99,7 @@ class IkeControl:
         self._paths = Paths(backend, self._resolver, fwmark=fwmark, outside=self._backend_is_outside())
         self._collector = Collector()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.Handle | None = None
-        self._due: float | None = None
-        "when the timer ends"
+        self._timer = Alarm(self._tick)
         self._tasks: set[asyncio.Task[object]] = set()
         self.retries = Retries()
         self._not_begun: set[str] = set()
@@ -125,6 +127,7 @@ class IkeControl:
         "who hears of the engine's events, after they have been acted upon"
         self._keylog = KeyLog(config.settings.keylog) if config.settings.keylog else None
         self.engine = self._make_engine(settings)
+        self._spare = Alarm(self.engine.prepare)
         self.loaded = Loaded(config, refuse)
         engine, path_mtu = self.engine, config.settings.path_mtu
         self.children = Children(backend, path_mtu=path_mtu, fraction=engine.fraction, is_current=engine.is_current)
@@ -154,6 +157,7 @@ class IkeControl:
         await self._load(self.loaded.config())
         self.guards.begun()
         self._collector.start()
+        self._spawn(rehearse())
 
     async def reload(self, config: Config) -> None:
         """Another configuration file: what did not change goes on undisturbed, and so does what vici has loaded."""
@@ -339,8 +343,8 @@ class IkeControl:
         for task in list(self._tasks):
             task.cancel()
         await self.outside.close_all(close_all(self.engine, self.turn))
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
+        self._spare.stop()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -417,17 +421,10 @@ class IkeControl:
                     self._holding = True
                     self._spawn(self._send_held())
         self._send(datagrams)
-        self._arm(engine.next_timer())
+        self._timer.set(engine.next_timer())
         engine.catch_up()
-
-    def _arm(self, when: float | None) -> None:
-        if self._timer is not None:
-            if when == self._due:
-                return
-            self._timer.cancel()
-        self._due = when
-        # uvloop's has no ``when`` if that is now
-        self._timer = self._loop.call_at(when, self._tick) if when is not None else None
+        if engine.unprepared:
+            self._spare.set(self._loop.time() + MOMENT_S)
 
     def _send(self, datagrams: Iterable[Outgoing]) -> None:
         for data, path, dscp in datagrams:
@@ -452,7 +449,6 @@ class IkeControl:
             self._holding = False
 
     def _tick(self) -> None:
-        self._timer = None
         self.engine.handle_timer(self._loop.time())
         self.turn()
 
@@ -601,14 +597,18 @@ class IkeControl:
             addresses=event.addresses if event is not None else (),
         )
         self.turn()
-        if not sa.established and not self._paths.can_send(sa.path):
+        if not sa.established:
+            self._loop.call_later(MOMENT_S, self._look_for_way, sa, child.name if child is not None else "")
+        return sa
+
+    def _look_for_way(self, sa: IkeSa, child: str) -> None:
+        if sa.uid in self.engine.sas and sa.spi_r == bytes(8) and not self._paths.can_send(sa.path):
             # it goes on all the same: the address may be on its way here, as one that two gateways share
             local, remote = sa.path.local, sa.path.remote
             why = f"{local} in local_addrs is no address of this host, or no route leads from it to {remote}"
             log.warning("%s: %s", sa, why)
-            self.engine.note(Failure(Cause.NO_PATH, why, child.name if child is not None else ""), sa)
+            self.engine.note(Failure(Cause.NO_PATH, why, child), sa)
             self.turn()
-        return sa
 
     async def _way(
         self, connection: Connection, child: ChildConfig | None, remote: IpAddress | str | None = None

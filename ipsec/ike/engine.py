@@ -2,7 +2,8 @@
 
 Five verbs move it: ``receive_datagram``, ``handle_timer``, ``next_timer``, ``datagrams_to_send``, ``next_event``;
 commands start and end things. After any call: handle all events, then send the datagrams, then arm the timer. Nothing
-blocks. Last, ``catch_up`` does what no peer has to wait for; whatever comes next does that first otherwise.
+blocks. Last, ``catch_up`` does what no peer has to wait for; whatever comes next does that first otherwise. In a quiet
+moment ``prepare`` makes what later IKE_SAs need; who comes before waits for it to be made.
 What waits for the outside (certificate status) is an event out and a command in.
 
 An exception that should not be costs the IKE_SA it happens in, never the engine.
@@ -232,7 +233,7 @@ class IkeEngine(Outside):
         self._guards = {name: guard for name, guard in self._guards.items() if name in names}
         known = self.table.by_name.values()
         for method in {first_method(one) for one in known}:
-            self.prepare_key_pair(method)
+            self.needs_key_pair(method)
         self.problems.keep((one.name, name) for one in known for name in ("", *(child.name for child in one.children)))
 
     def initiate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from ipsec.ike.child_sa import ChildSa
@@ -38,3 +38,42 @@ class Host(Protocol):
     def sources(self, connection: Connection, remote: IpAddress) -> Iterable[IpAddress]:
         """Those of our addresses from which a way leads to ``remote``, the best first, each looked for when its turn
         comes."""
+
+
+class Unconnected:
+    """The host of an engine that no socket and no data path belongs to: it has SPIs, today's date and nothing else."""
+
+    def __init__(self) -> None:
+        self._spi = 255
+
+    def allocate_spi(self) -> int:
+        """The next number (RFC 4303 section 2.1: the first 256 are reserved)."""
+        self._spi += 1
+        return self._spi
+
+    def free_spi(self, spi: int) -> None:
+        """They do not run out."""
+
+    def last_use(self, child: ChildSa) -> float | None:
+        """Never."""
+        return None
+
+    def last_traffic(self, child: ChildSa) -> float | None:
+        """Never."""
+        return None
+
+    def wall(self) -> datetime:
+        """Now."""
+        return datetime.now(UTC)
+
+    def resolved(self, name: str) -> tuple[IpAddress, ...]:
+        """No names."""
+        return ()
+
+    def local_addresses(self, connection: Connection) -> tuple[IpAddress, ...]:
+        """No other addresses (RFC 4555)."""
+        return ()
+
+    def sources(self, connection: Connection, remote: IpAddress) -> tuple[IpAddress, ...]:
+        """No other ways."""
+        return ()

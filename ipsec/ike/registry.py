@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
@@ -96,6 +95,8 @@ class Registry:
         self._guards: dict[str, LoopGuard] = {}
         self._key_pairs: dict[int, KeyExchange] = {}
         "made in advance, by method; each is used once"
+        self._missing: set[int] = set()
+        "methods of which there is none"
         self._later: deque[Callable[[], None]] = deque()
         self._asked: OrderedDict[tuple[int, str], tuple[IkeSa | ChildSa, Callable[[float], None]]] = OrderedDict()
         "what a command is to do to many SAs, and has not done to all of them yet; each once, however often it is said"
@@ -197,19 +198,28 @@ class Registry:
     def key_pair(self, method: int) -> KeyExchange:
         """An ephemeral key pair for the first exchange of an IKE_SA, nobody else's."""
         ready = self._key_pairs.pop(method, None)
-        self.prepare_key_pair(method)
+        self.needs_key_pair(method)
         return ready or key_exchange(method, self.rng)
 
     def join_key_exchange(self, method: int, peer: bytes) -> tuple[bytes, bytes]:
         """The responder's half of a key exchange: the data of its KE payload, and the shared secret."""
         return join_key_exchange(method, peer, lambda method: key_exchange(method, self.rng))
 
-    def prepare_key_pair(self, method: int) -> None:
-        """Make a key pair when nobody waits for it."""
-        self.later(partial(self._make_key_pair, method))
-
-    def _make_key_pair(self, method: int) -> None:
+    def needs_key_pair(self, method: int) -> None:
+        """There is to be a key pair in advance, for the next that wants one."""
         if method not in self._key_pairs:
+            self._missing.add(method)
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether ``prepare`` has something to do."""
+        return bool(self._missing)
+
+    def prepare(self) -> None:
+        """Make key pairs for the IKE_SAs to come, when nobody waits for anything. Whoever comes before has his made at
+        once."""
+        while self._missing:
+            method = self._missing.pop()
             self._key_pairs[method] = key_exchange(method, self.rng)
 
     def next_uid(self) -> int:

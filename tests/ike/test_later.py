@@ -59,21 +59,24 @@ def test_a_key_pair_made_in_advance_is_used_once() -> None:
     lab = Lab()
     method = KeMethod.CURVE_25519
     first = lab.a.key_pair(method)
-    assert not lab.a._key_pairs, "nothing is made while somebody waits"
     lab.a.catch_up()
+    assert not lab.a._key_pairs, "nothing is made while somebody waits"
+    assert lab.a.unprepared
+    lab.a.prepare()
+    assert not lab.a.unprepared
     ready = lab.a._key_pairs[method]
     second = lab.a.key_pair(method)
     third = lab.a.key_pair(method)
     assert second is ready
     assert len({first.public, second.public, third.public}) == 3
-    lab.a.catch_up()
+    lab.a.prepare()
     assert list(lab.a._key_pairs) == [method]
     assert lab.a._key_pairs[method].public not in {first.public, second.public, third.public}
 
 
 def test_the_first_key_pair_is_made_when_a_configuration_is_loaded() -> None:
     lab = Lab()
-    lab.a.catch_up()
+    lab.a.prepare()
     (ready,) = lab.a._key_pairs.values()
     data, _ = first_message(lab)
     assert ready.public in data

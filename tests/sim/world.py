@@ -176,6 +176,7 @@ class World:
         for data, path, _ in host.engine.datagrams_to_send():
             self.transmit(host, data, path)
         host.engine.catch_up()
+        host.engine.prepare()
         consistent(host)
         while self.later:
             who, name, children, more = self.later.pop(0)
