@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hmac
 
+from ipsec.crypto.prf import prf_algorithm
 from ipsec.errors import ParseError
+from ipsec.wire.iana import Prf
 
 TOKEN_MIN, TOKEN_MAX = 16, 256
 "octets (RFC 6290 section 4.1)"
@@ -23,7 +25,7 @@ def make(secret: bytes, spi_i: bytes, spi_r: bytes) -> bytes:
     """The token of an IKE_SA, by its SPIs and our secret (section 5.1). ValueError if the secret is too short."""
     if len(secret) < SECRET_MIN:
         raise ValueError(f"a QCD secret of less than {SECRET_MIN} octets")
-    return hmac.digest(secret, _LABEL + spi_i + spi_r, "sha256")
+    return prf_algorithm(Prf.HMAC_SHA2_256)(secret, _LABEL + spi_i + spi_r)
 
 
 def parse(data: bytes) -> bytes:
