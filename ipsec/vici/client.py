@@ -136,6 +136,8 @@ class Session:
             raise UnknownToDaemon(f"the daemon does not know the event {event!r}")
 
     def _send(self, kind: PacketType, name: str, message: Mapping[str, Any] | None = None) -> None:
+        if self._writer.is_closing():
+            raise HungUp("the connection has ended")
         self._writer.write(emit_packet(kind, name, message))
 
     async def _answer(self) -> Packet:

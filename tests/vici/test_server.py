@@ -11,18 +11,27 @@ import socket
 import stat
 import struct
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from ipsec.errors import BackendError
 from ipsec.vici import server as vici_server
 from ipsec.vici.client import HungUp, UnknownToDaemon, ViciError, connect
 from ipsec.vici.codec import Message, PacketType, emit_packet
 from ipsec.vici.server import Client, CommandError, ViciServer
+
+
+@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What asyncio.run makes."""
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy() if request.param == "uvloop" else None)
+    yield
+    asyncio.set_event_loop_policy(None)
 
 
 class Commands:
