@@ -120,12 +120,24 @@ def _value(value: object) -> bytes:
 # -- reading
 
 
-def parse_length(head: bytes) -> int:
+def parse_length(head: bytes | bytearray) -> int:
     """The length of a packet from its first four octets. ParseError if it is empty or too long."""
     (length,) = _LENGTH.unpack(head)
     if not 0 < length <= SEGMENT_MAX:
         raise ParseError(f"a vici packet of {length} octets")
     return int(length)
+
+
+def take_packet(octets: bytearray) -> Packet | None:
+    """The packet in front, and take it away; None if it is not complete. ParseError."""
+    if len(octets) < 4:
+        return None
+    end = 4 + parse_length(octets[:4])
+    if len(octets) < end:
+        return None
+    body = bytes(octets[4:end])
+    del octets[:end]
+    return parse_packet(body)
 
 
 def parse_packet(body: bytes) -> Packet:

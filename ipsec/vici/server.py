@@ -15,10 +15,10 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ipsec.errors import BackendError, IpsecError, ParseError
-from ipsec.vici.codec import Message, Packet, PacketType, emit_packet, parse_length, parse_packet
+from ipsec.vici.codec import Message, Packet, PacketType, emit_packet, take_packet
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,11 @@ CLIENTS_MAX = 256
 BACKLOG_MAX = 8 << 20
 #: a client that does not take an answer within this is dropped
 PATIENCE_S = 10.0
+#: with more octets than this behind the packet that is being answered, a client is not read from
+UNREAD_MAX = 128 << 10
 MODE = 0o660
-#: while a command runs, whether its client is still there is looked at so often
-LOOK_S = 1.0
+
+_REQUESTS = (PacketType.CMD_REQUEST, PacketType.EVENT_REGISTER, PacketType.EVENT_UNREGISTER)
 
 
 class CommandError(IpsecError):
@@ -43,27 +45,115 @@ class CommandError(IpsecError):
 Handler = Callable[["Client", Message], Awaitable[Mapping[str, Any]]]
 
 
-class Client:
-    """One connection."""
+class Client(asyncio.Protocol):
+    """One connection. What comes is answered in order, one packet at a time; a command ends with its client."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    _transport: asyncio.Transport
+
+    def __init__(self, server: ViciServer) -> None:
+        self._server = server
+        self._unread = bytearray()
+        self._eof = False
+        self._task: asyncio.Task[None] | None = None
+        "answers packets one after the other; none is needed for what is answered at once"
+        self._room = asyncio.Event()
+        "unset while the client takes less than is written"
+        self._room.set()
         self.events: set[str] = set()
         "those that it has registered for"
         self.at_end: list[Callable[[], None]] = []
         "what is to be undone when it has gone"
 
     def __repr__(self) -> str:
-        return f"<Client {self._writer.get_extra_info('peername')!r}>"
+        return f"<Client {self._transport.get_extra_info('peername')!r}>"
 
-    async def read(self) -> Packet | None:
-        """The next packet, None when the client has gone. ParseError."""
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.welcome(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._unread += data
+        if self._task is not None:
+            if len(self._unread) > UNREAD_MAX:
+                self._transport.pause_reading()
+        elif (packet := self._next()) is not None:
+            if packet.type is PacketType.CMD_REQUEST or self._unread or not self._room.is_set():
+                self._task = asyncio.get_running_loop().create_task(self._work(packet))
+            else:
+                self._server.register(self, packet)
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol."""
+        self._eof = True
+        if self._task is None or self.gone:
+            self.close()
+        # else what it has sent before is still answered
+        return True
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._room.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._room.set()
+        if self._task is None:
+            self._end()
+        else:
+            self._task.add_done_callback(self._end)
+            self._task.cancel()
+
+    def _end(self, _: object = None) -> None:
+        self._server.forget(self)
+        for undo in self.at_end:
+            undo()
+
+    # -- what comes
+
+    def _next(self) -> Packet | None:
+        """The next packet; None if it is not complete yet, or nobody waits for its answer."""
         try:
-            length = parse_length(await self._reader.readexactly(4))
-            return parse_packet(await self._reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            packet = take_packet(self._unread) if not self.gone else None
+            if packet is not None and packet.type not in _REQUESTS:
+                raise ParseError(f"a packet {packet.type.name} from a client")
+        except ParseError as error:
+            log.warning("a vici client sent something else: %s", error)
+            self.close()
             return None
+        if self.gone or (packet is None and self._eof):
+            self.close()
+            return None
+        if packet is None and not self._transport.is_reading():
+            self._transport.resume_reading()
+        return packet
+
+    async def _work(self, packet: Packet | None) -> None:
+        """Answer this packet and those that are complete behind it."""
+        try:
+            while packet is not None:
+                await self._server.answer(self, packet)
+                await self.flush()
+                if self._unread:
+                    # others have their turn, however much one has sent
+                    await asyncio.sleep(0)
+                packet = self._next()
+        except Exception:
+            log.exception("this is a bug")
+        finally:
+            self._task = None
+            if packet is not None:
+                # it has no answer, also because a part of the daemon that its command waited for has ended
+                self.close()
+
+    # -- what goes
 
     def send(self, kind: PacketType, name: str = "", message: Mapping[str, Any] | None = None) -> None:
         """Queue a packet; a client with too much waiting for it is dropped."""
@@ -73,10 +163,10 @@ class Client:
 
     def write(self, packet: bytes) -> None:
         """Queue a packet that is complete; as ``send``."""
-        if self._writer.is_closing():
+        if self._transport.is_closing():
             return
-        self._writer.write(packet)
-        if self._writer.transport.get_write_buffer_size() > BACKLOG_MAX:
+        self._transport.write(packet)
+        if self._transport.get_write_buffer_size() > BACKLOG_MAX:
             log.warning("a vici client does not read what it asked for, dropped")
             self.close()
 
@@ -87,21 +177,22 @@ class Client:
 
     async def flush(self) -> None:
         """Wait until most of what was queued is on its way; for commands that stream a lot."""
+        if self._room.is_set():
+            return
         try:
-            await asyncio.wait_for(self._writer.drain(), PATIENCE_S)
-        except (TimeoutError, ConnectionError):
+            async with asyncio.timeout(PATIENCE_S):
+                await self._room.wait()
+        except TimeoutError:
             self.close()
 
     @property
     def gone(self) -> bool:
-        """Nobody is there any more."""
-        return self._writer.is_closing() or self._reader.at_eof()
+        """Nobody is there any more; or who is there sends no more, and nothing waits behind what is being answered."""
+        return self._transport.is_closing() or (self._eof and not self._unread)
 
     def close(self) -> None:
         """Hang up."""
-        transport = self._writer.transport
-        if transport is not None:
-            transport.abort()
+        self._transport.abort()
 
 
 class ViciServer:
@@ -111,7 +202,9 @@ class ViciServer:
         self._commands = commands
         self._events = frozenset(events)
         self._clients: set[Client] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._nobody = asyncio.Event()
+        "set while there are no clients"
+        self._nobody.set()
         self._servers: list[asyncio.Server] = []
         self._path: Path | None = None
 
@@ -136,7 +229,8 @@ class ViciServer:
                 if group:
                     give_to(group, path)
                 os.chmod(path, mode)
-                self._servers.append(await asyncio.start_unix_server(self._accept, sock=sock))
+                loop = asyncio.get_running_loop()
+                self._servers.append(await loop.create_unix_server(lambda: Client(self), sock=sock))
             except BaseException:
                 sock.close()
                 target.unlink(missing_ok=True)
@@ -150,7 +244,8 @@ class ViciServer:
     async def start_tcp(self, address: str, port: int) -> None:
         """Listen on a TCP port, where nobody is asked who he is. BackendError."""
         try:
-            self._servers.append(await asyncio.start_server(self._accept, address, port))
+            loop = asyncio.get_running_loop()
+            self._servers.append(await loop.create_server(lambda: Client(self), address, port))
         except OSError as error:
             why = f"cannot listen on TCP {address} port {port}: {os.strerror(error.errno or 0)}"
             raise BackendError(why, remedy="set ipsecd.vici_tcp to another port, or none") from error
@@ -160,10 +255,9 @@ class ViciServer:
         await self._stop_listening()
         for client in list(self._clients):
             client.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self._nobody.wait()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
@@ -194,64 +288,47 @@ class ViciServer:
         """Whether anybody has registered for an event."""
         return any(event in client.events for client in self._clients)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = Client(reader, writer)
+    # -- for Client
+
+    def welcome(self, client: Client) -> None:
+        """One has connected."""
         if len(self._clients) >= CLIENTS_MAX:
             log.warning("more than %d vici clients, one was refused", CLIENTS_MAX)
             client.close()
             return
         self._clients.add(client)
-        task = asyncio.get_running_loop().create_task(self._serve(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._nobody.clear()
 
-    async def _serve(self, client: Client) -> None:
-        try:
-            while (packet := await client.read()) is not None and not client.gone:
-                await self._answer(client, packet)
-                await client.flush()
-        except ParseError as error:
-            log.warning("a vici client sent something else: %s", error)
-        except Exception:
-            log.exception("this is a bug")
-        finally:
-            self._clients.discard(client)
-            client.close()
-            for undo in client.at_end:
-                undo()
+    def forget(self, client: Client) -> None:
+        """One has gone."""
+        self._clients.discard(client)
+        if not self._clients:
+            self._nobody.set()
 
-    async def _answer(self, client: Client, packet: Packet) -> None:
+    async def answer(self, client: Client, packet: Packet) -> None:
+        """Answer any packet."""
+        if packet.type is not PacketType.CMD_REQUEST:
+            self.register(client, packet)
+        elif packet.name in self._commands:
+            client.send(PacketType.CMD_RESPONSE, message=await self._run(client, packet))
+        else:
+            client.send(PacketType.CMD_UNKNOWN)
+
+    def register(self, client: Client, packet: Packet) -> None:
+        """Answer one that is about events."""
         match packet.type:
             case PacketType.EVENT_REGISTER if packet.name in self._events:
                 client.events.add(packet.name)
-                client.send(PacketType.EVENT_CONFIRM)
             case PacketType.EVENT_UNREGISTER if packet.name in client.events:
                 client.events.discard(packet.name)
-                client.send(PacketType.EVENT_CONFIRM)
-            case PacketType.EVENT_REGISTER | PacketType.EVENT_UNREGISTER:
-                client.send(PacketType.EVENT_UNKNOWN)
-            case PacketType.CMD_REQUEST if packet.name in self._commands:
-                answer = await self._run(client, packet)
-                client.send(PacketType.CMD_RESPONSE, message=answer)
-            case PacketType.CMD_REQUEST:
-                client.send(PacketType.CMD_UNKNOWN)
             case _:
-                raise ParseError(f"a packet {packet.type.name} from a client")
-
-    async def _while_there(self, client: Client, packet: Packet) -> Mapping[str, Any]:
-        """Run a command, at most until its client has gone."""
-        task = asyncio.ensure_future(_call(self._commands[packet.name], client, packet.message))
-        try:
-            while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
-                if client.gone:
-                    raise CommandError("the client has gone")
-            return task.result()
-        finally:
-            task.cancel()
+                client.send(PacketType.EVENT_UNKNOWN)
+                return
+        client.send(PacketType.EVENT_CONFIRM)
 
     async def _run(self, client: Client, packet: Packet) -> Mapping[str, Any]:
         try:
-            return await self._while_there(client, packet)
+            return await self._commands[packet.name](client, packet.message)
         except CommandError as error:
             return {"success": "no", **error.extra, "errmsg": str(error)}
         except IpsecError as error:
@@ -271,10 +348,6 @@ def _packet(kind: PacketType, name: str, message: Mapping[str, Any] | None) -> b
             return b""
         # a client must not wait for its answer
         return emit_packet(kind, message={"success": "no", "errmsg": str(error)})
-
-
-async def _call(handler: Handler, client: Client, message: Message) -> Mapping[str, Any]:
-    return await handler(client, message)
 
 
 def give_to(group: str, file: int | str) -> None:

@@ -20,6 +20,7 @@ from ipsec.vici.codec import (
     parse_length,
     parse_message,
     parse_packet,
+    take_packet,
     text,
     texts,
 )
@@ -75,6 +76,19 @@ def test_broken_messages(message: dict[str, Any], data: st.DataObject) -> None:
 def test_lengths_that_cannot_be(length: int) -> None:
     with pytest.raises(ParseError):
         parse_length(length.to_bytes(4, "big"))
+
+
+def test_packets_are_taken_when_they_are_complete() -> None:
+    first, second = Packet(PacketType.CMD_REQUEST, "x", {"a": b"b"}), Packet(PacketType.EVENT_REGISTER, "y")
+    come, taken = bytearray(), []
+    for octet in emit_packet(*first) + emit_packet(*second):
+        come.append(octet)
+        taken.append(take_packet(come))
+    assert [packet for packet in taken if packet is not None] == [first, second]
+    assert taken[-1] == second
+    assert not come
+    with pytest.raises(ParseError):
+        take_packet(bytearray(4))
 
 
 def test_nesting_is_bounded() -> None:

@@ -31,7 +31,7 @@ from ipsec.ike.events import IkeDown, IkeUp
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.state import IkeState
-from ipsec.vici import actions, server
+from ipsec.vici import actions
 from ipsec.vici.client import Session, ViciError, connect
 from ipsec.vici.commands import ViciService
 
@@ -125,7 +125,6 @@ async def refused(session: Session, command: str, message: dict[str, Any]) -> st
 
 def test_who_hangs_up_leaves_nothing_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what its traps are for would leave in clear."""
-    monkeypatch.setattr(server, "LOOK_S", 0.01)
 
     async def test(one: Daemon, session: Session) -> None:
         assert one.ike is not None
