@@ -41,6 +41,8 @@ NAMES = (
 )
 #: ``log`` has charon's level 1 and what is more important
 LOG_LEVEL = 1
+#: no line is that important
+_NO_LINES = logging.CRITICAL + 1
 
 #: charon's names of what it alerts to (alert_t); our other causes are no alerts there
 _ALERTS = {
@@ -79,22 +81,32 @@ class Publisher:
     def __init__(self, control: Control, server: ViciServer) -> None:
         self._control = control
         self._server = server
+        self._relay = LogRelay(self._log)
         self._undo: list[Callable[[], None]] = []
         self._held: dict[int, list[Message]] = {}
         "child-updown of IKE_SAs that are going, by their number"
 
     def start(self) -> None:
         """Begin to listen."""
-        relay = LogRelay(self._log)
         logger = logging.getLogger("ipsec")
-        logger.addHandler(relay)
-        self._undo = [self._control.observe(self._see), lambda: logger.removeHandler(relay)]
+        self._set_level()
+        logger.addHandler(self._relay)
+        self._undo = [
+            self._control.observe(self._see),
+            self._server.observe(self._set_level),
+            lambda: logger.removeHandler(self._relay),
+        ]
 
     def stop(self) -> None:
         """Listen no longer."""
         for undo in self._undo:
             undo()
         self._undo = []
+
+    def _set_level(self) -> None:
+        # while nobody listens, a line costs no more than a look at the level
+        listening = self._server.wanted("log") or self._server.wanted("ipsecd-log")
+        self._relay.setLevel(logging.DEBUG if listening else _NO_LINES)
 
     def _log(self, record: logging.LogRecord, sa: IkeSa | None) -> None:
         if level_of(record) <= LOG_LEVEL:

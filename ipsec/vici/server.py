@@ -205,6 +205,7 @@ class ViciServer:
         self._nobody = asyncio.Event()
         "set while there are no clients"
         self._nobody.set()
+        self._observers: list[Callable[[], None]] = []
         self._servers: list[asyncio.Server] = []
         self._path: Path | None = None
 
@@ -288,6 +289,15 @@ class ViciServer:
         """Whether anybody has registered for an event."""
         return any(event in client.events for client in self._clients)
 
+    def observe(self, observer: Callable[[], None]) -> Callable[[], None]:
+        """Tell ``observer`` from now on that clients want to hear of other events than before; how to stop."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    def _wants_changed(self) -> None:
+        for observer in self._observers:
+            observer()
+
     # -- for Client
 
     def welcome(self, client: Client) -> None:
@@ -304,6 +314,8 @@ class ViciServer:
         self._clients.discard(client)
         if not self._clients:
             self._nobody.set()
+        if client.events:
+            self._wants_changed()
 
     async def answer(self, client: Client, packet: Packet) -> None:
         """Answer any packet."""
@@ -325,6 +337,7 @@ class ViciServer:
                 client.send(PacketType.EVENT_UNKNOWN)
                 return
         client.send(PacketType.EVENT_CONFIRM)
+        self._wants_changed()
 
     async def _run(self, client: Client, packet: Packet) -> Mapping[str, Any]:
         try:

@@ -19,8 +19,9 @@ from ipsec.ike.eap.relay import EapAnswer
 from ipsec.ike.events import Path as IkePath
 from ipsec.ike.failure import Cause, Failure, Terms
 from ipsec.vici.client import Session, connect
+from ipsec.vici.codec import PacketType
 from ipsec.vici.events import NAMES
-from ipsec.vici.logs import SUBSYSTEMS, describe, describe_in_full
+from ipsec.vici.logs import SUBSYSTEMS, LogRelay, describe, describe_in_full
 from ipsec.vici.show import Traffic
 from tests.ike.radius_server import CALLER, IDENTITY
 from tests.vici.test_service import CONNECTION, refused, with_daemon
@@ -269,6 +270,42 @@ def test_the_log_in_full(tmp_path: Path) -> None:
             "remote-host": b"192.0.2.2",
         }
         sa.destroy("the test is over", engine.now)
+
+    with_daemon(tmp_path, test)
+
+
+@pytest.mark.parametrize("event", ["log", "ipsecd-log"])
+@pytest.mark.parametrize("way", ["unregister", "hang up"])
+def test_a_line_that_nobody_wants_is_not_looked_at(
+    tmp_path: Path, event: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+    monkeypatch.setattr(LogRelay, "emit", lambda self, record: looked_at.append(record.getMessage()))
+
+    def say(what: str) -> bool:
+        logging.getLogger("ipsec.ike.test").critical("%s", what)
+        return what in looked_at
+
+    async def test(one: Daemon, session: Session) -> None:
+        assert not say("before")
+        await session.register("ike-updown")
+        assert not say("who wants other events")
+        async with await connect(f"{tmp_path}/s") as other:
+            for client in (session, other):
+                await client.register(event)
+                assert say(f"with {client}")
+            # the one that stays still hears
+            if way == "unregister":
+                await other._register(PacketType.EVENT_UNREGISTER, event)
+                assert say("after the first")
+                await session._register(PacketType.EVENT_UNREGISTER, event)
+        if way == "hang up":
+            assert say("after the first")
+            await session.close()
+            async with asyncio.timeout(5):
+                while say(f"{len(looked_at)} until it is noticed"):
+                    await asyncio.sleep(0.001)
+        assert not say("after both")
 
     with_daemon(tmp_path, test)
 
