@@ -105,6 +105,7 @@ def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
         # those that came up after this one began are no leftovers: both ends may have begun at once
         for other in [other for other in others if other.established_at < sa.created_at]:
             log.info("%s: INITIAL_CONTACT from %s: %s is no more", sa, sa.whose, other)
+            core.lose(other, "INITIAL_CONTACT")
             other.destroy("INITIAL_CONTACT", now)
         return
     # section 2.8.3: from the same place it is re-authentication, by the looks of it, and the peer closes the old one
@@ -118,6 +119,7 @@ def _check_unique(sa: IkeSa, contact: bool, now: float) -> None:
         for other in others:
             log.info("%s: replaces %s", sa, other)
             if other not in same:
+                core.lose(other, "replaced by a new IKE_SA of the same peer")
                 core.terminate_ike(other, now, "replaced by a new IKE_SA of the same peer")
             elif (Timer.REPLACED, other.uid) not in core.timers:
                 disarm(core, other)

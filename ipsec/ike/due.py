@@ -58,6 +58,7 @@ def handle(core: IkeEngine, kind: int, sa: IkeSa, child: ChildSa | None, now: fl
         case Timer.REPLACED:
             # the peer's successor stays, and the peer does not say so (RFC 7296 section 2.8.2)
             closed_by_peer(sa, now)
+            core.lose(sa, "replaced")
             core.terminate_ike(sa, now, "replaced")
         case Timer.TELL:
             tell(sa, now)
@@ -125,10 +126,12 @@ def _end(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if is_to_go(sa):
         return
     if sa.session_end and now >= sa.session_end:
+        core.lose(sa, "the session is over")
         core.terminate_ike(sa, now, "the session is over")
         return
     log.warning("%s: neither rekeyed nor re-authenticated in time", sa)
     core.note(Failure(Cause.EXPIRED, "neither rekeyed nor re-authenticated in time"), sa)
+    core.lose(sa, "neither rekeyed nor re-authenticated in time")
     sa.queue.clear()
     sa.ask(DeleteIke("expired", expired=True), now)
 

@@ -18,7 +18,7 @@ from functools import partial
 from ipsec.errors import ParseError
 from ipsec.ike import again, delete, dispatch, due, giveway, lifetimes, mobike, qcd, redirect
 from ipsec.ike.child_sa import ChildSa
-from ipsec.ike.config import ChildConfig, Connection, Fragmentation, PoolConfig
+from ipsec.ike.config import Action, ChildConfig, Connection, Fragmentation, PoolConfig
 from ipsec.ike.create_child import CreateChild
 from ipsec.ike.credentials import Credentials
 from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, close_children_later, close_later
@@ -299,10 +299,14 @@ class IkeEngine(Outside):
 
     def under_way(self, sa: IkeSa) -> set[str]:
         """Names of children that are up, or that we have asked for."""
-        requests = [*sa.queue, *self._retries.get(sa.uid, ()), *([sa.pending.request] if sa.pending else ())]
-        return {child.name for child in delete.staying(sa)} | {
-            request.config.name for request in requests if isinstance(request, CreateChild)
-        }
+        return {one.name for one in delete.staying(sa)} | {one.config.name for one in self._asked_for(sa)}
+
+    def _asked_for(self, sa: IkeSa) -> list[CreateChild]:
+        """CHILD_SAs that we have asked for, or are about to, and that are not there yet."""
+        pending = [sa.pending.request] if sa.pending is not None else []
+        postponed = sa.rekey.postponed if sa.rekey is not None else []
+        waiting = (*pending, *sa.queue, *postponed, *self._retries.get(sa.uid, ()))
+        return [request for request in waiting if isinstance(request, CreateChild)]
 
     def terminate_ike(self, sa: IkeSa, now: float, reason: str = "terminated") -> None:
         """Close an IKE_SA at both ends."""
@@ -632,8 +636,23 @@ class IkeEngine(Outside):
 
     def child_not_made(self, sa: IkeSa, config: ChildConfig, failure: Failure, now: float) -> None:
         """A CHILD_SA that we asked for did not come to be."""
+        if sa.quiet or delete.is_to_go(sa):
+            # what is closed must not come back for that, and what another IKE_SA stands for is asked for there
+            return
         self.note(failure, sa)
         self.emit(ChildNotMade(sa, config, failure.reason))
+
+    def lose(self, sa: IkeSa, why: str, *, closed: bool = False) -> None:
+        """An IKE_SA ends that we have not wanted to end, and further children that we have asked for do not come to be.
+
+        ``closed`` by the peer: then ``close_action`` says whether they are to come back.
+        """
+        if sa.quiet or delete.is_to_go(sa):
+            return
+        for config in [request.config for request in self._asked_for(sa) if request.replaces is None]:
+            log.warning("%s: child %s is not made: %s", sa, config.name, why)
+            if not closed or Action.START in config.close_action:
+                self.emit(ChildNotMade(sa, config, why))
 
     def child_deleted(self, child: ChildSa, reason: str, now: float) -> None:
         """Both ends know that a CHILD_SA is closed."""

@@ -200,7 +200,7 @@ class Initiate:
 
 @dataclass(frozen=True)
 class ChildNotMade:
-    """A CHILD_SA that we asked for did not come to be; the IKE_SA is up."""
+    """A CHILD_SA that we asked for did not come to be; the IKE_SA is up, or was until now."""
 
     sa: IkeSa
     config: ChildConfig

@@ -497,6 +497,7 @@ class IkeSa:
         if answer is not None:
             self.respond(header.exchange, answer, path, now)
         if fatal:
+            self.core.lose(self, "a request of the peer is refused")
             self.destroy("refused", now)
 
     def _takes(self, exchange: int) -> bool:
@@ -644,6 +645,7 @@ class IkeSa:
             return
         if isinstance(why, Failure) and not self.quiet:
             self.core.note(why, self)
+            self.core.lose(self, str(why), closed=why.cause is Cause.CLOSED)
         reason = str(why)
         up = self.established_at > 0
         pending, queue = self.pending, list(self.queue)

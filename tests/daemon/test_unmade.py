@@ -10,7 +10,10 @@ import pytest
 
 from ipsec.backend.base import Acquire, Datagram
 from ipsec.config import load_text
+from ipsec.daemon import closing
+from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
+from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.vici import ViciControl
 from ipsec.vici.actions import _Attempt
 from ipsec.wire.iana import ExchangeType
@@ -26,13 +29,21 @@ def two(ours: str, theirs: str, near: str, far: str, first: str, second: str) ->
     return text(ours, theirs, f"{n}{first} }}\nm {{ esp_proposals = aes128gcm16\n{m}{second}")
 
 
+@pytest.fixture(autouse=True)
+def stop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other end does not know of any more is not waited for."""
+    monkeypatch.setattr(closing, "STOP_S", 0.05)
+
+
 class Lab:
     """a has n up, and m is asked for, of which b hears nothing: a ``start_action``, a trap or a command wants it."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, more: str = "") -> None:
+        """``more`` of both children."""
         self.who = who
         action = who if who != "initiate" else "none"
-        self.config = two("a", "b", "1", "2", "start_action = start", f"start_action = {action}")
+        first, second = (f"start_action = {one}\n{more}" for one in ("start", action))
+        self.config = two("a", "b", "1", "2", first, second)
         self.pair = Pair(self.config, two("b", "a", "2", "1", "", ""))
         self.a, self.b = self.pair.ends
         self.backend = self.pair.backends[0]
@@ -71,7 +82,8 @@ class Lab:
 @pytest.mark.parametrize("who", ["start", "trap", "initiate"])
 @pytest.mark.parametrize("end", ["dead", "closed", "terminated", "reloaded"])
 def test_who_hears_of_it(who: str, end: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A start action, a trap, a command; ``closed`` is by the peer."""
+    """A start action tries again by itself, a trap with the next packet, and a command has failed. ``closed`` is by the
+    peer."""
     caplog.set_level(logging.INFO, "ipsec")
 
     async def main() -> None:
@@ -87,9 +99,56 @@ def test_who_hears_of_it(who: str, end: str, caplog: pytest.LogCaptureFixture) -
         await until(lambda: not a.engine.sas)
         if lab.attempt is not None:
             assert not await lab.attempt
-        assert not a.retries.due
+        again = {("c", "m")} if (who, end) == ("start", "dead") else set()
+        assert a.retries.due.keys() == again
         assert bool(lab.backend.rearmed) == (who == "trap")
         await lab.pair.stop()
 
     run(main())
-    assert not [line for line in caplog.messages if "child m" in line]
+    why = {"dead": ["no answer"], "closed": ["closed by the peer"]}.get(end, [])
+    said = [line for line in caplog.messages if "child m" in line]
+    assert said == [f"c[1]: child m is not made: {one}" for one in why]
+
+
+def test_it_comes_back_once_with_what_comes_back_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other child's dpd_action has begun an IKE_SA already."""
+    monkeypatch.setattr(ike_module, "RETRY_S", 0.05)
+
+    async def main() -> None:
+        lab = Lab("start", "dpd_action = start")
+        await lab.ask()
+        await until(lambda: not lab.a.established())
+        lab.hears = True
+        await until(lambda: lab.up(lab.a) == ["m", "n"] == lab.up(lab.b))
+        await asyncio.sleep(0.2)
+        assert lab.up(lab.a) == ["m", "n"] == lab.up(lab.b)
+        assert len(lab.a.established()) == 1
+        assert not lab.a.retries.due
+        await lab.pair.stop()
+
+    run(main())
+
+
+def test_a_peer_that_never_answers_is_asked_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time an IKE_SA dies of it, and the other child comes back at once."""
+    monkeypatch.setattr(ike_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(ike_module, "RETRY_MAX_S", 0.04)
+    waits: list[float] = []
+
+    async def main() -> None:
+        lab = Lab("start", "dpd_action = start")
+        put_off = lab.a.retries.put_off
+
+        def remember(name: ChildName, now: float, *, first: float, most: float) -> float | None:
+            wait = put_off(name, now, first=first, most=most)
+            if name == ("c", "m") and wait is not None:
+                waits.append(wait)
+            return wait
+
+        monkeypatch.setattr(lab.a.retries, "put_off", remember)
+        await lab.ask()
+        await until(lambda: len(waits) == 4)
+        await lab.pair.stop()
+
+    run(main())
+    assert waits == [0.01, 0.02, 0.04, 0.04]

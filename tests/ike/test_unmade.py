@@ -12,13 +12,15 @@ from ipaddress import ip_address
 
 import pytest
 
+from ipsec.crypto.proposals import parse_proposals
+from ipsec.ike.config import Action
 from ipsec.ike.delete import Liveness
 from ipsec.ike.errors import PeerError, SaFailedError
 from ipsec.ike.events import ChildNotMade
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.lifetimes import Timer
 from ipsec.ike.redirect import redirect
-from ipsec.wire.iana import ExchangeType, NotifyType
+from ipsec.wire.iana import ExchangeType, NotifyType, Protocol
 from ipsec.wire.ike import parse_header
 from ipsec.wire.payloads import NotifyPayload, Payload
 from tests.pair import A, B, Pair, connection
@@ -27,12 +29,14 @@ ELSEWHERE = ip_address("192.0.2.9")
 BOTH = ("net", "two")
 
 COMES = "it comes up, by itself"
-LOST = "nothing is heard of it any more"
+TOLD = "whoever wants it tries again, and the log has it"
+SAID = "the log has it"
+ENDED = "we have ended it: nothing is said, and nothing comes back"
 
 
-def asked(where: str, patch: pytest.MonkeyPatch) -> Pair:
+def asked(where: str, patch: pytest.MonkeyPatch, **child: Action) -> Pair:
     """moon has ``net`` up, and has asked for ``two``."""
-    pair = Pair(7, children=BOTH, a={"remote_addrs": (str(B), str(ELSEWHERE))})
+    pair = Pair(7, children=BOTH, a={"remote_addrs": (str(B), str(ELSEWHERE)), "child": child})
     a, world = pair.a, pair.world
     a.initiate(children=["net"])
     world.run(1)
@@ -174,28 +178,28 @@ def close_by_force(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("end", "what"),
     [
-        (no_answer, LOST),
-        (peer_has_restarted, LOST),
-        (malformed_answer, LOST),
-        (malformed_request, LOST),
-        (bug_of_ours, LOST),
-        (peer_does_not_believe_us, LOST),
-        (over_time, LOST),
-        (over_time_of_a_dead_peer, LOST),
-        (session_is_over, LOST),
-        (initial_contact, LOST),
-        (peer_comes_from_elsewhere, LOST),
-        (peer_comes_again, LOST),
-        (reauthenticate, LOST),
-        (break_before_make, LOST),
+        (no_answer, TOLD),
+        (peer_has_restarted, TOLD),
+        (malformed_answer, TOLD),
+        (malformed_request, TOLD),
+        (bug_of_ours, TOLD),
+        (peer_does_not_believe_us, TOLD),
+        (over_time, TOLD),
+        (over_time_of_a_dead_peer, TOLD),
+        (session_is_over, TOLD),
+        (initial_contact, TOLD),
+        (peer_comes_from_elsewhere, TOLD),
+        (peer_comes_again, TOLD),
+        (reauthenticate, ENDED),
+        (break_before_make, ENDED),
         (redirected, COMES),
         (rekey, COMES),
-        (peer_reauthenticates, LOST),
-        (peer_closes, LOST),
-        (close, LOST),
-        (reload, LOST),
-        (close_at_a_dead_peer, LOST),
-        (close_by_force, LOST),
+        (peer_reauthenticates, SAID),
+        (peer_closes, SAID),
+        (close, ENDED),
+        (reload, ENDED),
+        (close_at_a_dead_peer, ENDED),
+        (close_by_force, ENDED),
     ],
 )
 def test_what_becomes_of_it(
@@ -218,5 +222,60 @@ def test_what_becomes_of_it(
     told = [event.reason for event in a.events(ChildNotMade) if event.config.name == "two"]
     said = [line for line in caplog.messages if "child two" in line]
     up = [child.name for child in a.children].count("two")
-    assert (len(told), len(said), up) == {COMES: (0, 0, 1), LOST: (0, 0, 0)}[what]
+    assert (len(told), len(said), up) == {COMES: (0, 0, 1), TOLD: (1, 1, 0), SAID: (0, 1, 0), ENDED: (0, 0, 0)}[what]
     world.close()
+
+
+def test_what_is_to_be_up_also_if_the_peer_closes_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``close_action = start``."""
+    pair = asked("in flight", monkeypatch, close_action=Action.START)
+    peer_closes(pair)
+    pair.world.run(1)
+    assert [event.config.name for event in pair.a.events(ChildNotMade)] == ["two"]
+
+
+@pytest.mark.parametrize("where", ["queued", "in flight"])
+def test_what_dies_comes_back_once(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``net`` brings back an IKE_SA by its ``dpd_action``, through which ``two`` comes as well, as often as asked."""
+    pair = asked(where, monkeypatch, dpd_action=Action.START)
+    assert pair.world.until(lambda: not pair.a.ikes)
+    for _ in range(2):
+        pair.a.initiate(children=["two"])
+    pair.world.filter = None
+    pair.world.run(60)
+    assert sorted(child.name for child in pair.a.children) == ["net", "two"]
+    pair.finish(children=2)
+
+
+@pytest.mark.parametrize("why", [NotifyType.TEMPORARY_FAILURE, NotifyType.TS_UNACCEPTABLE])
+def test_what_we_close_is_not_brought_back_by_a_refusal(why: NotifyType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which comes when the IKE_SA waits to be closed."""
+
+    def no(*_: object) -> list[Payload]:
+        raise PeerError(why, "no")
+
+    monkeypatch.setattr("ipsec.ike.dispatch.handle_create_child", no)
+    pair = asked("in flight", monkeypatch)
+    close(pair)
+    pair.world.filter = None
+    pair.world.run(60)
+    assert not pair.a.events(ChildNotMade)
+    pair.world.close()
+
+
+def test_what_waits_for_a_successor_is_asked_for_once_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer has begun to rekey the IKE_SA, and does not go on (RFC 9370)."""
+    pair = Pair(7, children=BOTH, proposals=parse_proposals(["aes128gcm16-prfsha256-x25519-ke1_ecp256"], Protocol.IKE))
+    a, world = pair.a, pair.world
+    a.initiate(children=["net"])
+    world.run(1)
+    followup = ExchangeType.IKE_FOLLOWUP_KE
+    world.filter = lambda host, data: None if parse_header(data).exchange == followup else data
+    pair.b.do(pair.b.engine.rekey_ike_sa, pair.b.ike)
+    world.run(0.1)
+    for _ in range(2):
+        a.initiate(children=["two"])
+    assert a.ike.rekey is not None
+    assert len(a.ike.rekey.postponed) == 1
+    peer_has_restarted(pair)
+    assert [event.config.name for event in a.events(ChildNotMade)] == ["two"]
