@@ -7,11 +7,12 @@ where he is, as charon does: not where somebody else is who came by the same con
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ipsec.ike import giveway
 from ipsec.ike.config import Action, AuthClass, ChildConfig, Connection
-from ipsec.ike.delete import is_to_go, staying
+from ipsec.ike.delete import is_to_go
 from ipsec.ike.events import Initiate, IpAddress, Path, TrapWanted
 from ipsec.ike.state import IkeState
 from ipsec.ike.table import names_its_peers
@@ -45,10 +46,17 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
     if core.settings.make_before_break:
         core.emit(Initiate(sa.name, None, replaces=sa.uid, path=path))
         return
-    names: list[str | None] = [child.name for child in staying(sa)]
+    names: list[str | None] = [*sorted(core.under_way(sa))]
     for name in names or [None]:
         core.emit(Initiate(sa.name, name, addresses=sa.addresses, path=path))
     core.terminate_ike(sa, now, "re-authenticating")
+
+
+def hand_on(core: IkeEngine, old: IkeSa, new: IkeSa, names: Collection[str]) -> None:
+    """An IKE_SA replaces another one, whose children it is to bring up as far as they have these names: those that are
+    up there since, or were asked for, as well."""
+    for name in sorted(core.under_way(old).difference(names)):
+        core.emit(Initiate(new.name, name, path=_whereabouts(new)))
 
 
 def only_peer_can(sa: IkeSa) -> str:

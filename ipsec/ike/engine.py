@@ -290,9 +290,7 @@ class IkeEngine(Outside):
                     sa.ask(CreateChild(config, reqid=reqid), now)
             return True
         if sa.state is IkeState.CONNECTING and sa.initiator and sa.auth is not None:
-            have = {config.name for config, _ in sa.auth.configs}
-            if sa.auth.child is not None:
-                have.add(sa.auth.child.name)
+            have = sa.auth.names()
             sa.auth.configs += [item for item in wanted if item[0].name not in have]
             return True
         return False
@@ -450,8 +448,7 @@ class IkeEngine(Outside):
         had = sa.addresses
         if sa.auth is not None:
             # section 6: with EAP also in the midst of IKE_AUTH
-            names += [sa.auth.child.name] if sa.auth.child is not None else []
-            names += [config.name for config, _ in sa.auth.configs]
+            names += sa.auth.names()
             had = had or sa.auth.had
         for name in names or [None]:
             self.emit(Initiate(sa.name, name, gateway, sa.path.remote, addresses=had))
@@ -519,6 +516,7 @@ class IkeEngine(Outside):
         sa.established_at = now
         sa.handshake = (sa.created_at, now)
         more = sa.auth is not None and sa.auth.configs
+        had = sa.auth.names() if sa.auth is not None else []
         sa.init = None
         sa.auth = None
         if sa.keys is not None:
@@ -534,6 +532,7 @@ class IkeEngine(Outside):
         if old is not None and old.whose != sa.whose:
             log.warning("%s: %s is another peer than that of %s, which stays", sa, sa.whose, old)
         elif old is not None:
+            again.hand_on(self, old, sa, had)
             old.quiet = True
             old.queue.clear()
             lifetimes.disarm(self, old)

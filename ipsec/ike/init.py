@@ -133,6 +133,11 @@ class AuthProgress:
         self.signatures = Signatures()
         "of the certificates in the peer's message"
 
+    def names(self) -> list[str]:
+        """Initiator: of all children to make."""
+        first = [self.child.name] if self.child is not None else []
+        return [*first, *(config.name for config, _ in self.configs)]
+
     def anew(self) -> AuthProgress:
         """For another IKE_SA_INIT: what is wanted, and no round of authentication done."""
         found = AuthProgress()

@@ -190,8 +190,8 @@ def close_by_force(pair: Pair) -> None:
         (initial_contact, TOLD),
         (peer_comes_from_elsewhere, TOLD),
         (peer_comes_again, TOLD),
-        (reauthenticate, ENDED),
-        (break_before_make, ENDED),
+        (reauthenticate, COMES),
+        (break_before_make, COMES),
         (redirected, COMES),
         (rekey, COMES),
         (peer_reauthenticates, SAID),
@@ -261,6 +261,26 @@ def test_what_we_close_is_not_brought_back_by_a_refusal(why: NotifyType, monkeyp
     pair.world.run(60)
     assert not pair.a.events(ChildNotMade)
     pair.world.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_comes_up_while_its_ike_sa_is_authenticated_anew_is_not_lost(when: str) -> None:
+    """It was asked for before that began, or after, and is up before the new IKE_SA is."""
+    pair = Pair(7, children=BOTH)
+    a, world = pair.a, pair.world
+    a.initiate(children=["net"])
+    world.run(1)
+    old = a.ike
+    if when == "before":
+        a.initiate(children=["two"])
+    reauthenticate(pair)
+    if when == "after":
+        a.initiate(children=["two"])
+    assert world.until(lambda: len(old.children_up()) == 2)
+    world.run(60)
+    assert a.ike is not old
+    assert not a.events(ChildNotMade)
+    pair.finish(children=2)
 
 
 def test_what_waits_for_a_successor_is_asked_for_once_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
