@@ -552,10 +552,6 @@ class IkeEngine(Outside):
         lifetimes.arm_ike(self, new, now, reauth=False)
         self.timers.set((Timer.REPLACED, old.uid), now + lifetimes.REPLACED_S)
         giveway.rekeyed(new, now, asks=asks)
-        waiting = self.retries(old)
-        if waiting:
-            self._retries[new.uid] = waiting
-            self.timers.set((Timer.RETRY, new.uid), now + 1.0)
         if new.mobike:
             # what was about to be told
             lifetimes.arm_tell(self, new, now)
