@@ -124,6 +124,11 @@ class Datagrams:
                 break
         return True
 
+    async def drain_all(self, pump: CorePump) -> None:
+        """The same with all that is left in a pump that has stopped and goes, in as many turns as it takes."""
+        while self.drain(pump):
+            await asyncio.sleep(0)
+
     def deliver(self, found: Sequence[RawDatagram]) -> None:
         """Datagrams that the data path took for IKE, marker and all."""
         for data, source, local, fd in found:

@@ -428,6 +428,8 @@ class UserspaceBackend:
         """Make the device again, with everything that hung on it. SAs and their counters stay."""
         try:
             await self._halt(final=False)
+            for worker in self._workers:
+                await self._datagrams.drain_all(worker.pump)
             self._drop_pumps()
             assert self._tun is not None
             self._tun.close()

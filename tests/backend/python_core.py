@@ -186,7 +186,7 @@ class Pump:
                 return
             if data[:4] == bytes(4):
                 fd = self.options[f"{name}_fd"]
-                self._datagrams.append((data, (source[0], source[1]), None, fd))
+                self._datagrams.append((data, None if self._connected else (source[0], source[1]), None, fd))
                 os.eventfd_write(self.event_fd, 1)
                 return
         where = None if self._connected else (ip_address(source[0].split("%")[0]), source[1] if "udp" in name else 0)

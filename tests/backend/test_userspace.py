@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import select
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from types import ModuleType
 
 import pytest
 
-from ipsec.backend import manual, routes, seqstore
+from ipsec.backend import datagrams, manual, routes, seqstore
 from ipsec.backend.base import Acquire, BackendEvent, Datagram, DeviceLost, Expire, Mapping
 from ipsec.backend.core import Core
 from ipsec.backend.manual import ManualSas
@@ -899,6 +900,29 @@ def test_a_lost_device_is_told_once_however_packets_move(core: ModuleType, worke
             await until(lambda: a.events)
             await asyncio.sleep(0.05)
             assert [type(event) for event in a.events] == [DeviceLost]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ike_that_came_before_the_device_was_lost_is_delivered(
+    core: ModuleType, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if that takes several turns of the loop. In memory nobody can be answered, and it is counted as that."""
+    monkeypatch.setattr(datagrams, "BUDGET", 1)
+
+    async def main() -> None:
+        async with ends(core, workers=workers) as (a, b):
+            pump = a.backend._workers[0].pump
+            for _ in range(1 if workers else 3):
+                b.backend._sockets[0].send(bytes(4) + b"IKE")
+            if workers:
+                select.select([pump.event_fd], [], [], 5)
+            else:
+                pump.run_sockets(16)
+            a.backend._device_gone()
+            await until(lambda: a.events)
+            assert a.backend.counters()["ike_rx_unusable"] == (1 if workers else 3)
 
     asyncio.run(main())
 
