@@ -283,6 +283,18 @@ def test_what_comes_up_while_its_ike_sa_is_authenticated_anew_is_not_lost(when: 
     pair.finish(children=2)
 
 
+def test_what_is_closed_while_it_is_authenticated_anew_hands_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = asked("in flight", monkeypatch)
+    reauthenticate(pair)
+    close(pair)
+    pair.world.run(1)
+    pair.world.filter = None
+    pair.world.run(60)
+    assert [child.name for child in pair.a.children] == ["net"]
+    assert not pair.a.events(ChildNotMade)
+    pair.finish()
+
+
 def test_what_waits_for_a_successor_is_asked_for_once_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer has begun to rekey the IKE_SA, and does not go on (RFC 9370)."""
     pair = Pair(7, children=BOTH, proposals=parse_proposals(["aes128gcm16-prfsha256-x25519-ke1_ecp256"], Protocol.IKE))
