@@ -18,7 +18,7 @@ from ipsec.errors import ConfigError
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection
 from ipsec.ike.delete import DeleteChild, Liveness, is_to_go, staying
-from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeUp, IpAddress
+from ipsec.ike.events import ChildNotMade, ChildUp, Event, IkeDown, IkeRekeyed, IkeUp, IpAddress
 from ipsec.ike.redirect import Gateway
 from ipsec.ike.redirect import redirect as encode_redirect
 from ipsec.ike.sa import IkeSa
@@ -344,6 +344,10 @@ class _Attempt:
             case ChildNotMade(sa, config) if self._child is not None:
                 if config.name == self._child.name and self._is_meant(sa):
                     self._end(False)
+            case IkeRekeyed(old, new) if old is self._sa:
+                self._sa = new
+            case IkeUp(sa) if self._sa is not None and sa.replaces == self._sa.uid:
+                self._sa = sa
             case IkeDown(sa):
                 self._early.append(sa)
                 if sa is self._sa:

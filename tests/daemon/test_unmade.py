@@ -15,8 +15,9 @@ from ipsec.daemon import ike as ike_module
 from ipsec.daemon.ike import IkeControl
 from ipsec.daemon.traffic import ChildName
 from ipsec.daemon.vici import ViciControl
+from ipsec.ike.errors import PeerError
 from ipsec.vici.actions import _Attempt
-from ipsec.wire.iana import ExchangeType
+from ipsec.wire.iana import ExchangeType, NotifyType
 from tests.daemon.test_ike import Pair, run, text, until
 
 NOBODY = cast(Any, None)
@@ -152,3 +153,25 @@ def test_a_peer_that_never_answers_is_asked_ever_later(monkeypatch: pytest.Monke
 
     run(main())
     assert waits == [0.01, 0.02, 0.04, 0.04]
+
+
+@pytest.mark.parametrize("renew", ["rekey_ike_sa", "reauthenticate"])
+def test_a_command_hears_of_it_also_where_another_ike_sa_took_over(renew: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PeerError(NotifyType.TEMPORARY_FAILURE, "busy")
+
+    async def main() -> None:
+        lab = Lab("initiate")
+        lab.hears = True
+        monkeypatch.setattr("ipsec.ike.dispatch.handle_create_child", refuse)
+        await lab.ask()
+        (old,) = lab.a.established()
+        getattr(lab.a.engine, renew)(old, asyncio.get_running_loop().time())
+        lab.a.turn()
+        await until(lambda: old.quiet and lab.a.engine.under_way(lab.a.established()[-1]) == {"n", "m"})
+        lab.close(lab.b)
+        assert lab.attempt is not None
+        assert not await asyncio.wait_for(lab.attempt, 5)
+        await lab.pair.stop()
+
+    run(main())
