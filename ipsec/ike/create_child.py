@@ -28,7 +28,7 @@ from ipsec.ike.child import (
 )
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig
-from ipsec.ike.delete import DeleteChild, close_unused, waits_to_go
+from ipsec.ike.delete import DeleteChild, close_unused, unwanted, waits_to_go
 from ipsec.ike.errors import PeerError
 from ipsec.ike.events import ChildUp, Path
 from ipsec.ike.find import find_notify
@@ -156,9 +156,12 @@ class CreateChild(Request):
         sa.core.counters.add("child-rekey", child.ike.name)
         # the peer may have closed the old one meanwhile, and whoever heard that it is down hears that this one is up
         sa.core.emit(ChildUp(child, replaces=old if old.serves else None))
+        closed = unwanted(old)
         if old.state is ChildState.REKEYING:
             old.change(ChildState.REKEYED)
             sa.ask(DeleteChild(old), now, first=True)
+        if closed:
+            sa.ask(DeleteChild(child, closed), now)
 
     def _take(self, sa: IkeSa, child: ChildSa, payloads: list[Payload]) -> None:
         """An answer in which all is well. ChildRefusedError, ParseError."""

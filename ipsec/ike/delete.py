@@ -15,6 +15,9 @@ from ipsec.wire.payloads import DeletePayload, NotifyPayload, Payload
 
 log = logging.getLogger(__name__)
 
+#: why a CHILD_SA goes that nobody wants to be without
+EXPIRED = "expired"
+
 
 class DeleteChild(Request):
     """Close one CHILD_SA at both ends."""
@@ -123,6 +126,13 @@ def staying(sa: IkeSa) -> list[ChildSa]:
 def waits_to_go(child: ChildSa) -> bool:
     """Whether we will close a CHILD_SA when what is under way is answered."""
     return any(isinstance(request, DeleteChild) and request.child is child for request in child.ike.queue)
+
+
+def unwanted(child: ChildSa) -> str:
+    """Why we will close a CHILD_SA, and a successor that we have asked for, when what is under way is answered; empty
+    if we will not."""
+    waiting = (one for one in child.ike.queue if isinstance(one, DeleteChild) and one.child is child)
+    return next((one.reason for one in waiting if one.reason != EXPIRED), "")
 
 
 def close_later(sa: IkeSa, now: float, reason: str) -> bool:

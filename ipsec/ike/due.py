@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ipsec.ike import followup
 from ipsec.ike.again import only_peer_can
 from ipsec.ike.child import superseded
-from ipsec.ike.delete import DeleteChild, DeleteIke, Liveness, is_to_go
+from ipsec.ike.delete import EXPIRED, DeleteChild, DeleteIke, Liveness, is_to_go
 from ipsec.ike.events import KEEPALIVE
 from ipsec.ike.failure import Cause, Failure
 from ipsec.ike.giveway import Confirm
@@ -172,7 +172,7 @@ def _expire(core: IkeEngine, child: ChildSa, now: float) -> None:
         replaced = superseded(child, now)
         if child.state is ChildState.REKEYING:
             child.change(ChildState.REKEYED)
-        child.ike.ask(DeleteChild(child, "" if replaced else "expired"), now)
+        child.ike.ask(DeleteChild(child, "" if replaced else EXPIRED), now)
 
 
 def _check_idle(core: IkeEngine, child: ChildSa, now: float) -> None:

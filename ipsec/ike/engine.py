@@ -297,7 +297,8 @@ class IkeEngine(Outside):
 
     def under_way(self, sa: IkeSa) -> set[str]:
         """Names of children that are up, or that we have asked for."""
-        return {one.name for one in delete.staying(sa)} | {one.config.name for one in self._asked_for(sa)}
+        asked = [one for one in self._asked_for(sa) if one.replaces is None or not delete.unwanted(one.replaces)]
+        return {one.name for one in delete.staying(sa)} | {one.config.name for one in asked}
 
     def _asked_for(self, sa: IkeSa) -> list[CreateChild]:
         """CHILD_SAs that we have asked for, or are about to, and that are not there yet."""
@@ -384,7 +385,7 @@ class IkeEngine(Outside):
             self.rekey_child(child, now)
         elif child.state in CHILD_UP:
             log.warning("%s: CHILD_SA %s is used up", child.ike, child)
-            self.terminate_child(child, now, "expired")
+            self.terminate_child(child, now, delete.EXPIRED)
 
     def child_failed(self, child: ChildSa, reason: str, now: float) -> None:
         """The data path did not take the SAs that InstallChild asked for."""

@@ -295,6 +295,46 @@ def test_what_is_closed_while_it_is_authenticated_anew_hands_nothing_on(monkeypa
     pair.finish()
 
 
+def still(pair: Pair) -> None:
+    """Nothing else happens."""
+
+
+@pytest.mark.parametrize("then", [still, rekey, reauthenticate, break_before_make])
+def test_what_is_closed_while_it_is_rekeyed_does_not_stay(then: Callable[[Pair], None]) -> None:
+    """Neither as the successor that was asked for before, nor in another IKE_SA."""
+    pair = Pair(7)
+    a, world = pair.a, pair.world
+    a.initiate(children=["net"])
+    world.run(1)
+    deaf = ExchangeType.CREATE_CHILD_SA
+    world.filter = lambda host, data: None if host is a and parse_header(data).exchange == deaf else data
+    (child,) = a.children
+    a.do(a.engine.rekey_child, child)
+    a.do(a.engine.terminate_children, [child])
+    then(pair)
+    world.run(1)
+    world.filter = None
+    world.run(60)
+    assert not a.children
+    pair.world.close()
+
+
+def test_what_expires_while_it_is_rekeyed_stays_as_its_successor() -> None:
+    pair = Pair(7)
+    a, world = pair.a, pair.world
+    a.initiate(children=["net"])
+    world.run(1)
+    world.filter = lambda host, data: None if host is a else data
+    (child,) = a.children
+    a.do(a.engine.rekey_child, child)
+    a.do(lambda now: a.engine.expire_child(child, now, hard=True))
+    world.run(1)
+    world.filter = None
+    world.run(60)
+    assert [one.name for one in a.children] == ["net"]
+    pair.finish()
+
+
 def test_what_waits_for_a_successor_is_asked_for_once_and_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer has begun to rekey the IKE_SA, and does not go on (RFC 9370)."""
     pair = Pair(7, children=BOTH, proposals=parse_proposals(["aes128gcm16-prfsha256-x25519-ke1_ecp256"], Protocol.IKE))
