@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
@@ -21,10 +22,26 @@ def test_each_handshake_makes_a_child_and_leaves_nothing() -> None:
 
 def test_nothing_of_it_is_in_the_log_and_logging_is_as_before(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    before = logging.root.manager.disable
+    caplog.set_level(logging.INFO, "ipsec.ike")
     asyncio.run(rehearsal.rehearse())
     assert [record.getMessage() for record in caplog.records if record.name.startswith("ipsec")] == []
-    assert logging.root.manager.disable == before
+    assert logging.getLogger("ipsec.ike").level == logging.INFO
+
+
+def test_what_others_log_meanwhile_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Names are looked up, and routes are set, in threads."""
+
+    def speak(*_: object) -> None:
+        thread = threading.Thread(target=logging.getLogger("ipsec.backend.routes").warning, args=("a route is gone",))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(rehearsal, "_come_and_go", speak)
+    monkeypatch.setattr(rehearsal, "HANDSHAKES", 1)
+    asyncio.run(rehearsal.rehearse())
+    assert caplog.messages == ["a route is gone"]
 
 
 def test_others_have_their_turn_between_two_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +87,18 @@ def test_a_bug_in_it_leaves_the_log_on(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(IkeEngine, "initiate", stumble)
-    before = logging.root.manager.disable
+    before = logging.getLogger("ipsec.ike").level
     with pytest.raises(ZeroDivisionError):
         asyncio.run(rehearsal.rehearse())
-    assert logging.root.manager.disable == before
+    assert logging.getLogger("ipsec.ike").level == before
+
+
+def test_a_bug_that_the_engine_contains_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ipsec.ike.engine.handle_init_request", stumble)
+    asyncio.run(rehearsal.rehearse())
+    assert any(record.exc_info and record.exc_info[0] is ZeroDivisionError for record in caplog.records)
