@@ -11,6 +11,7 @@ import contextlib
 import grp
 import logging
 import os
+import select
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -89,7 +90,7 @@ class Client(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol."""
         self._eof = True
-        if self._task is None or self.gone:
+        if self._task is None or self.gone or self._hung_up():
             self.close()
         # else what it has sent before is still answered
         return True
@@ -184,6 +185,12 @@ class Client(asyncio.Protocol):
                 await self._room.wait()
         except TimeoutError:
             self.close()
+
+    def _hung_up(self) -> bool:
+        """Whether the other end does not read either; of TCP that is not known."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(found & select.POLLHUP for _, found in poll.poll(0))
 
     @property
     def gone(self) -> bool:

@@ -232,13 +232,14 @@ def test_who_does_not_take_an_answer_is_dropped(tmp_path: Path, monkeypatch: pyt
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("how", ["close", "half"])
+@pytest.mark.parametrize("how", ["close", "half", "close with more behind", "close amid the next"])
 def test_a_command_ends_with_its_client(tmp_path: Path, how: str) -> None:
     async def main() -> None:
         path = tmp_path / "s"
         async with serving(path) as (server, commands):
             with plain(path) as sock:
-                sock.send(emit_packet(REQUEST, "wait"))
+                more = emit_packet(REQUEST, "echo") if "more" in how else b"\0" if "amid" in how else b""
+                sock.send(emit_packet(REQUEST, "wait") + more)
                 await commands.running.wait()
                 if how == "half":
                     sock.shutdown(socket.SHUT_WR)
