@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from ipsec.crypto.identity import MATCH_ANY, MATCH_NONE, MATCH_PERFECT, Identity, are_one, is_called
 from ipsec.crypto.kex import KeyExchange, join_key_exchange, key_exchange
+from ipsec.errors import SuiteError
 from ipsec.ike import grants, lifetimes, negotiate
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Connection, IkeSettings, LocalAuth, PoolConfig
@@ -220,7 +222,9 @@ class Registry:
         once."""
         while self._missing:
             method = self._missing.pop()
-            self._key_pairs[method] = key_exchange(method, self.rng)
+            # OpenSSL may not have it: whoever begins with it is told then
+            with suppress(SuiteError):
+                self._key_pairs[method] = key_exchange(method, self.rng)
 
     def next_uid(self) -> int:
         """Unique ids are shared by IKE_SAs and CHILD_SAs."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from ipsec.crypto.kex import KeyExchange, key_exchange
+from ipsec.errors import SuiteError
+from ipsec.ike import registry
 from ipsec.ike.events import Path
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
@@ -72,6 +77,23 @@ def test_a_key_pair_made_in_advance_is_used_once() -> None:
     lab.a.prepare()
     assert list(lab.a._key_pairs) == [method]
     assert lab.a._key_pairs[method].public not in {first.public, second.public, third.public}
+
+
+def test_a_key_exchange_that_openssl_lacks_keeps_no_other_from_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is set up for a standard that has none of Curve25519."""
+
+    def make(method: int, rng: Callable[[int], bytes]) -> KeyExchange:
+        if method == KeMethod.CURVE_25519:
+            raise SuiteError("missing")
+        return key_exchange(method, rng)
+
+    monkeypatch.setattr(registry, "key_exchange", make)
+    lab = Lab()
+    for method in (KeMethod.CURVE_25519, KeMethod.ECP_256, KeMethod.ECP_384):
+        lab.a.needs_key_pair(method)
+    lab.a.prepare()
+    assert sorted(lab.a._key_pairs) == [KeMethod.ECP_256, KeMethod.ECP_384]
+    assert not lab.a.unprepared
 
 
 def test_the_first_key_pair_is_made_when_a_configuration_is_loaded() -> None:
