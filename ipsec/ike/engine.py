@@ -276,7 +276,7 @@ class IkeEngine(Outside):
             # somebody else may have that address by tomorrow, and the peer come from another one
             sa.tries_left = 1
         log.info("%s: connecting to %s", sa, path.remote)
-        start_init(sa, now, redirected_from=redirected_from)
+        self.contained(sa, partial(start_init, sa, redirected_from=redirected_from), now)
         return sa
 
     def _joins(self, sa: IkeSa, wanted: list[tuple[ChildConfig, int]], now: float) -> bool:

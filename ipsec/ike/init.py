@@ -18,10 +18,11 @@ from ipsec.crypto.identity import Identity
 from ipsec.crypto.kex import KeyExchange, join_key_exchange
 from ipsec.crypto.prf import PrfAlgorithm, prf_algorithm
 from ipsec.crypto.sk import SkSuite, sk_suite
-from ipsec.errors import ParseError
+from ipsec.errors import ParseError, SuiteError
 from ipsec.ike import natd, negotiate, ppk, redirect
 from ipsec.ike.child_sa import ChildSa
 from ipsec.ike.config import ChildConfig, Childless, Connection, Fragmentation
+from ipsec.ike.errors import SaFailedError
 from ipsec.ike.events import IpAddress, Path
 from ipsec.ike.failure import Cause, Failure, bounded, cause_of, terms
 from ipsec.ike.intermediate import Further
@@ -186,7 +187,10 @@ def first_method(connection: Connection) -> int:
 
 def _new_key_exchange(sa: IkeSa, progress: InitProgress, method: int) -> None:
     progress.methods.append(method)
-    progress.kex = sa.core.key_pair(method)
+    try:
+        progress.kex = sa.core.key_pair(method)
+    except SuiteError as error:
+        raise SaFailedError(Failure(Cause.REFUSED, str(error))) from None
 
 
 def _send_init(sa: IkeSa, progress: InitProgress, now: float) -> None:

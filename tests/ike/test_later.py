@@ -9,7 +9,7 @@ import pytest
 from ipsec.crypto.kex import KeyExchange, key_exchange
 from ipsec.errors import SuiteError
 from ipsec.ike import registry
-from ipsec.ike.events import Path
+from ipsec.ike.events import IkeDown, Path
 from ipsec.ike.sa import IkeSa
 from ipsec.ike.state import IkeState
 from ipsec.wire.iana import KeMethod
@@ -94,6 +94,22 @@ def test_a_key_exchange_that_openssl_lacks_keeps_no_other_from_being_made(monkey
     lab.a.prepare()
     assert sorted(lab.a._key_pairs) == [KeMethod.ECP_256, KeMethod.ECP_384]
     assert not lab.a.unprepared
+
+
+def test_a_key_exchange_that_openssl_lacks_fails_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever tries again would wait for it for ever."""
+
+    def make(method: int, rng: Callable[[int], bytes]) -> KeyExchange:
+        raise SuiteError("key exchange CURVE_25519 is missing")
+
+    monkeypatch.setattr(registry, "key_exchange", make)
+    lab = Lab()
+    for _ in range(2):
+        sa = lab.a.initiate(lab.ca, [(lab.ca.children[0], 0)], Path(A, 500, B, 500), lab.now)
+        assert sa.state is IkeState.DESTROYING
+        assert (lab.a.sas, lab.a.by_spi, lab.a.initiating) == ({}, {}, {})
+        down = [event for event in iter(lab.a.next_event, None) if isinstance(event, IkeDown)]
+        assert [event.reason for event in down] == ["key exchange CURVE_25519 is missing"]
 
 
 def test_the_first_key_pair_is_made_when_a_configuration_is_loaded() -> None:
