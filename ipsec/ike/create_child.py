@@ -161,7 +161,7 @@ class CreateChild(Request):
             old.change(ChildState.REKEYED)
             sa.ask(DeleteChild(old), now, first=True)
         if closed:
-            sa.ask(DeleteChild(child, closed), now)
+            child.ike.ask(DeleteChild(child, closed), now)
 
     def _take(self, sa: IkeSa, child: ChildSa, payloads: list[Payload]) -> None:
         """An answer in which all is well. ChildRefusedError, ParseError."""
