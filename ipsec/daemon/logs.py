@@ -100,7 +100,8 @@ class PatientHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._waiting: list[logging.LogRecord] = []
+        self._waiting: list[tuple[logging.LogRecord, bytes | None]] = []
+        "with their lines, where these have been made"
         self._kept = bytearray()
         "lines that nobody has taken"
         self._lost = 0
@@ -111,7 +112,13 @@ class PatientHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
-        self._waiting.append(record)
+        # JSON has an IKE_SA's peer, which may be elsewhere in a moment; the words of a line stay what they are
+        try:
+            line = self._line(record) if isinstance(self.formatter, JsonFormatter) else None
+        except Exception:
+            self.handleError(record)
+            return
+        self._waiting.append((record, line))
         if record.levelno >= logging.WARNING or len(self._waiting) >= WAITING_MAX:
             self._write()
         elif not self._ask(SOON_S):
@@ -153,9 +160,9 @@ class PatientHandler(logging.StreamHandler[TextIO]):
 
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for record in waiting:
+        for record, line in waiting:
             try:
-                self._keep(self._line(record))
+                self._keep(line or self._line(record))
             except Exception:
                 self.handleError(record)
         try:
@@ -163,7 +170,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         except Exception:
             # logging tells of the last one, on standard error
             if waiting:
-                self.handleError(waiting[-1])
+                self.handleError(waiting[-1][0])
         if self._kept:
             self._ask(AGAIN_S)
 

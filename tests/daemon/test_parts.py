@@ -42,6 +42,7 @@ from ipsec.daemon.secret import SECRET_LEN, qcd_secret
 from ipsec.daemon.watch import concerns_us
 from ipsec.errors import BackendError
 from ipsec.ike.keymat import IkeKeys
+from ipsec.ike.sa import IkeSa
 from ipsec.net import udp
 from ipsec.net.marks import default_mark
 from ipsec.vici.logs import LogRelay
@@ -323,6 +324,28 @@ def test_a_line_that_cannot_be_made_costs_no_other(
     handler.flush()
     assert stream.getvalue() == "good, no number\n"
     assert "no number" in capsys.readouterr().err
+
+
+def test_json_says_where_a_peer_was(
+    patient: tuple[logging.Logger, io.StringIO, PatientHandler], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may move before the line is written."""
+    log, stream, handler = patient
+    handler.setFormatter(JsonFormatter())
+    sa: Any = IkeSa.__new__(IkeSa)
+    sa.connection, sa.uid = SimpleNamespace(name="site"), 7
+
+    async def main() -> None:
+        sa.path = SimpleNamespace(remote=ip_address("192.0.2.1"))
+        log.info("%s: a line", sa)
+        handler.handle(logging.LogRecord("x", logging.INFO, "f", 1, "%d is no number", (sa,), None))
+        sa.path = SimpleNamespace(remote=ip_address("192.0.2.2"))
+
+    asyncio.run(main())
+    handler.flush()
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["peer"] == "192.0.2.1"
+    assert "is no number" in capsys.readouterr().err
 
 
 # -- key files
