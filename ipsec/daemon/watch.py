@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from ipsec.net import bpf, readable
 
@@ -45,9 +46,10 @@ class HostWatch:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
-        try:
-            # each tunnel has routes, and nobody is to be woken because of them
+        with suppress(OSError):
+            # Each tunnel has routes, and nobody is to be woken because of them. Without, they are only looked at
             bpf.attach_filter(self._socket, _others_routes(ignore_protocol))
+        try:
             self._socket.bind((0, _GROUPS))
         except OSError:
             self._socket.close()
