@@ -153,6 +153,7 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         """See logging.Handler."""
         self.acquire()
         try:
+            self._write()
             self._give(LAST_S)
         finally:
             self.release()

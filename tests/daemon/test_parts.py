@@ -326,6 +326,20 @@ def test_a_line_that_cannot_be_made_costs_no_other(
     assert "no number" in capsys.readouterr().err
 
 
+def test_what_waits_is_written_when_the_log_is_closed(
+    patient: tuple[logging.Logger, io.StringIO, PatientHandler],
+) -> None:
+    log, stream, handler = patient
+
+    async def main() -> None:
+        log.info("the last")
+
+    asyncio.run(main())
+    assert not stream.getvalue()
+    handler.close()
+    assert stream.getvalue() == "the last\n"
+
+
 def test_json_says_where_a_peer_was(
     patient: tuple[logging.Logger, io.StringIO, PatientHandler], capsys: pytest.CaptureFixture[str]
 ) -> None:
