@@ -55,7 +55,9 @@ def reauthenticate(core: IkeEngine, sa: IkeSa, now: float) -> None:
 def hand_on(core: IkeEngine, old: IkeSa, new: IkeSa, names: Collection[str]) -> None:
     """An IKE_SA replaces another one, whose children it is to bring up as far as they have these names: those that are
     up there since, or were asked for, as well."""
-    for name in sorted(core.under_way(old).difference(names)) if not is_to_go(old) else ():
+    if is_to_go(old):
+        return
+    for name in sorted(core.under_way(old).difference(names)):
         core.emit(Initiate(new.name, name, path=_whereabouts(new)))
 
 

@@ -27,7 +27,7 @@ _PROPOSAL = struct.Struct("!BxHBBBB")  # last, length, number, protocol, SPI siz
 _TRANSFORM = struct.Struct("!BxHBxH")  # last, length, type, id
 _PAIR = struct.Struct("!HH")  # attribute format and type, value or length
 _LAST, _MORE_PROPOSALS, _MORE_TRANSFORMS = 0, 2, 3
-USUAL_OCTETS = 256
+_USUAL_OCTETS = 256
 "of the transforms of one proposal"
 _TV = 0x8000  # attribute format bit: the value is in the length field (3.3.5)
 _KEY_LENGTH = _TV | TransformAttribute.KEY_LENGTH
@@ -121,7 +121,7 @@ def parse_proposals(data: bytes, offset: int, end: int) -> list[Proposal]:
         if len(proposals) == MAX_PROPOSALS:
             raise ParseError(f"SA payload: more than {MAX_PROPOSALS} proposals")
         # peers offer the same again and again; only usual sizes are worth the memory of the cache
-        parse = _parse_usual_transforms if stop - start <= USUAL_OCTETS else _parse_transforms
+        parse = _parse_usual_transforms if stop - start <= _USUAL_OCTETS else _parse_transforms
         transforms = list(parse(data[start:stop], count))
         proposals.append(Proposal(protocol, transforms, number, data[start - spi_size : start]))
         offset = stop
